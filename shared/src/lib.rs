@@ -1,1 +1,31 @@
-//! Placeholder.
+//! What Berth's daemons agree on: names, units, the cell's spec and status, the bytes on the wire and the
+//! state machines that speak them. No I/O, no clock, no randomness: callers pass `now` and random numbers in.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`ids`] | what a slug, a node name, a cell id looks like |
+//! | [`units`], [`money`], [`time`] | integers that cannot be mixed up |
+//! | [`cell`] | what a cell shall be (`CellSpec`) and what it is (`CellStatus`, with *unknown*) |
+//! | [`problem`] | every error code that a person can meet, its status and what to do |
+//! | [`secret`], [`signing`], [`credential`] | keys, signatures, join tokens, bearer tokens, login tickets |
+//! | [`codec`], [`wire`] | bincode behind one door; the signed envelope and the link's frames |
+//! | [`link`] | the link's two state machines: the node's session and the coordinator's |
+//! | [`door`] | what the node agent and its ingress say to each other |
+//! | [`backoff`] | how long to wait before trying again |
+//! | [`api`] | the JSON of the coordinator's HTTP API |
+
+pub mod api;
+pub mod backoff;
+pub mod cell;
+pub mod codec;
+pub mod credential;
+pub mod door;
+pub mod ids;
+pub mod link;
+pub mod money;
+pub mod problem;
+pub mod secret;
+pub mod signing;
+pub mod time;
+pub mod units;
+pub mod wire;
