@@ -1,1 +1,20 @@
-//! Placeholder.
+//! What Berth's three daemons start with.
+//!
+//! A daemon's `main` reads: [`telemetry`] → [`config`] → validate → bind ([`listen`]) → build → spawn ([`tasks`])
+//! → [`notify`] ready → wait ([`run::supervise`]) → [`exit`]. Nothing here knows what a daemon does; everything
+//! here is the same in the coordinator, the node agent and the ingress.
+
+pub mod config;
+pub mod durable;
+pub mod env;
+pub mod exit;
+pub mod http;
+pub mod listen;
+pub mod metrics;
+pub mod notify;
+pub mod panics;
+pub mod run;
+pub mod secret_file;
+pub mod signals;
+pub mod tasks;
+pub mod telemetry;
