@@ -1,0 +1,303 @@
+//! All cells of a node together: which there are, which may start now, and whom an answer is for.
+//!
+//! The agent owns no I/O. It hands each event to its cell, lets at most `starts_max` cells start at a time (first come,
+//! first served; the others see their place in the queue), and remembers the answers of the last commands, so that a
+//! command repeated after a lost answer is answered again and not done again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use berth_shared::cell::{CellStatus, WakeCause};
+use berth_shared::door::{CellActivity, WakeStage};
+use berth_shared::ids::CellId;
+use berth_shared::problem::{Code, Problem};
+use berth_shared::time::BootMs;
+use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
+
+use crate::cell::{self, Cell, Now, Rest, Waiter};
+use crate::memory::{Memory, Remembered};
+
+/// How many answers of commands are kept for their repetition.
+pub const ANSWERS_MAX: usize = 256;
+
+/// How many commands may wait for their end at a time.
+pub const COMMANDS_MAX: usize = 256;
+
+/// What has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The coordinator says what shall run here.
+    Desired(DesiredState),
+    /// The coordinator wants something done once.
+    Command(Command),
+    /// The ingress holds requests for a cell.
+    DoorWake {
+        /// Which.
+        cell: CellId,
+        /// Why.
+        cause: WakeCause,
+    },
+    /// How cells are used.
+    Activity(Vec<CellActivity>),
+    /// Something that concerns one cell.
+    Cell(CellId, cell::Event),
+    /// [`Agent::next_deadline`] has come.
+    Tick,
+}
+
+/// What to do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Of one cell. `Answer` and `Changed` are never among these.
+    Cell(CellId, cell::Effect),
+    /// Answer a command.
+    CommandDone {
+        /// Which.
+        seq: u64,
+        /// How it ended.
+        outcome: Result<CommandOutcome, Problem>,
+    },
+    /// Read a cell's log and answer the command with it.
+    ReadLogs {
+        /// The command.
+        seq: u64,
+        /// Which cell.
+        cell: CellId,
+        /// How many lines at the most.
+        lines: u32,
+    },
+    /// The status of this cell changed: tell the coordinator.
+    Changed(CellId),
+    /// The cell is no more: take its route away, give its folder up.
+    Gone(CellId),
+}
+
+/// The machine. One per node agent.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    cells: BTreeMap<CellId, Cell>,
+    queue: VecDeque<CellId>,
+    starts_max: usize,
+    commands: BTreeMap<u64, CellId>,
+    answers: VecDeque<(u64, Result<CommandOutcome, Problem>)>,
+}
+
+impl Agent {
+    /// An agent that knows what `memory` holds: it works at once, whether or not the coordinator answers.
+    pub fn new(now: Now, memory: &Memory, starts_max: usize) -> Self {
+        let mut agent = Self {
+            cells: BTreeMap::new(),
+            queue: VecDeque::new(),
+            starts_max: starts_max.max(1),
+            commands: BTreeMap::new(),
+            answers: VecDeque::new(),
+        };
+        for assignment in memory.desired.iter().flat_map(|desired| &desired.assignments) {
+            let unknown = Remembered::default();
+            let remembered = memory.cells.get(&assignment.spec.cell).unwrap_or(&unknown);
+            let cell = Cell::new(now, assignment.clone(), remembered);
+            agent.cells.insert(assignment.spec.cell, cell);
+        }
+        agent
+    }
+
+    /// All cells.
+    pub fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.cells.values()
+    }
+
+    /// One cell.
+    pub fn cell(&self, cell: CellId) -> Option<&Cell> {
+        self.cells.get(&cell)
+    }
+
+    /// The status of all cells.
+    pub fn statuses(&self, now: Now) -> Vec<CellStatus> {
+        self.cells.values().map(|cell| cell.status(now)).collect()
+    }
+
+    /// When [`Event::Tick`] is due; `None` while only an event can change anything.
+    pub fn next_deadline(&self) -> Option<BootMs> {
+        self.cells.values().filter_map(Cell::next_deadline).min()
+    }
+
+    /// Takes an event in. `random` gives a fresh number at each call.
+    pub fn step(&mut self, now: Now, event: Event, random: &mut dyn FnMut() -> u64) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match event {
+            Event::Desired(desired) => self.desired(now, desired, random, &mut out),
+            Event::Command(command) => self.command(now, &command, random, &mut out),
+            Event::DoorWake { cell, cause } => {
+                self.give(now, cell, cell::Event::Wake { cause, waiter: None }, random, &mut out);
+            }
+            Event::Activity(activities) => {
+                for activity in activities {
+                    self.give(now, activity.cell, cell::Event::Activity(activity), random, &mut out);
+                }
+            }
+            Event::Cell(cell, event) => self.give(now, cell, event, random, &mut out),
+            Event::Tick => {
+                let due: Vec<CellId> = self
+                    .cells
+                    .iter()
+                    .filter(|(_, cell)| cell.next_deadline().is_some_and(|at| at <= now.boot))
+                    .map(|(id, _)| *id)
+                    .collect();
+                for cell in due {
+                    self.give(now, cell, cell::Event::Tick, random, &mut out);
+                }
+            }
+        }
+        self.grant(now, random, &mut out);
+        out
+    }
+
+    fn desired(
+        &mut self,
+        now: Now,
+        desired: DesiredState,
+        random: &mut dyn FnMut() -> u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let wanted: BTreeMap<CellId, _> =
+            desired.assignments.into_iter().map(|assignment| (assignment.spec.cell, assignment)).collect();
+        let retired: Vec<CellId> =
+            self.cells.keys().filter(|cell| !wanted.contains_key(cell)).copied().collect();
+        for cell in retired {
+            self.give(now, cell, cell::Event::Retired, random, out);
+        }
+        for (id, assignment) in wanted {
+            if self.cells.contains_key(&id) {
+                self.give(now, id, cell::Event::Assigned(assignment), random, out);
+            } else {
+                self.cells.insert(id, Cell::new(now, assignment, &Remembered::default()));
+                out.push(Effect::Changed(id));
+                self.give(now, id, cell::Event::Tick, random, out);
+            }
+        }
+    }
+
+    fn command(
+        &mut self,
+        now: Now,
+        command: &Command,
+        random: &mut dyn FnMut() -> u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let seq = command.seq;
+        if let Some((_, outcome)) = self.answers.iter().find(|(known, _)| *known == seq) {
+            out.push(Effect::CommandDone { seq, outcome: outcome.clone() });
+            return;
+        }
+        if self.commands.contains_key(&seq) {
+            return; // Under way: its answer goes out once.
+        }
+        let refusal = match self.cells.get(&command.cell) {
+            None => Some(Problem::new(Code::UnknownUser, "the cell does not live on this node")),
+            Some(cell) if cell.generation() != command.generation => Some(Problem::new(
+                Code::StaleGeneration,
+                format!("the cell is here under assignment {}", cell.generation()),
+            )),
+            Some(_) if self.commands.len() >= COMMANDS_MAX => {
+                Some(Problem::new(Code::NodeBusy, "the node has too many commands under way"))
+            }
+            Some(_) => None,
+        };
+        if let Some(problem) = refusal {
+            out.push(Effect::CommandDone { seq, outcome: Err(problem) });
+            return;
+        }
+        let waiter = Waiter(seq);
+        let event = match command.verb {
+            CommandVerb::Wake => cell::Event::Wake { cause: WakeCause::Operator, waiter: Some(waiter) },
+            CommandVerb::Sleep { freeze } => {
+                let rest = if freeze { Rest::Frozen } else { Rest::Stopped };
+                cell::Event::Sleep { rest, waiter }
+            }
+            CommandVerb::Restart => cell::Event::Restart { waiter },
+            CommandVerb::Logs { lines } => {
+                out.push(Effect::ReadLogs { seq, cell: command.cell, lines });
+                return;
+            }
+        };
+        self.commands.insert(seq, command.cell);
+        self.give(now, command.cell, event, random, out);
+    }
+
+    fn give(
+        &mut self,
+        now: Now,
+        id: CellId,
+        event: cell::Event,
+        random: &mut dyn FnMut() -> u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(cell) = self.cells.get_mut(&id) else { return };
+        let effects = cell.step(now, event, random());
+        let queued = cell.waits_for_permit();
+        let gone = cell.is_gone();
+        if queued && !self.queue.contains(&id) {
+            self.queue.push_back(id);
+        }
+        for effect in effects {
+            match effect {
+                cell::Effect::Answer { waiter, result } => self.answer(now, id, waiter, result, out),
+                cell::Effect::Changed => out.push(Effect::Changed(id)),
+                effect @ (cell::Effect::Journal(_)
+                | cell::Effect::Report(_)
+                | cell::Effect::Do { .. }
+                | cell::Effect::Route(_)
+                | cell::Effect::Progress(_)
+                | cell::Effect::Refuse { .. }
+                | cell::Effect::Note(_)) => out.push(Effect::Cell(id, effect)),
+            }
+        }
+        if gone {
+            self.cells.remove(&id);
+            out.push(Effect::Gone(id));
+        }
+    }
+
+    fn answer(
+        &mut self,
+        now: Now,
+        id: CellId,
+        waiter: Waiter,
+        result: Result<(), Problem>,
+        out: &mut Vec<Effect>,
+    ) {
+        let seq = waiter.0;
+        self.commands.remove(&seq);
+        let status = self.cells.get(&id).map(|cell| cell.status(now));
+        let outcome = match (result, status) {
+            (Ok(()), Some(status)) => Ok(CommandOutcome::Cell(Box::new(status))),
+            (Ok(()), None) => Err(Problem::new(Code::UnknownUser, "the cell is gone")),
+            (Err(problem), _) => Err(problem),
+        };
+        if self.answers.len() >= ANSWERS_MAX {
+            self.answers.pop_front();
+        }
+        self.answers.push_back((seq, outcome.clone()));
+        out.push(Effect::CommandDone { seq, outcome });
+    }
+
+    /// Lets waiting cells start, as many as there is room for, and tells the others their place.
+    fn grant(&mut self, now: Now, random: &mut dyn FnMut() -> u64, out: &mut Vec<Effect>) {
+        let cells = &self.cells;
+        self.queue.retain(|id| cells.get(id).is_some_and(Cell::waits_for_permit));
+        let mut moved = false;
+        while self.cells.values().filter(|cell| cell.holds_permit()).count() < self.starts_max {
+            let Some(id) = self.queue.pop_front() else { break };
+            self.give(now, id, cell::Event::Granted, random, out);
+            moved = true;
+        }
+        if moved || out.iter().any(|effect| matches!(effect, Effect::Changed(_))) {
+            for (place, id) in self.queue.iter().enumerate() {
+                let position = u32::try_from(place + 1).unwrap_or(u32::MAX);
+                out.push(Effect::Cell(*id, cell::Effect::Progress(WakeStage::Queued { position })));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

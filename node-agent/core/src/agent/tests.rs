@@ -1,0 +1,139 @@
+use berth_shared::cell::{Assignment, CellSize, CellSpec, CellState, IdleRest, RestPolicy, Workload};
+use berth_shared::ids::{Generation, UserId};
+use berth_shared::time::{Millis, UnixMs};
+
+use super::*;
+use crate::cell::{Outcome, Seen, Verb};
+
+fn now() -> Now {
+    Now { boot: BootMs(1_000), wall: UnixMs(1_000) }
+}
+
+fn assignment(seed: u8) -> Assignment {
+    Assignment {
+        generation: Generation { epoch: 1, number: 1 },
+        spec: CellSpec {
+            cell: CellId::from_random([seed; 16]),
+            user: UserId::from_random([seed; 16]),
+            slug: format!("user-{seed}").parse().unwrap(),
+            workload: Workload::Openclaw,
+            image: "a:b".parse().unwrap(),
+            size: CellSize::default(),
+            rest: RestPolicy { idle_after: Millis::secs(60), rest: IdleRest::Stop },
+            bearers: vec![],
+            sessions_valid_from: UnixMs(0),
+        },
+    }
+}
+
+fn desired(seeds: &[u8]) -> Event {
+    let assignments = seeds.iter().map(|seed| assignment(*seed)).collect();
+    Event::Desired(DesiredState { revision: 1, domain: "d".into(), assignments })
+}
+
+fn step(agent: &mut Agent, event: Event) -> Vec<Effect> {
+    agent.step(now(), event, &mut || 7)
+}
+
+fn operations(effects: &[Effect]) -> Vec<(CellId, crate::cell::OpId, Verb)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Cell(cell, cell::Effect::Do { op, verb }) => Some((*cell, *op, *verb)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn finish(agent: &mut Agent, effects: &[Effect], outcome: &Outcome) -> Vec<Effect> {
+    operations(effects)
+        .into_iter()
+        .flat_map(|(cell, op, _)| {
+            step(agent, Event::Cell(cell, cell::Event::Done { op, outcome: outcome.clone() }))
+        })
+        .collect()
+}
+
+#[test]
+fn only_so_many_cells_start_at_a_time_and_the_others_see_their_place() {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    let looks = step(&mut agent, desired(&[1, 2, 3, 4]));
+    assert_eq!(operations(&looks).len(), 4);
+    let effects = finish(&mut agent, &looks, &Outcome::Looked(Seen::Absent));
+    let creates = operations(&effects).into_iter().filter(|(_, _, verb)| *verb == Verb::Create).count();
+    assert_eq!(creates, 2);
+    let places: Vec<u32> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Cell(_, cell::Effect::Progress(WakeStage::Queued { position })) => Some(*position),
+            _ => None,
+        })
+        .collect();
+    assert!(places.contains(&1) && places.contains(&2), "{places:?}");
+    let failed = Outcome::Failed(Problem::new(Code::UnknownImage, "no"));
+    let next = finish(&mut agent, &effects, &failed);
+    assert!(operations(&next).iter().any(|(_, _, verb)| *verb == Verb::Create), "a free place is used");
+}
+
+#[test]
+fn a_repeated_command_is_answered_from_memory_and_not_done_again() {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    let looks = step(&mut agent, desired(&[1]));
+    finish(&mut agent, &looks, &Outcome::Looked(Seen::Paused {
+        address: "10.0.0.2:1".parse().unwrap(),
+        fits: true,
+    }));
+    let command = |seq, generation| {
+        Event::Command(Command {
+            seq,
+            cell: CellId::from_random([1; 16]),
+            generation: Generation { epoch: 1, number: generation },
+            ttl: Millis::secs(10),
+            verb: CommandVerb::Wake,
+        })
+    };
+    let stale = step(&mut agent, command(1, 9));
+    assert!(matches!(&stale[..], [Effect::CommandDone { outcome: Err(p), .. }] if p.code == Code::StaleGeneration));
+    let mut effects = step(&mut agent, command(2, 1));
+    assert!(step(&mut agent, command(2, 1)).is_empty(), "under way");
+    for outcome in [Outcome::Unpaused, Outcome::Resumed, Outcome::Ready] {
+        effects = finish(&mut agent, &effects, &outcome);
+    }
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::CommandDone { seq: 2, outcome: Ok(_) })));
+    let again = step(&mut agent, command(2, 1));
+    assert!(matches!(&again[..], [Effect::CommandDone { seq: 2, outcome: Ok(_) }]));
+}
+
+#[test]
+fn a_cell_that_is_not_desired_any_more_is_removed_and_its_route_taken_away() {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    let mut effects = step(&mut agent, desired(&[1]));
+    effects = finish(&mut agent, &effects, &Outcome::Looked(Seen::Exited { fits: true, code: 0 }));
+    assert!(!effects.is_empty());
+    let mut effects = step(&mut agent, desired(&[]));
+    for _ in 0..6 {
+        let verbs: Vec<Verb> = operations(&effects).iter().map(|(_, _, verb)| *verb).collect();
+        let outcome = match verbs.first() {
+            Some(Verb::Create) => Outcome::Created,
+            Some(Verb::Remove) => Outcome::Removed,
+            _ => break,
+        };
+        effects = finish(&mut agent, &effects, &outcome);
+        if effects.contains(&Effect::Gone(CellId::from_random([1; 16]))) {
+            assert_eq!(agent.cells().count(), 0);
+            return;
+        }
+    }
+    let looked = agent.cells().next().map(Cell::state);
+    assert_eq!(looked, None::<CellState>, "the cell is still there");
+}
+
+#[test]
+fn what_the_journal_remembers_is_there_before_the_coordinator_is() {
+    let desired = DesiredState { revision: 3, domain: "d".into(), assignments: vec![assignment(1)] };
+    let memory = Memory { desired: Some(desired), ..Memory::default() };
+    let mut agent = Agent::new(now(), &memory, 2);
+    assert_eq!(agent.next_deadline(), Some(BootMs(1_000)));
+    let effects = step(&mut agent, Event::Tick);
+    assert!(matches!(operations(&effects)[..], [(_, _, Verb::Look)]));
+}

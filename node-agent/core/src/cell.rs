@@ -1,0 +1,825 @@
+//! The lifecycle of one cell: what to do next, given what has happened.
+//!
+//! ```text
+//!                       +------------------------- Unknown (look) <---- any step that failed or took too long
+//!                       v                             |  |
+//!  Gone <- Removing <- Stopped -> Queued -> Starting -+--+-> Running -> Resting -> Stopped | Frozen
+//!                       ^  ^         create, start,   |        ^          fence, suspend, pause | stop
+//!                       |  |         get ready        v        |          (turned round: revive -> Running)
+//!                       |  +--- Cooling / Failed / Repairing   +-- Thawing <- Frozen
+//!                       +-- Killing <- Frozen                      unpause, resume, get ready
+//! ```
+//!
+//! Rules that hold everywhere:
+//! - One operation at a time. It has a number and a bound; a report with another number is late and ignored, an
+//!   operation that outlives its bound leads to a look. What is seen always beats what is believed (invariant 8).
+//! - An intent is journaled before its operation, the result after.
+//! - Rest needs, in this order: the fence confirmed, nothing under way, the workload's own *ready*, and the pause
+//!   confirmed before the lease ends (invariant 6). A wake turns it round at every step.
+//! - After every thaw, and whenever a container is found running, *resume* is called before requests go in.
+//! - Any number of wakes cause one start; each waiter is answered exactly once (invariant 4).
+
+mod seen;
+mod start;
+mod status;
+mod rest;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+
+use berth_shared::backoff::Backoff;
+use berth_shared::cell::{
+    Assignment, BusyReason, CellSpec, CellState, IdleRest, RefusalRecord, WakeCause, WakeRecord,
+};
+use berth_shared::door::{CellActivity, RouteState, WakeStage};
+use berth_shared::ids::Generation;
+use berth_shared::problem::{Code, Problem};
+use berth_shared::time::{BootMs, Millis, UnixMs};
+
+use crate::memory::{Intent, Remembered, Report};
+
+/// How many callers may wait for one cell's wake or rest at a time. The ingress counts as one, whatever it holds.
+pub const WAITERS_MAX: usize = 64;
+
+/// How often a failed start is tried again while somebody waits for it.
+pub const START_TRIES_MAX: u32 = 3;
+
+/// So many ends within [`CRASH_WINDOW`] are a crash loop.
+pub const CRASHES_MAX: usize = 5;
+
+/// See [`CRASHES_MAX`].
+pub const CRASH_WINDOW: Millis = Millis::minutes(10);
+
+/// Shortest and longest wait between two restarts of a cell that ended by itself.
+pub const RESTART_FIRST: Millis = Millis(500);
+/// See [`RESTART_FIRST`].
+pub const RESTART_MAX: Millis = Millis::minutes(1);
+
+/// Shortest and longest wait between a refused rest and the next try.
+pub const REST_RETRY_FIRST: Millis = Millis::secs(15);
+/// See [`REST_RETRY_FIRST`].
+pub const REST_RETRY_MAX: Millis = Millis::minutes(5);
+
+/// How often a look that failed is repeated, first and at the most.
+pub const LOOK_RETRY_FIRST: Millis = Millis(500);
+/// See [`LOOK_RETRY_FIRST`].
+pub const LOOK_RETRY_MAX: Millis = Millis::secs(15);
+
+/// How much of the workload's suspension lease Berth uses: the rest is margin for a clock that was read late.
+pub const LEASE_MARGIN: Millis = Millis::secs(10);
+
+/// A moment, on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// For deadlines.
+    pub boot: BootMs,
+    /// For records that people read.
+    pub wall: UnixMs,
+}
+
+/// An operation that the driver carries out. Each ends with exactly one [`Outcome`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verb {
+    /// Ask the container engine what there is.
+    Look,
+    /// Make the disk, the network and the container; replaces a container that does not fit the spec.
+    Create,
+    /// Start the container. The packet rules are checked first.
+    Start,
+    /// Wait until the workload's readiness probe succeeds, or the container has ended.
+    AwaitReady,
+    /// Have the ingress hold new requests.
+    Fence,
+    /// Ask the workload whether it may rest.
+    Suspend,
+    /// Pause the container and confirm it.
+    Pause,
+    /// Unpause the container and confirm it.
+    Unpause,
+    /// Tell the workload that it goes on. Does nothing where it was not suspended.
+    Resume,
+    /// Stop the container: the workload may finish what it does.
+    Stop,
+    /// End a paused container without letting it run.
+    KillFrozen,
+    /// Run the workload's own repair of its configuration, once.
+    Repair,
+    /// Remove the container; the data stays.
+    Remove,
+}
+
+impl Verb {
+    /// How long the operation may take before it is looked at from outside.
+    pub const fn limit(self) -> Millis {
+        match self {
+            Self::Look => Millis::secs(30),
+            // An image of 860 MB may have to be pulled.
+            Self::Create => Millis::minutes(15),
+            Self::Start | Self::Pause | Self::Unpause | Self::KillFrozen | Self::Remove => Millis::secs(60),
+            // The slowest real gateway needed 82 s on a machine at load 20 (OPENCLAW.md, section 2).
+            Self::AwaitReady => Millis::secs(180),
+            Self::Fence => Millis::secs(3),
+            Self::Suspend | Self::Resume => Millis::secs(15),
+            // OpenClaw drains for up to 325 s (OPENCLAW.md, section 9); Docker is told 330.
+            Self::Stop => Millis::secs(345),
+            Self::Repair => Millis::secs(180),
+        }
+    }
+}
+
+/// The number of an operation: grows by one per cell, over restarts too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpId(pub u64);
+
+/// What the container engine shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// Certainly nothing.
+    Absent,
+    /// A container of ours that is not running.
+    Exited {
+        /// Was it made from the spec as it is now?
+        fits: bool,
+        /// Its last exit code; 0 if it never ran.
+        code: i64,
+    },
+    /// It runs.
+    Running {
+        /// Where it answers.
+        address: SocketAddr,
+        /// Was it made from the spec as it is now?
+        fits: bool,
+    },
+    /// It is paused.
+    Paused {
+        /// Where it would answer.
+        address: SocketAddr,
+        /// Was it made from the spec as it is now?
+        fits: bool,
+    },
+    /// It is between states (removing, restarting, dead): look again.
+    Between,
+    /// The name or the label is taken by a container that is not ours.
+    Foreign {
+        /// Which, for the operator.
+        detail: String,
+    },
+}
+
+/// What the workload said to *prepare*.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SuspendAnswer {
+    /// It may rest for as long as the lease.
+    Ready {
+        /// Counted from when it was asked.
+        lease: Millis,
+    },
+    /// It may not.
+    Busy {
+        /// What it named.
+        blockers: String,
+        /// When it wants to be asked again, if it said.
+        retry_after: Option<Millis>,
+    },
+    /// The answer could not be understood, or there was none.
+    Unclear {
+        /// What was wrong.
+        detail: String,
+    },
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A look ended.
+    Looked(Seen),
+    /// A container that fits is there.
+    Created,
+    /// It runs; it is not ready yet.
+    Started {
+        /// Where it will answer.
+        address: SocketAddr,
+    },
+    /// The readiness probe succeeded.
+    Ready,
+    /// New requests are held; this was under way at that moment.
+    Fenced(CellActivity),
+    /// The workload answered.
+    Suspend(SuspendAnswer),
+    /// Paused, confirmed.
+    Paused,
+    /// Running again, confirmed.
+    Unpaused,
+    /// The workload goes on.
+    Resumed,
+    /// The container has ended.
+    Ended {
+        /// Its exit code.
+        code: i64,
+    },
+    /// The repair ran.
+    Repaired,
+    /// The container is removed.
+    Removed,
+    /// It did not work. What is there now is unknown until looked at.
+    Failed(Problem),
+}
+
+/// Somebody who waits for an answer; the driver knows who.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Waiter(pub u64);
+
+/// What has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody known wants the cell up. The ingress has no waiter: it is told by the route.
+    Wake {
+        /// Why.
+        cause: WakeCause,
+        /// Whom to answer.
+        waiter: Option<Waiter>,
+    },
+    /// An operator wants it asleep.
+    Sleep {
+        /// Which rest.
+        rest: Rest,
+        /// Whom to answer.
+        waiter: Waiter,
+    },
+    /// An operator wants it stopped and started. Forgets a crash loop.
+    Restart {
+        /// Whom to answer.
+        waiter: Waiter,
+    },
+    /// What the ingress sees of its use.
+    Activity(CellActivity),
+    /// An operation ended.
+    Done {
+        /// Which.
+        op: OpId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// The container engine reported this unasked.
+    Noticed(Seen),
+    /// The cell may start now.
+    Granted,
+    /// [`Cell::next_deadline`] has come.
+    Tick,
+    /// A newer assignment of the same cell.
+    Assigned(Assignment),
+    /// The user does not live here any more.
+    Retired,
+}
+
+/// The rests that a running cell can go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rest {
+    /// Paused.
+    Frozen,
+    /// Stopped.
+    Stopped,
+}
+
+/// What to do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Write this durably before any later effect is carried out.
+    Journal(Intent),
+    /// Write the end of an operation; need not be durable before the next effect.
+    Report(Report),
+    /// Carry this out and report [`Event::Done`] with its number.
+    Do {
+        /// Its number.
+        op: OpId,
+        /// What.
+        verb: Verb,
+    },
+    /// Tell the ingress. Ends a fence.
+    Route(RouteState),
+    /// Tell the ingress how far the wake is.
+    Progress(WakeStage),
+    /// Tell the ingress that the wake failed.
+    Refuse {
+        /// Why.
+        problem: Problem,
+        /// When another try makes sense.
+        retry_after: Millis,
+    },
+    /// Answer a waiter.
+    Answer {
+        /// Whom.
+        waiter: Waiter,
+        /// What: the cell is as it was wanted, or why not.
+        result: Result<(), Problem>,
+    },
+    /// The status changed: tell the coordinator.
+    Changed,
+    /// Count and log this.
+    Note(Note),
+}
+
+/// Something worth a log line and a count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A wake begins.
+    Waking(WakeCause),
+    /// The cell is up; so long after the wake was asked for.
+    Up(Millis),
+    /// The cell is at rest.
+    Rested(Rest),
+    /// A rest was refused.
+    RestRefused(BusyReason),
+    /// A rest was turned round by a wake.
+    TurnedRound,
+    /// The container ended by itself.
+    Died {
+        /// Its exit code.
+        code: i64,
+    },
+    /// An operation failed.
+    OperationFailed {
+        /// Which.
+        verb: Verb,
+        /// Why.
+        problem: Problem,
+    },
+    /// An operation outlived its bound.
+    OperationLate(Verb),
+    /// What was seen is not what was believed.
+    Surprised {
+        /// What was believed.
+        believed: CellState,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StartStep {
+    Creating,
+    Starting,
+    GettingReady,
+    /// Never became ready: is being stopped before the failure is told.
+    GivingUp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RestStep {
+    Fencing,
+    Suspending,
+    Pausing { lease_until: BootMs },
+    Stopping,
+    /// Turned round after the workload may have been suspended: *resume* before anything else.
+    Reviving,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ThawStep {
+    Unpausing,
+    Resuming,
+    GettingReady,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Unknown { look_at: BootMs },
+    Stopped,
+    Queued,
+    Starting(StartStep),
+    Running,
+    Resting { rest: Rest, step: RestStep },
+    Frozen,
+    Thawing(ThawStep),
+    Killing,
+    Repairing,
+    /// A start failed. `again`: somebody waits or it is wanted up, so it is tried again by itself.
+    Cooling { until: BootMs, again: bool },
+    Failed,
+    Removing,
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Operation {
+    id: OpId,
+    verb: Verb,
+    begun: BootMs,
+    until: BootMs,
+}
+
+/// The machine. One per cell.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    spec: CellSpec,
+    generation: Generation,
+    phase: Phase,
+    operation: Option<Operation>,
+    last_op: OpId,
+    /// Is there a container, and was it made from this spec?
+    container_fits: Option<bool>,
+    address: Option<SocketAddr>,
+    shown_route: RouteState,
+    /// Why it shall be up, when it is not: kept through everything until it is up or that has failed.
+    wanted: Option<WakeCause>,
+    wanted_since: BootMs,
+    /// Does the ingress wait for the wake?
+    door_waits: bool,
+    up_waiters: Vec<Waiter>,
+    rest_waiters: Vec<Waiter>,
+    restart_waiters: Vec<Waiter>,
+    /// Stop it and start it again: wakes wait for that and do not turn it round.
+    restart_wanted: bool,
+    /// A rest that was ordered, not found idle: the quiet time does not matter.
+    ordered: bool,
+    retired: bool,
+    was_up: bool,
+    last_active: BootMs,
+    open_requests: u32,
+    rest_not_before: BootMs,
+    rest_backoff: Backoff,
+    look_backoff: Backoff,
+    restart_backoff: Backoff,
+    start_tries: u32,
+    crashes: Vec<BootMs>,
+    repaired: bool,
+    pending_failure: Option<Problem>,
+    since: UnixMs,
+    last_wake: Option<WakeRecord>,
+    last_refusal: Option<RefusalRecord>,
+    problem: Option<Problem>,
+    starts: u64,
+}
+
+impl Cell {
+    /// A cell whose container nobody has looked at yet; `remembered` is what the journal holds of it.
+    ///
+    /// A cell that was never started on this node is wanted up: it is new.
+    pub fn new(now: Now, assignment: Assignment, remembered: &Remembered) -> Self {
+        let wanted = if remembered.is_new() { Some(WakeCause::Created) } else { None };
+        Self {
+            spec: assignment.spec,
+            generation: assignment.generation,
+            phase: Phase::Unknown { look_at: now.boot },
+            operation: None,
+            last_op: OpId(remembered.last_op),
+            container_fits: None,
+            address: None,
+            shown_route: RouteState::Down,
+            wanted,
+            wanted_since: now.boot,
+            door_waits: false,
+            up_waiters: vec![],
+            rest_waiters: vec![],
+            restart_waiters: vec![],
+            restart_wanted: false,
+            ordered: false,
+            retired: false,
+            was_up: remembered.up_this_boot,
+            last_active: now.boot,
+            open_requests: 0,
+            rest_not_before: now.boot,
+            rest_backoff: Backoff::new(REST_RETRY_FIRST, REST_RETRY_MAX),
+            look_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
+            restart_backoff: Backoff::new(RESTART_FIRST, RESTART_MAX),
+            start_tries: 0,
+            crashes: vec![],
+            repaired: false,
+            pending_failure: None,
+            since: now.wall,
+            last_wake: None,
+            last_refusal: None,
+            problem: None,
+            starts: 0,
+        }
+    }
+
+    /// What it runs.
+    pub const fn spec(&self) -> &CellSpec {
+        &self.spec
+    }
+
+    /// Under which assignment.
+    pub const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Does it wait for a start permit?
+    pub const fn waits_for_permit(&self) -> bool {
+        matches!(self.phase, Phase::Queued)
+    }
+
+    /// Does it hold a start permit?
+    pub const fn holds_permit(&self) -> bool {
+        matches!(self.phase, Phase::Starting(_) | Phase::Repairing)
+    }
+
+    /// Is everything of it gone, after it was retired?
+    pub const fn is_gone(&self) -> bool {
+        matches!(self.phase, Phase::Gone)
+    }
+
+    /// Can requests go in?
+    pub const fn route(&self) -> RouteState {
+        match (self.phase, self.address) {
+            (Phase::Running, Some(address)) => RouteState::Up(address),
+            _ => RouteState::Down,
+        }
+    }
+
+    /// When [`Event::Tick`] is due; `None` while only an event can change anything.
+    pub fn next_deadline(&self) -> Option<BootMs> {
+        let operation = self.operation.map(|operation| operation.until);
+        let phase = match self.phase {
+            Phase::Unknown { look_at } if self.operation.is_none() => Some(look_at),
+            Phase::Cooling { until, again: true } => Some(until),
+            Phase::Running => self.rest_due_at(),
+            Phase::Unknown { .. }
+            | Phase::Cooling { again: false, .. }
+            | Phase::Stopped
+            | Phase::Queued
+            | Phase::Starting(_)
+            | Phase::Resting { .. }
+            | Phase::Frozen
+            | Phase::Thawing(_)
+            | Phase::Killing
+            | Phase::Repairing
+            | Phase::Failed
+            | Phase::Removing
+            | Phase::Gone => None,
+        };
+        operation.into_iter().chain(phase).min()
+    }
+
+    /// When it would fall asleep if nothing happened any more; `None` when never.
+    fn rest_due_at(&self) -> Option<BootMs> {
+        match self.spec.rest.rest {
+            IdleRest::AlwaysOn => None,
+            IdleRest::Stop | IdleRest::Freeze => {
+                Some(self.last_active.after(self.spec.rest.idle_after).max(self.rest_not_before))
+            }
+        }
+    }
+
+    /// Takes an event in. `random` is fresh for each call.
+    pub fn step(&mut self, now: Now, event: Event, random: u64) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let before = self.phase;
+        match event {
+            Event::Wake { cause, waiter } => self.wake(now, cause, waiter, &mut out),
+            Event::Sleep { rest, waiter } => self.sleep(now, rest, waiter, &mut out),
+            Event::Restart { waiter } => self.restart(now, waiter, &mut out),
+            Event::Activity(activity) => self.activity(now, activity),
+            Event::Done { op, outcome } => self.done(now, op, outcome, random, &mut out),
+            Event::Noticed(seen) => self.noticed(now, seen, random, &mut out),
+            Event::Granted => self.granted(now, &mut out),
+            Event::Tick => self.tick(now, random, &mut out),
+            Event::Assigned(assignment) => self.assigned(assignment, &mut out),
+            Event::Retired => self.retire(now, &mut out),
+        }
+        if std::mem::discriminant(&before) != std::mem::discriminant(&self.phase) {
+            self.since = now.wall;
+            out.push(Effect::Changed);
+        }
+        self.show_route(&mut out);
+        out
+    }
+
+    fn show_route(&mut self, out: &mut Vec<Effect>) {
+        let route = self.route();
+        // While resting the fence holds requests; the route is told when it is decided where the cell ends up.
+        let decided = !matches!(self.phase, Phase::Resting { .. });
+        if decided && route != self.shown_route {
+            self.shown_route = route;
+            out.push(Effect::Route(route));
+        }
+    }
+
+    fn begin(&mut self, now: Now, verb: Verb, out: &mut Vec<Effect>) {
+        self.last_op = OpId(self.last_op.0 + 1);
+        let id = self.last_op;
+        self.operation = Some(Operation { id, verb, begun: now.boot, until: now.boot.after(verb.limit()) });
+        if let Some(intent) = Intent::of(self.spec.cell, id, verb) {
+            out.push(Effect::Journal(intent));
+        }
+        out.push(Effect::Do { op: id, verb });
+    }
+
+    /// Nothing is certain any more: look.
+    fn look(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.phase = Phase::Unknown { look_at: now.boot };
+        self.begin(now, Verb::Look, out);
+    }
+
+    fn wake(&mut self, now: Now, cause: WakeCause, waiter: Option<Waiter>, out: &mut Vec<Effect>) {
+        if let Some(problem) = self.refusal_of_a_wake(now) {
+            return self.refuse_wake(now, waiter, problem, out);
+        }
+        if let Some(waiter) = waiter {
+            if matches!(self.phase, Phase::Running) {
+                return out.push(Effect::Answer { waiter, result: Ok(()) });
+            }
+            if self.up_waiters.len() >= WAITERS_MAX {
+                let problem = Problem::new(Code::WakeQueueFull, "too many callers wait for this cell");
+                return out.push(Effect::Answer { waiter, result: Err(problem) });
+            }
+            self.up_waiters.push(waiter);
+        } else {
+            self.door_waits = true;
+        }
+        match self.phase {
+            Phase::Running => {
+                // The ingress missed the route, or lost it in a restart.
+                self.door_waits = false;
+                out.push(Effect::Route(self.route()));
+            }
+            Phase::Stopped | Phase::Cooling { again: false, .. } => {
+                self.want(now, cause);
+                self.queue(out);
+            }
+            Phase::Frozen => {
+                self.want(now, cause);
+                self.thaw(now, out);
+            }
+            Phase::Resting { .. } => {
+                self.want(now, cause);
+                out.push(Effect::Progress(WakeStage::Finishing));
+            }
+            Phase::Unknown { .. } | Phase::Killing | Phase::Repairing => {
+                self.want(now, cause);
+                out.push(Effect::Progress(WakeStage::Finishing));
+            }
+            Phase::Cooling { again: true, .. } | Phase::Queued | Phase::Starting(_) | Phase::Thawing(_) => {
+                self.want(now, cause);
+            }
+            Phase::Failed | Phase::Removing | Phase::Gone => {}
+        }
+    }
+
+    /// The first cause counts: it is what woke the cell.
+    fn want(&mut self, now: Now, cause: WakeCause) {
+        if self.wanted.is_none() {
+            self.wanted = Some(cause);
+            self.wanted_since = now.boot;
+            self.last_wake = Some(WakeRecord { cause, at: now.wall });
+        }
+    }
+
+    fn refusal_of_a_wake(&self, now: Now) -> Option<Problem> {
+        let stands = || {
+            self.problem
+                .clone()
+                .unwrap_or_else(|| Problem::new(Code::CellExited, "the last start failed a moment ago"))
+        };
+        match self.phase {
+            Phase::Failed => Some(stands()),
+            Phase::Cooling { until, again: false } if now.boot < until => Some(stands()),
+            Phase::Removing | Phase::Gone => Some(Problem::new(Code::UnknownUser, "the user is removed")),
+            _ if self.retired => Some(Problem::new(Code::UnknownUser, "the user is being removed")),
+            Phase::Unknown { .. }
+            | Phase::Cooling { .. }
+            | Phase::Stopped
+            | Phase::Queued
+            | Phase::Starting(_)
+            | Phase::Running
+            | Phase::Resting { .. }
+            | Phase::Frozen
+            | Phase::Thawing(_)
+            | Phase::Killing
+            | Phase::Repairing => None,
+        }
+    }
+
+    fn refuse_wake(&self, now: Now, waiter: Option<Waiter>, problem: Problem, out: &mut Vec<Effect>) {
+        let retry_after = match self.phase {
+            Phase::Cooling { until, .. } => until.since(now.boot),
+            _ => RESTART_MAX,
+        };
+        match waiter {
+            Some(waiter) => out.push(Effect::Answer { waiter, result: Err(problem) }),
+            None => out.push(Effect::Refuse { problem, retry_after }),
+        }
+    }
+
+    fn activity(&mut self, now: Now, activity: CellActivity) {
+        self.open_requests = activity.open_requests;
+        if let Some(idle) = activity.idle {
+            let active = BootMs(now.boot.0.saturating_sub(idle.0));
+            self.last_active = self.last_active.max(active);
+        }
+        if activity.open_requests > 0 {
+            self.last_active = now.boot;
+        }
+    }
+
+    fn assigned(&mut self, assignment: Assignment, out: &mut Vec<Effect>) {
+        if assignment.generation < self.generation {
+            return;
+        }
+        if self.spec != assignment.spec {
+            // Whether the container still fits is seen at the next look; until then it is taken as it is.
+            let same_container = self.spec.image == assignment.spec.image
+                && self.spec.size == assignment.spec.size
+                && self.spec.workload == assignment.spec.workload;
+            if !same_container {
+                self.container_fits = self.container_fits.map(|_| false);
+            }
+            self.spec = assignment.spec;
+            out.push(Effect::Route(self.route()));
+            self.shown_route = self.route();
+        }
+        self.generation = assignment.generation;
+        out.push(Effect::Changed);
+    }
+
+    fn tick(&mut self, now: Now, random: u64, out: &mut Vec<Effect>) {
+        if let Some(operation) = self.operation
+            && now.boot >= operation.until
+        {
+            out.push(Effect::Note(Note::OperationLate(operation.verb)));
+            let problem = Problem::new(Code::DockerFailed, format!("{:?} took too long", operation.verb));
+            return self.done(now, operation.id, Outcome::Failed(problem), random, out);
+        }
+        match self.phase {
+            Phase::Unknown { look_at } if self.operation.is_none() && now.boot >= look_at => {
+                self.begin(now, Verb::Look, out);
+            }
+            Phase::Cooling { until, again: true } if now.boot >= until => self.queue(out),
+            Phase::Running if self.rest_due_at().is_some_and(|due| now.boot >= due) => {
+                let rest = match self.spec.rest.rest {
+                    IdleRest::Freeze => Rest::Frozen,
+                    IdleRest::Stop | IdleRest::AlwaysOn => Rest::Stopped,
+                };
+                self.begin_rest(now, rest, false, out);
+            }
+            Phase::Unknown { .. }
+            | Phase::Cooling { .. }
+            | Phase::Running
+            | Phase::Stopped
+            | Phase::Queued
+            | Phase::Starting(_)
+            | Phase::Resting { .. }
+            | Phase::Frozen
+            | Phase::Thawing(_)
+            | Phase::Killing
+            | Phase::Repairing
+            | Phase::Failed
+            | Phase::Removing
+            | Phase::Gone => {}
+        }
+    }
+
+    fn done(&mut self, now: Now, op: OpId, outcome: Outcome, random: u64, out: &mut Vec<Effect>) {
+        let Some(operation) = self.operation.filter(|operation| operation.id == op) else {
+            return; // A late report of an operation that was given up.
+        };
+        self.operation = None;
+        if let Outcome::Failed(problem) = &outcome {
+            out.push(Effect::Note(Note::OperationFailed { verb: operation.verb, problem: problem.clone() }));
+        }
+        if let Some(report) = Report::of(self.spec.cell, op, operation.verb, &outcome) {
+            out.push(Effect::Report(report));
+        }
+        match self.phase {
+            Phase::Unknown { .. } => self.looked(now, outcome, random, out),
+            Phase::Starting(step) => self.start_done(now, step, outcome, random, out),
+            Phase::Thawing(step) => self.thaw_done(now, step, outcome, random, out),
+            Phase::Resting { rest, step } => self.rest_done(now, rest, step, operation, outcome, random, out),
+            Phase::Killing => match outcome {
+                Outcome::Ended { .. } => self.stopped(now, out),
+                _ => self.look(now, out),
+            },
+            Phase::Repairing => self.repaired(now, outcome, out),
+            Phase::Removing => match outcome {
+                Outcome::Removed => self.phase = Phase::Gone,
+                _ => self.look(now, out),
+            },
+            // No operation is under way in these.
+            Phase::Stopped
+            | Phase::Queued
+            | Phase::Running
+            | Phase::Frozen
+            | Phase::Cooling { .. }
+            | Phase::Failed
+            | Phase::Gone => {}
+        }
+    }
+
+    fn answer_up(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
+        for waiter in self.up_waiters.drain(..) {
+            out.push(Effect::Answer { waiter, result: result.clone() });
+        }
+    }
+
+    fn answer_rest(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
+        for waiter in self.rest_waiters.drain(..) {
+            out.push(Effect::Answer { waiter, result: result.clone() });
+        }
+    }
+
+    fn answer_restart(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
+        for waiter in self.restart_waiters.drain(..) {
+            out.push(Effect::Answer { waiter, result: result.clone() });
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The ways down: fence, suspend, then pause or stop. A wake turns it round at every step.
+
+use berth_shared::cell::{BusyReason, RefusalRecord};
+use berth_shared::problem::{Code, Problem};
+use berth_shared::time::Millis;
+
+use super::{
+    Cell, Effect, Event, LEASE_MARGIN, Note, Now, Operation, Outcome, Phase, Rest, RestStep, SuspendAnswer,
+    Verb, WAITERS_MAX, Waiter,
+};
+
+impl Cell {
+    pub(super) fn sleep(&mut self, now: Now, rest: Rest, waiter: Waiter, out: &mut Vec<Effect>) {
+        let answer = |result| Effect::Answer { waiter, result };
+        let refuse = |code, detail: &str| answer(Err(Problem::new(code, detail)));
+        match (self.phase, rest) {
+            (Phase::Frozen, Rest::Frozen) | (Phase::Stopped | Phase::Cooling { again: false, .. }, _) => {
+                out.push(answer(Ok(())));
+            }
+            (Phase::Failed, _) => out.push(answer(Ok(()))),
+            (Phase::Unknown { .. }, _) => {
+                out.push(refuse(Code::CellUnknown, "what the cell is doing is not known yet"));
+            }
+            (Phase::Removing | Phase::Gone, _) => {
+                out.push(refuse(Code::UnknownUser, "the user is removed"));
+            }
+            (Phase::Running | Phase::Frozen | Phase::Resting { .. }, _)
+                if self.rest_waiters.len() >= WAITERS_MAX =>
+            {
+                out.push(refuse(Code::WakeQueueFull, "too many callers wait for this cell"));
+            }
+            (Phase::Frozen, Rest::Stopped) => {
+                self.rest_waiters.push(waiter);
+                self.kill_frozen(now, out);
+            }
+            (Phase::Running, rest) => {
+                self.rest_waiters.push(waiter);
+                self.begin_rest(now, rest, true, out);
+            }
+            (Phase::Resting { .. }, _) => self.rest_waiters.push(waiter),
+            (
+                Phase::Cooling { again: true, .. }
+                | Phase::Queued
+                | Phase::Starting(_)
+                | Phase::Thawing(_)
+                | Phase::Killing
+                | Phase::Repairing,
+                _,
+            ) => out.push(refuse(Code::CellBusy, "the cell is just being woken")),
+        }
+    }
+
+    /// `ordered`: by an operator, so that the quiet time does not matter. Work under way does, always.
+    pub(super) fn begin_rest(&mut self, now: Now, rest: Rest, ordered: bool, out: &mut Vec<Effect>) {
+        self.ordered = ordered;
+        self.phase = Phase::Resting { rest, step: RestStep::Fencing };
+        self.begin(now, Verb::Fence, out);
+    }
+
+    /// Has somebody asked for the cell since it began to fall asleep? A restart waits for its own stop.
+    fn turned(&self) -> bool {
+        self.wanted.is_some() && !self.restart_wanted
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of one phase: everything that it depends on")]
+    pub(super) fn rest_done(
+        &mut self,
+        now: Now,
+        rest: Rest,
+        step: RestStep,
+        operation: Operation,
+        outcome: Outcome,
+        random: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        match (step, outcome) {
+            (RestStep::Fencing, Outcome::Fenced(activity)) => {
+                self.step_activity(now, activity);
+                let quiet = self.ordered || now.boot.since(self.last_active) >= self.spec.rest.idle_after;
+                if activity.open_requests > 0 {
+                    let reason = BusyReason::OpenRequests { count: activity.open_requests };
+                    self.stay_awake(now, reason, None, random, out);
+                } else if self.turned() || !quiet {
+                    self.stay_awake(now, BusyReason::Active, None, random, out);
+                } else {
+                    self.phase = Phase::Resting { rest, step: RestStep::Suspending };
+                    self.begin(now, Verb::Suspend, out);
+                }
+            }
+            (RestStep::Fencing, _) => self.stay_awake(now, BusyReason::FrontDoorSilent, None, random, out),
+            (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Ready { lease })) => {
+                let lease_until = operation.begun.after(Millis(lease.0.saturating_sub(LEASE_MARGIN.0)));
+                if self.turned() || now.boot >= lease_until {
+                    self.refused(now, BusyReason::Active, None, random, out);
+                    return self.revive(now, rest, out);
+                }
+                match rest {
+                    Rest::Frozen => {
+                        self.phase = Phase::Resting { rest, step: RestStep::Pausing { lease_until } };
+                        self.begin(now, Verb::Pause, out);
+                    }
+                    Rest::Stopped => {
+                        self.phase = Phase::Resting { rest, step: RestStep::Stopping };
+                        self.begin(now, Verb::Stop, out);
+                    }
+                }
+            }
+            (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Busy { blockers, retry_after })) => {
+                self.stay_awake(now, BusyReason::Workload { blockers }, retry_after, random, out);
+            }
+            // It may have been suspended all the same: resume before anything else.
+            (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Unclear { detail })) => {
+                self.refused(now, BusyReason::HandshakeUnclear { detail }, None, random, out);
+                self.revive(now, rest, out);
+            }
+            (RestStep::Suspending, Outcome::Failed(problem)) => {
+                let detail = problem.detail;
+                self.refused(now, BusyReason::HandshakeUnclear { detail }, None, random, out);
+                self.revive(now, rest, out);
+            }
+            (RestStep::Pausing { lease_until }, Outcome::Paused) => {
+                if now.boot >= lease_until {
+                    // Paused too late: the lease ended first, so work may have begun in between.
+                    let detail = "the pause was not confirmed before the lease ended".to_owned();
+                    self.refused(now, BusyReason::RestFailed { detail }, None, random, out);
+                    self.thaw(now, out);
+                } else if self.turned() {
+                    out.push(Effect::Note(Note::TurnedRound));
+                    self.frozen(now, out);
+                } else {
+                    self.frozen(now, out);
+                }
+            }
+            (RestStep::Stopping, Outcome::Ended { .. }) => {
+                out.push(Effect::Note(Note::Rested(Rest::Stopped)));
+                self.stopped(now, out);
+            }
+            (RestStep::Reviving, Outcome::Resumed) => self.up_again(now, out),
+            (RestStep::Pausing { .. } | RestStep::Stopping, Outcome::Failed(problem)) => {
+                let detail = problem.detail;
+                self.refused(now, BusyReason::RestFailed { detail }, None, random, out);
+                self.look(now, out);
+            }
+            (
+                RestStep::Suspending | RestStep::Pausing { .. } | RestStep::Stopping | RestStep::Reviving,
+                _,
+            ) => self.look(now, out),
+        }
+    }
+
+    fn step_activity(&mut self, now: Now, activity: berth_shared::door::CellActivity) {
+        // The same rules as for a report that came unasked.
+        let _ = self.step(now, Event::Activity(activity), 0);
+    }
+
+    fn revive(&mut self, now: Now, rest: Rest, out: &mut Vec<Effect>) {
+        self.phase = Phase::Resting { rest, step: RestStep::Reviving };
+        self.begin(now, Verb::Resume, out);
+    }
+
+    /// Nothing was suspended: open the door again and go on.
+    fn stay_awake(
+        &mut self,
+        now: Now,
+        reason: BusyReason,
+        retry_after: Option<Millis>,
+        random: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        self.refused(now, reason, retry_after, random, out);
+        self.up_again(now, out);
+    }
+
+    fn up_again(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.turned() {
+            out.push(Effect::Note(Note::TurnedRound));
+        }
+        self.phase = Phase::Running;
+        self.door_waits = false;
+        self.wanted = None;
+        // Said even where the ingress believes it already: it ends the fence.
+        out.push(Effect::Route(self.route()));
+        self.shown_route = self.route();
+        self.answer_up(&Ok(()), out);
+        if self.retired {
+            self.stop_for_good(now, out);
+        }
+    }
+
+    fn refused(
+        &mut self,
+        now: Now,
+        reason: BusyReason,
+        retry_after: Option<Millis>,
+        random: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let wait = self.rest_backoff.next(random).max(retry_after.unwrap_or_default());
+        self.rest_not_before = now.boot.after(wait);
+        self.last_refusal = Some(RefusalRecord { reason: reason.clone(), at: now.wall });
+        let problem = Problem::new(Code::CellBusy, format!("the cell stays awake: {reason}"));
+        self.answer_rest(&Err(problem.clone()), out);
+        self.restart_wanted = false;
+        self.answer_restart(&Err(problem), out);
+        out.push(Effect::Note(Note::RestRefused(reason)));
+    }
+
+    pub(super) fn frozen(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.phase = Phase::Frozen;
+        self.rest_backoff.reset();
+        self.answer_rest(&Ok(()), out);
+        if self.retired || self.restart_wanted {
+            return self.kill_frozen(now, out);
+        }
+        if self.wanted.is_some() {
+            return self.thaw(now, out);
+        }
+        out.push(Effect::Note(Note::Rested(Rest::Frozen)));
+        // The fence ends with a route that is down: held requests ask for a wake.
+        self.shown_route = berth_shared::door::RouteState::Down;
+        out.push(Effect::Route(self.shown_route));
+    }
+
+    pub(super) fn kill_frozen(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.phase = Phase::Killing;
+        self.begin(now, Verb::KillFrozen, out);
+    }
+
+    /// The container does not run and nothing is under way.
+    pub(super) fn stopped(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.phase = Phase::Stopped;
+        self.address = None;
+        self.was_up = false;
+        self.rest_backoff.reset();
+        self.answer_rest(&Ok(()), out);
+        if self.retired {
+            self.phase = Phase::Removing;
+            return self.begin(now, Verb::Remove, out);
+        }
+        self.shown_route = berth_shared::door::RouteState::Down;
+        out.push(Effect::Route(self.shown_route));
+        if std::mem::take(&mut self.restart_wanted) {
+            self.want(now, berth_shared::cell::WakeCause::Operator);
+        }
+        if self.wanted.is_none() && self.spec.rest.rest == berth_shared::cell::IdleRest::AlwaysOn {
+            self.want(now, berth_shared::cell::WakeCause::Recovery);
+        }
+        if self.wanted.is_some() {
+            self.queue(out);
+        }
+    }
+
+    /// The user does not live here any more: no handshake, but the workload may still finish what it does.
+    pub(super) fn stop_for_good(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.phase = Phase::Resting { rest: Rest::Stopped, step: RestStep::Stopping };
+        self.begin(now, Verb::Stop, out);
+    }
+
+    pub(super) fn retire(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if std::mem::replace(&mut self.retired, true) {
+            return;
+        }
+        self.wanted = None;
+        self.refuse_all(&Problem::new(Code::UnknownUser, "the user is removed"), Millis(0), out);
+        match self.phase {
+            Phase::Running => self.stop_for_good(now, out),
+            Phase::Frozen => self.kill_frozen(now, out),
+            Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed => self.stopped(now, out),
+            // Each of these ends in `stopped`, `up`, `frozen` or a look, which all ask whether it is retired.
+            Phase::Unknown { .. }
+            | Phase::Starting(_)
+            | Phase::Resting { .. }
+            | Phase::Thawing(_)
+            | Phase::Killing
+            | Phase::Repairing
+            | Phase::Removing
+            | Phase::Gone => {}
+        }
+    }
+}

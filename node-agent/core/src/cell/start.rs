@@ -1,0 +1,271 @@
+//! The ways up: from stopped (queue, create, start, get ready) and from frozen (unpause, resume, get ready), and what
+//! happens when a start fails or a running container ends.
+
+use berth_shared::cell::{IdleRest, WakeCause};
+use berth_shared::door::WakeStage;
+use berth_shared::problem::{Code, Problem};
+use berth_shared::time::Millis;
+
+use super::{
+    CRASH_WINDOW, CRASHES_MAX, Cell, Effect, Note, Now, Outcome, Phase, Rest, START_TRIES_MAX, StartStep,
+    ThawStep, Verb, Waiter,
+};
+
+/// OpenClaw's exit code for a configuration that cannot be used (OPENCLAW.md, section 1).
+const EXIT_CONFIG: i64 = 78;
+
+impl Cell {
+    /// Waits for a start permit.
+    pub(super) fn queue(&mut self, out: &mut Vec<Effect>) {
+        self.phase = Phase::Queued;
+        out.push(Effect::Note(Note::Waking(self.wanted.unwrap_or(WakeCause::Recovery))));
+    }
+
+    pub(super) fn granted(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Queued) {
+            return;
+        }
+        out.push(Effect::Progress(WakeStage::Starting));
+        // The create operation also re-asserts disk, network and owned settings, and is quick when all is there.
+        self.phase = Phase::Starting(StartStep::Creating);
+        self.begin(now, Verb::Create, out);
+    }
+
+    pub(super) fn start_done(
+        &mut self,
+        now: Now,
+        step: StartStep,
+        outcome: Outcome,
+        random: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        match (step, outcome) {
+            (StartStep::Creating, Outcome::Created) => {
+                self.container_fits = Some(true);
+                if self.retired {
+                    return self.stopped(now, out);
+                }
+                self.phase = Phase::Starting(StartStep::Starting);
+                self.begin(now, Verb::Start, out);
+            }
+            (StartStep::Starting, Outcome::Started { address }) => {
+                self.starts += 1;
+                self.address = Some(address);
+                self.phase = Phase::Starting(StartStep::GettingReady);
+                out.push(Effect::Progress(WakeStage::GettingReady));
+                self.begin(now, Verb::AwaitReady, out);
+            }
+            (StartStep::GettingReady, Outcome::Ready) => self.up(now, out),
+            (StartStep::GettingReady, Outcome::Ended { code }) => self.died(now, code, random, out),
+            (StartStep::GettingReady, Outcome::Failed(problem)) => {
+                // It runs and does not get ready: it must not go on eating CPU behind a refusal.
+                self.pending_failure = Some(problem);
+                self.phase = Phase::Starting(StartStep::GivingUp);
+                self.begin(now, Verb::Stop, out);
+            }
+            (StartStep::GivingUp, Outcome::Ended { .. }) => {
+                let problem = self.pending_failure.take().unwrap_or_else(|| {
+                    Problem::new(Code::ImageNeverReady, "the readiness probe never succeeded")
+                });
+                self.start_failed(now, problem, random, out);
+            }
+            (StartStep::Creating, Outcome::Failed(problem)) => {
+                self.start_failed(now, problem, random, out);
+            }
+            // A start that failed may have started all the same: look, with the failure at hand.
+            (StartStep::Starting | StartStep::GivingUp, Outcome::Failed(problem)) => {
+                self.pending_failure = Some(problem);
+                self.look(now, out);
+            }
+            (_, _) => self.look(now, out),
+        }
+    }
+
+    pub(super) fn up(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.phase = Phase::Running;
+        self.was_up = true;
+        self.last_active = self.last_active.max(now.boot);
+        self.start_tries = 0;
+        self.repaired = false;
+        self.problem = None;
+        self.pending_failure = None;
+        self.door_waits = false;
+        if self.wanted.take().is_some() {
+            out.push(Effect::Note(Note::Up(now.boot.since(self.wanted_since))));
+        }
+        // A cell that was wanted asleep while it came up is not: the last word was a wake.
+        self.answer_rest(&Err(Problem::new(Code::CellBusy, "the cell was woken meanwhile")), out);
+        self.answer_up(&Ok(()), out);
+        if self.retired {
+            return self.stop_for_good(now, out);
+        }
+        if self.restart_wanted {
+            return self.begin_rest(now, Rest::Stopped, true, out);
+        }
+        self.answer_restart(&Ok(()), out);
+    }
+
+    pub(super) fn thaw(&mut self, now: Now, out: &mut Vec<Effect>) {
+        out.push(Effect::Note(Note::Waking(self.wanted.unwrap_or(WakeCause::Recovery))));
+        out.push(Effect::Progress(WakeStage::Starting));
+        self.phase = Phase::Thawing(ThawStep::Unpausing);
+        self.begin(now, Verb::Unpause, out);
+    }
+
+    /// A running container whose workload may be suspended: resume it, then make sure that it answers.
+    pub(super) fn resume(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.phase = Phase::Thawing(ThawStep::Resuming);
+        self.begin(now, Verb::Resume, out);
+    }
+
+    pub(super) fn thaw_done(
+        &mut self,
+        now: Now,
+        step: ThawStep,
+        outcome: Outcome,
+        random: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        match (step, outcome) {
+            (ThawStep::Unpausing, Outcome::Unpaused) => self.resume(now, out),
+            (ThawStep::Resuming, Outcome::Resumed) => {
+                self.phase = Phase::Thawing(ThawStep::GettingReady);
+                self.begin(now, Verb::AwaitReady, out);
+            }
+            (ThawStep::GettingReady, Outcome::Ready) => self.up(now, out),
+            (ThawStep::GettingReady, Outcome::Ended { code }) => self.died(now, code, random, out),
+            (ThawStep::GettingReady, Outcome::Failed(problem)) => {
+                self.pending_failure = Some(problem);
+                self.phase = Phase::Starting(StartStep::GivingUp);
+                self.begin(now, Verb::Stop, out);
+            }
+            (_, _) => self.look(now, out),
+        }
+    }
+
+    /// The container has ended without being told to.
+    pub(super) fn died(&mut self, now: Now, code: i64, random: u64, out: &mut Vec<Effect>) {
+        self.operation = None;
+        self.address = None;
+        out.push(Effect::Note(Note::Died { code }));
+        let text = format!("the container ended by itself with code {code}");
+        self.answer_rest(&Err(Problem::new(Code::CellExited, text.clone())), out);
+        self.crashes.retain(|at| now.boot.since(*at) < CRASH_WINDOW);
+        self.crashes.push(now.boot);
+        if self.retired {
+            return self.stopped(now, out);
+        }
+        if code == EXIT_CONFIG {
+            if self.repaired {
+                return self.give_up(Problem::new(Code::CellConfig, text), out);
+            }
+            self.repaired = true;
+            self.problem = Some(Problem::new(Code::CellConfig, text));
+            self.phase = Phase::Repairing;
+            return self.begin(now, Verb::Repair, out);
+        }
+        self.start_failed(now, Problem::new(Code::CellExited, text), random, out);
+    }
+
+    pub(super) fn repaired(&mut self, now: Now, outcome: Outcome, out: &mut Vec<Effect>) {
+        if self.retired {
+            return self.stopped(now, out);
+        }
+        match outcome {
+            Outcome::Repaired => self.queue(out),
+            _ => {
+                let problem = self.problem.clone();
+                let problem =
+                    problem.unwrap_or_else(|| Problem::new(Code::CellConfig, "its configuration is unusable"));
+                self.give_up(problem, out);
+            }
+        }
+    }
+
+    /// A start failed, or a running container ended: try again soon, later, or not by itself.
+    pub(super) fn start_failed(&mut self, now: Now, problem: Problem, random: u64, out: &mut Vec<Effect>) {
+        self.address = None;
+        if self.retired {
+            return self.stopped(now, out);
+        }
+        if self.crashes.len() >= CRASHES_MAX {
+            let text = format!("ended {} times within {CRASH_WINDOW}; last: {}", CRASHES_MAX, problem.detail);
+            return self.give_up(Problem::new(Code::CrashLoop, text), out);
+        }
+        self.start_tries += 1;
+        self.problem = Some(problem.clone());
+        let wait = if self.start_tries <= START_TRIES_MAX {
+            Millis(super::RESTART_FIRST.0 << (self.start_tries - 1))
+        } else {
+            self.restart_backoff.next(random)
+        };
+        let until = now.boot.after(wait);
+        let was_running = self.was_up && self.wanted.is_none();
+        let awaited = self.wanted.is_some() || self.door_waits || !self.up_waiters.is_empty();
+        let goes_on = self.spec.rest.rest == IdleRest::AlwaysOn || was_running;
+        if was_running {
+            self.want(now, WakeCause::Recovery);
+        }
+        if awaited && self.start_tries >= START_TRIES_MAX && !goes_on {
+            self.start_tries = 0;
+            self.refuse_all(&problem, wait, out);
+            self.phase = Phase::Cooling { until, again: false };
+        } else {
+            self.phase = Phase::Cooling { until, again: awaited || goes_on };
+        }
+    }
+
+    /// Not by itself any more: an operator has to act.
+    pub(super) fn give_up(&mut self, problem: Problem, out: &mut Vec<Effect>) {
+        self.phase = Phase::Failed;
+        self.problem = Some(problem.clone());
+        self.refuse_all(&problem, super::RESTART_MAX, out);
+        self.answer_rest(&Err(problem), out);
+    }
+
+    pub(super) fn refuse_all(&mut self, problem: &Problem, retry_after: Millis, out: &mut Vec<Effect>) {
+        self.wanted = None;
+        self.was_up = false;
+        self.restart_wanted = false;
+        self.answer_up(&Err(problem.clone()), out);
+        self.answer_restart(&Err(problem.clone()), out);
+        if std::mem::take(&mut self.door_waits) {
+            out.push(Effect::Refuse { problem: problem.clone(), retry_after });
+        }
+    }
+
+    pub(super) fn restart(&mut self, now: Now, waiter: Waiter, out: &mut Vec<Effect>) {
+        if self.retired || self.restart_waiters.len() >= super::WAITERS_MAX {
+            let problem = Problem::new(Code::WakeQueueFull, "too many callers wait for this cell");
+            return out.push(Effect::Answer { waiter, result: Err(problem) });
+        }
+        self.crashes.clear();
+        self.start_tries = 0;
+        self.repaired = false;
+        self.restart_backoff.reset();
+        self.restart_waiters.push(waiter);
+        match self.phase {
+            Phase::Stopped | Phase::Cooling { .. } | Phase::Failed => {
+                self.want(now, WakeCause::Operator);
+                self.queue(out);
+            }
+            Phase::Running => {
+                self.restart_wanted = true;
+                self.begin_rest(now, Rest::Stopped, true, out);
+            }
+            Phase::Frozen => {
+                self.want(now, WakeCause::Operator);
+                self.kill_frozen(now, out);
+            }
+            // On its way somewhere: first it gets there, then it is restarted; a start under way is a restart.
+            Phase::Unknown { .. } | Phase::Resting { .. } | Phase::Thawing(_) => {
+                self.restart_wanted = true;
+                self.want(now, WakeCause::Operator);
+            }
+            Phase::Queued | Phase::Starting(_) | Phase::Killing | Phase::Repairing => {
+                self.want(now, WakeCause::Operator);
+            }
+            Phase::Removing | Phase::Gone => {}
+        }
+    }
+}

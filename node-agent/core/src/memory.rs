@@ -1,0 +1,369 @@
+//! What the node remembers across its own death: the records of its journal and the state that they add up to.
+//!
+//! Kinds and versions are fixed; a payload type is never edited after release, a new version gets a new number.
+
+use std::collections::BTreeMap;
+
+use berth_shared::codec::{self, CodecError};
+use berth_shared::ids::{BootId, CellId, NodeId, NodeName};
+use berth_shared::link::SessionMark;
+use berth_shared::signing::PublicKey;
+use berth_shared::time::UnixMs;
+use berth_shared::wire::{DesiredState, PAYLOAD_BYTES_MAX};
+use serde::{Deserialize, Serialize};
+
+use crate::cell::{OpId, Outcome, Verb};
+use crate::slot::Slot;
+
+/// Kinds of records, with their version.
+const JOINED: (u16, u16) = (1, 1);
+const SESSION: (u16, u16) = (2, 1);
+const DESIRED: (u16, u16) = (3, 1);
+const INTENT: (u16, u16) = (4, 1);
+const REPORT: (u16, u16) = (5, 1);
+const SNAPSHOT: (u16, u16) = (6, 1);
+const CONTACT: (u16, u16) = (7, 1);
+const SLOT: (u16, u16) = (8, 1);
+
+/// How the node came to its coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// Its id.
+    pub node: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// The only coordinator that it trusts.
+    pub coordinator: PublicKey,
+    /// Where that listens.
+    pub address: String,
+}
+
+/// An operation that is about to be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// On which cell.
+    pub cell: CellId,
+    /// Its number.
+    pub op: u64,
+    /// What.
+    pub verb: IntentVerb,
+}
+
+/// The verbs that change something. Looking, probing and fencing are not journaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IntentVerb {
+    /// See [`Verb::Create`].
+    Create,
+    /// See [`Verb::Start`].
+    Start,
+    /// See [`Verb::Suspend`].
+    Suspend,
+    /// See [`Verb::Pause`].
+    Pause,
+    /// See [`Verb::Unpause`].
+    Unpause,
+    /// See [`Verb::Stop`].
+    Stop,
+    /// See [`Verb::KillFrozen`].
+    KillFrozen,
+    /// See [`Verb::Repair`].
+    Repair,
+    /// See [`Verb::Remove`].
+    Remove,
+}
+
+impl Intent {
+    /// The intent of an operation, `None` for one that changes nothing.
+    pub fn of(cell: CellId, op: OpId, verb: Verb) -> Option<Self> {
+        let verb = match verb {
+            Verb::Create => IntentVerb::Create,
+            Verb::Start => IntentVerb::Start,
+            Verb::Suspend => IntentVerb::Suspend,
+            Verb::Pause => IntentVerb::Pause,
+            Verb::Unpause => IntentVerb::Unpause,
+            Verb::Stop => IntentVerb::Stop,
+            Verb::KillFrozen => IntentVerb::KillFrozen,
+            Verb::Repair => IntentVerb::Repair,
+            Verb::Remove => IntentVerb::Remove,
+            Verb::Look | Verb::AwaitReady | Verb::Fence | Verb::Resume => return None,
+        };
+        Some(Self { cell, op: op.0, verb })
+    }
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// On which cell.
+    pub cell: CellId,
+    /// Its number.
+    pub op: u64,
+    /// Did it do what it should?
+    pub ok: bool,
+    /// Is the container up after it? `None` where the operation does not tell.
+    pub up: Option<bool>,
+}
+
+impl Report {
+    /// The report of an operation's end, `None` for one that had no intent.
+    pub fn of(cell: CellId, op: OpId, verb: Verb, outcome: &Outcome) -> Option<Self> {
+        Intent::of(cell, op, verb)?;
+        let up = match outcome {
+            Outcome::Started { .. } | Outcome::Unpaused => Some(true),
+            Outcome::Ended { .. } | Outcome::Removed => Some(false),
+            Outcome::Looked(_)
+            | Outcome::Created
+            | Outcome::Ready
+            | Outcome::Fenced(_)
+            | Outcome::Suspend(_)
+            | Outcome::Paused
+            | Outcome::Resumed
+            | Outcome::Repaired
+            | Outcome::Failed(_) => None,
+        };
+        Some(Self { cell, op: op.0, ok: !matches!(outcome, Outcome::Failed(_)), up })
+    }
+}
+
+/// What is remembered of one cell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Number of the newest operation: numbers go on from here.
+    pub last_op: u64,
+    /// Numbers of the operations that were to create its container. The container carries its number as a label;
+    /// another number is another's container. Bounded by [`CREATES_MAX`]: the newest ones.
+    pub creates: Vec<u64>,
+    /// Was it up, on this boot, as far as was written?
+    pub up_this_boot: bool,
+    /// Was a start ever intended?
+    pub was_started: bool,
+    /// Number of the newest *suspend*: names its handshake, so that it can be ended after a crash.
+    pub last_suspend: Option<u64>,
+    /// Its uid and subnet, see [`Slot`].
+    pub slot: Option<Slot>,
+}
+
+/// How many creations of one cell are remembered.
+pub const CREATES_MAX: usize = 8;
+
+impl Remembered {
+    /// Has nothing ever been done for it here?
+    pub const fn is_new(&self) -> bool {
+        !self.was_started
+    }
+}
+
+/// One record of the node's journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// The node joined, or joined anew.
+    Joined(Joined),
+    /// A session's mark; with it, whether a welcome was seen.
+    Session(SessionMark, bool),
+    /// What the node shall run, with the boot in which it was heard.
+    Desired(DesiredState),
+    /// An operation begins.
+    Intent(Intent),
+    /// An operation ended.
+    Report(Report),
+    /// The coordinator was heard: the autonomy lease counts from here.
+    Contact(Contact),
+    /// A cell was given its slot: its uid and its subnet for as long as it lives here.
+    Slot(CellId, Slot),
+    /// Everything so far: earlier records may be dropped.
+    Snapshot(Box<Memory>),
+}
+
+/// When the coordinator was last heard, on a clock that can be carried over a reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// Wall-clock time.
+    pub wall: UnixMs,
+    /// The boot in which it was heard.
+    pub boot: BootId,
+}
+
+/// Why a record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// A kind or version that this build does not know.
+    #[error("record kind {kind} version {version} is not known to this build")]
+    Unknown {
+        /// The kind.
+        kind: u16,
+        /// The version.
+        version: u16,
+    },
+    /// The payload is not of its kind.
+    #[error("the payload of record kind {kind} version {version} cannot be read")]
+    Payload {
+        /// The kind.
+        kind: u16,
+        /// The version.
+        version: u16,
+        /// Why.
+        #[source]
+        source: CodecError,
+    },
+}
+
+impl Record {
+    /// Kind, version and payload for the journal.
+    pub fn encode(&self) -> Result<(u16, u16, Vec<u8>), CodecError> {
+        let ((kind, version), payload) = match self {
+            Self::Joined(body) => (JOINED, codec::encode(body)?),
+            Self::Session(mark, welcomed) => (SESSION, codec::encode(&(mark, welcomed))?),
+            Self::Desired(body) => (DESIRED, codec::encode(body)?),
+            Self::Intent(body) => (INTENT, codec::encode(body)?),
+            Self::Report(body) => (REPORT, codec::encode(body)?),
+            Self::Contact(body) => (CONTACT, codec::encode(body)?),
+            Self::Slot(cell, slot) => (SLOT, codec::encode(&(cell, slot))?),
+            Self::Snapshot(body) => (SNAPSHOT, codec::encode(body)?),
+        };
+        Ok((kind, version, payload))
+    }
+
+    /// Reads a record back.
+    pub fn decode(kind: u16, version: u16, payload: &[u8]) -> Result<Self, RecordError> {
+        fn read<T: serde::de::DeserializeOwned>(
+            (kind, version): (u16, u16),
+            payload: &[u8],
+        ) -> Result<T, RecordError> {
+            codec::decode(payload, PAYLOAD_BYTES_MAX)
+                .map_err(|source| RecordError::Payload { kind, version, source })
+        }
+        let key = (kind, version);
+        Ok(match key {
+            JOINED => Self::Joined(read(key, payload)?),
+            SESSION => {
+                let (mark, welcomed) = read(key, payload)?;
+                Self::Session(mark, welcomed)
+            }
+            DESIRED => Self::Desired(read(key, payload)?),
+            INTENT => Self::Intent(read(key, payload)?),
+            REPORT => Self::Report(read(key, payload)?),
+            CONTACT => Self::Contact(read(key, payload)?),
+            SLOT => {
+                let (cell, slot) = read(key, payload)?;
+                Self::Slot(cell, slot)
+            }
+            SNAPSHOT => Self::Snapshot(read(key, payload)?),
+            (kind, version) => return Err(RecordError::Unknown { kind, version }),
+        })
+    }
+}
+
+/// What the journal's records add up to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// How the node joined, if it has.
+    pub joined: Option<Joined>,
+    /// The newest session's mark and whether a welcome for it was seen.
+    pub session: Option<(SessionMark, bool)>,
+    /// What it shall run.
+    pub desired: Option<DesiredState>,
+    /// When the coordinator was last heard.
+    pub contact: Option<Contact>,
+    /// What is known of each cell, also of cells that were given away.
+    pub cells: BTreeMap<CellId, Remembered>,
+}
+
+impl Memory {
+    /// Adds a record.
+    pub fn apply(&mut self, record: Record) {
+        match record {
+            Record::Joined(joined) => {
+                // Another coordinator knows nothing of these sessions.
+                if self.joined.as_ref().is_some_and(|old| old.coordinator != joined.coordinator) {
+                    self.session = None;
+                }
+                if self.joined.as_ref().is_some_and(|old| old.node != joined.node) {
+                    self.session = None;
+                }
+                self.joined = Some(joined);
+            }
+            Record::Session(mark, welcomed) => self.session = Some((mark, welcomed)),
+            Record::Desired(desired) => self.desired = Some(desired),
+            Record::Intent(intent) => {
+                let cell = self.cells.entry(intent.cell).or_default();
+                cell.last_op = cell.last_op.max(intent.op);
+                match intent.verb {
+                    IntentVerb::Create => {
+                        cell.creates.push(intent.op);
+                        if cell.creates.len() > CREATES_MAX {
+                            cell.creates.remove(0);
+                        }
+                    }
+                    IntentVerb::Start | IntentVerb::Unpause => cell.was_started = true,
+                    // From here on an end is meant.
+                    IntentVerb::Stop | IntentVerb::KillFrozen => cell.up_this_boot = false,
+                    IntentVerb::Suspend => cell.last_suspend = Some(intent.op),
+                    IntentVerb::Pause | IntentVerb::Repair | IntentVerb::Remove => {}
+                }
+            }
+            Record::Report(report) => {
+                let cell = self.cells.entry(report.cell).or_default();
+                if let Some(up) = report.up {
+                    cell.up_this_boot = up;
+                }
+            }
+            Record::Contact(contact) => self.contact = Some(contact),
+            Record::Slot(cell, slot) => self.cells.entry(cell).or_default().slot = Some(slot),
+            Record::Snapshot(memory) => *self = *memory,
+        }
+    }
+
+    /// The smallest slot that no cell of this node holds.
+    pub fn free_slot(&self) -> Slot {
+        let taken: std::collections::BTreeSet<Slot> =
+            self.cells.values().filter_map(|cell| cell.slot).collect();
+        (0..).map(Slot).find(|slot| !taken.contains(slot)).expect("fewer cells than numbers")
+    }
+
+    /// A new boot: nothing that was up before is.
+    pub fn rebooted(&mut self) {
+        for cell in self.cells.values_mut() {
+            cell.up_this_boot = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_shared::ids::{JoinCounter, SessionNonce};
+
+    fn cell(seed: u8) -> CellId {
+        CellId::from_random([seed; 16])
+    }
+
+    #[test]
+    fn records_survive_the_journal() {
+        let mark = SessionMark { counter: JoinCounter(3), nonce: SessionNonce::from_random([1; 16]) };
+        let mut memory = Memory::default();
+        let records = [
+            Record::Session(mark, true),
+            Record::Intent(Intent { cell: cell(1), op: 7, verb: IntentVerb::Create }),
+            Record::Report(Report { cell: cell(1), op: 8, ok: true, up: Some(true) }),
+            Record::Desired(DesiredState { revision: 4, domain: "d".into(), assignments: vec![] }),
+        ];
+        for record in records {
+            let (kind, version, payload) = record.encode().unwrap();
+            let read = Record::decode(kind, version, &payload).unwrap();
+            assert_eq!(read, record);
+            memory.apply(read);
+        }
+        let (kind, version, payload) = Record::Snapshot(Box::new(memory.clone())).encode().unwrap();
+        let mut other = Memory::default();
+        other.apply(Record::decode(kind, version, &payload).unwrap());
+        assert_eq!(other, memory);
+        assert_eq!(memory.cells[&cell(1)].creates, [7]);
+        assert!(memory.cells[&cell(1)].up_this_boot);
+    }
+
+    #[test]
+    fn an_unknown_kind_is_an_error_and_not_skipped() {
+        assert!(matches!(Record::decode(99, 1, &[]), Err(RecordError::Unknown { .. })));
+        assert!(matches!(Record::decode(4, 1, &[1]), Err(RecordError::Payload { .. })));
+    }
+}
