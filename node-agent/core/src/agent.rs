@@ -4,6 +4,7 @@
 //! first served; the others see their place in the queue), and remembers the answers of the last commands, so that a
 //! command repeated after a lost answer is answered again and not done again.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use berth_shared::cell::{CellStatus, WakeCause};
@@ -26,7 +27,12 @@ pub const COMMANDS_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The coordinator says what shall run here.
-    Desired(DesiredState),
+    Desired {
+        /// What.
+        desired: DesiredState,
+        /// What the journal holds of these cells.
+        remembered: BTreeMap<CellId, Remembered>,
+    },
     /// The coordinator wants something done once.
     Command(Command),
     /// The ingress holds requests for a cell.
@@ -124,7 +130,9 @@ impl Agent {
     pub fn step(&mut self, now: Now, event: Event, random: &mut dyn FnMut() -> u64) -> Vec<Effect> {
         let mut out = Vec::new();
         match event {
-            Event::Desired(desired) => self.desired(now, desired, random, &mut out),
+            Event::Desired { desired, remembered } => {
+                self.desired(now, desired, &remembered, random, &mut out);
+            }
             Event::Command(command) => self.command(now, &command, random, &mut out),
             Event::DoorWake { cell, cause } => {
                 self.give(now, cell, cell::Event::Wake { cause, waiter: None }, random, &mut out);
@@ -155,6 +163,7 @@ impl Agent {
         &mut self,
         now: Now,
         desired: DesiredState,
+        remembered: &BTreeMap<CellId, Remembered>,
         random: &mut dyn FnMut() -> u64,
         out: &mut Vec<Effect>,
     ) {
@@ -165,14 +174,17 @@ impl Agent {
         for cell in retired {
             self.give(now, cell, cell::Event::Retired, random, out);
         }
+        let unknown = Remembered::default();
         for (id, assignment) in wanted {
-            if self.cells.contains_key(&id) {
-                self.give(now, id, cell::Event::Assigned(assignment), random, out);
-            } else {
-                self.cells.insert(id, Cell::new(now, assignment, &Remembered::default()));
-                out.push(Effect::Changed(id));
-                self.give(now, id, cell::Event::Tick, random, out);
-            }
+            let event = match self.cells.entry(id) {
+                Entry::Occupied(_) => cell::Event::Assigned(assignment),
+                Entry::Vacant(place) => {
+                    place.insert(Cell::new(now, assignment, remembered.get(&id).unwrap_or(&unknown)));
+                    out.push(Effect::Changed(id));
+                    cell::Event::Tick
+                }
+            };
+            self.give(now, id, event, random, out);
         }
     }
 

@@ -19,10 +19,10 @@
 //! - After every thaw, and whenever a container is found running, *resume* is called before requests go in.
 //! - Any number of wakes cause one start; each waiter is answered exactly once (invariant 4).
 
+mod rest;
 mod seen;
 mod start;
 mod status;
-mod rest;
 
 #[cfg(test)]
 mod tests;
@@ -196,7 +196,10 @@ pub enum Outcome {
     /// A look ended.
     Looked(Seen),
     /// A container that fits is there.
-    Created,
+    Created {
+        /// The number of the create that made it: this one's, or an earlier one's.
+        by: u64,
+    },
     /// It runs; it is not ready yet.
     Started {
         /// Where it will answer.
@@ -368,7 +371,9 @@ enum StartStep {
 enum RestStep {
     Fencing,
     Suspending,
-    Pausing { lease_until: BootMs },
+    Pausing {
+        lease_until: BootMs,
+    },
     Stopping,
     /// Turned round after the workload may have been suspended: *resume* before anything else.
     Reviving,
@@ -383,18 +388,26 @@ enum ThawStep {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Unknown { look_at: BootMs },
+    Unknown {
+        look_at: BootMs,
+    },
     Stopped,
     Queued,
     Starting(StartStep),
     Running,
-    Resting { rest: Rest, step: RestStep },
+    Resting {
+        rest: Rest,
+        step: RestStep,
+    },
     Frozen,
     Thawing(ThawStep),
     Killing,
     Repairing,
     /// A start failed. `again`: somebody waits or it is wanted up, so it is tried again by itself.
-    Cooling { until: BootMs, again: bool },
+    Cooling {
+        until: BootMs,
+        again: bool,
+    },
     Failed,
     Removing,
     Gone,

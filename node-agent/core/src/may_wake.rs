@@ -226,6 +226,11 @@ mod tests {
         may_wake(&facts)
     }
 
+    /// A text that lives as long as the facts of a test do.
+    fn kept(text: &str) -> &'static str {
+        Box::leak(text.to_owned().into_boxed_str())
+    }
+
     fn cause(verdict: Verdict) -> Result<WakeCause, StaticAnswer> {
         match verdict {
             Verdict::Known(known) => Ok(known.cause),
@@ -256,7 +261,7 @@ mod tests {
             (token(1)[1..].to_owned(), false),
             (format!("{} ", token(1)), false),
         ] {
-            let verdict = cause(judge(|facts| facts.bearer = Some(&text)));
+            let verdict = cause(judge(|facts| facts.bearer = Some(kept(&text))));
             assert_eq!(
                 verdict,
                 if opens { Ok(WakeCause::Bearer) } else { Err(StaticAnswer::LogIn) },
@@ -340,7 +345,7 @@ mod tests {
         let token = token(1);
         let verdict = judge(|facts| {
             facts.source = foreign;
-            facts.bearer = Some(&token);
+            facts.bearer = Some(kept(&token));
         });
         assert_eq!(cause(verdict), Ok(WakeCause::Bearer));
     }
@@ -354,7 +359,7 @@ mod tests {
                 facts.bearer = bearer;
             }))
         };
-        assert_eq!(admin(Some(&token)), Err(StaticAnswer::NotOffered));
+        assert_eq!(admin(Some(kept(&token))), Err(StaticAnswer::NotOffered));
         assert_eq!(admin(None), Err(StaticAnswer::LogIn));
     }
 

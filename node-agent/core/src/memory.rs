@@ -8,7 +8,6 @@ use berth_shared::codec::{self, CodecError};
 use berth_shared::ids::{BootId, CellId, NodeId, NodeName};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
-use berth_shared::time::UnixMs;
 use berth_shared::wire::{DesiredState, PAYLOAD_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +21,7 @@ const DESIRED: (u16, u16) = (3, 1);
 const INTENT: (u16, u16) = (4, 1);
 const REPORT: (u16, u16) = (5, 1);
 const SNAPSHOT: (u16, u16) = (6, 1);
-const CONTACT: (u16, u16) = (7, 1);
+const BOOTED: (u16, u16) = (7, 1);
 const SLOT: (u16, u16) = (8, 1);
 
 /// How the node came to its coordinator.
@@ -102,6 +101,8 @@ pub struct Report {
     pub ok: bool,
     /// Is the container up after it? `None` where the operation does not tell.
     pub up: Option<bool>,
+    /// Of a create: the number of the create that made the container which is there now.
+    pub container: Option<u64>,
 }
 
 impl Report {
@@ -112,7 +113,7 @@ impl Report {
             Outcome::Started { .. } | Outcome::Unpaused => Some(true),
             Outcome::Ended { .. } | Outcome::Removed => Some(false),
             Outcome::Looked(_)
-            | Outcome::Created
+            | Outcome::Created { .. }
             | Outcome::Ready
             | Outcome::Fenced(_)
             | Outcome::Suspend(_)
@@ -121,7 +122,8 @@ impl Report {
             | Outcome::Repaired
             | Outcome::Failed(_) => None,
         };
-        Some(Self { cell, op: op.0, ok: !matches!(outcome, Outcome::Failed(_)), up })
+        let container = if let Outcome::Created { by } = outcome { Some(*by) } else { None };
+        Some(Self { cell, op: op.0, ok: !matches!(outcome, Outcome::Failed(_)), up, container })
     }
 }
 
@@ -130,8 +132,10 @@ impl Report {
 pub struct Remembered {
     /// Number of the newest operation: numbers go on from here.
     pub last_op: u64,
-    /// Numbers of the operations that were to create its container. The container carries its number as a label;
-    /// another number is another's container. Bounded by [`CREATES_MAX`]: the newest ones.
+    /// Number of the create that made its container, once that was reported.
+    pub container: Option<u64>,
+    /// Numbers of the creates since then whose end was not reported: any of them may have made a new container. The
+    /// newest [`CREATES_MAX`].
     pub creates: Vec<u64>,
     /// Was it up, on this boot, as far as was written?
     pub up_this_boot: bool,
@@ -143,13 +147,18 @@ pub struct Remembered {
     pub slot: Option<Slot>,
 }
 
-/// How many creations of one cell are remembered.
+/// How many unreported creates of one cell are remembered.
 pub const CREATES_MAX: usize = 8;
 
 impl Remembered {
     /// Has nothing ever been done for it here?
     pub const fn is_new(&self) -> bool {
         !self.was_started
+    }
+
+    /// Numbers that a container of this cell may carry as its label; another number is another's container.
+    pub fn known_creates(&self) -> Vec<u64> {
+        self.container.iter().chain(&self.creates).copied().collect()
     }
 }
 
@@ -166,21 +175,12 @@ pub enum Record {
     Intent(Intent),
     /// An operation ended.
     Report(Report),
-    /// The coordinator was heard: the autonomy lease counts from here.
-    Contact(Contact),
+    /// The agent runs on this boot of the machine.
+    Booted(BootId),
     /// A cell was given its slot: its uid and its subnet for as long as it lives here.
     Slot(CellId, Slot),
     /// Everything so far: earlier records may be dropped.
     Snapshot(Box<Memory>),
-}
-
-/// When the coordinator was last heard, on a clock that can be carried over a reboot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Contact {
-    /// Wall-clock time.
-    pub wall: UnixMs,
-    /// The boot in which it was heard.
-    pub boot: BootId,
 }
 
 /// Why a record cannot be read.
@@ -216,7 +216,7 @@ impl Record {
             Self::Desired(body) => (DESIRED, codec::encode(body)?),
             Self::Intent(body) => (INTENT, codec::encode(body)?),
             Self::Report(body) => (REPORT, codec::encode(body)?),
-            Self::Contact(body) => (CONTACT, codec::encode(body)?),
+            Self::Booted(body) => (BOOTED, codec::encode(body)?),
             Self::Slot(cell, slot) => (SLOT, codec::encode(&(cell, slot))?),
             Self::Snapshot(body) => (SNAPSHOT, codec::encode(body)?),
         };
@@ -229,8 +229,11 @@ impl Record {
             (kind, version): (u16, u16),
             payload: &[u8],
         ) -> Result<T, RecordError> {
-            codec::decode(payload, PAYLOAD_BYTES_MAX)
-                .map_err(|source| RecordError::Payload { kind, version, source })
+            codec::decode(payload, PAYLOAD_BYTES_MAX).map_err(|source| RecordError::Payload {
+                kind,
+                version,
+                source,
+            })
         }
         let key = (kind, version);
         Ok(match key {
@@ -242,7 +245,7 @@ impl Record {
             DESIRED => Self::Desired(read(key, payload)?),
             INTENT => Self::Intent(read(key, payload)?),
             REPORT => Self::Report(read(key, payload)?),
-            CONTACT => Self::Contact(read(key, payload)?),
+            BOOTED => Self::Booted(read(key, payload)?),
             SLOT => {
                 let (cell, slot) = read(key, payload)?;
                 Self::Slot(cell, slot)
@@ -262,8 +265,8 @@ pub struct Memory {
     pub session: Option<(SessionMark, bool)>,
     /// What it shall run.
     pub desired: Option<DesiredState>,
-    /// When the coordinator was last heard.
-    pub contact: Option<Contact>,
+    /// The boot of the machine that the cells' `up_this_boot` is about.
+    pub boot: Option<BootId>,
     /// What is known of each cell, also of cells that were given away.
     pub cells: BTreeMap<CellId, Remembered>,
 }
@@ -306,8 +309,20 @@ impl Memory {
                 if let Some(up) = report.up {
                     cell.up_this_boot = up;
                 }
+                if report.container.is_some() {
+                    cell.container = report.container;
+                    cell.creates.clear();
+                }
             }
-            Record::Contact(contact) => self.contact = Some(contact),
+            Record::Booted(boot) => {
+                if self.boot != Some(boot) {
+                    // Nothing that was up on another boot is up now.
+                    for cell in self.cells.values_mut() {
+                        cell.up_this_boot = false;
+                    }
+                }
+                self.boot = Some(boot);
+            }
             Record::Slot(cell, slot) => self.cells.entry(cell).or_default().slot = Some(slot),
             Record::Snapshot(memory) => *self = *memory,
         }
@@ -318,13 +333,6 @@ impl Memory {
         let taken: std::collections::BTreeSet<Slot> =
             self.cells.values().filter_map(|cell| cell.slot).collect();
         (0..).map(Slot).find(|slot| !taken.contains(slot)).expect("fewer cells than numbers")
-    }
-
-    /// A new boot: nothing that was up before is.
-    pub fn rebooted(&mut self) {
-        for cell in self.cells.values_mut() {
-            cell.up_this_boot = false;
-        }
     }
 }
 
@@ -344,7 +352,7 @@ mod tests {
         let records = [
             Record::Session(mark, true),
             Record::Intent(Intent { cell: cell(1), op: 7, verb: IntentVerb::Create }),
-            Record::Report(Report { cell: cell(1), op: 8, ok: true, up: Some(true) }),
+            Record::Report(Report { cell: cell(1), op: 8, ok: true, up: Some(true), container: None }),
             Record::Desired(DesiredState { revision: 4, domain: "d".into(), assignments: vec![] }),
         ];
         for record in records {
@@ -357,8 +365,44 @@ mod tests {
         let mut other = Memory::default();
         other.apply(Record::decode(kind, version, &payload).unwrap());
         assert_eq!(other, memory);
-        assert_eq!(memory.cells[&cell(1)].creates, [7]);
+        assert_eq!(memory.cells[&cell(1)].known_creates(), [7]);
         assert!(memory.cells[&cell(1)].up_this_boot);
+    }
+
+    #[test]
+    fn the_number_of_the_container_that_is_there_outlives_any_number_of_creates() {
+        let mut memory = Memory::default();
+        let create = |op| Record::Intent(Intent { cell: cell(1), op, verb: IntentVerb::Create });
+        let report = |op, by| Report { cell: cell(1), op, ok: true, up: None, container: Some(by) };
+        memory.apply(create(3));
+        memory.apply(Record::Report(report(3, 3)));
+        for op in 4..40 {
+            memory.apply(create(op));
+            memory.apply(Record::Report(report(op, 3)));
+        }
+        for op in 40..80 {
+            memory.apply(create(op));
+        }
+        let known = memory.cells[&cell(1)].known_creates();
+        assert!(known.contains(&3) && known.contains(&79));
+        assert_eq!(known.len(), 1 + CREATES_MAX);
+    }
+
+    #[test]
+    fn nothing_is_up_after_a_reboot() {
+        let mut memory = Memory::default();
+        memory.apply(Record::Booted(BootId::from_random([1; 16])));
+        memory.apply(Record::Report(Report {
+            cell: cell(1),
+            op: 8,
+            ok: true,
+            up: Some(true),
+            container: None,
+        }));
+        memory.apply(Record::Booted(BootId::from_random([1; 16])));
+        assert!(memory.cells[&cell(1)].up_this_boot);
+        memory.apply(Record::Booted(BootId::from_random([2; 16])));
+        assert!(!memory.cells[&cell(1)].up_this_boot);
     }
 
     #[test]

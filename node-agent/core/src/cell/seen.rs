@@ -76,7 +76,10 @@ impl Cell {
     pub(super) fn noticed(&mut self, now: Now, seen: Seen, random: u64, out: &mut Vec<Effect>) {
         let expected = match (&self.phase, &seen) {
             // While an operation is under way, its own result tells; only a death cuts it short.
-            (Phase::Starting(super::StartStep::GettingReady) | Phase::Thawing(_), Seen::Exited { code, .. }) => {
+            (
+                Phase::Starting(super::StartStep::GettingReady) | Phase::Thawing(_),
+                Seen::Exited { code, .. },
+            ) => {
                 let code = *code;
                 return self.died(now, code, random, out);
             }
@@ -103,7 +106,9 @@ impl Cell {
                 let code = *code;
                 return self.died(now, code, random, out);
             }
-            (Phase::Running | Phase::Frozen | Phase::Stopped | Phase::Cooling { .. } | Phase::Failed, _) => false,
+            (Phase::Running | Phase::Frozen | Phase::Stopped | Phase::Cooling { .. } | Phase::Failed, _) => {
+                false
+            }
         };
         if expected {
             return;

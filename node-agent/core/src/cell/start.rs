@@ -40,7 +40,7 @@ impl Cell {
         out: &mut Vec<Effect>,
     ) {
         match (step, outcome) {
-            (StartStep::Creating, Outcome::Created) => {
+            (StartStep::Creating, Outcome::Created { .. }) => {
                 self.container_fits = Some(true);
                 if self.retired {
                     return self.stopped(now, out);
@@ -175,8 +175,8 @@ impl Cell {
             Outcome::Repaired => self.queue(out),
             _ => {
                 let problem = self.problem.clone();
-                let problem =
-                    problem.unwrap_or_else(|| Problem::new(Code::CellConfig, "its configuration is unusable"));
+                let problem = problem
+                    .unwrap_or_else(|| Problem::new(Code::CellConfig, "its configuration is unusable"));
                 self.give_up(problem, out);
             }
         }
@@ -201,14 +201,18 @@ impl Cell {
         };
         let until = now.boot.after(wait);
         let was_running = self.was_up && self.wanted.is_none();
+        let goes_on = was_running
+            || self.wanted == Some(WakeCause::Recovery)
+            || self.spec.rest.rest == IdleRest::AlwaysOn;
         let awaited = self.wanted.is_some() || self.door_waits || !self.up_waiters.is_empty();
-        let goes_on = self.spec.rest.rest == IdleRest::AlwaysOn || was_running;
-        if was_running {
+        if self.start_tries >= START_TRIES_MAX {
+            self.refuse_all(&problem, wait, out);
+        }
+        if goes_on {
             self.want(now, WakeCause::Recovery);
         }
-        if awaited && self.start_tries >= START_TRIES_MAX && !goes_on {
+        if self.start_tries >= START_TRIES_MAX && !goes_on {
             self.start_tries = 0;
-            self.refuse_all(&problem, wait, out);
             self.phase = Phase::Cooling { until, again: false };
         } else {
             self.phase = Phase::Cooling { until, again: awaited || goes_on };

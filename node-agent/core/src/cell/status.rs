@@ -10,9 +10,11 @@ impl Cell {
     pub const fn state(&self) -> CellState {
         match self.phase {
             Phase::Unknown { .. } => CellState::Unknown,
-            Phase::Stopped | Phase::Killing | Phase::Removing | Phase::Gone | Phase::Cooling { again: false, .. } => {
-                CellState::Stopped
-            }
+            Phase::Stopped
+            | Phase::Killing
+            | Phase::Removing
+            | Phase::Gone
+            | Phase::Cooling { again: false, .. } => CellState::Stopped,
             Phase::Queued | Phase::Starting(_) | Phase::Repairing | Phase::Cooling { again: true, .. } => {
                 CellState::Starting
             }

@@ -114,13 +114,15 @@ impl Scene {
     fn refusals(&self) -> Vec<Code> {
         self.out
             .iter()
-            .filter_map(|effect| if let Effect::Refuse { problem, .. } = effect { Some(problem.code) } else { None })
+            .filter_map(
+                |effect| if let Effect::Refuse { problem, .. } = effect { Some(problem.code) } else { None },
+            )
             .collect()
     }
 
     fn started(&mut self) -> &mut Self {
         self.event(Event::Granted);
-        self.done(Outcome::Created);
+        self.done(Outcome::Created { by: 1 });
         self.done(Outcome::Started { address: address() })
     }
 
@@ -155,7 +157,7 @@ fn a_new_cell_is_created_and_started_at_once() {
     assert_eq!(scene.cell.route(), RouteState::Down, "not before it is ready");
     scene.done(Outcome::Ready);
     assert_eq!(scene.routes(), [RouteState::Up(address())]);
-    assert_eq!(scene.cell.status(scene.now).last_wake.is_none(), true, "its cause is not a wake by anybody");
+    assert!(scene.cell.status(scene.now).last_wake.is_none(), "its cause is not a wake by anybody");
 }
 
 #[test]
@@ -201,7 +203,7 @@ fn a_late_report_of_an_abandoned_operation_is_ignored() {
     let mut scene = Scene::stopped();
     scene.wake();
     scene.event(Event::Granted);
-    scene.done(Outcome::Created);
+    scene.done(Outcome::Created { by: 1 });
     let abandoned = scene.cell.operation.unwrap().id;
     scene.later(Verb::Start.limit());
     assert_eq!(scene.verb(), Some(Verb::Look), "a start that takes too long is looked at");
@@ -215,7 +217,7 @@ fn a_start_that_failed_but_runs_is_taken_as_it_is() {
     let mut scene = Scene::stopped();
     scene.wake();
     scene.event(Event::Granted);
-    scene.done(Outcome::Created);
+    scene.done(Outcome::Created { by: 1 });
     scene.done(failed(Code::DockerFailed));
     scene.done(Outcome::Looked(Seen::Running { address: address(), fits: true }));
     scene.done(Outcome::Resumed);
@@ -366,7 +368,10 @@ fn a_busy_workload_stays_awake_and_is_asked_ever_more_rarely() {
         waits.push(due.since(scene.now.boot).0);
         scene.later(due.since(scene.now.boot));
         scene.done(Outcome::Fenced(idle(0)));
-        scene.done(Outcome::Suspend(SuspendAnswer::Busy { blockers: "embedded-run".into(), retry_after: None }));
+        scene.done(Outcome::Suspend(SuspendAnswer::Busy {
+            blockers: "embedded-run".into(),
+            retry_after: None,
+        }));
         assert_eq!(scene.cell.state(), CellState::Running);
         assert!(scene.routes().contains(&RouteState::Up(address())));
     }
@@ -375,10 +380,9 @@ fn a_busy_workload_stays_awake_and_is_asked_ever_more_rarely() {
 
 #[test]
 fn an_unclear_answer_means_awake_and_resume_is_called_in_case_it_was_suspended() {
-    for answer in [
-        Outcome::Suspend(SuspendAnswer::Unclear { detail: "html".into() }),
-        failed(Code::DockerFailed),
-    ] {
+    for answer in
+        [Outcome::Suspend(SuspendAnswer::Unclear { detail: "html".into() }), failed(Code::DockerFailed)]
+    {
         let mut scene = Scene::running(IdleRest::Stop);
         scene.idle_until_fenced();
         scene.done(answer);
@@ -540,7 +544,7 @@ fn a_retired_cell_is_stopped_and_removed_from_every_rest() {
     starting.wake();
     starting.event(Event::Granted);
     starting.event(Event::Retired);
-    starting.done(Outcome::Created);
+    starting.done(Outcome::Created { by: 1 });
     assert_eq!(starting.verb(), Some(Verb::Remove));
 }
 

@@ -216,7 +216,8 @@ pub fn request_id(cell: CellId, op: OpId) -> String {
 
 /// Body of *prepare*.
 pub fn prepare_body(cell: CellId, op: OpId) -> String {
-    json!({ "method": "gateway.suspend.prepare", "params": { "requestId": request_id(cell, op) } }).to_string()
+    json!({ "method": "gateway.suspend.prepare", "params": { "requestId": request_id(cell, op) } })
+        .to_string()
 }
 
 /// Body of *resume*.

@@ -101,7 +101,10 @@ fn prepare_answers_are_believed_only_in_their_exact_shape() {
         r#"{"ok":false,"error":{"code":"INVALID_REQUEST","message":"not supported"}}"#.into(),
         r#"{"ok":true}"#.into(),
     ] {
-        assert!(matches!(judge_prepare(200, unclear.as_bytes(), wall).0, SuspendAnswer::Unclear { .. }), "{unclear}");
+        assert!(
+            matches!(judge_prepare(200, unclear.as_bytes(), wall).0, SuspendAnswer::Unclear { .. }),
+            "{unclear}"
+        );
     }
 }
 
