@@ -1,0 +1,228 @@
+//! What was last heard of nodes and cells. Observations: kept in memory, asked for again, never journaled.
+//!
+//! A node says who opened which session, and only the newest session of a node is listened to. A cell's status is
+//! kept only when it is of the assignment that is in force: what an older generation says, or a node that the cell
+//! does not live on, is counted and forgotten.
+
+use std::collections::BTreeMap;
+
+use berth_shared::cell::CellStatus;
+use berth_shared::ids::{CellId, NodeId};
+use berth_shared::time::UnixMs;
+use berth_shared::wire::{Hello, NodeFacts, NodeLoad};
+
+use crate::fleet::{Fleet, User};
+
+/// Tells one connection from every other since the coordinator's start: whoever accepts them numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Connection(pub u64);
+
+/// What was last heard of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its open connection.
+    pub connection: Option<Connection>,
+    /// When it was last heard.
+    pub heard_at: UnixMs,
+    /// Its clock minus ours, in milliseconds, as of the last hello.
+    pub clock_offset_ms: i64,
+    /// What it was made of at the last hello.
+    pub facts: NodeFacts,
+    /// How it fares.
+    pub load: Option<NodeLoad>,
+    /// The revision of the desired state that it holds durably.
+    pub holds_revision: u64,
+    cells: BTreeMap<CellId, CellStatus>,
+}
+
+/// What was last heard of everybody.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Liveness {
+    nodes: BTreeMap<NodeId, Seen>,
+}
+
+/// What became of the statuses in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Heard {
+    /// Of the assignment in force: kept.
+    pub kept: usize,
+    /// Of an older generation, of another node's cell, or of an older connection: forgotten.
+    pub stale: usize,
+}
+
+impl Liveness {
+    /// A session is open on this connection. From now on no older connection of the node is listened to. Gives the
+    /// one that it replaces, which has to be closed.
+    pub fn opened(&mut self, now: UnixMs, connection: Connection, hello: &Hello) -> Option<Connection> {
+        let clock_offset_ms = offset(hello.wall, now);
+        let before = self.nodes.remove(&hello.node);
+        let replaced = before.as_ref().and_then(|seen| seen.connection);
+        let seen = Seen {
+            connection: Some(connection),
+            heard_at: now,
+            clock_offset_ms,
+            facts: hello.facts.clone(),
+            load: before.as_ref().and_then(|seen| seen.load),
+            holds_revision: before.as_ref().map_or(0, |seen| seen.holds_revision),
+            // What was heard before stays until the node has said anew what it sees.
+            cells: before.map(|seen| seen.cells).unwrap_or_default(),
+        };
+        self.nodes.insert(hello.node, seen);
+        replaced
+    }
+
+    /// A connection has ended. False when a newer one had replaced it.
+    pub fn closed(&mut self, node: NodeId, connection: Connection) -> bool {
+        match self.current(node, connection) {
+            Some(seen) => {
+                seen.connection = None;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Everything that the node sees: what it does not name is not there.
+    pub fn observed(
+        &mut self,
+        now: UnixMs,
+        fleet: &Fleet,
+        node: NodeId,
+        connection: Connection,
+        cells: Vec<CellStatus>,
+    ) -> Heard {
+        match self.current(node, connection) {
+            Some(seen) => {
+                seen.heard_at = now;
+                seen.cells.clear();
+                seen.keep(fleet, node, cells)
+            }
+            None => Heard { kept: 0, stale: cells.len() },
+        }
+    }
+
+    /// Load, and the cells that changed.
+    pub fn heartbeat(
+        &mut self,
+        now: UnixMs,
+        fleet: &Fleet,
+        node: NodeId,
+        connection: Connection,
+        beat: Heartbeat,
+    ) -> Heard {
+        match self.current(node, connection) {
+            Some(seen) => {
+                seen.heard_at = now;
+                seen.load = Some(beat.load);
+                seen.holds_revision = beat.holds_revision;
+                seen.keep(fleet, node, beat.cells)
+            }
+            None => Heard { kept: 0, stale: beat.cells.len() },
+        }
+    }
+
+    /// The end of a command told where a cell is now.
+    pub fn status(
+        &mut self,
+        now: UnixMs,
+        fleet: &Fleet,
+        node: NodeId,
+        connection: Connection,
+        status: CellStatus,
+    ) -> Heard {
+        match self.current(node, connection) {
+            Some(seen) => {
+                seen.heard_at = now;
+                seen.keep(fleet, node, vec![status])
+            }
+            None => Heard { kept: 0, stale: 1 },
+        }
+    }
+
+    /// Forgets nodes that are not in the fleet any more. Gives the connections that have to be closed.
+    pub fn forget_gone(&mut self, fleet: &Fleet) -> Vec<(NodeId, Connection)> {
+        let mut open = vec![];
+        self.nodes.retain(|id, seen| {
+            let stays = fleet.node(*id).is_some();
+            if !stays {
+                open.extend(seen.connection.map(|connection| (*id, connection)));
+            }
+            stays
+        });
+        open
+    }
+
+    /// What was last heard of a node; `None` when nothing was, since the coordinator's start.
+    pub fn node(&self, node: NodeId) -> Option<&Seen> {
+        self.nodes.get(&node)
+    }
+
+    /// Is a session of the node open?
+    pub fn is_connected(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|seen| seen.connection.is_some())
+    }
+
+    /// The nodes with an open session, and what they said of themselves last: what placement may choose from.
+    pub fn connected(&self) -> BTreeMap<NodeId, NodeFacts> {
+        self.nodes
+            .iter()
+            .filter(|(_, seen)| seen.connection.is_some())
+            .map(|(id, seen)| (*id, seen.facts.clone()))
+            .collect()
+    }
+
+    /// What was last heard of a user's cell, if it is of the assignment in force.
+    pub fn cell(&self, user: &User) -> Option<&CellStatus> {
+        let home = user.home.as_ref()?;
+        let status = self.nodes.get(&home.node)?.cells.get(&user.cell)?;
+        (status.generation == home.generation).then_some(status)
+    }
+
+    fn current(&mut self, node: NodeId, connection: Connection) -> Option<&mut Seen> {
+        self.nodes.get_mut(&node).filter(|seen| seen.connection == Some(connection))
+    }
+}
+
+/// What a heartbeat says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// How the node fares.
+    pub load: NodeLoad,
+    /// Changed cells.
+    pub cells: Vec<CellStatus>,
+    /// The revision of the desired state that it holds durably.
+    pub holds_revision: u64,
+}
+
+impl Seen {
+    fn keep(&mut self, fleet: &Fleet, node: NodeId, cells: Vec<CellStatus>) -> Heard {
+        let mut heard = Heard::default();
+        for status in cells {
+            let in_force = fleet
+                .user_of_cell(status.cell)
+                .and_then(|user| user.home.as_ref())
+                .is_some_and(|home| home.node == node && home.generation == status.generation);
+            if in_force {
+                heard.kept += 1;
+                self.cells.insert(status.cell, status);
+            } else {
+                heard.stale += 1;
+            }
+        }
+        // Cells that moved away or were removed: the fleet bounds how many are kept.
+        self.cells.retain(|cell, _| {
+            let home = fleet.user_of_cell(*cell).and_then(|user| user.home.as_ref());
+            home.is_some_and(|home| home.node == node)
+        });
+        heard
+    }
+}
+
+fn offset(theirs: UnixMs, ours: UnixMs) -> i64 {
+    let difference = i128::from(theirs.0) - i128::from(ours.0);
+    let bounded = difference.clamp(i128::from(i64::MIN), i128::from(i64::MAX));
+    i64::try_from(bounded).expect("clamped to the range of i64 in the line above")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Late words of old generations and old connections, and what stays when a node goes silent.
+
+use berth_shared::cell::{CellSize, CellState, RestPolicy, Workload};
+use berth_shared::credential::SecretHash;
+use berth_shared::ids::{BootId, Generation, JoinCounter, SessionNonce, Slug, TokenId, UserId};
+use berth_shared::signing::PublicKey;
+use berth_shared::units::Bytes;
+
+use super::*;
+use crate::actor::Actor;
+use crate::event::{Event, Fact};
+use crate::fleet::FIRST_EPOCH;
+
+const NOW: UnixMs = UnixMs(10_000);
+
+fn node(number: u8) -> NodeId {
+    NodeId::from_random([number; 16])
+}
+
+fn cell() -> CellId {
+    CellId::from_random([1; 16])
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts {
+        agent_version: "1".into(),
+        kernel: "6".into(),
+        engine_version: "20".into(),
+        memory: Bytes::gib(8),
+        cpus: 2,
+        disk: Bytes::gib(80),
+        swap: Bytes::ZERO,
+        cgroup_version: 2,
+        quota_backend: String::new(),
+    }
+}
+
+fn apply(fleet: &mut Fleet, fact: Fact) {
+    fleet.apply(&Event { at: NOW, actor: Actor::System, fact }).unwrap();
+}
+
+fn assign(fleet: &mut Fleet, to: u8, number: u64) {
+    let generation = Generation { epoch: 1, number };
+    let user = UserId::from_random([1; 16]);
+    apply(fleet, Fact::Assigned { user, node: node(to), generation, reasons: vec![] });
+}
+
+fn fleet() -> Fleet {
+    let mut fleet = Fleet::new(FIRST_EPOCH);
+    for number in [1, 2] {
+        let name: berth_shared::ids::NodeName = format!("n{number}").parse().unwrap();
+        let token = TokenId::from_random([number; 16]);
+        let hash = SecretHash::of("x");
+        apply(&mut fleet, Fact::TokenCreated { token, node: name.clone(), hash, expires_at: NOW });
+        let key = PublicKey::from_bytes([number; 32]);
+        apply(&mut fleet, Fact::NodeJoined { node: node(number), name, key, facts: facts() });
+    }
+    apply(
+        &mut fleet,
+        Fact::UserCreated {
+            user: UserId::from_random([1; 16]),
+            cell: cell(),
+            slug: "anna".parse().unwrap(),
+            workload: Workload::Http,
+            image: "berth/test:1".parse().unwrap(),
+            size: CellSize::default(),
+            rest: RestPolicy::default(),
+        },
+    );
+    assign(&mut fleet, 1, 1);
+    fleet
+}
+
+fn anna(fleet: &Fleet) -> &User {
+    fleet.user(&"anna".parse::<Slug>().unwrap()).unwrap()
+}
+
+fn status(number: u64, state: CellState) -> CellStatus {
+    CellStatus {
+        cell: cell(),
+        slug: "anna".parse().unwrap(),
+        generation: Generation { epoch: 1, number },
+        state,
+        since: NOW,
+        last_wake: None,
+        last_refusal: None,
+        sleeps_at: None,
+        problem: None,
+        starts: 0,
+    }
+}
+
+fn hello(number: u8, wall: UnixMs) -> Hello {
+    Hello {
+        version_min: 1,
+        version_max: 1,
+        node: node(number),
+        counter: JoinCounter(1),
+        nonce: SessionNonce::from_random([1; 16]),
+        boot: BootId::from_random([1; 16]),
+        wall,
+        facts: facts(),
+    }
+}
+
+fn beat(cells: Vec<CellStatus>) -> Heartbeat {
+    Heartbeat { load: NodeLoad::default(), cells, holds_revision: 4 }
+}
+
+#[test]
+fn a_status_of_an_older_generation_or_another_node_is_forgotten() {
+    let mut fleet = fleet();
+    let mut live = Liveness::default();
+    let (first, second) = (Connection(1), Connection(2));
+    live.opened(NOW, first, &hello(1, NOW));
+    live.opened(NOW, second, &hello(2, NOW));
+    let running = status(1, CellState::Running);
+    assert_eq!(live.observed(NOW, &fleet, node(1), first, vec![running.clone()]).kept, 1);
+    assert_eq!(live.cell(anna(&fleet)).unwrap().state, CellState::Running);
+    let foreign = live.heartbeat(NOW, &fleet, node(2), second, beat(vec![status(1, CellState::Failed)]));
+    assert_eq!(foreign, Heard { kept: 0, stale: 1 });
+    assign(&mut fleet, 2, 2);
+    assert_eq!(live.cell(anna(&fleet)), None, "the old node's word does not count any more");
+    assert_eq!(live.heartbeat(NOW, &fleet, node(1), first, beat(vec![running])).stale, 1);
+    let starting = status(2, CellState::Starting);
+    assert_eq!(live.heartbeat(NOW, &fleet, node(2), second, beat(vec![starting])).kept, 1);
+    assert_eq!(live.cell(anna(&fleet)).unwrap().state, CellState::Starting);
+}
+
+#[test]
+fn a_newer_connection_replaces_the_older_at_once() {
+    let fleet = fleet();
+    let mut live = Liveness::default();
+    let (old, new) = (Connection(1), Connection(2));
+    assert_eq!(live.opened(NOW, old, &hello(1, NOW)), None);
+    assert_eq!(live.opened(NOW, new, &hello(1, NOW)), Some(old));
+    assert_eq!(live.observed(NOW, &fleet, node(1), old, vec![status(1, CellState::Running)]).stale, 1);
+    assert!(!live.closed(node(1), old), "the end of the old one does not end the new one");
+    assert!(live.is_connected(node(1)));
+    assert!(live.closed(node(1), new));
+    assert!(!live.is_connected(node(1)));
+    assert!(live.connected().is_empty());
+}
+
+#[test]
+fn what_was_heard_stays_while_a_node_is_silent_and_until_it_has_looked_again() {
+    let fleet = fleet();
+    let mut live = Liveness::default();
+    let (first, second) = (Connection(1), Connection(2));
+    live.opened(NOW, first, &hello(1, NOW));
+    live.observed(NOW, &fleet, node(1), first, vec![status(1, CellState::Running)]);
+    live.heartbeat(UnixMs(11_000), &fleet, node(1), first, beat(vec![]));
+    live.closed(node(1), first);
+    assert_eq!(live.cell(anna(&fleet)).unwrap().state, CellState::Running);
+    assert_eq!(live.node(node(1)).unwrap().heard_at, UnixMs(11_000));
+    assert_eq!(live.node(node(1)).unwrap().holds_revision, 4);
+    live.opened(UnixMs(12_000), second, &hello(1, UnixMs(9_500)));
+    assert!(live.cell(anna(&fleet)).is_some());
+    assert_eq!(live.node(node(1)).unwrap().clock_offset_ms, -2_500);
+    live.observed(UnixMs(12_000), &fleet, node(1), second, vec![]);
+    assert_eq!(live.cell(anna(&fleet)), None);
+}
+
+#[test]
+fn a_removed_node_is_forgotten_and_its_connection_named() {
+    let mut fleet = fleet();
+    let mut live = Liveness::default();
+    let second = Connection(2);
+    live.opened(NOW, Connection(1), &hello(1, NOW));
+    live.opened(NOW, second, &hello(2, NOW));
+    apply(&mut fleet, Fact::NodeRemoved { node: node(2) });
+    assert_eq!(live.forget_gone(&fleet), [(node(2), second)]);
+    assert_eq!(live.forget_gone(&fleet), []);
+    assert!(live.node(node(2)).is_none() && live.is_connected(node(1)));
+}

@@ -1,0 +1,256 @@
+//! The command line: verbs, their options, their help.
+
+use std::path::PathBuf;
+
+use berth_shared::ids::{NodeName, TokenId};
+use berth_shared::units::Bytes;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Span;
+
+/// The command line of a Berth installation: users, their cells, and the nodes that they live on.
+#[derive(Debug, Parser)]
+#[command(
+    name = "berth",
+    version,
+    about,
+    after_help = "Exit codes: 0 done; 1 refused; 64 wrong command line; 66 unreadable file; 69 coordinator not \
+                  reached; 75 not now, try again later; 76 not a coordinator; 77 no valid operator key; 130 not confirmed."
+)]
+pub struct Cli {
+    /// Where the coordinator's API listens.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "BERTH_API",
+        default_value = "http://127.0.0.1:7440"
+    )]
+    pub api: String,
+    /// The operator key itself; goes before a key file. Better kept in a file: others on this machine can see arguments.
+    #[arg(long, global = true, value_name = "KEY", env = "BERTH_KEY", hide_env_values = true)]
+    pub key: Option<String>,
+    /// A file that holds the operator key, readable by you alone.
+    #[arg(long, global = true, value_name = "PATH", env = "BERTH_KEY_FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Prints the API's JSON instead of tables; errors too.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Users: create, list, remove, let in.
+    #[command(subcommand)]
+    User(UserVerb),
+    /// Cells: what they do and why; wake them, put them to sleep.
+    #[command(subcommand)]
+    Cell(CellVerb),
+    /// Nodes: the machines that cells live on.
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Join tokens: what lets a new node in, once.
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Is the coordinator alive, and ready?
+    Health,
+}
+
+/// Options of `user create`.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The name: 1 to 40 of a-z, 0-9 and `-`. The user lives at SLUG.<domain>.
+    pub slug: String,
+    /// Which image; the coordinator's default where not given.
+    #[arg(long)]
+    pub image: Option<String>,
+    /// How the container is handled.
+    #[arg(long, value_enum)]
+    pub workload: Option<Workload>,
+    /// Memory limit, such as 2GiB.
+    #[arg(long)]
+    pub memory: Option<Bytes>,
+    /// CPU limit, such as 2 or 0.5.
+    #[arg(long, value_parser = milli_cpus)]
+    pub cpus: Option<u32>,
+    /// Disk quota, such as 5GiB.
+    #[arg(long)]
+    pub disk: Option<Bytes>,
+    /// What the cell does when nobody needs it.
+    #[arg(long, value_enum)]
+    pub rest: Option<Rest>,
+    /// After how long without use it rests, such as 5m.
+    #[arg(long, value_name = "SPAN")]
+    pub idle_after: Option<Span>,
+    /// Only on this node.
+    #[arg(long)]
+    pub node: Option<NodeName>,
+}
+
+/// How a container is handled.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Workload {
+    /// An OpenClaw gateway.
+    Openclaw,
+    /// Any program that answers HTTP on port 8080.
+    Http,
+}
+
+/// What an idle cell does.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Rest {
+    /// Stop the container.
+    Stop,
+    /// Pause it.
+    Freeze,
+    /// Stay up.
+    AlwaysOn,
+}
+
+/// About users.
+#[derive(Debug, Subcommand)]
+pub enum UserVerb {
+    /// Creates a user and gives its cell to the node with the most room.
+    Create(Box<Create>),
+    /// Lists the users.
+    Ls,
+    /// Shows one user.
+    Show {
+        /// Who.
+        slug: String,
+    },
+    /// Removes a user. Its cell is stopped and taken from its node.
+    Rm {
+        /// Who.
+        slug: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Makes a link that lets a browser in, once, within 15 minutes.
+    LoginLink {
+        /// Who.
+        slug: String,
+    },
+    /// Bearer tokens: what lets programs in.
+    #[command(subcommand)]
+    Bearer(BearerVerb),
+    /// Ends all browser sessions of a user.
+    Logout {
+        /// Who.
+        slug: String,
+    },
+}
+
+/// About bearer tokens.
+#[derive(Debug, Subcommand)]
+pub enum BearerVerb {
+    /// Makes a bearer token. It is shown once.
+    Create {
+        /// As whom it lets in.
+        slug: String,
+    },
+    /// Ends all bearer tokens of a user.
+    Revoke {
+        /// Whose.
+        slug: String,
+    },
+}
+
+/// About cells.
+#[derive(Debug, Subcommand)]
+pub enum CellVerb {
+    /// Lists the cells.
+    Ls,
+    /// Shows one cell.
+    Show {
+        /// Whose.
+        slug: String,
+    },
+    /// Wakes a cell and waits until it answers.
+    Wake {
+        /// Whose.
+        slug: String,
+    },
+    /// Puts a cell to sleep and waits until it does.
+    Sleep {
+        /// Whose.
+        slug: String,
+        /// Pauses it instead of stopping it.
+        #[arg(long)]
+        freeze: bool,
+    },
+    /// Stops a cell and starts it again. Ends a crash loop.
+    Restart {
+        /// Whose.
+        slug: String,
+    },
+    /// The newest lines of a cell's log.
+    Logs {
+        /// Whose.
+        slug: String,
+        /// How many at the most.
+        #[arg(long, short = 'n', default_value_t = 100)]
+        lines: u32,
+    },
+    /// Why a cell is as it is.
+    Why {
+        /// Whose.
+        slug: String,
+    },
+}
+
+/// About nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeVerb {
+    /// Lists the nodes.
+    Ls,
+    /// Shows one node.
+    Show {
+        /// Which.
+        name: String,
+    },
+    /// Removes a node that no user lives on. It is not let in any more.
+    Rm {
+        /// Which.
+        name: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// About join tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Makes a join token for a node of this name. It is shown once.
+    Create {
+        /// The name that the node will have.
+        node: String,
+        /// How long it can be used, such as 15m; a day at most.
+        #[arg(long, value_name = "SPAN")]
+        ttl: Option<Span>,
+    },
+    /// Lists the tokens, used and expired ones too.
+    Ls,
+    /// Ends a token.
+    Rm {
+        /// Which.
+        id: TokenId,
+    },
+}
+
+fn milli_cpus(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is not a number of CPUs such as 2 or 0.5");
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let whole: u32 = whole.parse().map_err(|_| wrong())?;
+    if part.is_empty() || part.len() > 3 || !part.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let part: u32 = format!("{part:0<3}").parse().map_err(|_| wrong())?;
+    whole.checked_mul(1000).and_then(|milli| milli.checked_add(part)).ok_or_else(wrong)
+}

@@ -1,0 +1,148 @@
+//! The command line: what it takes, what it refuses before anything is sent, and what it shows of real answers.
+
+use clap::{CommandFactory, Parser};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::args::Cli;
+use super::failure::Failure;
+use super::run::run;
+use crate::tests::world::World;
+
+fn cli(arguments: &[&str]) -> Cli {
+    Cli::try_parse_from([&["berth"], arguments].concat()).unwrap()
+}
+
+/// Runs a command line against a coordinator: what it prints, or its exit code and what it says.
+async fn berth(world: &World, line: &str) -> Result<String, (u8, String)> {
+    let api = format!("http://{}", world.coordinator.api);
+    let mut arguments: Vec<&str> = line.split(' ').collect();
+    arguments.extend(["--api", &api, "--key", &world.key]);
+    run(&cli(&arguments), false).await.map_err(|failure| (failure.exit(), failure.text(false)))
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn numbers_of_cpus_are_read_in_thousandths() {
+    let cpus = |text: &str| {
+        let parsed = Cli::try_parse_from(["berth", "user", "create", "a", "--cpus", text]);
+        parsed.ok().map(|cli| match cli.verb {
+            super::args::Verb::User(super::args::UserVerb::Create(create)) => create.cpus.unwrap(),
+            _ => unreachable!(),
+        })
+    };
+    assert_eq!(cpus("2"), Some(2000));
+    assert_eq!(cpus("0.5"), Some(500));
+    assert_eq!(cpus("1.025"), Some(1025));
+    for bad in ["", "x", "1.", ".5", "1.2345", "-1", "99999999"] {
+        assert_eq!(cpus(bad), None, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn users_and_tokens_are_shown_as_people_read_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let _node = world.node("n1", 1).await;
+    let created =
+        berth(&world, "user create anna --workload http --memory 1GiB --idle-after 5m").await.unwrap();
+    assert!(created.starts_with("user anna created on node n1: anna.localhost\n  n1: chosen"), "{created}");
+    let listed = berth(&world, "user ls").await.unwrap();
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(lines[0].starts_with("USER  HOST            NODE  GENERATION"), "{listed}");
+    assert!(lines[1].starts_with("anna  anna.localhost  n1    1.1"), "{listed}");
+    let shown = berth(&world, "user show anna").await.unwrap();
+    assert!(shown.contains("rest        stop after 5 min 0 s\n"), "{shown}");
+    let nodes = berth(&world, "node ls").await.unwrap();
+    assert!(nodes.contains("n1    connected  1      1 GiB / 8 GiB"), "{nodes}");
+    assert!(berth(&world, "node show n1").await.unwrap().contains("quota         loop-ext4"));
+    let cells = berth(&world, "cell ls").await.unwrap();
+    assert!(cells.contains("anna  n1    unknown"), "{cells}");
+    assert!(berth(&world, "cell why anna").await.unwrap().contains("nothing was heard of the cell yet"));
+    let bearer = berth(&world, "user bearer create anna").await.unwrap();
+    assert!(berth_shared::credential::is_bearer_shaped(bearer.trim()), "{bearer}");
+    assert_eq!(berth(&world, "user bearer revoke anna").await.unwrap(), "bearer tokens of anna revoked\n");
+    let link = berth(&world, "user login-link anna").await.unwrap();
+    assert!(link.starts_with("http://anna.localhost:8080/.berth/login?t="), "{link}");
+    assert_eq!(berth(&world, "user logout anna").await.unwrap(), "browser sessions of anna ended\n");
+    let token = berth(&world, "token create n2 --ttl 1h").await.unwrap();
+    assert!(token.lines().next().unwrap().parse::<berth_shared::credential::JoinToken>().is_ok(), "{token}");
+    assert!(berth(&world, "token ls").await.unwrap().contains("  n2    "));
+    assert_eq!(berth(&world, "user rm anna --yes").await.unwrap(), "user anna removed\n");
+    assert_eq!(berth(&world, "node rm n1 --yes").await.unwrap(), "node n1 removed\n");
+    assert_eq!(berth(&world, "health").await.unwrap(), "healthy, ready\n");
+    let json = berth(&world, "user ls --json").await.unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), serde_json::json!({ "items": [] }));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn refusals_say_what_why_and_what_to_do_with_an_exit_code_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::on(folder.path()).await;
+    let (exit, text) = berth(&world, "user show nobody").await.unwrap_err();
+    assert_eq!(exit, 1);
+    for part in [
+        "berth: There is no user of this name.",
+        "`nobody`",
+        "→ List the users",
+        "unknown_user, request req_",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // A name that a person typed stays one segment of the path.
+    for odd in ["../nodes", "a/b", "a?b", "%2e%2e"] {
+        let (exit, text) = berth(&world, &format!("user show {odd}")).await.unwrap_err();
+        assert!(exit == 1 && text.contains("unknown_user"), "{odd}: {text}");
+    }
+    assert_eq!(berth(&world, "user create anna").await.unwrap_err().0, 75, "no room is not for ever");
+    assert_eq!(berth(&world, "user rm nobody").await.unwrap_err().0, 64, "nobody can be asked in a test");
+    world.key = "berth_op_wrong".to_owned();
+    let (exit, text) = berth(&world, "user ls").await.unwrap_err();
+    assert!(exit == 77 && text.contains("BERTH_KEY"), "{text}");
+    assert_eq!(berth(&world, "health").await.unwrap(), "healthy, ready\n", "needs no key");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn whoever_is_not_a_coordinator_is_told_apart_from_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let api = format!("http://{}", listener.local_addr().unwrap());
+    let other = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 64];
+        let _read = stream.read(&mut request).await.unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
+    };
+    let asked = cli(&["user", "ls", "--api", &api, "--key", "k"]);
+    let (failed, ()) = tokio::join!(run(&asked, false), other);
+    assert_eq!(failed.unwrap_err().exit(), 76);
+    drop(listener);
+    assert_eq!(run(&asked, false).await.unwrap_err().exit(), 69);
+}
+
+#[tokio::test]
+async fn keys_never_leave_this_machine_in_the_clear() {
+    for api in
+        ["http://berth.example.org:7440", "http://10.0.0.1:7440", "https://127.0.0.1:7440", "nonsense", ""]
+    {
+        let failed = run(&cli(&["user", "ls", "--api", api, "--key", "k"]), false).await.unwrap_err();
+        assert!(matches!(failed, Failure::Usage(_)), "{api}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_file_that_others_can_read_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    std::fs::write(&path, "berth_op_x").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let failed = run(&cli(&["user", "ls", "--key-file", path.to_str().unwrap()]), false).await.unwrap_err();
+    assert_eq!(failed.exit(), 66);
+    assert!(failed.text(false).contains("readable by others"));
+}

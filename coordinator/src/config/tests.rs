@@ -1,0 +1,62 @@
+//! Defaults, layers and what is refused.
+
+use super::*;
+
+fn load(toml: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("coordinator.toml");
+    std::fs::write(&path, toml).unwrap();
+    let env = env.iter().copied().collect();
+    let flags = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Config::load(Some(path), &env, flags).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_key_has_a_default_but_the_address_that_nodes_dial() {
+    let error = load("", &[], &[]).unwrap_err();
+    assert!(error.contains("link_address"), "{error}");
+    let config = load("link_address = 'berth.example.org:7443'", &[], &[]).unwrap();
+    assert_eq!(config.api_listen.to_string(), "127.0.0.1:7440");
+    assert_eq!(config.autonomy, Autonomy(Some(Millis::minutes(24 * 60))));
+    assert_eq!(config.dial_address("0.0.0.0:7443".parse().unwrap()), "berth.example.org:7443");
+}
+
+#[test]
+fn later_layers_win() {
+    let toml =
+        "link_listen = '127.0.0.1:1'\ndomain = 'a.org'\nautonomy = '1h'\n[placement]\nmemory_percent = 100";
+    let env = [("BERTH_COORDINATOR_DOMAIN", "b.org"), ("BERTH_COORDINATOR_PLACEMENT__DISK_PERCENT", "50")];
+    let config = load(toml, &env, &[("domain", "c.org"), ("autonomy", "unlimited")]).unwrap();
+    assert_eq!(config.domain, "c.org");
+    assert_eq!(config.autonomy, Autonomy(None));
+    let Placement { memory_percent, disk_percent, swap_percent } = config.placement;
+    assert_eq!((memory_percent, disk_percent, swap_percent), (100, 50, 100));
+}
+
+#[test]
+fn what_cannot_be_is_named_all_at_once() {
+    let toml = "link_listen = '127.0.0.1:1'\ndomain = 'A_b'\npublic_port = 0\nautonomy = '9d'\ndomian = 'x'\n\
+                api_listen = '0.0.0.0:7440'\n";
+    let error = load(toml, &[], &[]).unwrap_err();
+    for part in ["domian", "api_listen"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let toml = "link_listen = '127.0.0.1:1'\ndomain = 'A_b'\npublic_port = 0\nautonomy = '9d'\n\
+                link_address = 'no-port'\n[placement]\nswap_percent = 0\n";
+    let error = load(toml, &[], &[]).unwrap_err();
+    for part in ["domain", "public_port", "autonomy", "link_address", "placement.swap_percent"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn the_port_that_was_bound_stands_in_tokens_and_the_public_one_in_links() {
+    let toml = "link_listen = '127.0.0.1:0'\nlink_address = '10.0.0.1:0'\npublic_port = 8080";
+    let config = load(toml, &[], &[]).unwrap();
+    assert_eq!(config.dial_address("127.0.0.1:4711".parse().unwrap()), "10.0.0.1:4711");
+    assert_eq!(config.public_origin("a.localhost"), "http://a.localhost:8080");
+    let toml = "link_listen = '127.0.0.1:0'\npublic_scheme = 'https'\npublic_port = 443";
+    let config = load(toml, &[], &[]).unwrap();
+    assert_eq!(config.dial_address("127.0.0.1:4711".parse().unwrap()), "127.0.0.1:4711");
+    assert_eq!(config.public_origin("a.example.org"), "https://a.example.org");
+}

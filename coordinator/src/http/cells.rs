@@ -1,0 +1,156 @@
+//! `/v1/cells`: what cells do, and the commands that make them do something else.
+
+use axum::Json;
+use axum::extract::State;
+use berth_coordinator_core::fleet;
+use berth_coordinator_core::fleet::Home;
+use berth_coordinator_core::pending::Order;
+use berth_coordinator_core::{Fleet, why::story};
+use berth_link::boot_now;
+use berth_shared::api::{Cell, List, Logs, SleepRequest, Why};
+use berth_shared::problem::{Code, Problem};
+use berth_shared::time::Millis;
+use berth_shared::wire::{CommandOutcome, CommandVerb};
+use serde::Deserialize;
+
+use super::Api;
+use super::body::{JsonBody, Name, QueryOf};
+use super::error::ApiError;
+use super::users::{known_slug, node_of, unknown};
+
+/// How long a wake may take: the node gives a cold start less, and its answer has to come back.
+const WAKE_MAX: Millis = Millis::secs(90);
+/// How long a sleep may take: a workload may drain for up to 330 s before it stops.
+const SLEEP_MAX: Millis = Millis::secs(400);
+/// A sleep and a wake.
+const RESTART_MAX: Millis = Millis::secs(490);
+/// How long the reading of a log may take.
+const LOGS_MAX: Millis = Millis::secs(15);
+
+/// Log lines where nothing is said, and the most.
+const LINES_DEFAULT: u32 = 100;
+const LINES_MAX: u32 = 1_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogsQuery {
+    lines: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nothing {}
+
+pub(crate) async fn list(State(api): State<Api>) -> Json<List<Cell>> {
+    let fleet = api.store.fleet();
+    Json(List { items: fleet.users().filter_map(|user| view(&api, &fleet, user)).collect() })
+}
+
+pub(crate) async fn show(State(api): State<Api>, Name(name): Name) -> Result<Json<Cell>, ApiError> {
+    Ok(Json(cell(&api, &name)?))
+}
+
+pub(crate) async fn why(State(api): State<Api>, Name(name): Name) -> Result<Json<Why>, ApiError> {
+    let cell = cell(&api, &name)?;
+    let mut lines = vec![];
+    if !cell.connected {
+        lines.push(format!("node {} is not connected: what follows was heard before", cell.node));
+    }
+    match &cell.status {
+        Some(status) => lines.extend(story(status)),
+        None => lines.push("nothing was heard of the cell yet".to_owned()),
+    }
+    let fleet = api.store.fleet();
+    let home = known_slug(&name).ok().and_then(|slug| fleet.user(&slug)?.home.clone());
+    let reasons = home.map(|home| home.reasons).unwrap_or_default();
+    lines.extend(reasons.first().map(|reason| format!("placed: {reason}")));
+    Ok(Json(Why { cell, lines }))
+}
+
+pub(crate) async fn wake(
+    State(api): State<Api>,
+    Name(name): Name,
+    JsonBody(Nothing {}): JsonBody<Nothing>,
+) -> Result<Json<Cell>, ApiError> {
+    command_cell(&api, &name, CommandVerb::Wake, WAKE_MAX).await
+}
+
+pub(crate) async fn sleep(
+    State(api): State<Api>,
+    Name(name): Name,
+    JsonBody(SleepRequest { freeze }): JsonBody<SleepRequest>,
+) -> Result<Json<Cell>, ApiError> {
+    command_cell(&api, &name, CommandVerb::Sleep { freeze }, SLEEP_MAX).await
+}
+
+pub(crate) async fn restart(
+    State(api): State<Api>,
+    Name(name): Name,
+    JsonBody(Nothing {}): JsonBody<Nothing>,
+) -> Result<Json<Cell>, ApiError> {
+    command_cell(&api, &name, CommandVerb::Restart, RESTART_MAX).await
+}
+
+pub(crate) async fn logs(
+    State(api): State<Api>,
+    Name(name): Name,
+    QueryOf(query): QueryOf<LogsQuery>,
+) -> Result<Json<Logs>, ApiError> {
+    let lines = query.lines.unwrap_or(LINES_DEFAULT);
+    if !(1..=LINES_MAX).contains(&lines) {
+        let detail = format!("lines is {lines}, and has to be from 1 to {LINES_MAX}");
+        return Err(ApiError::new(Code::BadRequest, detail));
+    }
+    match command(&api, &name, CommandVerb::Logs { lines }, LOGS_MAX).await? {
+        CommandOutcome::Logs(lines) => Ok(Json(Logs { lines })),
+        CommandOutcome::Cell(_) => Err(wrong_answer()),
+    }
+}
+
+async fn command_cell(
+    api: &Api,
+    name: &str,
+    verb: CommandVerb,
+    wait: Millis,
+) -> Result<Json<Cell>, ApiError> {
+    match command(api, name, verb, wait).await? {
+        CommandOutcome::Cell(status) => {
+            let cell = cell(api, name)?;
+            Ok(Json(Cell { status: Some(*status), ..cell }))
+        }
+        CommandOutcome::Logs(_) => Err(wrong_answer()),
+    }
+}
+
+async fn command(api: &Api, name: &str, verb: CommandVerb, wait: Millis) -> Result<CommandOutcome, Problem> {
+    let (node, order) = {
+        let slug = known_slug(name).map_err(|ApiError(problem)| problem)?;
+        let fleet = api.store.fleet();
+        let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
+        let Home { node, generation, .. } = user.home.clone().ok_or_else(|| unknown(&slug))?;
+        (node, Order { cell: user.cell, generation, verb, wait })
+    };
+    api.hub.command(boot_now(), node, order).await
+}
+
+fn wrong_answer() -> ApiError {
+    ApiError::new(Code::Internal, "the node's answer is of another command")
+}
+
+fn cell(api: &Api, name: &str) -> Result<Cell, ApiError> {
+    let slug = known_slug(name)?;
+    let fleet = api.store.fleet();
+    let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
+    view(api, &fleet, user).ok_or_else(|| unknown(&slug).into())
+}
+
+fn view(api: &Api, fleet: &Fleet, user: &fleet::User) -> Option<Cell> {
+    let home = user.home.as_ref()?;
+    Some(Cell {
+        user: user.slug.clone(),
+        cell: user.cell,
+        node: node_of(fleet, user)?,
+        connected: api.hub.is_connected(home.node),
+        status: api.hub.cell(user),
+    })
+}

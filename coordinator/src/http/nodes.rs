@@ -1,0 +1,66 @@
+//! `/v1/nodes`: which machines there are, how they fare, what is promised on them.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use berth_coordinator_core::fleet;
+use berth_coordinator_core::{Actor, Command, Fleet};
+use berth_shared::api::{List, Node};
+use berth_shared::ids::NodeName;
+use berth_shared::problem::Code;
+
+use super::Api;
+use super::body::Name;
+use super::error::ApiError;
+
+pub(crate) async fn list(State(api): State<Api>) -> Json<List<Node>> {
+    let fleet = api.store.fleet();
+    Json(List { items: fleet.nodes().map(|node| view(&api, &fleet, node)).collect() })
+}
+
+pub(crate) async fn show(State(api): State<Api>, Name(name): Name) -> Result<Json<Node>, ApiError> {
+    let fleet = api.store.fleet();
+    let node = known_name(&name)?;
+    let node = fleet.node_named(&node).ok_or_else(|| unknown(&name))?;
+    Ok(Json(view(&api, &fleet, node)))
+}
+
+pub(crate) async fn remove(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<StatusCode, ApiError> {
+    let name = known_name(&name)?;
+    api.store.submit(actor, Command::RemoveNode { name: name.clone() }).await?;
+    tracing::info!(node = %name, %actor, "node removed");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The name in a path. A text that cannot be one names no node.
+fn known_name(text: &str) -> Result<NodeName, ApiError> {
+    text.parse().map_err(|_| unknown(text))
+}
+
+fn unknown(name: &str) -> ApiError {
+    let short: String = name.chars().take(64).collect();
+    ApiError::new(Code::UnknownNode, format!("there is no node `{short}`"))
+}
+
+fn view(api: &Api, fleet: &Fleet, node: &fleet::Node) -> Node {
+    let seen = api.hub.seen(node.id);
+    let promised = fleet.promised(node);
+    Node {
+        id: node.id,
+        name: node.name.clone(),
+        joined_at: node.joined_at,
+        connected: seen.as_ref().is_some_and(|seen| seen.connection.is_some()),
+        last_heard: seen.as_ref().map(|seen| seen.heard_at),
+        clock_offset_ms: seen.as_ref().map(|seen| seen.clock_offset_ms),
+        load: seen.as_ref().and_then(|seen| seen.load),
+        facts: seen.map_or_else(|| node.facts.clone(), |seen| seen.facts),
+        cells: u32::try_from(node.users.len()).unwrap_or(u32::MAX),
+        memory_promised: promised.memory,
+        disk_promised: promised.disk,
+        swap_promised: promised.swap,
+    }
+}

@@ -1,0 +1,174 @@
+//! The task that decides, appends, publishes and answers.
+
+use std::sync::Arc;
+
+use berth_coordinator_core::event::Encoded;
+use berth_coordinator_core::{Event, Fleet};
+use berth_daemon::exit::{Exit, ExitError, chain};
+use berth_daemon::tasks::Tasks;
+use berth_journal::{Journal, JournalError, KindId, KindVersion, NewRecord, Storage};
+use berth_shared::problem::{Code, Problem};
+use berth_shared::time::UnixMs;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Accepted, BATCH_MAX, Opened, QUEUE_MAX, Request, Store};
+use crate::metrics::Metrics;
+
+/// Owns fleet and journal.
+pub struct Writer<S: Storage> {
+    journal: Journal<S>,
+    committed: Arc<Fleet>,
+    requests: mpsc::Receiver<Request>,
+    publish: watch::Sender<Arc<Fleet>>,
+    metrics: Arc<Metrics>,
+    wall: fn() -> UnixMs,
+}
+
+type Reply = oneshot::Sender<Result<Accepted, Problem>>;
+
+/// A command that was decided and not yet answered.
+struct Decided {
+    reply: Reply,
+    outcome: Result<Vec<Event>, Problem>,
+    /// It was decided on a state that is not on stable storage yet, or made it.
+    tentative: bool,
+}
+
+/// A batch, decided: the state that it leads to, and what has to be written first.
+struct Batch {
+    decided: Vec<Decided>,
+    fleet: Option<Fleet>,
+    encoded: Vec<Encoded>,
+}
+
+impl<S> Writer<S>
+where
+    S: Storage + Send + 'static,
+    S::File: Send,
+{
+    /// A writer and the way to it.
+    pub fn new(opened: Opened<S>, metrics: Arc<Metrics>, wall: fn() -> UnixMs) -> (Self, Store) {
+        let committed = Arc::new(opened.fleet);
+        let (to_writer, requests) = mpsc::channel(QUEUE_MAX);
+        let (publish, fleet) = watch::channel(Arc::clone(&committed));
+        let writer = Self { journal: opened.journal, committed, requests, publish, metrics, wall };
+        (writer, Store { requests: to_writer, fleet })
+    }
+
+    /// Works until `stop`, then answers what has come in and closes the journal.
+    ///
+    /// # Errors
+    /// It is unknown what the disk holds: the process has to end. Callers that wait are told that nothing is sure.
+    pub async fn run(mut self, tasks: Tasks, stop: CancellationToken) -> Result<(), ExitError> {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        loop {
+            let waiting = tokio::select! {
+                biased;
+                count = self.requests.recv_many(&mut batch, BATCH_MAX) => count,
+                () = stop.cancelled(), if !self.requests.is_closed() => {
+                    self.requests.close();
+                    continue;
+                }
+            };
+            if waiting == 0 {
+                break;
+            }
+            let requests = std::mem::take(&mut batch);
+            self = tasks
+                .blocking("journal commit", move || self.commit(requests))
+                .await
+                .map_err(|lost| Exit::Software.because(lost))??;
+        }
+        let closed = tasks.blocking("journal close", move || self.journal.close()).await;
+        closed.map_err(|lost| Exit::Software.because(lost))?.map_err(|error| Exit::Io.because(error))
+    }
+
+    /// On a blocking thread: everything between taking a batch and answering it.
+    fn commit(mut self, requests: Vec<Request>) -> Result<Self, ExitError> {
+        let batch = decide(&self.committed, requests, self.wall);
+        let Some(fleet) = batch.fleet else {
+            self.answer(batch.decided, None);
+            return Ok(self);
+        };
+        let records: Vec<NewRecord<'_>> = batch
+            .encoded
+            .iter()
+            .map(|event| NewRecord {
+                kind: KindId(event.kind),
+                version: KindVersion(event.version),
+                payload: &event.payload,
+            })
+            .collect();
+        match self.journal.append_group(&records) {
+            Ok(_committed) => {
+                self.metrics.journal_groups.inc();
+                self.metrics.journal_events.inc_by(u64::try_from(records.len()).unwrap_or(u64::MAX));
+                self.committed = Arc::new(fleet);
+                // Published before it is answered: whoever has an answer finds its effect.
+                self.publish.send_replace(Arc::clone(&self.committed));
+                self.answer(batch.decided, None);
+                Ok(self)
+            }
+            Err(error) => {
+                let fatal = error.is_fatal();
+                let full = matches!(error, JournalError::Full { .. });
+                let problem = if full {
+                    Problem::new(Code::JournalFull, chain(&error))
+                } else {
+                    Problem::new(Code::Internal, "the journal could not be written")
+                };
+                tracing::error!(error = chain(&error), full, fatal, "a group of events was not written");
+                self.metrics.journal_failures.inc();
+                self.answer(batch.decided, Some(&problem));
+                if fatal { Err(Exit::Io.because(error)) } else { Ok(self) }
+            }
+        }
+    }
+
+    /// Answers all; what was tentative is answered with `lost`, where it is given.
+    fn answer(&self, decided: Vec<Decided>, lost: Option<&Problem>) {
+        for Decided { reply, outcome, tentative } in decided {
+            let answer = match lost {
+                Some(problem) if tentative => Err(problem.clone()),
+                Some(_) | None => {
+                    outcome.map(|events| Accepted { events, fleet: Arc::clone(&self.committed) })
+                }
+            };
+            // A caller that has gone does not need its answer.
+            let _gone = reply.send(answer);
+        }
+    }
+}
+
+fn decide(committed: &Fleet, requests: Vec<Request>, wall: fn() -> UnixMs) -> Batch {
+    let mut tried: Option<Fleet> = None;
+    let mut encoded = vec![];
+    let mut decided = Vec::with_capacity(requests.len());
+    for Request { actor, command, reply } in requests {
+        let state = tried.as_ref().unwrap_or(committed);
+        let outcome = state
+            .decide(wall(), actor, &command)
+            .map_err(|refusal| Problem::from(&refusal))
+            .and_then(|events| encode(&events).map(|bytes| (events, bytes)));
+        let outcome = outcome.map(|(events, bytes)| {
+            if !events.is_empty() {
+                let state = tried.get_or_insert_with(|| committed.clone());
+                for event in &events {
+                    state.apply(event).expect("what was decided in this state fits it");
+                }
+                encoded.extend(bytes);
+            }
+            events
+        });
+        decided.push(Decided { reply, outcome, tentative: tried.is_some() });
+    }
+    Batch { decided, fleet: tried, encoded }
+}
+
+fn encode(events: &[Event]) -> Result<Vec<Encoded>, Problem> {
+    events.iter().map(Event::encode).collect::<Result<_, _>>().map_err(|error| {
+        tracing::error!(error = chain(&error), "an event could not be encoded");
+        Problem::new(Code::Internal, "the decision could not be written down")
+    })
+}

@@ -1,0 +1,9 @@
+//! The coordinator as a whole, in this process: real HTTP, a real journal in a temporary folder, nodes over real
+//! QUIC. Ports are chosen by the system.
+
+mod api;
+mod docs;
+mod links;
+mod restarts;
+mod stores;
+pub(crate) mod world;

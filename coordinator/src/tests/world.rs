@@ -1,0 +1,266 @@
+//! A coordinator to ask, and a node that is not one.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use berth_daemon::tasks::Tasks;
+use berth_link::{Connected, Target, dial, join};
+use berth_shared::api::{ProblemBody, Token};
+use berth_shared::cell::Assignment;
+use berth_shared::cell::{CellState, CellStatus};
+use berth_shared::credential::JoinToken;
+use berth_shared::ids::{BootId, JoinCounter, NodeId, SessionNonce};
+use berth_shared::problem::Code;
+use berth_shared::signing::{PublicKey, SigningKey};
+use berth_shared::time::UnixMs;
+use berth_shared::units::Bytes;
+use berth_shared::wire::{CoordinatorFrame, DesiredState, Hello, NodeFacts, NodeFrame, NodeLoad};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use zeroize::Zeroizing;
+
+use crate::config::Config;
+use crate::daemon::{Coordinator, start};
+use crate::system::wall_now;
+
+/// How long anything may take before a test fails.
+pub(crate) const BOUND: Duration = Duration::from_secs(30);
+
+pub(crate) struct World {
+    pub(crate) tasks: Tasks,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) key: String,
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// The code of a problem, after all that every problem has was checked.
+    pub(crate) fn code(&self) -> Code {
+        let problem: ProblemBody = self.json();
+        assert_eq!(problem.status, self.status);
+        assert_eq!(problem.status, problem.code.status());
+        assert_eq!(problem.kind, format!("urn:berth:problem:{}", problem.code));
+        let head = self.head.to_ascii_lowercase();
+        assert!(head.contains("content-type: application/problem+json"), "{head}");
+        assert!(head.contains(&format!("x-request-id: {}", problem.request)), "{head}");
+        problem.code
+    }
+}
+
+pub(crate) fn config(folder: &Path) -> Config {
+    Config {
+        data_dir: folder.join("data"),
+        api_listen: "127.0.0.1:0".parse().unwrap(),
+        link_listen: "127.0.0.1:0".parse().unwrap(),
+        public_port: Some(8080),
+        default_image: "berth/test:1".parse().unwrap(),
+        ..Config::default()
+    }
+}
+
+impl World {
+    /// Starts a coordinator on a folder; the operator key is in a file there.
+    pub(crate) async fn on(folder: &Path) -> Self {
+        let tasks = Tasks::new();
+        let key_file = folder.join("operator.key");
+        let mut shown = vec![];
+        let started = start(config(folder), Some(key_file.clone()), &mut shown, &tasks).await;
+        let coordinator = started.unwrap_or_else(|error| panic!("{}", berth_daemon::exit::chain(&error)));
+        assert!(shown.is_empty(), "a key that is in a file is not shown");
+        let key = std::fs::read_to_string(key_file).unwrap().trim().to_owned();
+        Self { tasks, coordinator, key }
+    }
+
+    pub(crate) async fn end(self) {
+        self.tasks.shutdown(BOUND).await.unwrap();
+        assert!(self.tasks.first_failure().is_none());
+    }
+
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\
+             connection: close\r\n\r\n",
+            self.key,
+            body.len()
+        );
+        self.raw(&format!("{head}{body}")).await
+    }
+
+    pub(crate) async fn raw(&self, request: &str) -> Answer {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.coordinator.api.get()).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut bytes = vec![];
+            // A reset behind the answer is an end too.
+            let _end = stream.read_to_end(&mut bytes).await;
+            String::from_utf8(bytes).unwrap()
+        };
+        let text = tokio::time::timeout(BOUND, exchange).await.expect("answered in time");
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, "").await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.ask("POST", path, &body.to_string()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.ask("DELETE", path, "").await
+    }
+
+    /// Waits until `path` answers what is wanted.
+    pub(crate) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let wait = async {
+            loop {
+                let value: Value = self.get(path).await.json();
+                if wanted(&value) {
+                    return value;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(BOUND, wait).await.expect("it comes to what is wanted")
+    }
+
+    /// Makes a token for a node of this name.
+    pub(crate) async fn token(&self, name: &str) -> JoinToken {
+        let token: Token = self.post("/v1/tokens", serde_json::json!({ "node": name })).await.json();
+        token.token.unwrap().expose().parse().unwrap()
+    }
+
+    /// A node that has joined and opened its first session.
+    pub(crate) async fn node(&self, name: &str, seed: u8) -> FakeNode {
+        let token = self.token(name).await;
+        let key = signing_key(seed);
+        let joined = join(&token, &key, facts()).await.unwrap();
+        assert_eq!(joined.name.as_str(), name);
+        FakeNode::open(self.coordinator.link, self.coordinator.key, key, joined.node, 1).await
+    }
+}
+
+pub(crate) fn signing_key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&Zeroizing::new([seed; 32]))
+}
+
+pub(crate) fn facts() -> NodeFacts {
+    NodeFacts {
+        agent_version: "0.1.0".into(),
+        kernel: "6.1".into(),
+        engine_version: "20.10".into(),
+        memory: Bytes::gib(8),
+        cpus: 2,
+        disk: Bytes::gib(80),
+        swap: Bytes::ZERO,
+        cgroup_version: 2,
+        quota_backend: "loop-ext4".into(),
+    }
+}
+
+pub(crate) fn hello(node: NodeId, counter: u64) -> Hello {
+    Hello {
+        version_min: 1,
+        version_max: 1,
+        node,
+        counter: JoinCounter(counter),
+        nonce: SessionNonce::from_random([u8::try_from(counter).unwrap(); 16]),
+        boot: BootId::from_random([1; 16]),
+        wall: wall_now(),
+        facts: facts(),
+    }
+}
+
+pub(crate) async fn connect(link: SocketAddr, coordinator: PublicKey, key: &SigningKey) -> Connected {
+    let target = Target { address: link.to_string(), coordinator, bind: None };
+    dial(&target, key).await.unwrap()
+}
+
+/// A node's end of the link, moved by hand.
+pub(crate) struct FakeNode {
+    pub(crate) id: NodeId,
+    pub(crate) key: SigningKey,
+    pub(crate) wire: Connected,
+    pub(crate) desired: DesiredState,
+}
+
+impl FakeNode {
+    pub(crate) async fn open(
+        link: SocketAddr,
+        coordinator: PublicKey,
+        key: SigningKey,
+        id: NodeId,
+        counter: u64,
+    ) -> Self {
+        let wire = connect(link, coordinator, &key).await;
+        let desired = DesiredState { revision: 0, domain: String::new(), assignments: vec![] };
+        let mut node = Self { id, key, wire, desired };
+        node.send(&NodeFrame::Hello(hello(id, counter))).await;
+        let welcome = node.receive().await;
+        assert!(matches!(welcome, CoordinatorFrame::Welcome { version: 1, .. }), "{welcome:?}");
+        let CoordinatorFrame::Desired(desired) = node.receive().await else { panic!("no desired state") };
+        node.desired = desired;
+        node.send(&NodeFrame::Observed { cells: vec![] }).await;
+        node
+    }
+
+    pub(crate) async fn send(&mut self, frame: &NodeFrame) {
+        self.wire.sender.queue(frame).unwrap();
+        self.wire.sender.flush().await.unwrap();
+    }
+
+    pub(crate) async fn receive(&mut self) -> CoordinatorFrame {
+        let frame = tokio::time::timeout(BOUND, self.wire.receiver.recv()).await;
+        frame.expect("a frame comes in time").unwrap()
+    }
+
+    /// The next desired state, which must be newer.
+    pub(crate) async fn next_desired(&mut self) -> &DesiredState {
+        let CoordinatorFrame::Desired(desired) = self.receive().await else { panic!("not a desired state") };
+        assert!(desired.revision > self.desired.revision);
+        self.desired = desired;
+        &self.desired
+    }
+
+    pub(crate) async fn next_command(&mut self) -> berth_shared::wire::Command {
+        let CoordinatorFrame::Command(command) = self.receive().await else { panic!("not a command") };
+        command
+    }
+
+    pub(crate) async fn heartbeat(&mut self, cells: Vec<CellStatus>) {
+        let load = NodeLoad { memory_available: Bytes::gib(4), ..NodeLoad::default() };
+        let desired = self.desired.revision;
+        self.send(&NodeFrame::Heartbeat { load, cells, desired }).await;
+        assert_eq!(self.receive().await, CoordinatorFrame::Heard);
+    }
+}
+
+pub(crate) fn status(assignment: &Assignment, state: CellState) -> CellStatus {
+    CellStatus {
+        cell: assignment.spec.cell,
+        slug: assignment.spec.slug.clone(),
+        generation: assignment.generation,
+        state,
+        since: UnixMs(1_000),
+        last_wake: None,
+        last_refusal: None,
+        sleeps_at: None,
+        problem: None,
+        starts: 1,
+    }
+}
