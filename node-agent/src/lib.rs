@@ -1,1 +1,33 @@
-//! Placeholder.
+//! Berth's node agent: carries out what `berth_node_agent_core` decides.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`daemon`] | puts the parts together |
+//! | [`driver`] | owns the agent machine and the journal: journal first, then act |
+//! | [`hands`] | carries each operation out with real parts |
+//! | [`runtime`] | the container engine |
+//! | [`folder`], [`quota`] | a cell's folder, which is hostile, and its sized disk |
+//! | [`netrules`] | the packet rules between cells, the node and the world |
+//! | [`door`] | the ingress's connection |
+//! | [`link`], [`join`] | the coordinator's connection |
+//! | [`cell_http`] | probes and the handshake |
+//! | [`store`] | the node's journal |
+//! | [`facts`], [`metrics`], [`notes`] | what is measured, counted and logged |
+//! | [`config`] | what can be configured |
+
+pub mod cell_http;
+pub mod config;
+pub mod daemon;
+pub mod door;
+pub mod driver;
+pub mod facts;
+pub mod folder;
+pub mod hands;
+pub mod join;
+pub mod link;
+pub mod metrics;
+pub mod netrules;
+mod notes;
+pub mod quota;
+pub mod runtime;
+pub mod store;

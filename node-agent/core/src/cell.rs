@@ -517,6 +517,11 @@ impl Cell {
         self.generation
     }
 
+    /// Where it answers, or would if it ran.
+    pub const fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
     /// Does it wait for a start permit?
     pub const fn waits_for_permit(&self) -> bool {
         matches!(self.phase, Phase::Queued)

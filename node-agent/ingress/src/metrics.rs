@@ -1,0 +1,240 @@
+//! What is counted. Labels hold enums only: no host name, user or path can make a new one.
+
+use std::sync::atomic::AtomicU64;
+
+use berth_shared::cell::WakeCause;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Upper bounds in seconds: Berth's own part is meant to stay within 30 ms.
+const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.5, 2.0];
+
+macro_rules! outcomes {
+    ($($(#[$doc:meta])* $variant:ident $text:literal)*) => {
+        /// How a request ended for the ingress.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Outcome { $($(#[$doc])* $variant,)* }
+
+        impl Outcome {
+            /// Every outcome.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The outcome as a label.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// The cell answered.
+    Passed "passed"
+    /// A WebSocket was opened.
+    Socket "socket"
+    /// The waiting page was shown.
+    WaitingPage "waiting_page"
+    /// Told to come back: the cell sleeps and this request may not wake it.
+    Asleep "asleep"
+    /// Held for as long as its kind is.
+    HoldTimeout "hold_timeout"
+    /// Not held: too many are.
+    HoldFull "hold_full"
+    /// The node agent said that the cell cannot be woken.
+    WakeRefused "wake_refused"
+    /// The cell did not answer, or broke off before it did.
+    Unreachable "unreachable"
+    /// The client stopped sending its body.
+    ClientFault "client_fault"
+    /// No credential, or a wrong one, or nobody of that name.
+    Stranger "stranger"
+    /// A good session on a request of another site.
+    CrossSite "cross_site"
+    /// A path that is never passed in.
+    NotOffered "not_offered"
+    /// A host name that is not of this installation.
+    UnknownHost "unknown_host"
+    /// Not a request that can be passed on.
+    BadRequest "bad_request"
+    /// One of the ingress's own pages.
+    OwnPage "own_page"
+    /// No route table has come yet.
+    Starting "starting"
+}
+
+/// The label of [`Metrics::requests`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    outcome: Outcome,
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.as_str().encode(encoder)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Cause(WakeCause);
+
+impl EncodeLabelValue for Cause {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.as_str().encode(encoder)
+    }
+}
+
+/// The label of [`Metrics::wakes_asked`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CauseLabel {
+    cause: Cause,
+}
+
+/// How a login link fared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Login {
+    /// It opened a session.
+    Ok,
+    /// It was refused.
+    Refused,
+}
+
+impl EncodeLabelValue for Login {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+        }
+        .encode(encoder)
+    }
+}
+
+/// The label of [`Metrics::logins`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LoginLabel {
+    result: Login,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Metrics {
+    /// `berth_ingress_requests_total`, by outcome.
+    pub requests: Family<OutcomeLabel, Counter>,
+    /// `berth_ingress_held_requests`: waiting now.
+    pub held: Gauge,
+    /// `berth_ingress_open_connections`: of clients.
+    pub connections: Gauge,
+    /// `berth_ingress_open_sockets`: WebSockets passed through.
+    pub sockets: Gauge,
+    /// `berth_ingress_wakes_asked_total`: `Wake` frames written, by cause.
+    pub wakes_asked: Family<CauseLabel, Counter>,
+    /// `berth_ingress_fences_total`: fences answered.
+    pub fences: Counter,
+    /// `berth_ingress_door_connected`: 1 while the node agent is there.
+    pub door_connected: Gauge,
+    /// `berth_ingress_door_connects_total`.
+    pub door_connects: Counter,
+    /// `berth_ingress_retries_total`: requests sent a second time because the first time nothing was heard.
+    pub retries: Counter,
+    /// `berth_ingress_logins_total`, by result.
+    pub logins: Family<LoginLabel, Counter>,
+    /// `berth_ingress_wake_ask_seconds`: from a request's head read to its `Wake` frame written.
+    pub wake_ask: Histogram,
+    /// `berth_ingress_release_seconds`: from the route being up to a held request's head handed to the connection.
+    pub release: Histogram,
+}
+
+impl Metrics {
+    /// Makes and registers them, every label set from the start.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            held: Gauge::default(),
+            connections: Gauge::default(),
+            sockets: Gauge::default(),
+            wakes_asked: Family::default(),
+            fences: Counter::default(),
+            door_connected: Gauge::default(),
+            door_connects: Counter::default(),
+            retries: Counter::<u64, AtomicU64>::default(),
+            logins: Family::default(),
+            wake_ask: Histogram::new(BUCKETS),
+            release: Histogram::new(BUCKETS),
+        };
+        for outcome in Outcome::ALL {
+            drop(metrics.requests.get_or_create(&OutcomeLabel { outcome: *outcome }));
+        }
+        for cause in [WakeCause::Session, WakeCause::Bearer] {
+            drop(metrics.wakes_asked.get_or_create(&CauseLabel { cause: Cause(cause) }));
+        }
+        for result in [Login::Ok, Login::Refused] {
+            drop(metrics.logins.get_or_create(&LoginLabel { result }));
+        }
+        let of = registry.sub_registry_with_prefix("berth_ingress");
+        of.register("requests", "Requests by outcome", metrics.requests.clone());
+        of.register("held_requests", "Requests held now", metrics.held.clone());
+        of.register("open_connections", "Connections of clients", metrics.connections.clone());
+        of.register("open_sockets", "WebSockets passed through", metrics.sockets.clone());
+        of.register("wakes_asked", "Wake frames written, by cause", metrics.wakes_asked.clone());
+        of.register("fences", "Fences answered", metrics.fences.clone());
+        of.register("door_connected", "Whether the node agent is connected", metrics.door_connected.clone());
+        of.register("door_connects", "Connections made to the node agent", metrics.door_connects.clone());
+        of.register("retries", "Requests sent a second time", metrics.retries.clone());
+        of.register("logins", "Login links by result", metrics.logins.clone());
+        of.register(
+            "wake_ask_seconds",
+            "From a request read to its Wake frame written",
+            metrics.wake_ask.clone(),
+        );
+        of.register(
+            "release_seconds",
+            "From the route being up to a held request handed to the cell's connection",
+            metrics.release.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome) {
+        self.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    pub(crate) fn wake_asked(&self, cause: WakeCause) {
+        self.wakes_asked.get_or_create(&CauseLabel { cause: Cause(cause) }).inc();
+    }
+
+    pub(crate) fn login(&self, result: Login) {
+        self.logins.get_or_create(&LoginLabel { result }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_label_set_is_there_from_the_start_and_stays_as_it_is() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let names = |registry: &Registry| {
+            let mut page = String::new();
+            prometheus_client::encoding::text::encode(&mut page, registry).unwrap();
+            page.lines()
+                .map(|line| line.rsplit_once(' ').unwrap_or((line, "")).0.to_owned())
+                .collect::<Vec<_>>()
+        };
+        let before = names(&registry);
+        for outcome in Outcome::ALL {
+            metrics.ended(*outcome);
+        }
+        metrics.wake_asked(WakeCause::Bearer);
+        metrics.login(Login::Ok);
+        metrics.release.observe(0.003);
+        assert_eq!(names(&registry), before);
+        assert!(
+            before.iter().any(|line| line.contains("berth_ingress_requests_total{outcome=\"hold_full\"}"))
+        );
+    }
+}

@@ -1,0 +1,222 @@
+//! What can be configured. Owned by the operator: TOML file, `BERTH_AGENT_*` variables, `--set key=value`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_daemon::config::{ConfigError, Loaded, Problem, Sources};
+use berth_daemon::listen::LoopbackAddr;
+use berth_node_agent_core::slot::SlotPool;
+use berth_node_agent_core::workload::openclaw::ProviderFacts;
+use serde::Deserialize;
+
+use crate::netrules::{EGRESS_RULES_MAX, EgressRule};
+
+/// Variables with this prefix are config.
+pub const ENV_PREFIX: &str = "BERTH_AGENT_";
+
+/// How browsers reach this installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plain HTTP: on one machine.
+    Http,
+    /// TLS in front of the ingress.
+    Https,
+}
+
+/// A model provider that every cell of this node may use.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provider {
+    /// Base URL of an OpenAI-compatible API as seen from inside a cell, such as `http://10.0.0.5:9000/v1`.
+    pub base_url: String,
+    /// Id of its model.
+    pub model: String,
+}
+
+/// The whole config. Every key has a default.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Folder of the key, the journal and the cells' disks; made with mode 0711 when it is not there: cells' own
+    /// uids must be able to pass, nobody to list. Default `/var/lib/berth`.
+    pub data_dir: PathBuf,
+    /// The container engine's socket. Default `/var/run/docker.sock`.
+    pub docker_socket: PathBuf,
+    /// Where the ingress connects. Default `/run/berth/door.sock`.
+    pub door_socket: PathBuf,
+    /// The ingress's uid: with the agent's own it is the only one that may use the socket and connect to cells.
+    /// Default 0.
+    pub ingress_uid: u32,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served. Loopback only. Default `127.0.0.1:9182`.
+    pub metrics_listen: LoopbackAddr,
+    /// File to write the bound `metrics_listen` address to. Default none.
+    pub metrics_port_file: Option<PathBuf>,
+    /// How long operations under way may take to finish after SIGTERM, in seconds, 0 to 3600. What is cut short is
+    /// found again by looking. Default 10.
+    pub grace_s: u64,
+    /// First uid of cells; each cell has one of its own. Default 200000.
+    pub uid_base: u32,
+    /// The network that cells' subnets are taken from, /8 to /28. Default `10.231.0.0/16`: 8192 cells.
+    pub cell_network: String,
+    /// Name servers of cells. Default `["1.1.1.1", "9.9.9.9"]`.
+    pub cell_dns: Vec<IpAddr>,
+    /// Private or node addresses that cells may reach all the same: `10.0.0.5:9000/tcp`, `10.1.0.0/16:443`,
+    /// `node:9000`. Default none.
+    pub egress_allow: Vec<String>,
+    /// New and open connections that a cell may have, 16 to 65536. Default 1024.
+    pub connections_per_cell: u32,
+    /// How many cells may start at the same time, 1 to 64. Default 2.
+    pub starts_max: usize,
+    /// `http` or `https`: what browsers see in front of host names. Default `http`.
+    pub public_scheme: Scheme,
+    /// The port that browsers see, where it is not the scheme's own. Default none.
+    pub public_port: Option<u16>,
+    /// Secrets for every cell's environment: name → file that holds the value, readable by the agent only.
+    /// Default none.
+    pub cell_env_files: BTreeMap<String, PathBuf>,
+    /// A model provider for every cell; its key is `PLATFORM_LLM_KEY` of `cell_env_files`. Default none.
+    pub provider: Option<Provider>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let metrics_listen = LoopbackAddr::try_from(std::net::SocketAddr::from(([127, 0, 0, 1], 9182)))
+            .expect("127.0.0.1 is a loopback address");
+        Self {
+            data_dir: "/var/lib/berth".into(),
+            docker_socket: "/var/run/docker.sock".into(),
+            door_socket: "/run/berth/door.sock".into(),
+            ingress_uid: 0,
+            metrics_listen,
+            metrics_port_file: None,
+            grace_s: 10,
+            uid_base: 200_000,
+            cell_network: "10.231.0.0/16".into(),
+            cell_dns: vec![IpAddr::from([1, 1, 1, 1]), IpAddr::from([9, 9, 9, 9])],
+            egress_allow: vec![],
+            connections_per_cell: 1024,
+            starts_max: 2,
+            public_scheme: Scheme::Http,
+            public_port: None,
+            cell_env_files: BTreeMap::new(),
+            provider: None,
+        }
+    }
+}
+
+impl Config {
+    /// Where the node's key lies.
+    pub fn key_file(&self) -> PathBuf {
+        self.data_dir.join("node.key")
+    }
+
+    /// Where the node's journal lies.
+    pub fn journal_dir(&self) -> PathBuf {
+        self.data_dir.join("journal")
+    }
+
+    /// What cells may reach although it is private, as read from a checked config.
+    pub fn egress_rules(&self) -> Vec<EgressRule> {
+        self.egress_allow.iter().filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// How long a drain may take.
+    pub const fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_s)
+    }
+
+    /// The origin that a browser has on a user's page.
+    pub fn origin(&self, host: &str) -> String {
+        let scheme = match self.public_scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        match self.public_port {
+            Some(port) => format!("{scheme}://{host}:{port}"),
+            None => format!("{scheme}://{host}"),
+        }
+    }
+
+    /// The provider as the workload needs it.
+    pub fn provider_facts(&self) -> Option<ProviderFacts> {
+        let provider = self.provider.as_ref()?;
+        Some(ProviderFacts { base_url: provider.base_url.clone(), model: provider.model.clone() })
+    }
+}
+
+/// Reads and checks the config. Nothing is bound, made or opened.
+///
+/// # Errors
+/// [`ConfigError`] with everything that is wrong.
+pub fn load(sources: &Sources<'_>) -> Result<Config, ConfigError> {
+    let loaded = berth_daemon::config::load_with_origins::<Config>(sources)?;
+    let problems = problems(&loaded);
+    loaded.check(problems)
+}
+
+fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
+    let config = &loaded.value;
+    let mut problems = Vec::new();
+    let mut say = |key: &str, text: String| problems.push(loaded.problem(key, text));
+    for (key, path) in [
+        ("data_dir", &config.data_dir),
+        ("docker_socket", &config.docker_socket),
+        ("door_socket", &config.door_socket),
+    ] {
+        if !path.is_absolute() {
+            say(key, "has to be an absolute path".into());
+        }
+    }
+    // sun_path of unix(7) holds 108 bytes with its end.
+    if config.door_socket.as_os_str().len() > 100 {
+        say("door_socket", "is too long for a socket: 100 bytes at most".into());
+    }
+    if config.grace_s > 3600 {
+        say("grace_s", "has to be 0 to 3600".into());
+    }
+    if let Err(error) = SlotPool::new(config.uid_base, &config.cell_network) {
+        let key = match error {
+            berth_node_agent_core::slot::PoolError::Network(_) => "cell_network",
+            berth_node_agent_core::slot::PoolError::UidBase(_) => "uid_base",
+        };
+        say(key, error.to_string());
+    }
+    if config.egress_allow.len() > EGRESS_RULES_MAX {
+        say("egress_allow", format!("has more than {EGRESS_RULES_MAX} entries"));
+    }
+    for text in &config.egress_allow {
+        if let Err(error) = text.parse::<EgressRule>() {
+            say("egress_allow", error.to_string());
+        }
+    }
+    if !(16..=65_536).contains(&config.connections_per_cell) {
+        say("connections_per_cell", "has to be 16 to 65536".into());
+    }
+    if !(1..=64).contains(&config.starts_max) {
+        say("starts_max", "has to be 1 to 64".into());
+    }
+    for (name, path) in &config.cell_env_files {
+        let good = name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+        if name.is_empty() || !good || name.starts_with(|c: char| c.is_ascii_digit()) {
+            say("cell_env_files", format!("`{name}` is not a name of A-Z, 0-9 and _"));
+        }
+        if name.starts_with("OPENCLAW_") || name.starts_with("NODE_") {
+            say("cell_env_files", format!("`{name}` is set by Berth or by nobody"));
+        }
+        if !Path::is_absolute(path) {
+            say("cell_env_files", format!("the file of `{name}` has to be an absolute path"));
+        }
+    }
+    if let Some(provider) = &config.provider {
+        if !provider.base_url.starts_with("http://") && !provider.base_url.starts_with("https://") {
+            say("provider", "base_url has to begin with http:// or https://".into());
+        }
+        if provider.model.is_empty() || provider.model.len() > 128 {
+            say("provider", "model has to be 1 to 128 characters".into());
+        }
+    }
+    problems
+}

@@ -1,0 +1,265 @@
+//! Puts the agent's parts together: everything that can be wrong is found before the first container is touched.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use berth_daemon::exit::{Exit, ExitError, chain};
+use berth_daemon::http::Limits as PageLimits;
+use berth_daemon::listen::{self, LoopbackAddr};
+use berth_daemon::metrics::{self as pages, Readiness};
+use berth_daemon::secret_file::read_secret_file;
+use berth_daemon::tasks::Tasks;
+use berth_link::clock::BootClock;
+use berth_link::dial::Target;
+use berth_link::drive::node::{LinkState, LinkStatus, NodeDriver};
+use berth_link::keyfile;
+use berth_node_agent_core::memory::Record;
+use berth_node_agent_core::slot::SlotPool;
+use berth_shared::secret::Secret;
+use berth_shared::wire::{CoordinatorFrame, NodeFrame};
+use futures_util::StreamExt;
+use prometheus_client::registry::Registry;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::config::Config;
+use crate::door::{DoorEvent, DoorSocket};
+use crate::driver::{Driver, INPUTS_MAX, Input, NUDGE_EVERY, Wiring, wall_now};
+use crate::facts::{self, Sensors};
+use crate::hands::Hands;
+use crate::link::Side;
+use crate::metrics::Metrics;
+use crate::netrules::{NetRules, RulesConfig, Standing};
+use crate::quota::{Backend, Quota};
+use crate::runtime::Runtime;
+use crate::runtime::docker::DockerRuntime;
+use crate::store::Store;
+
+/// Largest secret of a cell's environment, in bytes.
+const CELL_SECRET_BYTES_MAX: usize = 16 * 1024;
+
+/// How often the packet rules are checked.
+const RULES_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the engine's events may be away before they are asked for again.
+const EVENTS_RETRY: Duration = Duration::from_secs(1);
+
+/// Frames that may wait for the coordinator, and from it.
+const FRAMES_MAX: usize = 1024;
+
+/// The node has not joined.
+#[derive(Debug, thiserror::Error)]
+#[error("this node has not joined a coordinator: run `berth-node-agent join TOKEN` first (`berth token create NAME` makes one)")]
+struct NotJoined;
+
+/// An agent that runs as the tasks it was given.
+#[derive(Debug)]
+pub struct Running {
+    /// Where metrics are served.
+    pub metrics_address: LoopbackAddr,
+}
+
+/// Starts the agent.
+///
+/// # Errors
+/// With the exit code it means.
+pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> {
+    let store = Store::open(&config.journal_dir()).map_err(|error| Exit::DataCorrupt.because(error))?;
+    let joined = store.memory().joined.clone().ok_or_else(|| Exit::Config.because(NotJoined))?;
+    let key = keyfile::load(&config.key_file()).map_err(|error| Exit::NoPerm.because(error))?;
+    let cell_env = read_cell_env(&config)?;
+    let pool = SlotPool::new(config.uid_base, &config.cell_network).map_err(|error| Exit::Usage.because(error))?;
+    let boot = facts::boot_id().map_err(|error| Exit::Unavailable.because(error))?;
+    let mut store = store;
+    if store.memory().boot != Some(boot) {
+        store.append(vec![Record::Booted(boot)]).map_err(|error| Exit::Io.because(error))?;
+    }
+
+    let agent_uid = rustix::process::getuid().as_raw();
+    let runtime = DockerRuntime::new(&config.docker_socket);
+    let rules = NetRules::new(&RulesConfig {
+        egress_allow: config.egress_rules(),
+        connections_max: config.connections_per_cell,
+        ..RulesConfig::new(pool, [agent_uid, config.ingress_uid].into())
+    });
+    let quota = Quota::detect(&config.data_dir).await.map_err(|error| Exit::CantCreate.because(error))?;
+    if let Backend::None { reason } = quota.backend() {
+        tracing::error!(reason, "disk quotas cannot be kept here: no cell can be started");
+    }
+    let (page_listener, metrics_address) = listen::bind(config.metrics_listen).map_err(|e| e.exit().because(e))?;
+    let socket = DoorSocket::bind(&config.door_socket, agent_uid, config.ingress_uid)
+        .map_err(|error| Exit::CantCreate.because(error))?;
+    if let Some(file) = &config.metrics_port_file {
+        listen::write_port_file(file, metrics_address).map_err(|e| e.exit().because(e))?;
+    }
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let readiness = Readiness::default();
+    readiness.set_ready();
+
+    let mut sensors = Sensors::new(&config.data_dir);
+    let engine = runtime.engine().await;
+    if let Err(error) = &engine {
+        tracing::error!(error = chain(error), "the container engine does not answer, trying again");
+    }
+    let node_facts = sensors.facts(engine.ok().as_ref(), quota.backend().as_str());
+    tracing::info!(node = %joined.name, engine = node_facts.engine_version, quota = node_facts.quota_backend,
+        cgroup = node_facts.cgroup_version, "the node");
+
+    let (inputs, queue) = mpsc::channel(INPUTS_MAX);
+    let (outgoing, to_coordinator) = mpsc::channel::<NodeFrame>(FRAMES_MAX);
+    let (deliver, from_coordinator) = mpsc::channel::<CoordinatorFrame>(FRAMES_MAX);
+    let news = Arc::new(Notify::new());
+    let stored = store.memory().session;
+    let hands = Arc::new(Hands {
+        runtime,
+        quota,
+        rules,
+        config,
+        pool,
+        node: joined.node,
+        cell_env,
+        suspensions: Mutex::new(BTreeMap::new()),
+        wall: wall_now,
+    });
+    let driver = Driver::new(Wiring {
+        store,
+        hands: Arc::clone(&hands),
+        tasks: tasks.clone(),
+        metrics: Arc::clone(&metrics),
+        inputs: (inputs.clone(), queue),
+        outgoing,
+        news: Arc::clone(&news),
+        ticket_key: joined.coordinator,
+    });
+    let (status, watching) = watch::channel(LinkStatus::START);
+    let link = NodeDriver {
+        target: Target { address: joined.address, coordinator: joined.coordinator, bind: None },
+        key,
+        stored,
+        side: Side::new(inputs.clone(), joined.node, boot, node_facts, sensors),
+        clock: BootClock,
+        deliver,
+        outgoing: to_coordinator,
+        news,
+        status,
+    };
+
+    tasks.spawn_essential("driver", driver.run());
+    tasks.spawn_service("link", |stop| link.run(stop));
+    tasks.spawn_essential("frames", forward_frames(from_coordinator, inputs.clone()));
+    tasks.spawn_essential("link status", watch_link(watching, Arc::clone(&metrics)));
+    let (door_events, door_queue) = mpsc::channel(FRAMES_MAX);
+    tasks.spawn_essential("door", socket.run(door_events, tasks.clone()));
+    tasks.spawn_essential("door events", forward_door(door_queue, inputs.clone()));
+    tasks.spawn_essential("engine events", watch_engine(Arc::clone(&hands), inputs, Arc::clone(&metrics)));
+    tasks.spawn_essential("packet rules", keep_rules(hands));
+    pages::serve(page_listener, Arc::new(registry), readiness, PageLimits::default(), tasks);
+    Ok(Running { metrics_address })
+}
+
+fn read_cell_env(config: &Config) -> Result<BTreeMap<String, Secret>, ExitError> {
+    let mut env = BTreeMap::new();
+    for (name, path) in &config.cell_env_files {
+        let secret = read_secret_file(path, CELL_SECRET_BYTES_MAX).map_err(|e| e.exit().because(e))?;
+        let text = secret.expose_secret_text().ok_or_else(|| Exit::Usage.because(NotText(name.clone())))?;
+        env.insert(name.clone(), Secret::new(text));
+    }
+    Ok(env)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the file of `{0}` in cell_env_files is not UTF-8 text")]
+struct NotText(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the agent's driver has ended")]
+struct DriverEnded;
+
+async fn forward_frames(
+    mut frames: mpsc::Receiver<CoordinatorFrame>,
+    inputs: mpsc::Sender<Input>,
+) -> Result<Infallible, DriverEnded> {
+    while let Some(frame) = frames.recv().await {
+        inputs.send(Input::Frame(frame)).await.map_err(|_| DriverEnded)?;
+    }
+    // The link has ended, which only a stop does; whoever stops ends this task, too.
+    std::future::pending().await
+}
+
+async fn forward_door(
+    mut events: mpsc::Receiver<DoorEvent>,
+    inputs: mpsc::Sender<Input>,
+) -> Result<Infallible, DriverEnded> {
+    while let Some(event) = events.recv().await {
+        inputs.send(Input::Door(event)).await.map_err(|_| DriverEnded)?;
+    }
+    std::future::pending().await
+}
+
+async fn watch_link(
+    mut status: watch::Receiver<LinkStatus>,
+    metrics: Arc<Metrics>,
+) -> Result<Infallible, DriverEnded> {
+    loop {
+        let state = status.borrow_and_update().state.clone();
+        metrics.link_connected.set(i64::from(state == LinkState::Online));
+        match state {
+            LinkState::Online => tracing::info!("the coordinator is connected"),
+            LinkState::Offline => tracing::info!("the coordinator is not connected, cells go on by themselves"),
+            LinkState::Refused { code, detail } => {
+                tracing::error!(%code, detail, advice = code.advice(), "the coordinator refuses this node");
+            }
+        }
+        if status.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Events of the engine, and a look at everything whenever some may have been lost.
+async fn watch_engine<R: Runtime>(
+    hands: Arc<Hands<R>>,
+    inputs: mpsc::Sender<Input>,
+    metrics: Arc<Metrics>,
+) -> Result<Infallible, DriverEnded> {
+    loop {
+        let events = hands.runtime.events(&hands.node).await;
+        inputs.send(Input::NudgeAll).await.map_err(|_| DriverEnded)?;
+        let mut events = match events {
+            Ok(events) => events,
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "no events of the container engine");
+                tokio::time::sleep(EVENTS_RETRY).await;
+                continue;
+            }
+        };
+        loop {
+            let calls = i64::try_from(hands.runtime.calls()).unwrap_or(i64::MAX);
+            metrics.engine_calls.set(calls);
+            match tokio::time::timeout(NUDGE_EVERY.to_std(), events.next()).await {
+                Ok(Some(Ok(event))) => {
+                    inputs.send(Input::Nudge(event.cell)).await.map_err(|_| DriverEnded)?;
+                }
+                Ok(Some(Err(_)) | None) => break,
+                Err(_) => inputs.send(Input::NudgeAll).await.map_err(|_| DriverEnded)?,
+            }
+        }
+        tracing::warn!("the container engine's events broke off, connecting anew");
+        tokio::time::sleep(EVENTS_RETRY).await;
+    }
+}
+
+/// Somebody who flushes the packet rules has them back within a minute; without them nothing starts.
+async fn keep_rules<R: Runtime>(hands: Arc<Hands<R>>) -> Result<Infallible, DriverEnded> {
+    loop {
+        match hands.rules.ensure().await {
+            Ok(Standing::InPlace) => {}
+            Ok(found) => tracing::info!(?found, "the packet rules for cells were put in place"),
+            Err(error) => tracing::error!(error = chain(&error), "the packet rules for cells are not in place"),
+        }
+        tokio::time::sleep(RULES_EVERY).await;
+    }
+}

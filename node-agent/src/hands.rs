@@ -1,0 +1,360 @@
+//! How each operation of a cell's lifecycle is carried out with real parts: the container engine, the cell's disk, its
+//! folder, the packet rules, and the workload itself.
+//!
+//! Decides nothing: it does what the lifecycle asks for and says how that ended. Everything here may be cut off at any
+//! moment and done again.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use berth_daemon::exit::chain;
+use berth_node_agent_core::cell::{OpId, Outcome, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::memory::Remembered;
+use berth_node_agent_core::slot::{Slot, SlotPool};
+use berth_node_agent_core::workload::{self, Probe, openclaw};
+use berth_shared::cell::{CellSpec, Workload};
+use berth_shared::ids::{CellId, NodeId};
+use berth_shared::problem::{Code, Problem};
+use berth_shared::secret::{Secret, redact};
+use berth_shared::time::UnixMs;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::cell_http::CellHttp;
+use crate::config::Config;
+use crate::folder::CellFolder;
+use crate::netrules::NetRules;
+use crate::quota::Quota;
+use crate::runtime::{
+    ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE,
+};
+
+/// How often a starting cell is asked whether it is ready.
+const PROBE_EVERY: Duration = Duration::from_millis(50);
+
+/// How long one probe may take.
+const PROBE_MAX: Duration = Duration::from_secs(5);
+
+/// How often the container engine is asked whether a starting container still runs.
+const ALIVE_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the workload may take to answer the handshake: well below the operation's own bound.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// Largest log answer, in bytes.
+const LOG_BYTES_MAX: usize = 256 * 1024;
+
+/// Most lines of a log answer.
+pub const LOG_LINES_MAX: u32 = 2_000;
+
+/// What an operation is about: a copy of what was known when it began.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The cell's spec.
+    pub spec: CellSpec,
+    /// What the journal holds of it.
+    pub remembered: Remembered,
+    /// Users live at `<slug>.<domain>`.
+    pub domain: String,
+    /// The operation's number.
+    pub op: OpId,
+    /// Where the cell answers, if it has an address.
+    pub address: Option<SocketAddr>,
+}
+
+/// The parts that operations are carried out with.
+pub struct Hands<R> {
+    /// The container engine.
+    pub runtime: R,
+    /// The cells' disks.
+    pub quota: Quota,
+    /// The packet rules.
+    pub rules: NetRules,
+    /// The config.
+    pub config: Config,
+    /// Uids and subnets.
+    pub pool: SlotPool,
+    /// Which node this is.
+    pub node: NodeId,
+    /// Secrets of every cell's environment, by name.
+    pub cell_env: BTreeMap<String, Secret>,
+    /// Suspensions that the workloads told of and that were not resumed.
+    pub suspensions: Mutex<BTreeMap<CellId, String>>,
+    /// The wall clock.
+    pub wall: fn() -> UnixMs,
+}
+
+impl<R: Runtime> Hands<R> {
+    /// Carries an operation out. [`Verb::Fence`] is the driver's own.
+    pub async fn carry_out(self: Arc<Self>, verb: Verb, job: Job) -> Outcome {
+        let ended = match verb {
+            Verb::Look => self.look(&job).await.map(Outcome::Looked),
+            Verb::Create => self.create(&job).await,
+            Verb::Start => self.start(&job).await,
+            Verb::AwaitReady => self.await_ready(&job).await,
+            Verb::Fence => Err(Problem::new(Code::Internal, "the fence is not an operation of the hands")),
+            Verb::Suspend => Ok(Outcome::Suspend(self.suspend(&job).await)),
+            Verb::Pause => self.runtime.pause(&self.key(&job)).await.map(|()| Outcome::Paused).map_err(problem),
+            Verb::Unpause => self.runtime.unpause(&self.key(&job)).await.map(|()| Outcome::Unpaused).map_err(problem),
+            Verb::Resume => self.resume(&job).await,
+            Verb::Stop => self.runtime.stop(&self.key(&job), STOP_GRACE).await.map(ended).map_err(problem),
+            Verb::KillFrozen => self.runtime.kill_frozen(&self.key(&job)).await.map(ended).map_err(problem),
+            Verb::Repair => self.repair(&job).await,
+            Verb::Remove => self.remove(&job).await,
+        };
+        ended.unwrap_or_else(Outcome::Failed)
+    }
+
+    /// Looks at a cell's container.
+    pub async fn look(&self, job: &Job) -> Result<Seen, Problem> {
+        let fingerprint = self.plan(job, self.quota.folder(job.spec.cell)).map_or_else(|_| String::new(), |plan| plan.fingerprint());
+        self.runtime
+            .look(&self.key(job), &fingerprint, workload::port(job.spec.workload))
+            .await
+            .map_err(problem)
+    }
+
+    /// The newest lines of a cell's log, oldest first, with every secret that Berth knows taken out.
+    pub async fn logs(&self, job: &Job, lines: u32) -> Result<Vec<String>, Problem> {
+        let lines = lines.min(LOG_LINES_MAX);
+        let raw = self.runtime.logs(&self.key(job), lines as usize, LOG_BYTES_MAX).await.map_err(problem)?;
+        Ok(raw.iter().map(|line| redact(line, self.cell_env.values())).collect())
+    }
+
+    fn key(&self, job: &Job) -> ContainerKey {
+        ContainerKey {
+            node: self.node,
+            cell: job.spec.cell,
+            slug: job.spec.slug.clone(),
+            creates: [job.remembered.known_creates(), vec![job.op.0]].concat(),
+        }
+    }
+
+    fn slot(&self, job: &Job) -> Result<Slot, Problem> {
+        job.remembered.slot.filter(|slot| self.pool.holds(*slot)).ok_or_else(|| {
+            let text = format!("no uid and subnet are left of {} on this node", self.pool.network());
+            Problem::new(Code::NoRoom, text)
+        })
+    }
+
+    fn plan(&self, job: &Job, data_dir: PathBuf) -> Result<ContainerPlan, Problem> {
+        let slot = self.slot(job)?;
+        let uid = self.pool.uid(slot);
+        let mut env: Vec<(String, Secret)> =
+            self.cell_env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        if job.spec.workload == Workload::Openclaw {
+            let own = openclaw::environment();
+            env.extend(own.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value))));
+        }
+        Ok(ContainerPlan {
+            key: self.key(job),
+            op: job.op.0,
+            image: job.spec.image.clone(),
+            workload: job.spec.workload,
+            size: job.spec.size,
+            uid,
+            gid: uid,
+            env,
+            data_dir,
+            network: NetworkPlan::of(&self.key(job), &self.pool, slot),
+            dns: self.config.cell_dns.clone(),
+            port: workload::port(job.spec.workload),
+            runtime: None,
+            binds: vec![],
+        })
+    }
+
+    async fn create(&self, job: &Job) -> Result<Outcome, Problem> {
+        let slot = self.slot(job)?;
+        let uid = self.pool.uid(slot);
+        let (rules, disk) = tokio::join!(
+            self.rules.ensure(),
+            self.quota.ensure(job.spec.cell, uid, job.spec.size.disk),
+        );
+        rules.map_err(|error| Problem::new(Code::FirewallMissing, chain(&error)))?;
+        let data_dir = disk.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        if job.spec.workload == Workload::Openclaw {
+            self.configure(job, slot, uid, data_dir.clone()).await?;
+        }
+        let plan = self.plan(job, data_dir)?;
+        let created = self.runtime.create(&plan).await.map_err(problem)?;
+        Ok(Outcome::Created { by: created.op })
+    }
+
+    /// Puts the keys that Berth owns into the cell's own configuration. The folder is hostile: see [`CellFolder`].
+    async fn configure(&self, job: &Job, slot: Slot, uid: u32, data_dir: PathBuf) -> Result<(), Problem> {
+        let spec = job.spec.clone();
+        let proxy = self.pool.bridge_address(slot).into();
+        let origins = vec![self.config.origin(&format!("{}.{}", spec.slug, job.domain))];
+        let provider = self.config.provider_facts();
+        let work = move || -> Result<Vec<String>, Problem> {
+            let hostile = |error: &(dyn std::error::Error + 'static)| Problem::new(Code::HostileFolder, chain(error));
+            let folder = CellFolder::open(&data_dir, uid).map_err(|error| hostile(&error))?;
+            folder.ensure_dir("cache", 0o700).map_err(|error| hostile(&error))?;
+            folder.ensure_dir("cache/node-compile", 0o700).map_err(|error| hostile(&error))?;
+            let existing =
+                folder.read(openclaw::CONFIG_FILE, openclaw::CONFIG_BYTES_MAX).map_err(|error| hostile(&error))?;
+            let existing = existing
+                .map(String::from_utf8)
+                .transpose()
+                .map_err(|_| Problem::new(Code::CellConfig, "openclaw.json is not UTF-8 text"))?;
+            let facts =
+                openclaw::ConfigFacts { spec: &spec, proxy, origins, provider: provider.as_ref() };
+            let configured = openclaw::configure(existing.as_deref(), &facts)
+                .map_err(|error| Problem::new(Code::CellConfig, chain(&error)))?;
+            if configured.changed {
+                folder
+                    .write_atomic(openclaw::CONFIG_FILE, configured.text.as_bytes(), 0o600)
+                    .map_err(|error| hostile(&error))?;
+            }
+            Ok(configured.drift)
+        };
+        let drift = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| Problem::new(Code::Internal, "the configuration was not finished"))??;
+        if !drift.is_empty() {
+            let keys = drift.join(", ");
+            tracing::warn!(cell = %job.spec.cell, user = %job.spec.slug, keys, "owned settings were changed and are set again");
+        }
+        Ok(())
+    }
+
+    async fn start(&self, job: &Job) -> Result<Outcome, Problem> {
+        let address = self.runtime.start(&self.key(job), workload::port(job.spec.workload)).await.map_err(problem)?;
+        self.forget_suspension(job);
+        Ok(Outcome::Started { address })
+    }
+
+    async fn await_ready(&self, job: &Job) -> Result<Outcome, Problem> {
+        let Some(address) = job.address else {
+            return Err(Problem::new(Code::Internal, "a cell without an address cannot be probed"));
+        };
+        let http = CellHttp::new(address, &job.spec, &job.domain);
+        let path = workload::ready_path(job.spec.workload);
+        let give_up = Instant::now() + Verb::AwaitReady.limit().to_std().saturating_sub(Duration::from_secs(5));
+        let mut look_at = Instant::now() + ALIVE_EVERY;
+        let mut last = "it did not answer".to_owned();
+        loop {
+            match http.get(path, PROBE_MAX).await {
+                Ok(answer) => match workload::judge_probe(job.spec.workload, answer.status, &answer.body) {
+                    Probe::Ready => return Ok(Outcome::Ready),
+                    Probe::NotYet => "it says that it is not ready".clone_into(&mut last),
+                    Probe::Wrong(detail) => last = detail,
+                },
+                Err(error) => last = chain(&error),
+            }
+            let now = Instant::now();
+            if now >= give_up {
+                return Err(Problem::new(Code::ImageNeverReady, format!("not ready in time: {last}")));
+            }
+            if now >= look_at {
+                look_at = now + ALIVE_EVERY;
+                match self.look(job).await {
+                    Ok(Seen::Exited { code, .. }) => return Ok(Outcome::Ended { code }),
+                    Ok(Seen::Absent) => return Err(Problem::new(Code::CellExited, "the container is gone")),
+                    Ok(Seen::Running { .. } | Seen::Paused { .. } | Seen::Between | Seen::Foreign { .. }) | Err(_) => {}
+                }
+            }
+            sleep(PROBE_EVERY).await;
+        }
+    }
+
+    async fn suspend(&self, job: &Job) -> SuspendAnswer {
+        if !workload::has_handshake(job.spec.workload) {
+            return workload::silent_consent();
+        }
+        let Some(address) = job.address else {
+            return SuspendAnswer::Unclear { detail: "the cell has no address".to_owned() };
+        };
+        let (answer, id) = self.prepare(job, address, job.op).await;
+        if let Some(id) = id {
+            self.lock_suspensions().insert(job.spec.cell, id);
+        }
+        answer
+    }
+
+    async fn prepare(&self, job: &Job, address: SocketAddr, op: OpId) -> (SuspendAnswer, Option<String>) {
+        let http = CellHttp::new(address, &job.spec, &job.domain);
+        let body = openclaw::prepare_body(job.spec.cell, op);
+        match http.post(openclaw::RPC_PATH, body, HANDSHAKE_MAX).await {
+            Ok(answer) => openclaw::judge_prepare(answer.status, &answer.body, (self.wall)()),
+            Err(error) => (SuspendAnswer::Unclear { detail: chain(&error) }, None),
+        }
+    }
+
+    /// Ends a suspension. Where its id was lost in a crash, the same *prepare* is asked again: it names it.
+    async fn resume(&self, job: &Job) -> Result<Outcome, Problem> {
+        let Some(address) = job.address.filter(|_| workload::has_handshake(job.spec.workload)) else {
+            return Ok(Outcome::Resumed);
+        };
+        let known = self.lock_suspensions().get(&job.spec.cell).cloned();
+        let id = match (known, job.remembered.last_suspend) {
+            (Some(id), _) => Some(id),
+            (None, Some(op)) => self.prepare(job, address, OpId(op)).await.1,
+            (None, None) => None,
+        };
+        let Some(id) = id else {
+            // Nothing is held by us: a suspension that cannot be named ends by itself after two minutes, and the
+            // readiness probe waits for that.
+            return Ok(Outcome::Resumed);
+        };
+        let http = CellHttp::new(address, &job.spec, &job.domain);
+        // A gateway that is not up yet, or was restarted, holds no suspension: its readiness is what counts.
+        match timeout(
+            HANDSHAKE_MAX,
+            http.post(openclaw::RPC_PATH, openclaw::resume_body(&id), HANDSHAKE_MAX),
+        )
+        .await
+        {
+            Ok(Ok(answer)) if answer.status == 200 => {}
+            Ok(Ok(answer)) => tracing::info!(cell = %job.spec.cell, status = answer.status, "resume was not taken"),
+            Ok(Err(error)) => tracing::info!(cell = %job.spec.cell, error = chain(&error), "resume was not answered"),
+            Err(_) => tracing::info!(cell = %job.spec.cell, "resume was not answered in time"),
+        }
+        self.forget_suspension(job);
+        Ok(Outcome::Resumed)
+    }
+
+    async fn repair(&self, job: &Job) -> Result<Outcome, Problem> {
+        let slot = self.slot(job)?;
+        let data_dir = self
+            .quota
+            .ensure(job.spec.cell, self.pool.uid(slot), job.spec.size.disk)
+            .await
+            .map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        let plan = self.plan(job, data_dir)?;
+        self.runtime.repair(&plan, &openclaw::REPAIR_ARGS, REPAIR_LIMIT).await.map_err(problem)?;
+        Ok(Outcome::Repaired)
+    }
+
+    async fn remove(&self, job: &Job) -> Result<Outcome, Problem> {
+        let key = self.key(job);
+        self.runtime.remove(&key, &key.container_name()).await.map_err(problem)?;
+        self.quota
+            .remove(job.spec.cell)
+            .await
+            .map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        self.forget_suspension(job);
+        Ok(Outcome::Removed)
+    }
+
+    fn forget_suspension(&self, job: &Job) {
+        self.lock_suspensions().remove(&job.spec.cell);
+    }
+
+    fn lock_suspensions(&self) -> std::sync::MutexGuard<'_, BTreeMap<CellId, String>> {
+        // A map of texts is whole whatever panicked beside it.
+        self.suspensions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const fn ended(code: i64) -> Outcome {
+    Outcome::Ended { code }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+fn problem(error: RuntimeError) -> Problem {
+    error.problem()
+}

@@ -1,0 +1,324 @@
+//! What a cell may reach and who may reach a cell: our own nftables table `inet berth`, as text ([`ruleset`]), put in
+//! place in one transaction, and compared with what is there ([`NetRules`]).
+//!
+//! The rules in short, in the order in which they count:
+//!
+//! ```text
+//! forwarded, from a cell   IPv6, forged senders and other cells: never. Then what `egress_allow` names. Metadata
+//!                          services, link-local, private and special networks, SMTP: never. The rest may go, within
+//!                          the caps of connections.
+//! forwarded, to a cell     answers to what it asked for; nothing else, from nowhere.
+//! from a cell to the node  answers to the node's own connections, and the ports that `egress_allow` opens; else nothing,
+//!                          neither ICMP nor DNS nor a port on any of the node's addresses.
+//! from the node to a cell  the users of `allowed_uids` only; what belongs to their connections always.
+//! ```
+//!
+//! - The chains run before the container engine's (priority -10, its own is 0). A drop here is final; an accept here
+//!   still passes through the engine's chains.
+//! - Destinations are judged before connection state: a connection that began while the rules were missing ends when
+//!   they come back.
+//! - Cells have IPv4 only. Their bridges have no IPv6 address, so any IPv6 packet of theirs can only be link-local or
+//!   forged; all of it is dropped rather than judged.
+//! - Each kind of refusal has a named counter ([`REFUSALS`]); replacing the table sets them to zero.
+//!
+//! A name resolver that the cells use has to be a public one, or be named in `egress_allow`, since resolvers often
+//! sit in private or link-local networks.
+
+mod egress;
+mod nft;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use berth_node_agent_core::slot::{BRIDGE_PREFIX, SlotPool};
+use tokio::sync::Mutex;
+
+pub use egress::{EgressRule, EgressRuleError, Protocol, Target};
+pub use nft::NetRulesError;
+
+use nft::{Normal, Nft};
+
+/// The table's name; its family is `inet`.
+pub const TABLE: &str = "berth";
+
+/// Most `egress_allow` entries: each is a rule that every packet of a cell passes.
+pub const EGRESS_RULES_MAX: usize = 256;
+
+/// The named counters, one for each reason of a refusal.
+pub const REFUSALS: [&str; 12] = [
+    "from_cell_ipv6",
+    "from_cell_forged",
+    "cell_to_cell",
+    "cell_to_metadata",
+    "cell_to_private",
+    "cell_to_smtp",
+    "cell_invalid",
+    "cell_over_rate",
+    "cell_over_connections",
+    "cell_to_node",
+    "outside_to_cell",
+    "node_user_to_cell",
+];
+
+/// Metadata services. All but the last lie in networks that are refused anyway; named, so that no change there opens
+/// them. 168.63.129.16 is Azure's, with a public address; 192.0.0.192 Oracle's, 100.100.100.200 Alibaba's.
+const METADATA: &str = "169.254.0.0/16, 192.0.0.192, 100.100.100.200, 168.63.129.16";
+
+/// Private networks and others that do not lead to the internet (RFC 6890, the IANA special-purpose registry).
+/// Metadata and link-local addresses are in [`METADATA`]; the documentation networks are routed nowhere.
+const PRIVATE: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 172.16.0.0/12, 192.0.0.0/24, \
+                       192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4";
+
+/// What the rules are made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulesConfig {
+    /// Where the cells' addresses come from.
+    pub pool: SlotPool,
+    /// Users of the node that may connect to cells: the agent's and the ingress's.
+    pub allowed_uids: BTreeSet<u32>,
+    /// Exceptions for what cells may reach, at most [`EGRESS_RULES_MAX`].
+    pub egress_allow: Vec<EgressRule>,
+    /// Connections that one cell may have open to the outside at a time.
+    pub connections_max: u32,
+    /// New connections that one cell may begin in a second; ten times as many in one go.
+    pub connections_per_second: u32,
+}
+
+impl RulesConfig {
+    /// The usual bounds and no exceptions: 1024 connections, 100 new ones in a second.
+    pub const fn new(pool: SlotPool, allowed_uids: BTreeSet<u32>) -> Self {
+        Self { pool, allowed_uids, egress_allow: Vec::new(), connections_max: 1024, connections_per_second: 100 }
+    }
+}
+
+/// The whole table as `nft -f` takes it: what is there is replaced in one transaction.
+pub fn ruleset(config: &RulesConfig) -> String {
+    let pool = config.pool.network();
+    let cells = format!("\"{BRIDGE_PREFIX}*\"");
+    let uids = config.allowed_uids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    let connections = config.connections_max;
+    let rate = config.connections_per_second;
+    let burst = rate.saturating_mul(10);
+    let counters = REFUSALS.map(|name| format!("\tcounter {name} {{ }}\n")).concat();
+    let (mut to_metadata, mut to_others, mut to_node) = (String::new(), String::new(), String::new());
+    for rule in config.egress_allow.iter().take(EGRESS_RULES_MAX) {
+        let port = format!("{} dport {}", rule.protocol.as_str(), rule.port);
+        // Writing to a String does not fail.
+        let _ = match rule.target {
+            Target::Node => writeln!(to_node, "\t\tip daddr {pool} {port} goto cell_caps"),
+            Target::Network { .. } if rule.target.is_link_local() => {
+                writeln!(to_metadata, "\t\tip daddr {} {port} goto cell_caps", rule.target)
+            }
+            Target::Network { .. } => writeln!(to_others, "\t\tip daddr {} {port} goto cell_caps", rule.target),
+        };
+    }
+    let skuid = if uids.is_empty() { String::new() } else { format!("\t\tmeta skuid {{ {uids} }} accept\n") };
+    format!(
+        "table inet {TABLE}
+delete table inet {TABLE}
+table inet {TABLE} {{
+{counters}\tset cell_rates {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+\tset cell_connections {{ type ipv4_addr; size 65535; flags dynamic; }}
+
+\tchain forward {{
+\t\ttype filter hook forward priority -10; policy accept;
+\t\tiifname {cells} jump from_cell
+\t\toifname {cells} jump to_cell
+\t\tip daddr {pool} counter name outside_to_cell drop
+\t}}
+
+\tchain from_cell {{
+\t\tmeta nfproto ipv6 counter name from_cell_ipv6 drop
+\t\tip saddr != {pool} counter name from_cell_forged drop
+\t\toifname {cells} counter name cell_to_cell drop
+\t\tip daddr {pool} counter name cell_to_cell drop
+{to_metadata}\t\tip daddr {{ {METADATA} }} counter name cell_to_metadata drop
+{to_others}\t\tip daddr {{ {PRIVATE} }} counter name cell_to_private drop
+\t\ttcp dport {{ 25, 465, 587 }} counter name cell_to_smtp drop
+\t\tgoto cell_caps
+\t}}
+
+\tchain cell_caps {{
+\t\tct direction reply counter name outside_to_cell drop
+\t\tct state established,related accept
+\t\tct state != new counter name cell_invalid drop
+\t\tupdate @cell_rates {{ ip saddr limit rate over {rate}/second burst {burst} packets }} counter name cell_over_rate drop
+\t\tadd @cell_connections {{ ip saddr ct count over {connections} }} counter name cell_over_connections reject with icmpx admin-prohibited
+\t\taccept
+\t}}
+
+\tchain to_cell {{
+\t\tct direction reply ct state established,related accept
+\t\tcounter name outside_to_cell drop
+\t}}
+
+\tchain input {{
+\t\ttype filter hook input priority -10; policy accept;
+\t\tiifname {cells} jump cell_to_node
+\t\tiifname != \"lo\" ip daddr {pool} counter name outside_to_cell drop
+\t}}
+
+\tchain cell_to_node {{
+\t\tmeta nfproto ipv6 counter name from_cell_ipv6 drop
+\t\tip saddr != {pool} counter name from_cell_forged drop
+\t\tct direction reply ct state established,related accept
+{to_node}\t\tcounter name cell_to_node drop
+\t}}
+
+\tchain output {{
+\t\ttype filter hook output priority -10; policy accept;
+\t\toifname {cells} jump node_to_cell
+\t\toifname != \"lo\" ip daddr {pool} jump node_to_cell
+\t}}
+
+\tchain node_to_cell {{
+\t\tct state established,related accept
+{skuid}\t\tcounter name node_user_to_cell reject with icmpx admin-prohibited
+\t}}
+}}
+"
+    )
+}
+
+/// What a look at the kernel's rules told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The rules are what they have to be.
+    InPlace,
+    /// The table is not there.
+    Missing,
+    /// The table is there, but not as it has to be, or it is not known yet how it has to look because this process
+    /// has not put it there.
+    Altered,
+}
+
+/// Keeps the table in place.
+///
+/// How the kernel shows our rules back differs from how they are written, between versions of nft too. So the shown
+/// form is taken once, right after the rules were put in place, checked to hold as many rules as were written, and
+/// compared with from then on; counters and the sets that packets fill do not take part. A process that starts puts
+/// the rules in place once before it believes anything.
+///
+/// One `nft` runs at a time. Callers that come while one runs share the next one's result.
+#[derive(Debug)]
+pub struct NetRules {
+    text: String,
+    nft: Nft,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The rules as the kernel shows them when they are right.
+    right: Option<Normal>,
+    /// When the last look that found them right began.
+    right_since: Option<Instant>,
+}
+
+impl NetRules {
+    /// Rules by this configuration; nothing is touched yet.
+    pub fn new(config: &RulesConfig) -> Self {
+        Self::with(config, Nft::system())
+    }
+
+    fn with(config: &RulesConfig, nft: Nft) -> Self {
+        Self { text: ruleset(config), nft, state: Mutex::new(State::default()) }
+    }
+
+    /// Looks whether the rules are in place, whole and unchanged.
+    ///
+    /// # Errors
+    /// `nft` could not be asked. That is not "in place".
+    pub async fn check(&self) -> Result<Standing, NetRulesError> {
+        let asked = Instant::now();
+        let mut state = self.state.lock().await;
+        if state.is_right_since(asked) {
+            return Ok(Standing::InPlace);
+        }
+        self.look(&mut state).await
+    }
+
+    /// Looks, and puts the rules in place where they are not. Returns what was found before.
+    ///
+    /// # Errors
+    /// The rules could not be put in place: no cell may be started.
+    pub async fn ensure(&self) -> Result<Standing, NetRulesError> {
+        self.ensure_within(Duration::ZERO).await
+    }
+
+    /// As [`Self::ensure`], but content with a look that is no older than `age_max`.
+    ///
+    /// # Errors
+    /// As [`Self::ensure`].
+    pub async fn ensure_within(&self, age_max: Duration) -> Result<Standing, NetRulesError> {
+        let asked = Instant::now();
+        let mut state = self.state.lock().await;
+        if state.is_right_since(asked.checked_sub(age_max).unwrap_or(asked)) {
+            return Ok(Standing::InPlace);
+        }
+        // A look that fails does not keep us from putting right what it could not see.
+        let found = self.look(&mut state).await.unwrap_or(Standing::Altered);
+        if found != Standing::InPlace {
+            self.apply(&mut state).await?;
+        }
+        Ok(found)
+    }
+
+    /// Packets refused so far, by reason ([`REFUSALS`]), since the rules were last put in place.
+    ///
+    /// # Errors
+    /// `nft` could not be asked.
+    pub async fn refused(&self) -> Result<BTreeMap<&'static str, u64>, NetRulesError> {
+        let _one_at_a_time = self.state.lock().await;
+        let shown = self.nft.list().await?;
+        Ok(REFUSALS
+            .into_iter()
+            .filter_map(|name| Some((name, shown.as_ref()?.packets(name)?)))
+            .collect())
+    }
+
+    async fn look(&self, state: &mut State) -> Result<Standing, NetRulesError> {
+        let began = Instant::now();
+        state.right_since = None;
+        let Some(listing) = self.nft.list().await? else { return Ok(Standing::Missing) };
+        if state.right.as_ref() == Some(&listing.normal()) {
+            state.right_since = Some(began);
+            Ok(Standing::InPlace)
+        } else {
+            Ok(Standing::Altered)
+        }
+    }
+
+    async fn apply(&self, state: &mut State) -> Result<(), NetRulesError> {
+        let began = Instant::now();
+        *state = State::default();
+        self.nft.apply(&self.text).await?;
+        let listing = self.nft.list().await?.ok_or(NetRulesError::NotKept)?;
+        let normal = listing.normal();
+        // Rules and chains are lines of the text that we wrote: as many have to be there.
+        if normal.rules() != written_rules(&self.text) || normal.chains() != written_chains(&self.text) {
+            return Err(NetRulesError::NotKept);
+        }
+        *state = State { right: Some(normal), right_since: Some(began) };
+        Ok(())
+    }
+}
+
+impl State {
+    fn is_right_since(&self, when: Instant) -> bool {
+        self.right_since.is_some_and(|since| since >= when)
+    }
+}
+
+fn written_chains(text: &str) -> usize {
+    text.lines().filter(|line| line.starts_with("\tchain ")).count()
+}
+
+/// Lines within a chain, without its head.
+fn written_rules(text: &str) -> usize {
+    text.lines().filter(|line| line.starts_with("\t\t") && !line.starts_with("\t\ttype ")).count()
+}

@@ -1,0 +1,24 @@
+//! A lifecycle note as a log line.
+
+use berth_node_agent_core::cell::Note;
+use berth_shared::ids::{CellId, Slug};
+
+/// Logs a note. INFO: a state changed. WARN: unexpected, and Berth goes on.
+pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
+    let user = user.map(ToString::to_string).unwrap_or_default();
+    match note {
+        Note::Waking(cause) => tracing::info!(%cell, user, %cause, "waking"),
+        Note::Up(after) => tracing::info!(%cell, user, after_ms = after.0, "up"),
+        Note::Rested(rest) => tracing::info!(%cell, user, ?rest, "at rest"),
+        Note::RestRefused(reason) => tracing::info!(%cell, user, %reason, "rest refused"),
+        Note::TurnedRound => tracing::info!(%cell, user, "woken while falling asleep"),
+        Note::Died { code } => tracing::warn!(%cell, user, code, "the container ended by itself"),
+        Note::OperationFailed { verb, problem } => {
+            tracing::warn!(%cell, user, ?verb, code = %problem.code, detail = problem.detail, "operation failed");
+        }
+        Note::OperationLate(verb) => tracing::warn!(%cell, user, ?verb, "operation took too long"),
+        Note::Surprised { believed } => {
+            tracing::warn!(%cell, user, %believed, "the container is not as believed, looking again");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! A cell's disk with its quota: makes, mounts, grows and releases it. Owns everything below `<data_dir>/cells` that
+//! is not a cell's own content, and says by name how quotas are kept ([`Backend`]).
+//!
+//! ```text
+//! <data_dir>/cells/<cell id>/disk.img             a sparse file of exactly the cell's disk size, holding ext4
+//! <data_dir>/cells/<cell id>/disk.img.new-*       one that is being made; worthless until it is renamed
+//! <data_dir>/cells/<cell id>/data                 where it is mounted: the cell's folder
+//! <data_dir>/removed/<cell id>-<unix ms>.img      what a removed cell leaves to the operator
+//! ```
+//!
+//! `loop-ext4` works on every file system that can hold a sparse file. The quota is the size of the file system
+//! itself, so nothing in a cell can exceed it, and a cell's inodes, journal and hard links are its own.
+//!
+//! Every call looks first and then does what is missing, so each can be repeated after a crash at any point. Calls
+//! about one cell exclude one another by a lock on its directory. The lock is given to the child processes, so that
+//! it outlives an agent that is killed for as long as a child of its is still at work.
+//!
+//! While the file system is not mounted, `data` is a directory that only root can enter: a container that is started
+//! without its disk fails, it does not fill the node's.
+//!
+//! The agent has to share its mount namespace with the container engine, or the engine does not see these mounts.
+
+mod error;
+mod mounts;
+mod place;
+mod superblock;
+mod tool;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use berth_shared::ids::CellId;
+use berth_shared::units::Bytes;
+
+pub use error::QuotaError;
+use mounts::{Attached, Mounted};
+use place::{Place, PlaceLock};
+use superblock::Superblock;
+use tool::Tool;
+
+/// Smallest disk of a cell: below this ext4 has hardly room for its own tables.
+pub const DISK_BYTES_MIN: Bytes = Bytes::mib(16);
+/// Largest: far above any VPS disk, far below what ext4 can do.
+pub const DISK_BYTES_MAX: Bytes = Bytes::gib(16 * 1024);
+
+/// Room that stays free on the node's own file system whatever cells are given.
+const HOST_RESERVE: Bytes = Bytes::mib(256);
+
+/// At its end a file system may leave this much of its device unused: a last block group too small to hold its own
+/// tables. A smaller difference does not count as "has to grow".
+const TAIL_BYTES_MAX: u64 = 8 << 20;
+
+/// How long an unmount is tried again while something still holds the file system.
+const BUSY_TRIES_MAX: u32 = 15;
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How quotas are kept on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// A sized ext4 file system in a file, per cell.
+    LoopExt4,
+    /// Quotas cannot be kept; no cell can have a disk.
+    None {
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl Backend {
+    /// The name that is reported.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::LoopExt4 => "loop-ext4",
+            Self::None { .. } => "none",
+        }
+    }
+}
+
+/// How full a cell's disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Bytes in use.
+    pub used: Bytes,
+    /// Bytes that there are, the file system's own tables not counted.
+    pub size: Bytes,
+}
+
+/// The disks of this node's cells.
+#[derive(Debug)]
+pub struct Quota {
+    data_dir: PathBuf,
+    backend: Backend,
+}
+
+impl Quota {
+    /// Finds out by trying whether a sized file system can be made, mounted and released below `data_dir`.
+    ///
+    /// # Errors
+    /// `data_dir` cannot be used at all. A node where loop devices do not work is not an error: see [`Backend`].
+    pub async fn detect(data_dir: &Path) -> Result<Self, QuotaError> {
+        let prepare = |path: &Path| {
+            std::fs::create_dir_all(path.join("cells"))?;
+            std::fs::create_dir_all(path.join("removed"))?;
+            path.canonicalize()
+        };
+        let data_dir = prepare(data_dir)
+            .map_err(|source| QuotaError::Prepare { path: data_dir.to_path_buf(), source })?;
+        let place = Place::at(data_dir.join("quota-probe"));
+        let backend = match try_backend(&place).await {
+            Ok(()) => Backend::LoopExt4,
+            Err(error) => Backend::None { reason: error::chain(&error) },
+        };
+        Ok(Self { data_dir, backend })
+    }
+
+    /// How quotas are kept here.
+    pub const fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Where a cell's folder is, mounted or not.
+    pub fn folder(&self, cell: CellId) -> PathBuf {
+        self.place(cell).data
+    }
+
+    /// The cells that have a disk here, mounted or not, in order.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn cells(&self) -> Result<Vec<CellId>, QuotaError> {
+        let path = self.data_dir.join("cells");
+        let failed = |source| QuotaError::Prepare { path: path.clone(), source };
+        let mut cells = Vec::new();
+        for entry in std::fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if let Some(cell) = entry.file_name().to_str().and_then(|name| name.parse::<CellId>().ok())
+                && self.place(cell).image.exists()
+            {
+                cells.push(cell);
+            }
+        }
+        cells.sort();
+        Ok(cells)
+    }
+
+    /// Sees to it that the cell's folder is there, mounted, of this size, and its root directory the cell's. Makes,
+    /// checks, mounts and grows what has to be; changes nothing where all is well. Returns the folder.
+    ///
+    /// # Errors
+    /// [`QuotaError::Shrink`] when the disk is larger already; otherwise whatever could not be done. Can be repeated.
+    pub async fn ensure(&self, cell: CellId, uid: u32, size: Bytes) -> Result<PathBuf, QuotaError> {
+        self.usable()?;
+        let size = checked_size(size)?;
+        let place = self.place(cell);
+        let lock = place.lock().await?;
+        place.remove_leftovers()?;
+        match place.image_bytes()? {
+            None => {
+                self.check_room(size)?;
+                make(&place, &lock, uid, size).await?;
+            }
+            Some(have) if size < have => return Err(QuotaError::Shrink { have, want: size }),
+            Some(have) if size > have => {
+                self.check_room(size.saturating_sub(have))?;
+                place.extend_image(size)?;
+            }
+            Some(_) => {}
+        }
+        mount_and_grow(&place, &lock).await?;
+        Ok(place.data)
+    }
+
+    /// Unmounts the cell's folder and gives its loop device back. Nothing to do is fine.
+    ///
+    /// # Errors
+    /// [`QuotaError::Busy`] while something still uses it; it is never unmounted lazily, since a disk that only looks
+    /// released could be written to from two places.
+    pub async fn release(&self, cell: CellId) -> Result<(), QuotaError> {
+        let place = self.place(cell);
+        if !place.dir.exists() {
+            return Ok(());
+        }
+        let lock = place.lock().await?;
+        release(&place, &lock).await
+    }
+
+    /// How full the cell's disk is. Works unmounted too, with what the file system noted at its last unmount.
+    ///
+    /// # Errors
+    /// The cell has no disk here, or it cannot be read.
+    pub fn usage(&self, cell: CellId) -> Result<DiskUsage, QuotaError> {
+        let place = self.place(cell);
+        match mounts::mounted(&place)? {
+            Mounted::Ours { .. } => {
+                let stat = rustix::fs::statvfs(&place.data)
+                    .map_err(|errno| QuotaError::Look { path: place.data.clone(), source: errno.into() })?;
+                let used = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize);
+                let size = stat.f_blocks.saturating_mul(stat.f_frsize);
+                Ok(DiskUsage { used: Bytes(used), size: Bytes(size) })
+            }
+            Mounted::Not => {
+                let superblock = Superblock::read(&place.image)?;
+                Ok(DiskUsage { used: superblock.used(), size: superblock.size() })
+            }
+            Mounted::Other { what } => Err(QuotaError::Occupied { path: place.data, what }),
+        }
+    }
+
+    /// Takes the cell's disk out of use and keeps it for the operator: returns where the image lies now, `None`
+    /// where the cell had none.
+    ///
+    /// # Errors
+    /// As [`Self::release`], or the image cannot be moved. Can be repeated.
+    pub async fn remove(&self, cell: CellId) -> Result<Option<PathBuf>, QuotaError> {
+        let place = self.place(cell);
+        if !place.dir.exists() {
+            return Ok(None);
+        }
+        let lock = place.lock().await?;
+        release(&place, &lock).await?;
+        place.remove_leftovers()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let kept = self.data_dir.join("removed").join(format!("{cell}-{now}.img"));
+        let moved = place.move_image(&kept)?;
+        place.remove_directories();
+        drop(lock);
+        Ok(moved.then_some(kept))
+    }
+
+    fn place(&self, cell: CellId) -> Place {
+        Place::at(self.data_dir.join("cells").join(cell.to_string()))
+    }
+
+    fn usable(&self) -> Result<(), QuotaError> {
+        match &self.backend {
+            Backend::LoopExt4 => Ok(()),
+            Backend::None { reason } => Err(QuotaError::Unsupported { reason: reason.clone() }),
+        }
+    }
+
+    /// Is there room for so many bytes more, when every disk that was given out fills up? A sparse image takes its
+    /// room later, when a refusal would hit a running cell.
+    fn check_room(&self, needed: Bytes) -> Result<(), QuotaError> {
+        let stat = rustix::fs::statvfs(&self.data_dir)
+            .map_err(|errno| QuotaError::Look { path: self.data_dir.clone(), source: errno.into() })?;
+        let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
+        let mut promised = Bytes::ZERO;
+        for cell in self.cells()? {
+            promised = promised.saturating_add(self.place(cell).image_growth()?);
+        }
+        if free < needed.saturating_add(promised).saturating_add(HOST_RESERVE) {
+            return Err(QuotaError::NoRoom { needed, free, promised });
+        }
+        Ok(())
+    }
+}
+
+fn checked_size(size: Bytes) -> Result<Bytes, QuotaError> {
+    if size < DISK_BYTES_MIN || size > DISK_BYTES_MAX {
+        return Err(QuotaError::Size { size });
+    }
+    // Whole blocks: the file system's end is the image's end.
+    Ok(Bytes(size.0.next_multiple_of(1 << 20)))
+}
+
+/// Does everything once with a small disk.
+async fn try_backend(place: &Place) -> Result<(), QuotaError> {
+    let lock = place.lock().await?;
+    place.remove_leftovers()?;
+    release(place, &lock).await?;
+    place.remove_image()?;
+    let tried = async {
+        make(place, &lock, 0, DISK_BYTES_MIN).await?;
+        mount_and_grow(place, &lock).await?;
+        release(place, &lock).await
+    };
+    let tried = tried.await;
+    let cleaned = place.remove_image();
+    place.remove_directories();
+    tried.and(cleaned)
+}
+
+/// Makes the image under a temporary name and renames it when it is whole.
+async fn make(place: &Place, lock: &PlaceLock, uid: u32, size: Bytes) -> Result<(), QuotaError> {
+    let temporary = place.create_temporary(size)?;
+    let owner = format!("lazy_itable_init=1,nodiscard,root_owner={uid}:{uid}");
+    // No blocks reserved for root, who is not the one to log in here; a journal of 4 MiB, the smallest there is;
+    // 4 KiB blocks and one inode per 16 KiB at every size, where small sizes would get other defaults.
+    let options = ["-q", "-F", "-m", "0", "-b", "4096", "-i", "16384", "-J", "size=4", "-E", &owner];
+    let made = Tool::Mkfs.run(lock, &options, &[&temporary]).await;
+    if let Err(error) = made {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
+    }
+    place.put_image(&temporary)
+}
+
+/// Mounts the disk if it is not, and makes the file system as large as its image.
+async fn mount_and_grow(place: &Place, lock: &PlaceLock) -> Result<(), QuotaError> {
+    place.make_mount_point()?;
+    match mounts::mounted(place)? {
+        Mounted::Other { what } => return Err(QuotaError::Occupied { path: place.data.clone(), what }),
+        Mounted::Not => {}
+        Mounted::Ours { device } => {
+            // The superblock of a mounted file system is up to date on its device, not in its image.
+            if !has_to_grow(place, &device)? {
+                return Ok(());
+            }
+            if grow_mounted(lock, &device).await.is_ok() && !has_to_grow(place, &device)? {
+                return Ok(());
+            }
+            // Growing a mounted file system needs CAP_SYS_RESOURCE. An unmounted one grows without it, and a disk is
+            // seldom in use when its size is changed.
+            unmount(place).await.map_err(|error| match error {
+                QuotaError::Busy { path } => QuotaError::GrowBusy { path },
+                other => other,
+            })?;
+        }
+    }
+    check_and_mount(place, lock).await
+}
+
+async fn grow_mounted(lock: &PlaceLock, device: &Path) -> Result<(), QuotaError> {
+    Tool::Losetup.run(lock, &["--set-capacity"], &[device]).await?;
+    Tool::Resize.run(lock, &[], &[device]).await
+}
+
+/// Brings the unmounted file system in order, as large as its image, and mounts it.
+async fn check_and_mount(place: &Place, lock: &PlaceLock) -> Result<(), QuotaError> {
+    // A device that a killed mount left behind would be a second way into the same image.
+    wait_detached(place, lock).await?;
+    if has_to_grow(place, &place.image)? {
+        // resize2fs insists on a full check of what is not mounted.
+        Tool::Check.run(lock, &["-f", "-p"], &[&place.image]).await?;
+        Tool::Resize.run(lock, &[], &[&place.image]).await?;
+    } else {
+        // Looks at the superblock only, unless the last end was unclean: then it plays the journal and repairs
+        // what can be repaired without losing data.
+        Tool::Check.run(lock, &["-p"], &[&place.image]).await?;
+    }
+    if has_to_grow(place, &place.image)? {
+        return Err(QuotaError::NotGrown { path: place.image.clone() });
+    }
+    // `discard` gives the node back what a cell deletes; an error stops writing instead of spreading.
+    let options = "loop,nosuid,nodev,noatime,discard,errors=remount-ro";
+    Tool::Mount.run(lock, &["-t", "ext4", "-o", options], &[&place.image, &place.data]).await?;
+    match mounts::mounted(place)? {
+        Mounted::Ours { .. } => Ok(()),
+        Mounted::Not => Err(QuotaError::Occupied { path: place.data.clone(), what: "nothing".to_owned() }),
+        Mounted::Other { what } => Err(QuotaError::Occupied { path: place.data.clone(), what }),
+    }
+}
+
+/// Is the file system, as seen in `superblock_in`, smaller than its image?
+fn has_to_grow(place: &Place, superblock_in: &Path) -> Result<bool, QuotaError> {
+    let image = place.image_bytes()?.unwrap_or(Bytes::ZERO);
+    let size = Superblock::read(superblock_in)?.size();
+    Ok(image.saturating_sub(size).0 >= TAIL_BYTES_MAX)
+}
+
+async fn release(place: &Place, lock: &PlaceLock) -> Result<(), QuotaError> {
+    if let Mounted::Ours { .. } = mounts::mounted(place)? {
+        unmount(place).await?;
+    }
+    wait_detached(place, lock).await
+}
+
+/// Unmounts, trying again for a while when it is in use.
+async fn unmount(place: &Place) -> Result<(), QuotaError> {
+    for attempt in 0.. {
+        let data = place.data.clone();
+        let unmount = move || rustix::mount::unmount(&data, rustix::mount::UnmountFlags::NOFOLLOW);
+        // Writes back what is dirty: not for the threads that answer.
+        let ended = tokio::task::spawn_blocking(unmount).await;
+        match ended.map_err(|source| QuotaError::Look { path: place.data.clone(), source: source.into() })? {
+            Ok(()) => break,
+            // Not mounted any more.
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(rustix::io::Errno::BUSY) if attempt < BUSY_TRIES_MAX => tokio::time::sleep(BUSY_PAUSE).await,
+            Err(rustix::io::Errno::BUSY) => return Err(QuotaError::Busy { path: place.data.clone() }),
+            Err(errno) => return Err(QuotaError::Unmount { path: place.data.clone(), source: errno.into() }),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until no loop device leads to the image: the kernel lets go of it shortly after the unmount.
+async fn wait_detached(place: &Place, lock: &PlaceLock) -> Result<(), QuotaError> {
+    for attempt in 0.. {
+        let Some(Attached { device, autoclear }) = mounts::attached(place)? else { break };
+        if attempt >= BUSY_TRIES_MAX {
+            return Err(QuotaError::Busy { path: device });
+        }
+        if !autoclear {
+            Tool::Losetup.run(lock, &["--detach"], &[&device]).await?;
+        }
+        tokio::time::sleep(BUSY_PAUSE / 10 * attempt.min(10)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! The programs that do the work, each within its time, holding the cell's lock while it runs.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+use super::QuotaError;
+use super::place::PlaceLock;
+
+/// How much of a program's words is read, and how much is shown.
+const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
+const OUTPUT_CHARS_SHOWN: usize = 300;
+
+/// One of the programs.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Tool {
+    Mkfs,
+    Check,
+    Resize,
+    Losetup,
+    Mount,
+}
+
+impl Tool {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Mkfs => "mkfs.ext4",
+            Self::Check => "e2fsck",
+            Self::Resize => "resize2fs",
+            Self::Losetup => "losetup",
+            Self::Mount => "mount",
+        }
+    }
+
+    /// After this it is killed. Checking and growing read the whole tables of a disk that may be large and slow.
+    const fn bound(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Mkfs => 120,
+            Self::Check | Self::Resize => 600,
+            Self::Losetup => 20,
+            Self::Mount => 60,
+        })
+    }
+
+    /// Runs it with these options and, behind them, these absolute paths.
+    pub(super) async fn run(
+        self,
+        lock: &PlaceLock,
+        options: &[&str],
+        paths: &[&Path],
+    ) -> Result<(), QuotaError> {
+        let spawn_failed = |source| QuotaError::Spawn { tool: self.name(), source };
+        let mut command = Command::new(self.name());
+        command
+            .args(options)
+            .args(paths)
+            // Readable words, and the system's own directories of programs, whatever the agent was started with.
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(lock.shared().map_err(spawn_failed)?)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().map_err(spawn_failed)?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let ended = tokio::time::timeout(self.bound(), async {
+            let (out, err) = tokio::join!(read_some(stdout), read_some(stderr));
+            let status = child.wait().await?;
+            Ok::<_, std::io::Error>((status, out, err))
+        });
+        let Ok(ended) = ended.await else {
+            // Waits for its end too: nothing of it runs on when the lock is given up.
+            let _ = child.kill().await;
+            return Err(QuotaError::Timeout { tool: self.name(), seconds: self.bound().as_secs() });
+        };
+        let (status, out, err) = ended.map_err(spawn_failed)?;
+        let output = || last_words(&[out.as_slice(), err.as_slice()].concat());
+        match (self, status.code()) {
+            (_, Some(0)) => Ok(()),
+            // e2fsck(8): 1 repaired, 2 repaired and a mounted one would need a reboot.
+            (Self::Check, Some(1 | 2)) => Ok(()),
+            (Self::Check, Some(code)) if code & 4 != 0 => {
+                Err(QuotaError::Damaged { path: paths.iter().collect(), output: output() })
+            }
+            _ => Err(QuotaError::Tool { tool: self.name(), status: status.to_string(), output: output() }),
+        }
+    }
+}
+
+/// The beginning of what it says; the rest is read and forgotten, so that it never waits for its reader.
+async fn read_some(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let Some(mut stream) = stream else { return Vec::new() };
+    let mut kept = Vec::new();
+    // An error ends the output as its end does; the exit code tells how it went.
+    let _ = (&mut stream).take(OUTPUT_BYTES_MAX).read_to_end(&mut kept).await;
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    kept
+}
+
+fn last_words(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let skip = line.chars().count().saturating_sub(OUTPUT_CHARS_SHOWN);
+    line.chars().skip(skip).collect()
+}

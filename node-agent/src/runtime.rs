@@ -1,0 +1,203 @@
+//! Containers: what the node agent asks of a container engine, and what it may believe of the answers.
+//!
+//! The [`Runtime`] trait is the edge. [`docker`] is the real engine, `fake` the one of fast tests; the same contract
+//! tests run against both.
+//!
+//! Rules of every implementation:
+//! - Nothing is remembered between calls: each verb finds its container anew, by label *and* id (invariant 8).
+//! - A container is ours only if node, cell and the number of a journaled create match ([`ContainerKey`]). What is
+//!   not ours is never started, stopped, paused, removed or otherwise touched, whatever its name.
+//! - Verbs can be repeated: what is already so succeeds.
+//! - A result is told only after it was seen: a pause is confirmed, an address is read after the start returned.
+//! - Every call is bounded in time, every answer that a cell can influence is bounded in size.
+
+use std::net::SocketAddr;
+
+use berth_node_agent_core::cell::Seen;
+use berth_shared::ids::{CellId, NodeId};
+use berth_shared::time::Millis;
+use futures_util::stream::BoxStream;
+
+mod error;
+mod plan;
+
+pub mod docker;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+
+#[cfg(test)]
+mod contract;
+
+pub use error::{EngineError, RuntimeError};
+pub use plan::{ContainerKey, ContainerPlan, NetworkPlan, ReadOnlyBind};
+
+/// How long a container may take to end after SIGTERM: OpenClaw drains for up to 325 s (OPENCLAW.md, section 9).
+pub const STOP_GRACE: Millis = Millis::secs(330);
+
+/// How long a repair may run: `doctor --fix` on a loaded machine needs most of a cold start's time, more than once.
+pub const REPAIR_LIMIT: Millis = Millis::secs(150);
+
+/// Most lines that [`Runtime::logs`] gives.
+pub const LOG_LINES_MAX: usize = 10_000;
+
+/// Longest line that [`Runtime::logs`] gives, in bytes; the rest of a longer one is left out.
+pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// What is known of the engine itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFacts {
+    /// Its version, as it says.
+    pub version: String,
+    /// 1 or 2; `None` where it does not tell.
+    pub cgroup_version: Option<u8>,
+    /// Do containers survive a restart of the engine? Without it nothing may be frozen (DESIGN.md, section 5).
+    pub live_restore: bool,
+    /// Can a container's swap be limited?
+    pub swap_limit: bool,
+    /// Such as `name=seccomp,profile=default` and `name=apparmor`.
+    pub security_options: Vec<String>,
+    /// The runtimes that [`ContainerPlan::runtime`] may name.
+    pub runtimes: Vec<String>,
+}
+
+/// The container that fits the plan is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Created {
+    /// The create that made it. It has to stay among the [`ContainerKey::creates`] for as long as the container lives.
+    pub op: u64,
+    /// Was it made just now? `false`: one that fits was there.
+    pub made: bool,
+}
+
+/// Something that the engine reported unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CellEvent {
+    /// Of which cell. The container carries this node's label; whether it is ours, a look tells.
+    pub cell: CellId,
+    /// What.
+    pub kind: CellEventKind,
+}
+
+/// What a container did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CellEventKind {
+    /// It was started.
+    Started,
+    /// It ended.
+    Died {
+        /// Its exit code; -1 where the engine did not tell.
+        code: i64,
+    },
+    /// The kernel killed a process of it for want of memory.
+    OutOfMemory,
+    /// It was paused.
+    Paused,
+    /// It was unpaused.
+    Unpaused,
+    /// It was removed.
+    Removed,
+}
+
+/// The engine's reports; ends, with or without an error, when the connection does. The caller connects anew and
+/// looks at everything, since what happened in between is lost.
+pub type CellEvents = BoxStream<'static, Result<CellEvent, RuntimeError>>;
+
+/// A container with this node's label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owned {
+    /// Its cell, by label.
+    pub cell: CellId,
+    /// The create that made it, by label.
+    pub op: u64,
+    /// What it is doing, as far as a list tells.
+    pub state: OwnedState,
+}
+
+/// A container's state in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OwnedState {
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It does not run.
+    Exited,
+    /// Between states.
+    Between,
+}
+
+/// A container engine.
+pub trait Runtime: Send + Sync + 'static {
+    /// What is known of the engine.
+    fn engine(&self) -> impl Future<Output = Result<EngineFacts, RuntimeError>> + Send;
+
+    /// What there is of this cell. `fits` in the answer: its container was made from a plan with this fingerprint.
+    fn look(
+        &self,
+        key: &ContainerKey,
+        fingerprint: &str,
+        port: u16,
+    ) -> impl Future<Output = Result<Seen, RuntimeError>> + Send;
+
+    /// Makes sure that image, network and a container that fits are there. A container of ours that does not fit, or
+    /// whose image's name means another image by now, is replaced, never one that is up.
+    fn create(&self, plan: &ContainerPlan) -> impl Future<Output = Result<Created, RuntimeError>> + Send;
+
+    /// Starts the container. The address is read after the start returned.
+    fn start(
+        &self,
+        key: &ContainerKey,
+        port: u16,
+    ) -> impl Future<Output = Result<SocketAddr, RuntimeError>> + Send;
+
+    /// Pauses the container and confirms it.
+    fn pause(&self, key: &ContainerKey) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Unpauses the container and confirms it.
+    fn unpause(&self, key: &ContainerKey) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Ends the container: SIGTERM, and SIGKILL when `grace` is over. A paused one is refused. Gives the exit code,
+    /// also of one that had ended before.
+    fn stop(
+        &self,
+        key: &ContainerKey,
+        grace: Millis,
+    ) -> impl Future<Output = Result<i64, RuntimeError>> + Send;
+
+    /// Ends a paused container without letting it run again. One that runs is refused. Gives the exit code.
+    fn kill_frozen(&self, key: &ContainerKey) -> impl Future<Output = Result<i64, RuntimeError>> + Send;
+
+    /// Runs the workload's own repair once, in a container of its own with the same image, folder and limits and no
+    /// network, and removes that. `args` stand for the command `gateway …` of the image. The cell must not be up.
+    fn repair(
+        &self,
+        plan: &ContainerPlan,
+        args: &[&str],
+        limit: Millis,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes container and network; the data stays. One that is up is refused.
+    fn remove(
+        &self,
+        key: &ContainerKey,
+        network: &str,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// The newest lines of the container's output, oldest first: at most `lines` (and [`LOG_LINES_MAX`]), together at
+    /// most `bytes_max`. Not redacted: they may hold secrets.
+    fn logs(
+        &self,
+        key: &ContainerKey,
+        lines: usize,
+        bytes_max: usize,
+    ) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;
+
+    /// Reports about containers with this node's label, from now on.
+    fn events(&self, node: &NodeId) -> impl Future<Output = Result<CellEvents, RuntimeError>> + Send;
+
+    /// Every cell's container with this node's label, also of cells that nobody knows any more.
+    fn list_ours(&self, node: &NodeId) -> impl Future<Output = Result<Vec<Owned>, RuntimeError>> + Send;
+
+    /// How many requests were sent to the engine so far.
+    fn calls(&self) -> u64;
+}

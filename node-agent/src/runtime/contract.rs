@@ -1,0 +1,370 @@
+//! What every container engine of this crate has to do, run against the fake and against Docker.
+//!
+//! The Docker half needs a running dockerd that this user may use, and the image of the test cell; it fails with the
+//! name of what is missing. Everything it makes carries a node id of its own and is removed by id, also after a panic.
+
+use std::collections::BTreeMap;
+
+use berth_node_agent_core::cell::Seen;
+use berth_node_agent_core::slot::{Slot, SlotPool};
+use berth_shared::cell::{CellSize, ImageRef, Workload};
+use berth_shared::ids::{CellId, NodeId};
+use berth_shared::problem::Code;
+use berth_shared::secret::Secret;
+use berth_shared::time::Millis;
+use futures_util::StreamExt as _;
+
+use super::plan::label;
+use super::{
+    CellEventKind, ContainerKey, ContainerPlan, Created, NetworkPlan, OwnedState, Runtime, RuntimeError,
+};
+
+mod docker;
+mod fake;
+
+/// The test cell, as `scripts/image test` makes it.
+const IMAGE: &str = "berth/test-cell:dev";
+
+/// The test cell ends at SIGTERM within a moment.
+const GRACE: Millis = Millis::secs(20);
+
+/// The engine and what goes on beside Berth in it.
+trait Bench {
+    type Engine: Runtime;
+    fn runtime(&self) -> &Self::Engine;
+    fn node(&self) -> NodeId;
+    /// The plan of a new cell, its first create.
+    fn plan(&self) -> ContainerPlan;
+    /// Has the containers of this plan end at once.
+    fn exits_at_start(&self, plan: &mut ContainerPlan, code: u8);
+    /// A container that somebody else makes; its id.
+    async fn plant(&self, name: &str, labels: BTreeMap<String, String>) -> String;
+    /// What the container with this id is doing, in Docker's words.
+    async fn state(&self, id: &str) -> Option<String>;
+    /// The id of the container of this name.
+    async fn id_of(&self, name: &str) -> Option<String>;
+    /// Somebody removes it by force.
+    async fn destroy(&self, id: &str);
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
+}
+
+/// A plan in a network pool and slot of the caller's choice.
+fn plan(node: NodeId, pool: &SlotPool, slot: Slot, data_dir: &std::path::Path) -> ContainerPlan {
+    let cell = CellId::from_random(random());
+    let key = ContainerKey { node, cell, slug: "anna".parse().unwrap(), creates: vec![1] };
+    let uid = pool.uid(slot);
+    ContainerPlan {
+        network: NetworkPlan::of(&key, pool, slot),
+        key,
+        op: 1,
+        image: IMAGE.parse().unwrap(),
+        workload: Workload::Openclaw,
+        size: CellSize { memory: berth_shared::units::Bytes::mib(128), ..CellSize::default() },
+        uid,
+        gid: uid,
+        env: vec![("CELL_LOG".to_owned(), Secret::new("1"))],
+        data_dir: data_dir.to_owned(),
+        dns: Vec::new(),
+        port: 18789,
+        runtime: None,
+        binds: Vec::new(),
+    }
+}
+
+async fn look<B: Bench>(bench: &B, plan: &ContainerPlan) -> Seen {
+    bench.runtime().look(&plan.key, &plan.fingerprint(), plan.port).await.unwrap()
+}
+
+async fn up<B: Bench>(bench: &B, plan: &ContainerPlan) -> String {
+    bench.runtime().create(plan).await.unwrap();
+    bench.runtime().start(&plan.key, plan.port).await.unwrap();
+    bench.id_of(&plan.key.container_name()).await.unwrap()
+}
+
+async fn is_running<B: Bench>(bench: &B, plan: &ContainerPlan) -> bool {
+    matches!(look(bench, plan).await, Seen::Running { .. })
+}
+
+async fn goes_the_whole_way<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    assert_eq!(look(&bench, &plan).await, Seen::Absent);
+    assert_eq!(runtime.create(&plan).await.unwrap(), Created { op: 1, made: true });
+    assert_eq!(look(&bench, &plan).await, Seen::Exited { fits: true, code: 0 });
+    let address = runtime.start(&plan.key, plan.port).await.unwrap();
+    assert_eq!(look(&bench, &plan).await, Seen::Running { address, fits: true });
+    runtime.pause(&plan.key).await.unwrap();
+    assert_eq!(look(&bench, &plan).await, Seen::Paused { address, fits: true });
+    runtime.unpause(&plan.key).await.unwrap();
+    assert_eq!(look(&bench, &plan).await, Seen::Running { address, fits: true });
+    assert_eq!(runtime.stop(&plan.key, GRACE).await.unwrap(), 0);
+    assert_eq!(look(&bench, &plan).await, Seen::Exited { fits: true, code: 0 });
+    runtime.remove(&plan.key, &plan.network.name).await.unwrap();
+    assert_eq!(look(&bench, &plan).await, Seen::Absent);
+}
+
+async fn every_verb_can_be_repeated<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    let id = up(&bench, &plan).await;
+    let first = runtime.start(&plan.key, plan.port).await.unwrap();
+    assert_eq!(runtime.start(&plan.key, plan.port).await.unwrap(), first);
+    assert_eq!(runtime.create(&plan).await.unwrap(), Created { op: 1, made: false });
+    runtime.unpause(&plan.key).await.unwrap();
+    runtime.pause(&plan.key).await.unwrap();
+    runtime.pause(&plan.key).await.unwrap();
+    assert_eq!(runtime.create(&plan).await.unwrap(), Created { op: 1, made: false });
+    assert_eq!(runtime.kill_frozen(&plan.key).await.unwrap(), 137);
+    assert_eq!(runtime.kill_frozen(&plan.key).await.unwrap(), 137);
+    assert_eq!(runtime.stop(&plan.key, GRACE).await.unwrap(), 137);
+    assert_eq!(bench.id_of(&plan.key.container_name()).await.unwrap(), id);
+    runtime.remove(&plan.key, &plan.network.name).await.unwrap();
+    runtime.remove(&plan.key, &plan.network.name).await.unwrap();
+}
+
+async fn a_verb_that_does_not_suit_the_state_is_refused<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    let key = &plan.key;
+    assert!(matches!(runtime.start(key, 1).await, Err(RuntimeError::Gone)));
+    assert!(matches!(runtime.pause(key).await, Err(RuntimeError::Gone)));
+    assert!(matches!(runtime.stop(key, GRACE).await, Err(RuntimeError::Gone)));
+    assert!(matches!(runtime.kill_frozen(key).await, Err(RuntimeError::Gone)));
+    assert!(matches!(runtime.logs(key, 1, 1).await, Err(RuntimeError::Gone)));
+    let id = up(&bench, &plan).await;
+    assert!(matches!(runtime.kill_frozen(key).await, Err(RuntimeError::StillUp)));
+    assert!(matches!(runtime.remove(key, &plan.network.name).await, Err(RuntimeError::StillUp)));
+    assert!(matches!(runtime.repair(&plan, &["doctor"], GRACE).await, Err(RuntimeError::StillUp)));
+    assert_eq!(bench.state(&id).await.as_deref(), Some("running"));
+    runtime.pause(key).await.unwrap();
+    assert!(matches!(runtime.start(key, 1).await, Err(RuntimeError::IsPaused)));
+    assert!(matches!(runtime.stop(key, GRACE).await, Err(RuntimeError::IsPaused)));
+    assert!(matches!(runtime.remove(key, &plan.network.name).await, Err(RuntimeError::StillUp)));
+    assert_eq!(bench.state(&id).await.as_deref(), Some("paused"));
+    runtime.kill_frozen(key).await.unwrap();
+    assert!(matches!(runtime.pause(key).await, Err(RuntimeError::NotUp)));
+    assert!(matches!(runtime.unpause(key).await, Err(RuntimeError::NotUp)));
+}
+
+async fn a_later_create_keeps_what_fits_and_tells_whose_it_is<B: Bench>(bench: B) {
+    let (runtime, mut plan) = (bench.runtime(), bench.plan());
+    runtime.create(&plan).await.unwrap();
+    let id = bench.id_of(&plan.key.container_name()).await;
+    plan.op = 2;
+    assert_eq!(runtime.create(&plan).await.unwrap(), Created { op: 1, made: false });
+    assert_eq!(bench.id_of(&plan.key.container_name()).await, id);
+}
+
+async fn a_changed_plan_does_not_fit_and_is_made_anew<B: Bench>(bench: B) {
+    let (runtime, mut plan) = (bench.runtime(), bench.plan());
+    runtime.create(&plan).await.unwrap();
+    let before = bench.id_of(&plan.key.container_name()).await;
+    plan.op = 2;
+    plan.key.creates.push(2);
+    plan.size.pids = 300;
+    assert_eq!(look(&bench, &plan).await, Seen::Exited { fits: false, code: 0 });
+    assert_eq!(runtime.create(&plan).await.unwrap(), Created { op: 2, made: true });
+    assert_ne!(bench.id_of(&plan.key.container_name()).await, before);
+    assert_eq!(look(&bench, &plan).await, Seen::Exited { fits: true, code: 0 });
+}
+
+async fn a_container_that_is_up_is_never_replaced<B: Bench>(bench: B) {
+    let (runtime, mut plan) = (bench.runtime(), bench.plan());
+    let id = up(&bench, &plan).await;
+    plan.op = 2;
+    plan.env.push(("MORE".to_owned(), Secret::new("x")));
+    assert!(matches!(look(&bench, &plan).await, Seen::Running { fits: false, .. }));
+    assert!(matches!(runtime.create(&plan).await, Err(RuntimeError::StillUp)));
+    runtime.pause(&plan.key).await.unwrap();
+    assert!(matches!(runtime.create(&plan).await, Err(RuntimeError::StillUp)));
+    assert_eq!(bench.state(&id).await.as_deref(), Some("paused"));
+}
+
+async fn assert_nothing_touches<B: Bench>(bench: &B, plan: &ContainerPlan, id: &str, state: &str) {
+    let (runtime, key) = (bench.runtime(), &plan.key);
+    assert!(matches!(look(bench, plan).await, Seen::Foreign { .. }));
+    let created = runtime.create(plan).await;
+    assert!(matches!(&created, Err(error) if error.code() == Code::NotOurs), "{created:?}");
+    assert!(runtime.start(key, plan.port).await.is_err());
+    assert!(runtime.pause(key).await.is_err());
+    assert!(runtime.unpause(key).await.is_err());
+    assert!(runtime.stop(key, GRACE).await.is_err());
+    assert!(runtime.kill_frozen(key).await.is_err());
+    assert!(runtime.logs(key, 10, 1000).await.is_err());
+    // Removing the cell leaves it where it is; with only the name taken there is nothing to remove.
+    let _ = runtime.remove(key, &plan.network.name).await;
+    assert_eq!(bench.state(id).await.as_deref(), Some(state));
+}
+
+async fn a_container_of_an_unknown_create_is_never_touched<B: Bench>(bench: B) {
+    let mut plan = bench.plan();
+    let id = up(&bench, &plan).await;
+    plan.key.creates = vec![7, 8];
+    plan.op = 9;
+    assert_nothing_touches(&bench, &plan, &id, "running").await;
+}
+
+async fn a_container_of_another_node_is_never_touched<B: Bench>(bench: B) {
+    let mut plan = bench.plan();
+    let id = up(&bench, &plan).await;
+    plan.key.node = NodeId::from_random(random());
+    assert_nothing_touches(&bench, &plan, &id, "running").await;
+}
+
+async fn a_stranger_with_our_label_stops_everything<B: Bench>(bench: B) {
+    let plan = bench.plan();
+    let ours = up(&bench, &plan).await;
+    let labels = BTreeMap::from([(label::CELL.to_owned(), plan.key.cell.to_string())]);
+    let name = format!("{}-copy", plan.key.container_name());
+    let stranger = bench.plant(&name, labels).await;
+    assert_nothing_touches(&bench, &plan, &stranger, "created").await;
+    assert_eq!(bench.state(&ours).await.as_deref(), Some("running"));
+    bench.destroy(&stranger).await;
+    assert!(is_running(&bench, &plan).await);
+}
+
+async fn a_name_that_is_taken_proves_nothing<B: Bench>(bench: B) {
+    let plan = bench.plan();
+    let id = bench.plant(&plan.key.container_name(), BTreeMap::new()).await;
+    assert_nothing_touches(&bench, &plan, &id, "created").await;
+}
+
+async fn an_image_that_is_not_here_is_named<B: Bench>(bench: B) {
+    let (runtime, mut plan) = (bench.runtime(), bench.plan());
+    plan.image = "berth/no-such-image:1".parse().unwrap();
+    let error = runtime.create(&plan).await.unwrap_err();
+    assert_eq!(error.problem().code, Code::UnknownImage);
+    assert!(error.problem().detail.contains("berth/no-such-image:1"), "{}", error.problem());
+    assert!(!error.is_transient());
+    assert_eq!(look(&bench, &plan).await, Seen::Absent);
+    // An image id names bytes, but no place to get them from.
+    plan.image = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    assert_eq!(runtime.create(&plan).await.unwrap_err().code(), Code::UnknownImage);
+}
+
+async fn an_image_that_cannot_be_pulled_is_named<B: Bench>(bench: B) {
+    let (runtime, mut plan) = (bench.runtime(), bench.plan());
+    // Nobody listens on port 1 of the loopback.
+    plan.image = format!("127.0.0.1:1/berth/cell@sha256:{}", "a".repeat(64)).parse().unwrap();
+    let error = runtime.create(&plan).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::Pull { .. }), "{error:?}");
+    assert_eq!(error.code(), Code::UnknownImage);
+    assert!(error.is_transient());
+}
+
+async fn a_container_that_ends_at_once_is_seen_with_its_code<B: Bench>(bench: B) {
+    let (runtime, mut plan) = (bench.runtime(), bench.plan());
+    bench.exits_at_start(&mut plan, 78);
+    runtime.create(&plan).await.unwrap();
+    // The start may return before the end or after it; it never succeeds for long.
+    if let Err(error) = runtime.start(&plan.key, plan.port).await {
+        let ended = matches!(error, RuntimeError::Exited { code: 78 } | RuntimeError::Unconfirmed { .. });
+        assert!(ended, "{error:?}");
+    }
+    let ended = async {
+        loop {
+            if look(&bench, &plan).await == (Seen::Exited { fits: true, code: 78 }) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(GRACE.to_std(), ended).await.expect("it ends with code 78");
+    assert_eq!(runtime.stop(&plan.key, GRACE).await.unwrap(), 78);
+}
+
+async fn what_was_removed_behind_our_back_is_absent_and_can_be_made_anew<B: Bench>(bench: B) {
+    let plan = bench.plan();
+    let id = up(&bench, &plan).await;
+    bench.destroy(&id).await;
+    assert_eq!(look(&bench, &plan).await, Seen::Absent);
+    assert_ne!(up(&bench, &plan).await, id);
+}
+
+async fn another_cell_is_not_touched<B: Bench>(bench: B) {
+    let (runtime, one, other) = (bench.runtime(), bench.plan(), bench.plan());
+    up(&bench, &one).await;
+    up(&bench, &other).await;
+    runtime.pause(&one.key).await.unwrap();
+    assert!(is_running(&bench, &other).await);
+    runtime.kill_frozen(&one.key).await.unwrap();
+    runtime.remove(&one.key, &one.network.name).await.unwrap();
+    assert!(is_running(&bench, &other).await);
+    let owned = runtime.list_ours(&bench.node()).await.unwrap();
+    assert_eq!(owned.len(), 1);
+    assert_eq!((owned[0].cell, owned[0].op, owned[0].state), (other.key.cell, 1, OwnedState::Running));
+}
+
+async fn the_engine_tells_what_happens<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    let events = runtime.events(&bench.node()).await.unwrap();
+    up(&bench, &plan).await;
+    runtime.pause(&plan.key).await.unwrap();
+    runtime.unpause(&plan.key).await.unwrap();
+    runtime.stop(&plan.key, GRACE).await.unwrap();
+    runtime.remove(&plan.key, &plan.network.name).await.unwrap();
+    let five = events.map(|event| event.unwrap()).take(5).collect::<Vec<_>>();
+    let told = tokio::time::timeout(GRACE.to_std(), five).await.expect("five events");
+    assert!(told.iter().all(|event| event.cell == plan.key.cell));
+    let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
+    let wanted = [
+        CellEventKind::Started,
+        CellEventKind::Paused,
+        CellEventKind::Unpaused,
+        CellEventKind::Died { code: 0 },
+        CellEventKind::Removed,
+    ];
+    assert_eq!(kinds, wanted);
+}
+
+async fn every_call_is_counted<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    let before = runtime.calls();
+    look(&bench, &plan).await;
+    let after = runtime.calls();
+    assert!(after > before);
+    assert_eq!(runtime.calls(), after);
+    assert!(!runtime.engine().await.unwrap().version.is_empty());
+    assert!(runtime.calls() > after);
+}
+
+/// Runs every contract against one kind of engine.
+macro_rules! contract {
+    ($bench:expr) => {
+        $crate::runtime::contract::contract!(
+            $bench;
+            goes_the_whole_way
+            every_verb_can_be_repeated
+            a_verb_that_does_not_suit_the_state_is_refused
+            a_later_create_keeps_what_fits_and_tells_whose_it_is
+            a_changed_plan_does_not_fit_and_is_made_anew
+            a_container_that_is_up_is_never_replaced
+            a_container_of_an_unknown_create_is_never_touched
+            a_container_of_another_node_is_never_touched
+            a_stranger_with_our_label_stops_everything
+            a_name_that_is_taken_proves_nothing
+            an_image_that_is_not_here_is_named
+            an_image_that_cannot_be_pulled_is_named
+            a_container_that_ends_at_once_is_seen_with_its_code
+            what_was_removed_behind_our_back_is_absent_and_can_be_made_anew
+            another_cell_is_not_touched
+            the_engine_tells_what_happens
+            every_call_is_counted
+        );
+    };
+    ($bench:expr; $($name:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                $crate::runtime::contract::$name($bench).await;
+            }
+        )*
+    };
+}
+use contract;
+
+fn image() -> ImageRef {
+    IMAGE.parse().unwrap()
+}

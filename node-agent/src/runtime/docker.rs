@@ -1,0 +1,247 @@
+//! The real container engine: Docker, through its socket.
+//!
+//! | module | decides |
+//! |---|---|
+//! | `engine` | how a request is sent, bounded, counted, and what its failure means |
+//! | `find` | which container is the cell's, and what it is doing |
+//! | `profile` | what a cell's container is made of (DESIGN.md, section 11) |
+//! | `create` | image, network and container are there and fit |
+//! | `network` | the cell's own bridge |
+//! | `image` | which images are pulled, and which have to be there |
+//! | `frozen` | how a paused container ends without running again |
+//! | `watch` | output, events and lists |
+//!
+//! Works with API 1.41 (Docker 20.10) and newer.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use berth_node_agent_core::cell::Seen;
+use berth_shared::ids::NodeId;
+use berth_shared::time::Millis;
+use bollard::query_parameters::{RemoveContainerOptions, StopContainerOptions};
+
+use super::{CellEvents, ContainerKey, ContainerPlan, Created, EngineFacts, Owned, Runtime, RuntimeError};
+
+mod create;
+mod engine;
+mod find;
+mod frozen;
+mod image;
+mod network;
+pub(super) mod profile;
+mod watch;
+
+use engine::Engine;
+use find::{Mine, Up};
+
+/// A question that dockerd answers from its memory, even on a machine at load 20.
+const ASK: Millis = Millis::secs(15);
+
+/// A change of a container's state that is not a stop.
+const ACT: Millis = Millis::secs(50);
+
+/// What a stop may take beyond its grace: the kill, and the clean-up of network and mounts.
+const STOP_MARGIN: Millis = Millis::secs(12);
+
+/// Docker. Cheap to keep, holds no connection between calls.
+#[derive(Debug)]
+pub struct DockerRuntime {
+    engine: Engine,
+}
+
+impl DockerRuntime {
+    /// Docker at this socket. Nothing is asked of it yet: it may be down, now and later.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { engine: Engine::new(socket.into()) }
+    }
+
+    /// The cell's container, for a verb that needs one.
+    async fn mine(&self, key: &ContainerKey) -> Result<Mine, RuntimeError> {
+        match find::find(&self.engine, key).await.map_err(RuntimeError::Look)? {
+            find::Found::One(mine) => Ok(*mine),
+            find::Found::Nothing { .. } => Err(RuntimeError::Gone),
+            find::Found::Stranger { detail } => Err(RuntimeError::Foreign { detail }),
+        }
+    }
+}
+
+fn unconfirmed(wanted: &'static str, up: Up) -> RuntimeError {
+    RuntimeError::Unconfirmed { wanted, found: up.word().to_owned() }
+}
+
+impl Runtime for DockerRuntime {
+    async fn engine(&self) -> Result<EngineFacts, RuntimeError> {
+        watch::facts(&self.engine).await.map_err(RuntimeError::Engine)
+    }
+
+    async fn look(&self, key: &ContainerKey, fingerprint: &str, port: u16) -> Result<Seen, RuntimeError> {
+        Ok(match find::find(&self.engine, key).await.map_err(RuntimeError::Look)? {
+            find::Found::One(mine) => mine.seen(fingerprint, port),
+            find::Found::Nothing { name_taken_by: None } => Seen::Absent,
+            find::Found::Nothing { name_taken_by: Some(detail) } | find::Found::Stranger { detail } => {
+                Seen::Foreign { detail }
+            }
+        })
+    }
+
+    async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
+        create::create(&self.engine, plan).await
+    }
+
+    async fn start(&self, key: &ContainerKey, port: u16) -> Result<SocketAddr, RuntimeError> {
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Running => {}
+            Up::Paused => return Err(RuntimeError::IsPaused),
+            Up::Exited | Up::Between => {
+                self.engine
+                    .call(ACT, |docker| async move { docker.start_container(&mine.id, None).await })
+                    .await
+                    .map_err(RuntimeError::Start)?;
+            }
+        }
+        let mine = self.mine(key).await?;
+        match (mine.up(), mine.address(port)) {
+            (Up::Running, Some(address)) => Ok(address),
+            (Up::Running, None) => Err(RuntimeError::Unconfirmed {
+                wanted: "running with an address",
+                found: "without".to_owned(),
+            }),
+            (Up::Exited, _) => Err(RuntimeError::Exited { code: mine.exit_code() }),
+            (up @ (Up::Paused | Up::Between), _) => Err(unconfirmed("running", up)),
+        }
+    }
+
+    async fn pause(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Paused => return Ok(()),
+            Up::Running => {}
+            Up::Exited => return Err(RuntimeError::NotUp),
+            Up::Between => return Err(unconfirmed("running", Up::Between)),
+        }
+        let asked = self
+            .engine
+            .call(ACT, |docker| async move { docker.pause_container(&mine.id).await })
+            .await
+            .map_err(RuntimeError::Pause);
+        // What is seen beats what was answered: an answer can be lost, or come from a race with somebody else.
+        let up = self.mine(key).await?.up();
+        if up == Up::Paused {
+            return Ok(());
+        }
+        asked.and(Err(unconfirmed("paused", up)))
+    }
+
+    async fn unpause(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Running => return Ok(()),
+            Up::Paused => {}
+            Up::Exited => return Err(RuntimeError::NotUp),
+            Up::Between => return Err(unconfirmed("paused", Up::Between)),
+        }
+        let asked = self
+            .engine
+            .call(ACT, |docker| async move { docker.unpause_container(&mine.id).await })
+            .await
+            .map_err(RuntimeError::Unpause);
+        let up = self.mine(key).await?.up();
+        if up == Up::Running {
+            return Ok(());
+        }
+        asked.and(Err(unconfirmed("running", up)))
+    }
+
+    async fn stop(&self, key: &ContainerKey, grace: Millis) -> Result<i64, RuntimeError> {
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Exited => return Ok(mine.exit_code()),
+            // Docker would thaw it in order to end it, and it would run work that nobody waits for.
+            Up::Paused => return Err(RuntimeError::IsPaused),
+            Up::Running | Up::Between => {}
+        }
+        let options = StopContainerOptions {
+            t: Some(i32::try_from(grace.0.div_ceil(1000)).unwrap_or(i32::MAX)),
+            ..Default::default()
+        };
+        let limit = Millis(grace.0.saturating_add(STOP_MARGIN.0));
+        let asked = self
+            .engine
+            .call(limit, |docker| async move { docker.stop_container(&mine.id, Some(options)).await })
+            .await
+            .map_err(RuntimeError::Stop);
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Exited => Ok(mine.exit_code()),
+            up @ (Up::Running | Up::Paused | Up::Between) => asked.and(Err(unconfirmed("stopped", up))),
+        }
+    }
+
+    async fn kill_frozen(&self, key: &ContainerKey) -> Result<i64, RuntimeError> {
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Exited => return Ok(mine.exit_code()),
+            Up::Paused => {}
+            Up::Running => return Err(RuntimeError::StillUp),
+            Up::Between => return Err(unconfirmed("paused", Up::Between)),
+        }
+        frozen::end(&self.engine, &mine).await.map_err(RuntimeError::KillFrozen)?;
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Exited => Ok(mine.exit_code()),
+            up @ (Up::Running | Up::Paused | Up::Between) => Err(unconfirmed("ended", up)),
+        }
+    }
+
+    async fn repair(&self, plan: &ContainerPlan, args: &[&str], limit: Millis) -> Result<(), RuntimeError> {
+        create::repair(&self.engine, plan, args, limit).await
+    }
+
+    async fn remove(&self, key: &ContainerKey, network: &str) -> Result<(), RuntimeError> {
+        match self.mine(key).await {
+            Ok(mine) => {
+                if matches!(mine.up(), Up::Running | Up::Paused) {
+                    return Err(RuntimeError::StillUp);
+                }
+                remove_container(&self.engine, &mine.id, false).await.map_err(RuntimeError::Remove)?;
+            }
+            Err(RuntimeError::Gone) => {}
+            Err(error) => return Err(error),
+        }
+        find::remove_repairs(&self.engine, key).await.map_err(RuntimeError::Remove)?;
+        network::remove(&self.engine, key, network).await
+    }
+
+    async fn logs(
+        &self,
+        key: &ContainerKey,
+        lines: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<String>, RuntimeError> {
+        let mine = self.mine(key).await?;
+        watch::logs(&self.engine, &mine.id, lines, bytes_max).await.map_err(RuntimeError::Logs)
+    }
+
+    async fn events(&self, node: &NodeId) -> Result<CellEvents, RuntimeError> {
+        watch::events(&self.engine, node).await
+    }
+
+    async fn list_ours(&self, node: &NodeId) -> Result<Vec<Owned>, RuntimeError> {
+        watch::list_ours(&self.engine, node).await.map_err(RuntimeError::List)
+    }
+
+    fn calls(&self) -> u64 {
+        self.engine.calls()
+    }
+}
+
+/// Removes a container that was found to be ours, with its anonymous volumes. `force` ends it first. Gone is fine.
+async fn remove_container(engine: &Engine, id: &str, force: bool) -> Result<(), super::EngineError> {
+    let options = RemoveContainerOptions { v: true, force, link: false };
+    match engine.call(ACT, |docker| async move { docker.remove_container(id, Some(options)).await }).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}

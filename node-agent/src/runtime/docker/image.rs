@@ -1,0 +1,86 @@
+//! Which images are pulled, and which have to be there.
+//!
+//! Only a digest says which bytes are meant, so only an image that is named by one is pulled. A tag has to be on the
+//! node already; whoever put it there answers for it.
+
+use std::time::Duration;
+
+use berth_shared::cell::ImageRef;
+use berth_shared::time::Millis;
+use bollard::models::ImageInspect;
+use bollard::query_parameters::CreateImageOptions;
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
+
+use super::ASK;
+use super::engine::{Engine, meaning};
+use crate::runtime::{EngineError, RuntimeError};
+
+/// How long a pull may take: below the bound of the whole create, so that its failure can still be told.
+const PULL_LIMIT: Millis = Millis::minutes(14);
+
+/// How long a pull may stand still.
+const PULL_STALL_LIMIT: Millis = Millis::secs(90);
+
+/// How often a pull is mentioned in the log.
+const PULL_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Asks for an image; `None`: it is not on the node.
+pub(super) async fn look(engine: &Engine, image: &ImageRef) -> Result<Option<ImageInspect>, RuntimeError> {
+    match engine.call(ASK, |docker| async move { docker.inspect_image(image.as_str()).await }).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(source) => Err(RuntimeError::Image { image: image.clone(), source }),
+    }
+}
+
+/// Makes sure that the image is there, given what was seen of it.
+pub(super) async fn ensure(
+    engine: &Engine,
+    image: &ImageRef,
+    seen: Option<ImageInspect>,
+) -> Result<ImageInspect, RuntimeError> {
+    if let Some(found) = seen {
+        return Ok(found);
+    }
+    // `sha256:…` alone names bytes, but no place to get them from.
+    if !image.as_str().contains("@sha256:") {
+        return Err(RuntimeError::UnknownImage { image: image.clone() });
+    }
+    let failed = |source| RuntimeError::Pull { image: image.clone(), source };
+    match tokio::time::timeout(PULL_LIMIT.to_std(), pull(engine, image)).await {
+        Ok(pulled) => pulled.map_err(failed)?,
+        Err(_) => return Err(failed(EngineError::Late { limit: PULL_LIMIT })),
+    }
+    look(engine, image).await?.ok_or_else(|| RuntimeError::UnknownImage { image: image.clone() })
+}
+
+async fn pull(engine: &Engine, image: &ImageRef) -> Result<(), EngineError> {
+    let options = CreateImageOptions { from_image: Some(image.to_string()), ..Default::default() };
+    let docker = engine.streaming().await?;
+    // Dropping the stream makes Docker give up the pull.
+    let mut progress = std::pin::pin!(docker.create_image(Some(options), None, None));
+    tracing::info!(%image, "pulling the image");
+    let mut mentioned = Instant::now();
+    loop {
+        let step = match tokio::time::timeout(PULL_STALL_LIMIT.to_std(), progress.next()).await {
+            Ok(Some(step)) => step.map_err(|error| meaning(error, PULL_LIMIT))?,
+            Ok(None) => break,
+            Err(_) => return Err(EngineError::Late { limit: PULL_STALL_LIMIT }),
+        };
+        if mentioned.elapsed() >= PULL_LOG_INTERVAL {
+            mentioned = Instant::now();
+            let detail = step.progress_detail.unwrap_or_default();
+            tracing::info!(
+                %image,
+                layer = step.id.as_deref().unwrap_or_default(),
+                status = step.status.as_deref().unwrap_or_default(),
+                bytes = detail.current.unwrap_or_default(),
+                bytes_total = detail.total.unwrap_or_default(),
+                "still pulling the image"
+            );
+        }
+    }
+    tracing::info!(%image, "the image is pulled");
+    Ok(())
+}
