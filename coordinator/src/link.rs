@@ -104,7 +104,7 @@ async fn deliver(
     hub: Hub,
     store: Store,
     mut frames: mpsc::Receiver<(Connection, NodeFrame)>,
-) -> Result<Infallible, std::io::Error> {
+) -> Result<Infallible, Infallible> {
     while let Some((connection, frame)) = frames.recv().await {
         hub.frame(wall_now(), &store.fleet(), connection, frame);
     }
@@ -112,14 +112,14 @@ async fn deliver(
     std::future::pending().await
 }
 
-async fn follow(
-    hub: Hub,
-    mut fleet: watch::Receiver<Arc<Fleet>>,
-) -> Result<Infallible, watch::error::RecvError> {
+async fn follow(hub: Hub, mut fleet: watch::Receiver<Arc<Fleet>>) -> Result<Infallible, Infallible> {
     loop {
         let now = Arc::clone(&fleet.borrow_and_update());
         hub.fleet_changed(&now);
-        fleet.changed().await?;
+        if fleet.changed().await.is_err() {
+            // The writer has ended: at a stop as it should, else its own end ends the process.
+            std::future::pending::<()>().await;
+        }
     }
 }
 

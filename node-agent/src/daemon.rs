@@ -15,6 +15,7 @@ use berth_link::clock::BootClock;
 use berth_link::dial::Target;
 use berth_link::drive::node::{LinkState, LinkStatus, NodeDriver};
 use berth_link::keyfile;
+use berth_node_agent_core::cell::PROBE_EVERY;
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::slot::SlotPool;
 use berth_shared::secret::Secret;
@@ -154,6 +155,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     let (door_events, door_queue) = mpsc::channel(FRAMES_MAX);
     tasks.spawn_essential("door", socket.run(door_events, tasks.clone()));
     tasks.spawn_essential("door events", forward_door(door_queue, inputs.clone()));
+    tasks.spawn_essential("probes", probe_for_ever(inputs.clone()));
     tasks.spawn_essential("engine events", watch_engine(Arc::clone(&hands), inputs, Arc::clone(&metrics)));
     tasks.spawn_essential("packet rules", keep_rules(hands));
     pages::serve(page_listener, Arc::new(registry), readiness, PageLimits::default(), tasks);
@@ -249,6 +251,13 @@ async fn watch_engine<R: Runtime>(
         }
         tracing::warn!("the container engine's events broke off, connecting anew");
         tokio::time::sleep(EVENTS_RETRY).await;
+    }
+}
+
+async fn probe_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, DriverEnded> {
+    loop {
+        tokio::time::sleep(PROBE_EVERY.to_std()).await;
+        inputs.send(Input::ProbeAll).await.map_err(|_| DriverEnded)?;
     }
 }
 

@@ -16,7 +16,7 @@ use berth_link::clock::{BootClock, Clock};
 use berth_node_agent_core::agent::{self, Agent};
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
 use berth_node_agent_core::memory::{Intent, Record};
-use berth_shared::cell::CellStatus;
+use berth_shared::cell::{CellState, CellStatus};
 use berth_shared::door::{FromIngress, Route, ToIngress};
 use berth_shared::ids::CellId;
 use berth_shared::link::SessionMark;
@@ -27,6 +27,7 @@ use berth_shared::wire::{CommandOutcome, CoordinatorFrame, DesiredState, NodeFra
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::door::{DoorEvent, DoorId};
+use crate::failpoint::{self, Place};
 use crate::hands::{Hands, Job};
 use crate::metrics::Metrics;
 use crate::runtime::Runtime;
@@ -47,6 +48,8 @@ pub enum Input {
         cell: CellId,
         /// Which.
         op: OpId,
+        /// What it was.
+        verb: Verb,
         /// How.
         outcome: Outcome,
     },
@@ -56,6 +59,10 @@ pub enum Input {
     NudgeAll,
     /// A look that nobody waits for ended.
     Noticed(CellId, Seen),
+    /// It is time to ask the running cells whether they are alive.
+    ProbeAll,
+    /// A liveness probe ended.
+    Probed(CellId, bool),
     /// The ingress.
     Door(DoorEvent),
     /// The coordinator.
@@ -194,7 +201,8 @@ impl<R: Runtime> Driver<R> {
 
     fn take(&mut self, input: Input, turn: &mut Turn) {
         match input {
-            Input::Done { cell, op, outcome } => {
+            Input::Done { cell, op, verb, outcome } => {
+                failpoint::reach(Place::Report, verb);
                 self.step(agent::Event::Cell(cell, cell::Event::Done { op, outcome }), turn);
             }
             Input::Nudge(cell) => self.look_aside(cell),
@@ -206,6 +214,10 @@ impl<R: Runtime> Driver<R> {
             }
             Input::Noticed(cell, seen) => {
                 self.step(agent::Event::Cell(cell, cell::Event::Noticed(seen)), turn);
+            }
+            Input::ProbeAll => self.probe_all(),
+            Input::Probed(cell, alive) => {
+                self.step(agent::Event::Cell(cell, cell::Event::Probed { alive }), turn);
             }
             Input::Door(event) => self.door(event, turn),
             Input::Frame(CoordinatorFrame::Desired(desired)) => self.desired(desired, turn),
@@ -291,6 +303,7 @@ impl<R: Runtime> Driver<R> {
                     }
                     FromIngress::Fenced { fence, activity } => {
                         if let Some((cell, op)) = self.fences.remove(&fence) {
+                            failpoint::reach(Place::Done, Verb::Fence);
                             let outcome = Outcome::Fenced(activity);
                             self.step(agent::Event::Cell(cell, cell::Event::Done { op, outcome }), turn);
                         }
@@ -350,7 +363,7 @@ impl<R: Runtime> Driver<R> {
         let fatal = written.as_ref().is_err_and(StoreError::is_fatal);
         for answer in turn.stored {
             // Whoever asked may be gone; then nobody misses the answer.
-            let _ = answer.send(written.as_ref().map(|()| ()).map_err(StoreError::again));
+            let _ = answer.send(written.as_ref().copied().map_err(StoreError::again));
         }
         if fatal {
             return written;
@@ -399,13 +412,14 @@ impl<R: Runtime> Driver<R> {
             cell::Effect::Do { op, verb } => {
                 if !room && Intent::of(cell, op, verb).is_some() {
                     let problem = Problem::new(Code::JournalFull, "the intent could not be written");
-                    return self.report(cell, op, Outcome::Failed(problem));
+                    return self.report(cell, op, verb, Outcome::Failed(problem));
                 }
                 if verb == Verb::Start
                     && let Some(heard) = self.wake_heard.get(&cell)
                 {
                     self.metrics.wake_to_start_seconds.observe(heard.elapsed().as_secs_f64());
                 }
+                failpoint::reach(Place::Intent, verb);
                 self.begin(cell, op, verb);
             }
             cell::Effect::Route(_) => {
@@ -441,7 +455,7 @@ impl<R: Runtime> Driver<R> {
         if self.door.is_none() {
             self.fences.remove(&fence);
             let problem = Problem::new(Code::Internal, "the front door is not connected");
-            self.report(cell, op, Outcome::Failed(problem));
+            self.report(cell, op, Verb::Fence, Outcome::Failed(problem));
         }
     }
 
@@ -468,16 +482,17 @@ impl<R: Runtime> Driver<R> {
                 Err(_) => Outcome::Failed(Problem::new(Code::DockerFailed, format!("{verb:?} took too long"))),
             };
             metrics.operation(verb, begun.elapsed());
+            failpoint::reach(Place::Done, verb);
             // The driver is gone only when the agent ends.
-            let _ = loopback.send(Input::Done { cell, op, outcome }).await;
+            let _ = loopback.send(Input::Done { cell, op, verb, outcome }).await;
         });
     }
 
     /// Reports through the queue, so that the machine is never re-entered; a full queue is waited for aside.
-    fn report(&self, cell: CellId, op: OpId, outcome: Outcome) {
+    fn report(&self, cell: CellId, op: OpId, verb: Verb, outcome: Outcome) {
         let loopback = self.loopback.clone();
         self.tasks.spawn_client("report", async move {
-            let _ = loopback.send(Input::Done { cell, op, outcome }).await;
+            let _ = loopback.send(Input::Done { cell, op, verb, outcome }).await;
         });
     }
 
@@ -490,6 +505,18 @@ impl<R: Runtime> Driver<R> {
                 let _ = loopback.send(Input::Noticed(cell, seen)).await;
             }
         });
+    }
+
+    fn probe_all(&self) {
+        for machine in self.agent.cells().filter(|cell| cell.state() == CellState::Running) {
+            let cell = machine.spec().cell;
+            let Some(job) = self.job(cell, OpId(0)) else { continue };
+            let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
+            self.tasks.spawn_client("probe", async move {
+                let alive = hands.is_alive(&job).await;
+                let _ = loopback.send(Input::Probed(cell, alive)).await;
+            });
+        }
     }
 
     fn answer(&self, seq: u64, outcome: Result<CommandOutcome, Problem>) {

@@ -40,8 +40,11 @@ const PROBE_MAX: Duration = Duration::from_secs(5);
 /// How often the container engine is asked whether a starting container still runs.
 const ALIVE_EVERY: Duration = Duration::from_millis(500);
 
-/// How long the workload may take to answer the handshake: well below the operation's own bound.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// How long a running cell may take to answer a liveness probe.
+const ALIVE_MAX: Duration = Duration::from_secs(10);
+
+/// How long the workload may take to answer one call of the handshake: two of them fit into an operation's bound.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(6);
 
 /// Largest log answer, in bytes.
 const LOG_BYTES_MAX: usize = 256 * 1024;
@@ -114,6 +117,13 @@ impl<R: Runtime> Hands<R> {
             .look(&self.key(job), &fingerprint, workload::port(job.spec.workload))
             .await
             .map_err(problem)
+    }
+
+    /// Does a running cell answer at all? Any answer counts: a gateway that is suspended or draining is alive.
+    pub async fn is_alive(&self, job: &Job) -> bool {
+        let Some(address) = job.address else { return false };
+        let http = CellHttp::new(address, &job.spec, &job.domain);
+        http.get(workload::alive_path(job.spec.workload), ALIVE_MAX).await.is_ok()
     }
 
     /// The newest lines of a cell's log, oldest first, with every secret that Berth knows taken out.
@@ -222,9 +232,13 @@ impl<R: Runtime> Hands<R> {
     }
 
     async fn start(&self, job: &Job) -> Result<Outcome, Problem> {
-        let address = self.runtime.start(&self.key(job), workload::port(job.spec.workload)).await.map_err(problem)?;
+        let started = self.runtime.start(&self.key(job), workload::port(job.spec.workload)).await;
         self.forget_suspension(job);
-        Ok(Outcome::Started { address })
+        match started {
+            Ok(address) => Ok(Outcome::Started { address }),
+            Err(RuntimeError::Exited { code, .. }) => Ok(Outcome::Ended { code }),
+            Err(error) => Err(problem(error)),
+        }
     }
 
     async fn await_ready(&self, job: &Job) -> Result<Outcome, Problem> {

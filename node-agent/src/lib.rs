@@ -13,6 +13,7 @@
 //! | [`cell_http`] | probes and the handshake |
 //! | [`store`] | the node's journal |
 //! | [`facts`], [`metrics`], [`notes`] | what is measured, counted and logged |
+//! | `failpoint` | where tests kill the agent (debug builds) |
 //! | [`config`] | what can be configured |
 
 pub mod cell_http;
@@ -21,6 +22,7 @@ pub mod daemon;
 pub mod door;
 pub mod driver;
 pub mod facts;
+mod failpoint;
 pub mod folder;
 pub mod hands;
 pub mod join;

@@ -109,6 +109,7 @@ impl Metrics {
             Note::Rested(Rest::Stopped) => count(&self.rests, "stopped"),
             Note::RestRefused(reason) => count(&self.refusals, reason.kind()),
             Note::TurnedRound => count(&self.rests, "turned_round"),
+            Note::Silent => count(&self.failures, "silent"),
             Note::Died { .. } => {
                 self.deaths.inc();
             }
@@ -123,7 +124,7 @@ impl Metrics {
     }
 }
 
-const fn verb_name(verb: Verb) -> &'static str {
+pub(crate) const fn verb_name(verb: Verb) -> &'static str {
     match verb {
         Verb::Look => "look",
         Verb::Create => "create",

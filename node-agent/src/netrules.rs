@@ -15,8 +15,8 @@
 //!
 //! - The chains run before the container engine's (priority -10, its own is 0). A drop here is final; an accept here
 //!   still passes through the engine's chains.
-//! - Destinations are judged before connection state: a connection that began while the rules were missing ends when
-//!   they come back.
+//! - Destinations and owners are judged before connection state: a connection that began while the rules were missing
+//!   ends when they come back.
 //! - Cells have IPv4 only. Their bridges have no IPv6 address, so any IPv6 packet of theirs can only be link-local or
 //!   forged; all of it is dropped rather than judged.
 //! - Each kind of refusal has a named counter ([`REFUSALS`]); replacing the table sets them to zero.
@@ -40,7 +40,7 @@ use tokio::sync::Mutex;
 pub use egress::{EgressRule, EgressRuleError, Protocol, Target};
 pub use nft::NetRulesError;
 
-use nft::{Normal, Nft};
+use nft::{Nft, Normal};
 
 /// The table's name; its family is `inet`.
 pub const TABLE: &str = "berth";
@@ -91,7 +91,13 @@ pub struct RulesConfig {
 impl RulesConfig {
     /// The usual bounds and no exceptions: 1024 connections, 100 new ones in a second.
     pub const fn new(pool: SlotPool, allowed_uids: BTreeSet<u32>) -> Self {
-        Self { pool, allowed_uids, egress_allow: Vec::new(), connections_max: 1024, connections_per_second: 100 }
+        Self {
+            pool,
+            allowed_uids,
+            egress_allow: Vec::new(),
+            connections_max: 1024,
+            connections_per_second: 100,
+        }
     }
 }
 
@@ -113,10 +119,22 @@ pub fn ruleset(config: &RulesConfig) -> String {
             Target::Network { .. } if rule.target.is_link_local() => {
                 writeln!(to_metadata, "\t\tip daddr {} {port} goto cell_caps", rule.target)
             }
-            Target::Network { .. } => writeln!(to_others, "\t\tip daddr {} {port} goto cell_caps", rule.target),
+            Target::Network { .. } => {
+                writeln!(to_others, "\t\tip daddr {} {port} goto cell_caps", rule.target)
+            }
         };
     }
-    let skuid = if uids.is_empty() { String::new() } else { format!("\t\tmeta skuid {{ {uids} }} accept\n") };
+    // A packet with a socket is its owner's; one without is the kernel's own, such as a reset, and matches neither rule.
+    let owners = if uids.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "\t\tmeta skuid {{ {uids} }} accept
+\t\tmeta skuid != {{ {uids} }} counter name node_user_to_cell reject with icmpx admin-prohibited
+\t\tct state established,related accept
+"
+        )
+    };
     format!(
         "table inet {TABLE}
 delete table inet {TABLE}
@@ -176,8 +194,8 @@ table inet {TABLE} {{
 \t}}
 
 \tchain node_to_cell {{
-\t\tct state established,related accept
-{skuid}\t\tcounter name node_user_to_cell reject with icmpx admin-prohibited
+\t\tct direction reply ct state established,related accept
+{owners}\t\tcounter name node_user_to_cell reject with icmpx admin-prohibited
 \t}}
 }}
 "
@@ -275,10 +293,7 @@ impl NetRules {
     pub async fn refused(&self) -> Result<BTreeMap<&'static str, u64>, NetRulesError> {
         let _one_at_a_time = self.state.lock().await;
         let shown = self.nft.list().await?;
-        Ok(REFUSALS
-            .into_iter()
-            .filter_map(|name| Some((name, shown.as_ref()?.packets(name)?)))
-            .collect())
+        Ok(REFUSALS.into_iter().filter_map(|name| Some((name, shown.as_ref()?.packets(name)?))).collect())
     }
 
     async fn look(&self, state: &mut State) -> Result<Standing, NetRulesError> {

@@ -13,6 +13,7 @@ pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
         Note::RestRefused(reason) => tracing::info!(%cell, user, %reason, "rest refused"),
         Note::TurnedRound => tracing::info!(%cell, user, "woken while falling asleep"),
         Note::Died { code } => tracing::warn!(%cell, user, code, "the container ended by itself"),
+        Note::Silent => tracing::warn!(%cell, user, "the cell does not answer any more, starting it again"),
         Note::OperationFailed { verb, problem } => {
             tracing::warn!(%cell, user, ?verb, code = %problem.code, detail = problem.detail, "operation failed");
         }

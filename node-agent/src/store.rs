@@ -182,7 +182,7 @@ mod tests {
         drop(store);
         let store = Store::open(&path).unwrap();
         assert_eq!(store.memory().cells.len(), memory.cells.len());
-        assert!(store.journal.first_seq() > Seq(1), "older segments are dropped");
+        assert!(store.journal.first_seq() > Seq::new(1), "older segments are dropped");
     }
 
     #[test]

@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn the_docs_table_is_this_table() {
-        let docs = include_str!("../../docs/errors.md");
+        // The front door's own answers stand behind that heading and are tested in the ingress.
+        let (docs, _) = include_str!("../../docs/errors.md").split_once("## The front door").unwrap();
         for code in Code::ALL {
             let row = format!(
                 "| `{code}` | {} | {} | {} |",

@@ -63,7 +63,7 @@ pub enum Verb {
 /// Options of `user create`.
 #[derive(Debug, Args)]
 pub struct Create {
-    /// The name: 1 to 40 of a-z, 0-9 and `-`. The user lives at SLUG.<domain>.
+    /// The name: 1 to 40 of a-z, 0-9 and `-`. The user lives at SLUG.DOMAIN.
     pub slug: String,
     /// Which image; the coordinator's default where not given.
     #[arg(long)]

@@ -5,6 +5,7 @@ use berth_shared::cell::CellState;
 use berth_shared::credential::LoginTicket;
 use berth_shared::problem::Code;
 use berth_shared::wire::{CommandOutcome, CommandVerb, NodeFrame};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::world::{World, status};
@@ -241,5 +242,47 @@ async fn tokens_are_listed_without_their_secret_and_revoked() {
     assert_eq!(listed.json::<Value>()["items"][0]["id"], token.id.to_string());
     assert_eq!(world.delete(&format!("/v1/tokens/{}", token.id)).await.status, 204);
     assert_eq!(world.delete(&format!("/v1/tokens/{}", token.id)).await.code(), Code::UnknownToken);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_cell_is_answered_when_the_coordinator_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let mut node = world.node("n1", 1).await;
+    assert_eq!(world.post("/v1/users", json!({ "slug": "anna" })).await.status, 201);
+    node.next_desired().await;
+    let (answer, ()) = tokio::join!(world.post("/v1/cells/anna/wake", json!({})), async {
+        node.next_command().await;
+        world.tasks.ask_to_stop();
+    });
+    assert_eq!(answer.code(), Code::NodeSilent);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn of_many_callers_at_once_each_gets_its_own_answer_and_one_name_is_given_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let _node = world.node("n1", 1).await;
+    let callers = (0..60).map(|number| {
+        let world = &world;
+        async move {
+            // Every name is asked for twice.
+            let slug = format!("u{}", number / 2);
+            let body = json!({ "slug": slug, "memory": "16MiB", "disk": "16MiB" });
+            let answer = world.post("/v1/users", body).await;
+            if answer.status == 201 {
+                assert_eq!(answer.json::<User>().slug.as_str(), slug);
+                return true;
+            }
+            assert_eq!(answer.code(), Code::DuplicateUser);
+            false
+        }
+    });
+    let created = join_all(callers).await.into_iter().filter(|made| *made).count();
+    assert_eq!(created, 30);
+    let users: List<User> = world.get("/v1/users").await.json();
+    assert_eq!(users.items.len(), 30);
     world.end().await;
 }

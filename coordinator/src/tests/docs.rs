@@ -52,13 +52,13 @@ fn every_setting_is_in_the_docs_and_none_else() {
         if !line.contains(": ") {
             continue;
         }
-        match line.len() - line.trim_start().len() {
-            4 if line.contains(": Placement {") => table = format!("{name}."),
-            4 => drop(there.insert(name.to_owned())),
-            8 if !table.is_empty() && name.ends_with("_percent") => {
-                drop(there.insert(format!("{table}{name}")))
-            }
-            _ => {}
+        let depth = line.len() - line.trim_start().len();
+        if depth == 4 && line.contains(": Placement {") {
+            table = format!("{name}.");
+        } else if depth == 4 {
+            there.insert(name.to_owned());
+        } else if depth == 8 && name.ends_with("_percent") {
+            there.insert(format!("{table}{name}"));
         }
     }
     assert_eq!(documented, there);

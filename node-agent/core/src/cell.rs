@@ -67,6 +67,13 @@ pub const LOOK_RETRY_FIRST: Millis = Millis(500);
 /// See [`LOOK_RETRY_FIRST`].
 pub const LOOK_RETRY_MAX: Millis = Millis::secs(15);
 
+/// So many liveness probes in a row without an answer, and a running cell is stopped and started again. With
+/// [`PROBE_EVERY`] that is two minutes: an agent that only thinks hard is not killed for it.
+pub const SILENT_PROBES_MAX: u32 = 4;
+
+/// How often a running cell is asked whether it is alive.
+pub const PROBE_EVERY: Millis = Millis::secs(30);
+
 /// How much of the workload's suspension lease Berth uses: the rest is margin for a clock that was read late.
 pub const LEASE_MARGIN: Millis = Millis::secs(10);
 
@@ -267,6 +274,11 @@ pub enum Event {
     },
     /// The container engine reported this unasked.
     Noticed(Seen),
+    /// The liveness probe of a running cell ended.
+    Probed {
+        /// Did it answer?
+        alive: bool,
+    },
     /// The cell may start now.
     Granted,
     /// [`Cell::next_deadline`] has come.
@@ -342,6 +354,8 @@ pub enum Note {
         /// Its exit code.
         code: i64,
     },
+    /// A running cell does not answer any more and is started again.
+    Silent,
     /// An operation failed.
     OperationFailed {
         /// Which.
@@ -455,6 +469,7 @@ pub struct Cell {
     restart_backoff: Backoff,
     start_tries: u32,
     crashes: Vec<BootMs>,
+    silent_probes: u32,
     repaired: bool,
     pending_failure: Option<Problem>,
     since: UnixMs,
@@ -497,6 +512,7 @@ impl Cell {
             restart_backoff: Backoff::new(RESTART_FIRST, RESTART_MAX),
             start_tries: 0,
             crashes: vec![],
+            silent_probes: 0,
             repaired: false,
             pending_failure: None,
             since: now.wall,
@@ -590,6 +606,7 @@ impl Cell {
             Event::Activity(activity) => self.activity(now, activity),
             Event::Done { op, outcome } => self.done(now, op, outcome, random, &mut out),
             Event::Noticed(seen) => self.noticed(now, seen, random, &mut out),
+            Event::Probed { alive } => self.probed(now, alive, &mut out),
             Event::Granted => self.granted(now, &mut out),
             Event::Tick => self.tick(now, random, &mut out),
             Event::Assigned(assignment) => self.assigned(assignment, &mut out),

@@ -40,6 +40,14 @@ pub const fn ready_path(workload: Workload) -> &'static str {
     }
 }
 
+/// The path of the liveness probe: cheap, and answered also while the workload is suspended.
+pub const fn alive_path(workload: Workload) -> &'static str {
+    match workload {
+        Workload::Openclaw => "/healthz",
+        Workload::Http => "/",
+    }
+}
+
 /// Reads a probe's answer.
 pub fn judge_probe(workload: Workload, status: u16, body: &[u8]) -> Probe {
     match workload {

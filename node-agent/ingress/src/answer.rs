@@ -240,6 +240,22 @@ mod tests {
     }
 
     #[test]
+    fn the_docs_table_of_the_front_door_is_this_table() {
+        let (_, docs) = include_str!("../../../docs/errors.md").split_once("## The front door").unwrap();
+        for reason in Reason::ALL {
+            let row = format!(
+                "| `{}` | {} | {} | {} |",
+                reason.code(),
+                reason.status(),
+                reason.title(),
+                reason.advice()
+            );
+            assert!(docs.contains(&row), "docs/errors.md lacks or differs in this row:\n{row}");
+        }
+        assert_eq!(docs.lines().filter(|line| line.starts_with("| `")).count(), Reason::ALL.len());
+    }
+
+    #[test]
     fn what_the_agent_says_cannot_become_markup() {
         assert_eq!(escaped("<a b=\"&\">"), "&lt;a b=&quot;&amp;&quot;&gt;");
     }

@@ -78,7 +78,9 @@ pub struct EgressRule {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EgressRuleError {
     /// There is no `:PORT`.
-    #[error("`{0}` names no port: write ADDRESS[/PREFIX]:PORT[/tcp|udp], such as 10.0.0.2:53/udp, or node:PORT")]
+    #[error(
+        "`{0}` names no port: write ADDRESS[/PREFIX]:PORT[/tcp|udp], such as 10.0.0.2:53/udp, or node:PORT"
+    )]
     NoPort(String),
     /// The port is no number from 1 to 65535.
     #[error("`{0}` has no port from 1 to 65535 behind its `:`")]

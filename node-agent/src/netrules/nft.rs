@@ -87,7 +87,9 @@ impl Nft {
 
     /// Carries out `text` as one transaction: all of it or nothing.
     pub(super) async fn apply(&self, text: &str) -> Result<(), NetRulesError> {
-        self.run(&["-f", "-"], text).await?.map_err(|(status, output)| NetRulesError::Failed { status, output })?;
+        self.run(&["-f", "-"], text)
+            .await?
+            .map_err(|(status, output)| NetRulesError::Failed { status, output })?;
         Ok(())
     }
 
@@ -105,7 +107,11 @@ impl Nft {
             Ok(listing) => Ok(Some(listing)),
             // Removed between the two: missing, if it still is.
             Err(error) => {
-                if self.json(&["-j", "list", "tables", "inet"]).await?.0.iter().any(ours) { Err(error) } else { Ok(None) }
+                if self.json(&["-j", "list", "tables", "inet"]).await?.0.iter().any(ours) {
+                    Err(error)
+                } else {
+                    Ok(None)
+                }
             }
         }
     }

@@ -34,7 +34,7 @@ fn without_users_and_exceptions_there_is_no_rule_that_lets_them_in() {
     let text = ruleset(&RulesConfig::new(config().pool, BTreeSet::new()));
     assert!(!text.contains("skuid"));
     assert!(!text.contains("goto cell_caps\n\t\tip daddr {"));
-    assert_eq!(written_rules(&text), written_rules(&ruleset(&config())) - 5);
+    assert_eq!(written_rules(&text), written_rules(&ruleset(&config())) - 7);
 }
 
 #[tokio::test]
@@ -96,11 +96,19 @@ async fn a_connection_from_before_the_rules_ends_with_them() {
     let forbidden = lab.open("cell1", "10.231.0.10", 80);
     let allowed = lab.open("cell1", "203.0.113.2", 80);
     let inbound = lab.open("internet", "10.231.0.2", 80);
-    assert!(forbidden.echoes() && allowed.echoes() && inbound.echoes());
+    let by_a_user = lab.open_as(1000, "node", "10.231.0.2", 80);
+    let by_the_ingress = lab.open_as(201, "node", "10.231.0.2", 80);
+    let to_the_node = lab.open("cell1", "10.231.0.1", 80);
+    let to_an_open_port = lab.open("cell1", "10.231.0.1", 8081);
+    let all = [&forbidden, &allowed, &inbound, &by_a_user, &by_the_ingress, &to_the_node, &to_an_open_port];
+    assert!(all.into_iter().all(lab::Open::echoes));
     lab.rules(&config()).ensure().await.unwrap();
-    assert!(allowed.echoes());
-    assert!(!forbidden.echoes());
-    assert!(!inbound.echoes());
+    assert!([allowed, by_the_ingress, to_an_open_port].iter().all(lab::Open::echoes));
+    for (name, ended) in
+        [("cell", forbidden), ("outside", inbound), ("user", by_a_user), ("node", to_the_node)]
+    {
+        assert!(ended.is_cut(), "{name}");
+    }
 }
 
 #[tokio::test]
@@ -160,7 +168,8 @@ async fn missing_and_altered_rules_are_noticed_and_put_right() {
     assert_eq!(rules.ensure().await.unwrap(), Standing::InPlace);
     let handle_of = |chain: &str, text: &str| {
         let shown = lab.nft(&["-a", "list", "chain", "inet", TABLE, chain]);
-        let line = shown.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("{text} in {shown}"));
+        let line =
+            shown.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("{text} in {shown}"));
         line.rsplit_once("# handle ").unwrap().1.to_owned()
     };
     let smtp = || handle_of("from_cell", "cell_to_smtp");
@@ -175,7 +184,9 @@ async fn missing_and_altered_rules_are_noticed_and_put_right() {
         ("a rule put before the others", Standing::Altered, &|| {
             lab.nft(&["insert", "rule", "inet", TABLE, "from_cell", "accept"]);
         }),
-        ("a chain emptied", Standing::Altered, &|| drop(lab.nft(&["flush", "chain", "inet", TABLE, "from_cell"]))),
+        ("a chain emptied", Standing::Altered, &|| {
+            drop(lab.nft(&["flush", "chain", "inet", TABLE, "from_cell"]))
+        }),
         ("a chain added", Standing::Altered, &|| drop(lab.nft(&["add", "chain", "inet", TABLE, "mine"]))),
         ("the table put to sleep", Standing::Altered, &|| {
             lab.nft(&["add", "table", "inet", TABLE, "{ flags dormant; }"]);
@@ -229,7 +240,9 @@ async fn a_crowd_of_callers_runs_nft_a_few_times_only() {
 
 #[tokio::test]
 async fn when_nft_fails_nothing_counts_as_in_place() {
-    for (command, expected) in [("/nonexistent/nft", "could not be run"), ("false", "failed (exit status: 1)")] {
+    for (command, expected) in
+        [("/nonexistent/nft", "could not be run"), ("false", "failed (exit status: 1)")]
+    {
         let rules = NetRules::with(&config(), Nft::through(&[command]));
         assert!(rules.check().await.is_err());
         let error = rules.ensure().await.unwrap_err();

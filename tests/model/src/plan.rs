@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// User messages that are said back; older ones are left out.
 const MESSAGES_MAX: usize = 20;
-/// Characters of each message that are said back. The end is kept: callers put metadata in front of what was typed.
+/// Characters of each message that are said back. Of a longer one the middle is left out: callers put words of their own
+/// before or after what was typed.
 const MESSAGE_CHARS_MAX: usize = 200;
 /// Characters of an answer's piece.
 const PIECE_CHARS: usize = 32;
@@ -64,18 +65,20 @@ fn say_back(texts: &[String]) -> String {
         return "You said nothing so far.".to_owned();
     }
     let newest = texts.iter().skip(texts.len().saturating_sub(MESSAGES_MAX));
-    let quoted: Vec<String> = newest.map(|text| format!("\"{}\"", tail(text))).collect();
+    let quoted: Vec<String> = newest.map(|text| format!("\"{}\"", shortened(text))).collect();
     format!("You said: {}", quoted.join(" / "))
 }
 
-fn tail(text: &str) -> String {
+fn shortened(text: &str) -> String {
     let text = text.trim();
     let count = text.chars().count();
     if count <= MESSAGE_CHARS_MAX {
         return text.to_owned();
     }
-    let kept: String = text.chars().skip(count - MESSAGE_CHARS_MAX).collect();
-    format!("…{kept}")
+    let half = MESSAGE_CHARS_MAX / 2;
+    let (head, tail): (String, String) =
+        (text.chars().take(half).collect(), text.chars().skip(count - half).collect());
+    format!("{head}…{tail}")
 }
 
 fn slow(text: &str) -> Option<Duration> {
@@ -111,12 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn old_messages_and_the_beginnings_of_long_ones_are_left_out() {
+    fn old_messages_and_the_middle_of_long_ones_are_left_out() {
         let many: Vec<String> = (0..=MESSAGES_MAX).map(|number| format!("<{number}>")).collect();
         let answer = text(&answer(&many, Pace::default()));
         assert!(!answer.contains("<0>") && answer.contains("<1>") && answer.contains("<20>"), "{answer}");
-        let long = format!("head {}é", "x".repeat(MESSAGE_CHARS_MAX - 1));
-        assert_eq!(text(&said(&[&long])), format!("You said: \"…{}é\"", "x".repeat(MESSAGE_CHARS_MAX - 1)));
+        let half = MESSAGE_CHARS_MAX / 2;
+        let (head, tail) = ("é".repeat(half), "ü".repeat(half));
+        assert_eq!(text(&said(&[&format!("{head}{tail}")])), format!("You said: \"{head}{tail}\""));
+        assert_eq!(text(&said(&[&format!("{head}x{tail}")])), format!("You said: \"{head}…{tail}\""));
     }
 
     #[test]

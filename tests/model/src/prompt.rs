@@ -1,8 +1,18 @@
 //! What a chat request says: the part of OpenAI's request that is read here, and what the user said in it.
 //!
-//! Callers add much of their own (tools, sampling, metadata): everything unknown is accepted and left alone.
+//! Callers add much of their own (tools, sampling, metadata): everything unknown is accepted and left alone. OpenClaw
+//! also adds to what the user said. Seen in the requests of 2026.9.6: a time in brackets before each message, which
+//! stays; after the first message of a session a line `Runtime: agent=…`; and after the newest one a user message of
+//! its own between two marks. The last two are taken away: the user did not say them.
 
 use serde::Deserialize;
+
+/// Begins what OpenClaw adds in the user's name.
+const INTERNAL_BEGIN: &str = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>";
+/// Ends it.
+const INTERNAL_END: &str = "<<<END_OPENCLAW_INTERNAL_CONTEXT>>>";
+/// Begins the line that OpenClaw puts after the first message of a session.
+const RUNTIME_LINE: &str = "Runtime: agent=";
 
 /// A `POST /v1/chat/completions` body.
 #[derive(Debug, Deserialize)]
@@ -56,10 +66,11 @@ impl Content {
 }
 
 impl Request {
-    /// The texts of the user's messages, newest last, as they came: also with what the caller wrapped around them.
+    /// What the user said, newest last; without what OpenClaw added, and without messages that were only that.
     pub(crate) fn user_texts(&self) -> Vec<String> {
         let users = self.messages.iter().filter(|message| message.role == "user");
-        users.filter_map(|message| message.content.as_ref().map(Content::text)).collect()
+        let contents = users.filter_map(|message| message.content.as_ref());
+        contents.map(|content| said(&content.text())).filter(|text| !text.is_empty()).collect()
     }
 
     /// Characters in all messages, whoever said them.
@@ -72,6 +83,20 @@ impl Request {
     pub(crate) fn wants_usage(&self) -> bool {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
     }
+}
+
+/// A user message without OpenClaw's additions.
+fn said(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, inside)) = rest.split_once(INTERNAL_BEGIN) {
+        kept.push_str(before);
+        // Without an end mark the rest of the message is the addition.
+        rest = inside.split_once(INTERNAL_END).map_or("", |(_, after)| after);
+    }
+    kept.push_str(rest);
+    let lines = kept.lines().filter(|line| !line.starts_with(RUNTIME_LINE));
+    lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 #[cfg(test)]
@@ -101,5 +126,22 @@ mod tests {
         assert_eq!(request.chars(), "be kindoneresulttwo\nthree".len());
         assert!(!request.wants_usage());
         assert_eq!(request.stream, None);
+    }
+
+    #[test]
+    fn what_openclaw_adds_in_the_name_of_the_user_is_not_said_back() {
+        let request: Request = serde_json::from_value(json!({
+            "model": "m",
+            "messages": [
+                { "role": "user", "content": "[Sat 01:18 UTC] the word\nis heliotrope\n\nRuntime: agent=main | host=h" },
+                { "role": "user", "content": [{
+                    "type": "text",
+                    "text": format!("{INTERNAL_BEGIN}\n\"Active exec sessions:\\nnone\"\n{INTERNAL_END}"),
+                }] },
+                { "role": "user", "content": format!("a {INTERNAL_BEGIN}x{INTERNAL_END}b{INTERNAL_BEGIN}never ended") },
+            ],
+        }))
+        .unwrap();
+        assert_eq!(request.user_texts(), ["[Sat 01:18 UTC] the word\nis heliotrope", "a b"]);
     }
 }

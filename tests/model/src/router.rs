@@ -127,8 +127,10 @@ fn events(call: Call, completion: &Completion, pieces: Vec<Piece>, with_usage: b
     said.push_back((Duration::ZERO, completion.end_events(chars, with_usage)));
     let frames = stream::unfold((said, Some(call)), |(mut said, mut call)| async move {
         let (after, event) = said.pop_front()?;
-        // Also without a wait it is the client's turn between two events.
-        tokio::time::sleep(after).await;
+        // A sleep of nothing still takes the timer's next millisecond, and an answer has many pieces.
+        if !after.is_zero() {
+            tokio::time::sleep(after).await;
+        }
         if said.is_empty()
             && let Some(call) = call.take()
         {

@@ -56,7 +56,9 @@ impl Cell {
                 self.begin(now, Verb::AwaitReady, out);
             }
             (StartStep::GettingReady, Outcome::Ready) => self.up(now, out),
-            (StartStep::GettingReady, Outcome::Ended { code }) => self.died(now, code, random, out),
+            (StartStep::Starting | StartStep::GettingReady, Outcome::Ended { code }) => {
+                self.died(now, code, random, out);
+            }
             (StartStep::GettingReady, Outcome::Failed(problem)) => {
                 // It runs and does not get ready: it must not go on eating CPU behind a refusal.
                 self.pending_failure = Some(problem);
@@ -88,6 +90,7 @@ impl Cell {
         self.start_tries = 0;
         self.repaired = false;
         self.problem = None;
+        self.silent_probes = 0;
         self.pending_failure = None;
         self.door_waits = false;
         if self.wanted.take().is_some() {
@@ -141,6 +144,27 @@ impl Cell {
             }
             (_, _) => self.look(now, out),
         }
+    }
+
+    /// A running cell that does not answer any more is stopped, gently, and started again.
+    pub(super) fn probed(&mut self, now: Now, alive: bool, out: &mut Vec<Effect>) {
+        if alive || !matches!(self.phase, Phase::Running) {
+            self.silent_probes = 0;
+            return;
+        }
+        self.silent_probes += 1;
+        if self.silent_probes < super::SILENT_PROBES_MAX {
+            return;
+        }
+        self.silent_probes = 0;
+        out.push(Effect::Note(Note::Silent));
+        self.crashes.retain(|at| now.boot.since(*at) < CRASH_WINDOW);
+        self.crashes.push(now.boot);
+        let text = format!("it did not answer {} probes in a row", super::SILENT_PROBES_MAX);
+        self.pending_failure = Some(Problem::new(Code::ImageNeverReady, text));
+        self.want(now, WakeCause::Recovery);
+        self.phase = Phase::Starting(StartStep::GivingUp);
+        self.begin(now, Verb::Stop, out);
     }
 
     /// The container has ended without being told to.

@@ -288,6 +288,28 @@ fn a_cell_that_dies_again_and_again_is_left_alone_until_an_operator_restarts_it(
 }
 
 #[test]
+fn a_running_cell_that_stays_silent_is_stopped_and_started_again() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    for _ in 1..SILENT_PROBES_MAX {
+        scene.event(Event::Probed { alive: false });
+    }
+    scene.event(Event::Probed { alive: true });
+    for _ in 1..SILENT_PROBES_MAX {
+        scene.event(Event::Probed { alive: false });
+        assert_eq!(scene.verb(), None);
+    }
+    scene.event(Event::Probed { alive: false });
+    assert_eq!(scene.verb(), Some(Verb::Stop));
+    assert_eq!(scene.routes(), [RouteState::Down]);
+    scene.done(Outcome::Ended { code: 137 });
+    let due = scene.cell.next_deadline().unwrap();
+    scene.later(due.since(scene.now.boot));
+    scene.started();
+    scene.done(Outcome::Ready);
+    assert_eq!(scene.cell.state(), CellState::Running);
+}
+
+#[test]
 fn exit_78_is_repaired_once_and_then_told() {
     let mut scene = Scene::running(IdleRest::Stop);
     scene.event(Event::Noticed(Seen::Exited { fits: true, code: 78 }));

@@ -25,6 +25,8 @@ use super::{NetRules, Nft, RulesConfig};
 
 /// A dropped packet shows by nothing coming. Everything here is one machine: what comes, comes within this.
 const LOST_AFTER: Duration = Duration::from_millis(400);
+/// What has to come, may take this long on a machine that has much else to do.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 const PORTS: [u16; 6] = [25, 80, 81, 465, 587, 8081];
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -41,7 +43,7 @@ pub(super) enum Outcome {
 
 pub(super) struct Lab {
     prefix: String,
-    _temp: tempfile::TempDir,
+    temp: tempfile::TempDir,
 }
 
 /// A connection that stays open.
@@ -50,15 +52,25 @@ pub(super) struct Open(TcpStream);
 impl Open {
     /// Does what is sent come back?
     pub(super) fn echoes(&self) -> bool {
+        self.answers_within(CONNECTED_WITHIN)
+    }
+
+    /// Does nothing come back?
+    pub(super) fn is_cut(&self) -> bool {
+        !self.answers_within(LOST_AFTER)
+    }
+
+    fn answers_within(&self, time: Duration) -> bool {
         let mut stream = &self.0;
-        stream.set_read_timeout(Some(LOST_AFTER)).unwrap();
+        stream.set_read_timeout(Some(time)).unwrap();
         let mut byte = [0];
         stream.write_all(b"?").is_ok() && stream.read_exact(&mut byte).is_ok()
     }
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("`{program}`: {e}"));
+    let output =
+        Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("`{program}`: {e}"));
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "`{program} {}`: {words}", arguments.join(" "));
     String::from_utf8(output.stdout).unwrap()
@@ -70,7 +82,7 @@ impl Lab {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let lab = Self {
             prefix: format!("berthlab{}n{number}", std::process::id()),
-            _temp: tempfile::tempdir().unwrap(),
+            temp: tempfile::tempdir().unwrap(),
         };
         for name in ["node", "cell1", "cell2", "internet"] {
             run("ip", &["netns", "add", &lab.full(name)]);
@@ -104,6 +116,9 @@ impl Lab {
             lab.ip("internet", &format!("addr add {address}/32 dev lo"));
             lab.ip("node", &format!("route add {address} via 203.0.113.2"));
         }
+        // The kernel tracks connections only while some rule asks for it; on a node the container engine's do.
+        lab.nft(&["add table inet engine; add chain inet engine c { type filter hook prerouting priority 0; }"]);
+        lab.nft(&["add rule inet engine c ct state new"]);
         for name in ["node", "cell1", "cell2", "internet"] {
             lab.listen(name);
         }
@@ -144,7 +159,8 @@ impl Lab {
                 rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).unwrap();
                 act()
             };
-            let thread = thread::Builder::new().name("inside".to_owned()).spawn_scoped(scope, inside).unwrap();
+            let thread =
+                thread::Builder::new().name("inside".to_owned()).spawn_scoped(scope, inside).unwrap();
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
@@ -152,8 +168,7 @@ impl Lab {
     /// Echoes on every one of [`PORTS`]. The threads end with the process: they wait in a namespace that nobody
     /// else has a name for once the lab is gone.
     fn listen(&self, name: &str) {
-        let listeners =
-            self.within(name, || PORTS.map(|port| TcpListener::bind(("::", port)).unwrap()));
+        let listeners = self.within(name, || PORTS.map(|port| TcpListener::bind(("::", port)).unwrap()));
         for listener in listeners {
             let serve = move || {
                 for stream in listener.incoming() {
@@ -207,14 +222,27 @@ impl Lab {
     }
 
     pub(super) fn open(&self, from: &str, to: &str, port: u16) -> Open {
+        self.open_as(0, from, to, port)
+    }
+
+    pub(super) fn open_as(&self, uid: u32, from: &str, to: &str, port: u16) -> Open {
         let to = SocketAddr::new(to.parse().unwrap(), port);
-        Open(self.within(from, || TcpStream::connect(to)).unwrap())
+        let open = || {
+            let uid = Uid::from_raw(uid);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            TcpStream::connect_timeout(&to, CONNECTED_WITHIN)
+        };
+        Open(self.within(from, open).unwrap())
     }
 
     /// An nft on the node whose runs are counted.
     pub(super) fn count_nft(&self) -> CountedNft {
-        let (script, log) = (self._temp.path().join("nft"), self._temp.path().join("log"));
-        let text = format!("#!/bin/sh\necho run >> '{}'\nexec ip netns exec {} nft \"$@\"\n", log.display(), self.full("node"));
+        let (script, log) = (self.temp.path().join("nft"), self.temp.path().join("log"));
+        let text = format!(
+            "#!/bin/sh\necho run >> '{}'\nexec ip netns exec {} nft \"$@\"\n",
+            log.display(),
+            self.full("node")
+        );
         std::fs::write(&script, text).unwrap();
         CountedNft { script, log }
     }
