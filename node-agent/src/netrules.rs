@@ -113,6 +113,10 @@ pub fn ruleset(config: &RulesConfig) -> String {
     let (mut to_metadata, mut to_others, mut to_node) = (String::new(), String::new(), String::new());
     for rule in config.egress_allow.iter().take(EGRESS_RULES_MAX) {
         let port = format!("{} dport {}", rule.protocol.as_str(), rule.port);
+        // One address may be the node's own; a network never opens the node's ports.
+        if let Target::Network { prefix: 32, .. } = rule.target {
+            let _ = writeln!(to_node, "\t\tip daddr {} {port} goto cell_caps", rule.target);
+        }
         // Writing to a String does not fail.
         let _ = match rule.target {
             Target::Node => writeln!(to_node, "\t\tip daddr {pool} {port} goto cell_caps"),

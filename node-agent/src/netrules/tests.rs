@@ -34,7 +34,7 @@ fn without_users_and_exceptions_there_is_no_rule_that_lets_them_in() {
     let text = ruleset(&RulesConfig::new(config().pool, BTreeSet::new()));
     assert!(!text.contains("skuid"));
     assert!(!text.contains("goto cell_caps\n\t\tip daddr {"));
-    assert_eq!(written_rules(&text), written_rules(&ruleset(&config())) - 7);
+    assert_eq!(written_rules(&text), written_rules(&ruleset(&config())) - 9);
 }
 
 #[tokio::test]
