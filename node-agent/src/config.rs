@@ -220,3 +220,60 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     }
     problems
 }
+
+#[cfg(test)]
+mod tests {
+    use berth_daemon::env::Env;
+
+    use super::*;
+
+    fn with(overrides: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let env = Env::from_iter(Vec::<(String, String)>::new());
+        let overrides = overrides.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        load(&Sources { file: None, env_prefix: ENV_PREFIX, env_ignored: &[], env: &env, overrides })
+    }
+
+    #[test]
+    fn the_defaults_are_good() {
+        assert!(with(&[]).is_ok());
+    }
+
+    #[test]
+    fn impossible_values_are_told_all_at_once() {
+        let error = with(&[
+            ("data_dir", "relative"),
+            ("starts_max", "0"),
+            ("cell_network", "10.0.0.1/16"),
+            ("egress_allow", "['nonsense']"),
+            ("cell_env_files", "{NODE_OPTIONS='/x'}"),
+        ])
+        .unwrap_err();
+        let ConfigError::Invalid { problems } = error else { panic!("{error}") };
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        for key in ["data_dir", "starts_max", "cell_network", "egress_allow", "cell_env_files"] {
+            assert!(keys.contains(&key), "{key} is missing in {keys:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        assert!(with(&[("start_max", "3")]).unwrap_err().to_string().contains("start_max"));
+    }
+
+    #[test]
+    fn every_key_is_documented_and_no_other() {
+        let source = include_str!("config.rs");
+        let (_, body) = source.split_once("pub struct Config {").unwrap();
+        let (body, _) = body.split_once("\n}").unwrap();
+        let fields: Vec<&str> = body
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(':').map(|(name, _)| name))
+            .collect();
+        let docs = include_str!("../../docs/CONFIG.md");
+        let section = docs.split("\n## ").find(|section| section.starts_with("Node agent")).unwrap();
+        for field in &fields {
+            assert!(section.contains(&format!("\n| `{field}` | ")), "docs/CONFIG.md lacks `{field}`");
+        }
+        assert_eq!(section.lines().filter(|line| line.starts_with("| `")).count(), fields.len());
+    }
+}
