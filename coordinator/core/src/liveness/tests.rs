@@ -128,6 +128,19 @@ fn a_status_of_an_older_generation_or_another_node_is_forgotten() {
 }
 
 #[test]
+fn a_late_word_of_an_older_generation_does_not_overwrite_the_newer_on_the_same_node() {
+    let mut fleet = fleet();
+    let mut live = Liveness::default();
+    let first = Connection(1);
+    live.opened(NOW, first, &hello(1, NOW));
+    assign(&mut fleet, 1, 2);
+    live.heartbeat(NOW, &fleet, node(1), first, beat(vec![status(2, CellState::Starting)]));
+    let late = live.status(NOW, &fleet, node(1), first, status(1, CellState::Running));
+    assert_eq!(late, Heard { kept: 0, stale: 1 });
+    assert_eq!(live.cell(anna(&fleet)).unwrap().state, CellState::Starting);
+}
+
+#[test]
 fn a_newer_connection_replaces_the_older_at_once() {
     let fleet = fleet();
     let mut live = Liveness::default();
