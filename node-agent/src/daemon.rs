@@ -51,7 +51,9 @@ const FRAMES_MAX: usize = 1024;
 
 /// The node has not joined.
 #[derive(Debug, thiserror::Error)]
-#[error("this node has not joined a coordinator: run `berth-node-agent join TOKEN` first (`berth token create NAME` makes one)")]
+#[error(
+    "this node has not joined a coordinator: run `berth-node-agent join TOKEN` first (`berth token create NAME` makes one)"
+)]
 struct NotJoined;
 
 /// An agent that runs as the tasks it was given.
@@ -70,7 +72,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     let joined = store.memory().joined.clone().ok_or_else(|| Exit::Config.because(NotJoined))?;
     let key = keyfile::load(&config.key_file()).map_err(|error| Exit::NoPerm.because(error))?;
     let cell_env = read_cell_env(&config)?;
-    let pool = SlotPool::new(config.uid_base, &config.cell_network).map_err(|error| Exit::Usage.because(error))?;
+    let pool =
+        SlotPool::new(config.uid_base, &config.cell_network).map_err(|error| Exit::Usage.because(error))?;
     let boot = facts::boot_id().map_err(|error| Exit::Unavailable.because(error))?;
     let mut store = store;
     if store.memory().boot != Some(boot) {
@@ -88,7 +91,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     if let Backend::None { reason } = quota.backend() {
         tracing::error!(reason, "disk quotas cannot be kept here: no cell can be started");
     }
-    let (page_listener, metrics_address) = listen::bind(config.metrics_listen).map_err(|e| e.exit().because(e))?;
+    let (page_listener, metrics_address) =
+        listen::bind(config.metrics_listen).map_err(|e| e.exit().because(e))?;
     let socket = DoorSocket::bind(&config.door_socket, agent_uid, config.ingress_uid)
         .map_err(|error| Exit::CantCreate.because(error))?;
     if let Some(file) = &config.metrics_port_file {
@@ -210,7 +214,9 @@ async fn watch_link(
         metrics.link_connected.set(i64::from(state == LinkState::Online));
         match state {
             LinkState::Online => tracing::info!("the coordinator is connected"),
-            LinkState::Offline => tracing::info!("the coordinator is not connected, cells go on by themselves"),
+            LinkState::Offline => {
+                tracing::info!("the coordinator is not connected, cells go on by themselves")
+            }
             LinkState::Refused { code, detail } => {
                 tracing::error!(%code, detail, advice = code.advice(), "the coordinator refuses this node");
             }
@@ -267,7 +273,9 @@ async fn keep_rules<R: Runtime>(hands: Arc<Hands<R>>) -> Result<Infallible, Driv
         match hands.rules.ensure().await {
             Ok(Standing::InPlace) => {}
             Ok(found) => tracing::info!(?found, "the packet rules for cells were put in place"),
-            Err(error) => tracing::error!(error = chain(&error), "the packet rules for cells are not in place"),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the packet rules for cells are not in place")
+            }
         }
         tokio::time::sleep(RULES_EVERY).await;
     }

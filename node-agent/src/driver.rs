@@ -192,8 +192,12 @@ impl<R: Runtime> Driver<R> {
         let effects = self.agent.step(now(self.hands.wall), event, &mut random);
         for effect in effects {
             match effect {
-                agent::Effect::Cell(_, cell::Effect::Journal(intent)) => turn.records.push(Record::Intent(intent)),
-                agent::Effect::Cell(_, cell::Effect::Report(report)) => turn.records.push(Record::Report(report)),
+                agent::Effect::Cell(_, cell::Effect::Journal(intent)) => {
+                    turn.records.push(Record::Intent(intent))
+                }
+                agent::Effect::Cell(_, cell::Effect::Report(report)) => {
+                    turn.records.push(Record::Report(report))
+                }
                 effect => turn.effects.push(effect),
             }
         }
@@ -473,13 +477,16 @@ impl<R: Runtime> Driver<R> {
 
     fn begin(&self, cell: CellId, op: OpId, verb: Verb) {
         let Some(job) = self.job(cell, op) else { return };
-        let (hands, loopback, metrics) = (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
+        let (hands, loopback, metrics) =
+            (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
         self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
             let outcome = match tokio::time::timeout(limit, Box::pin(hands.carry_out(verb, job))).await {
                 Ok(outcome) => outcome,
-                Err(_) => Outcome::Failed(Problem::new(Code::DockerFailed, format!("{verb:?} took too long"))),
+                Err(_) => {
+                    Outcome::Failed(Problem::new(Code::DockerFailed, format!("{verb:?} took too long")))
+                }
             };
             metrics.operation(verb, begun.elapsed());
             failpoint::reach(Place::Done, verb);

@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn pressure_is_read_in_hundredths() {
-        let text = "some avg10=12.34 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0 avg300=0 total=0\n";
+        let text =
+            "some avg10=12.34 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0 avg300=0 total=0\n";
         assert_eq!(parse_pressure_some(text), Some(1234));
         assert_eq!(parse_pressure_some("some avg10=0.5 x"), Some(50));
         for odd in ["", "full avg10=1.00", "some avg10=", "some avg10=x.y", "some avg10=99999999999.0"] {

@@ -99,8 +99,12 @@ impl<R: Runtime> Hands<R> {
             Verb::AwaitReady => self.await_ready(&job).await,
             Verb::Fence => Err(Problem::new(Code::Internal, "the fence is not an operation of the hands")),
             Verb::Suspend => Ok(Outcome::Suspend(self.suspend(&job).await)),
-            Verb::Pause => self.runtime.pause(&self.key(&job)).await.map(|()| Outcome::Paused).map_err(problem),
-            Verb::Unpause => self.runtime.unpause(&self.key(&job)).await.map(|()| Outcome::Unpaused).map_err(problem),
+            Verb::Pause => {
+                self.runtime.pause(&self.key(&job)).await.map(|()| Outcome::Paused).map_err(problem)
+            }
+            Verb::Unpause => {
+                self.runtime.unpause(&self.key(&job)).await.map(|()| Outcome::Unpaused).map_err(problem)
+            }
             Verb::Resume => self.resume(&job).await,
             Verb::Stop => self.runtime.stop(&self.key(&job), STOP_GRACE).await.map(ended).map_err(problem),
             Verb::KillFrozen => self.runtime.kill_frozen(&self.key(&job)).await.map(ended).map_err(problem),
@@ -112,7 +116,9 @@ impl<R: Runtime> Hands<R> {
 
     /// Looks at a cell's container.
     pub async fn look(&self, job: &Job) -> Result<Seen, Problem> {
-        let fingerprint = self.plan(job, self.quota.folder(job.spec.cell)).map_or_else(|_| String::new(), |plan| plan.fingerprint());
+        let fingerprint = self
+            .plan(job, self.quota.folder(job.spec.cell))
+            .map_or_else(|_| String::new(), |plan| plan.fingerprint());
         self.runtime
             .look(&self.key(job), &fingerprint, workload::port(job.spec.workload))
             .await
@@ -179,10 +185,8 @@ impl<R: Runtime> Hands<R> {
     async fn create(&self, job: &Job) -> Result<Outcome, Problem> {
         let slot = self.slot(job)?;
         let uid = self.pool.uid(slot);
-        let (rules, disk) = tokio::join!(
-            self.rules.ensure(),
-            self.quota.ensure(job.spec.cell, uid, job.spec.size.disk),
-        );
+        let (rules, disk) =
+            tokio::join!(self.rules.ensure(), self.quota.ensure(job.spec.cell, uid, job.spec.size.disk),);
         rules.map_err(|error| Problem::new(Code::FirewallMissing, chain(&error)))?;
         let data_dir = disk.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
         if job.spec.workload == Workload::Openclaw {
@@ -200,18 +204,19 @@ impl<R: Runtime> Hands<R> {
         let origins = vec![self.config.origin(&format!("{}.{}", spec.slug, job.domain))];
         let provider = self.config.provider_facts();
         let work = move || -> Result<Vec<String>, Problem> {
-            let hostile = |error: &(dyn std::error::Error + 'static)| Problem::new(Code::HostileFolder, chain(error));
+            let hostile =
+                |error: &(dyn std::error::Error + 'static)| Problem::new(Code::HostileFolder, chain(error));
             let folder = CellFolder::open(&data_dir, uid).map_err(|error| hostile(&error))?;
             folder.ensure_dir("cache", 0o700).map_err(|error| hostile(&error))?;
             folder.ensure_dir("cache/node-compile", 0o700).map_err(|error| hostile(&error))?;
-            let existing =
-                folder.read(openclaw::CONFIG_FILE, openclaw::CONFIG_BYTES_MAX).map_err(|error| hostile(&error))?;
+            let existing = folder
+                .read(openclaw::CONFIG_FILE, openclaw::CONFIG_BYTES_MAX)
+                .map_err(|error| hostile(&error))?;
             let existing = existing
                 .map(String::from_utf8)
                 .transpose()
                 .map_err(|_| Problem::new(Code::CellConfig, "openclaw.json is not UTF-8 text"))?;
-            let facts =
-                openclaw::ConfigFacts { spec: &spec, proxy, origins, provider: provider.as_ref() };
+            let facts = openclaw::ConfigFacts { spec: &spec, proxy, origins, provider: provider.as_ref() };
             let configured = openclaw::configure(existing.as_deref(), &facts)
                 .map_err(|error| Problem::new(Code::CellConfig, chain(&error)))?;
             if configured.changed {
@@ -247,7 +252,8 @@ impl<R: Runtime> Hands<R> {
         };
         let http = CellHttp::new(address, &job.spec, &job.domain);
         let path = workload::ready_path(job.spec.workload);
-        let give_up = Instant::now() + Verb::AwaitReady.limit().to_std().saturating_sub(Duration::from_secs(5));
+        let give_up =
+            Instant::now() + Verb::AwaitReady.limit().to_std().saturating_sub(Duration::from_secs(5));
         let mut look_at = Instant::now() + ALIVE_EVERY;
         let mut last = "it did not answer".to_owned();
         loop {
@@ -268,7 +274,8 @@ impl<R: Runtime> Hands<R> {
                 match self.look(job).await {
                     Ok(Seen::Exited { code, .. }) => return Ok(Outcome::Ended { code }),
                     Ok(Seen::Absent) => return Err(Problem::new(Code::CellExited, "the container is gone")),
-                    Ok(Seen::Running { .. } | Seen::Paused { .. } | Seen::Between | Seen::Foreign { .. }) | Err(_) => {}
+                    Ok(Seen::Running { .. } | Seen::Paused { .. } | Seen::Between | Seen::Foreign { .. })
+                    | Err(_) => {}
                 }
             }
             sleep(PROBE_EVERY).await;
@@ -316,15 +323,16 @@ impl<R: Runtime> Hands<R> {
         };
         let http = CellHttp::new(address, &job.spec, &job.domain);
         // A gateway that is not up yet, or was restarted, holds no suspension: its readiness is what counts.
-        match timeout(
-            HANDSHAKE_MAX,
-            http.post(openclaw::RPC_PATH, openclaw::resume_body(&id), HANDSHAKE_MAX),
-        )
-        .await
+        match timeout(HANDSHAKE_MAX, http.post(openclaw::RPC_PATH, openclaw::resume_body(&id), HANDSHAKE_MAX))
+            .await
         {
             Ok(Ok(answer)) if answer.status == 200 => {}
-            Ok(Ok(answer)) => tracing::info!(cell = %job.spec.cell, status = answer.status, "resume was not taken"),
-            Ok(Err(error)) => tracing::info!(cell = %job.spec.cell, error = chain(&error), "resume was not answered"),
+            Ok(Ok(answer)) => {
+                tracing::info!(cell = %job.spec.cell, status = answer.status, "resume was not taken")
+            }
+            Ok(Err(error)) => {
+                tracing::info!(cell = %job.spec.cell, error = chain(&error), "resume was not answered")
+            }
             Err(_) => tracing::info!(cell = %job.spec.cell, "resume was not answered in time"),
         }
         self.forget_suspension(job);

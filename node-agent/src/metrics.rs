@@ -41,7 +41,9 @@ pub struct Metrics {
 }
 
 fn seconds() -> Histogram {
-    Histogram::new([0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 180.0])
+    Histogram::new([
+        0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 180.0,
+    ])
 }
 
 impl Metrics {
@@ -76,10 +78,22 @@ impl Metrics {
             "From a wake's arrival at the agent to the engine's start call",
             metrics.wake_to_start_seconds.clone(),
         );
-        registry.register("door_connected", "1 while an ingress is connected", metrics.door_connected.clone());
-        registry.register("link_connected", "1 while the coordinator is connected", metrics.link_connected.clone());
+        registry.register(
+            "door_connected",
+            "1 while an ingress is connected",
+            metrics.door_connected.clone(),
+        );
+        registry.register(
+            "link_connected",
+            "1 while the coordinator is connected",
+            metrics.link_connected.clone(),
+        );
         registry.register("journal_failures", "Journal writes that failed", metrics.journal_failures.clone());
-        registry.register("engine_calls", "Requests sent to the container engine", metrics.engine_calls.clone());
+        registry.register(
+            "engine_calls",
+            "Requests sent to the container engine",
+            metrics.engine_calls.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -88,7 +102,9 @@ impl Metrics {
         let mut counts = [0; CellState::ALL.len()];
         for cell in cells {
             let state = cell.state();
-            if let Some((_, count)) = CellState::ALL.iter().zip(&mut counts).find(|(known, _)| **known == state) {
+            if let Some((_, count)) =
+                CellState::ALL.iter().zip(&mut counts).find(|(known, _)| **known == state)
+            {
                 *count += 1;
             }
         }
@@ -113,7 +129,9 @@ impl Metrics {
             Note::Died { .. } => {
                 self.deaths.inc();
             }
-            Note::OperationFailed { verb, .. } | Note::OperationLate(verb) => count(&self.failures, verb_name(*verb)),
+            Note::OperationFailed { verb, .. } | Note::OperationLate(verb) => {
+                count(&self.failures, verb_name(*verb))
+            }
             Note::Surprised { .. } => count(&self.failures, "surprised"),
         }
     }

@@ -221,8 +221,7 @@ impl LoginTicket {
         let split = bytes.len().checked_sub(SIGNATURE_BYTES).ok_or(wrong)?;
         let (body, signature) = bytes.split_at_checked(split).ok_or(wrong)?;
         let signature = <&[u8; SIGNATURE_BYTES]>::try_from(signature).map_err(|_| wrong)?;
-        key.verify(Purpose::LoginTicket, body, signature)
-            .map_err(|_| CredentialError::Forged(Self::WHAT))?;
+        key.verify(Purpose::LoginTicket, body, signature).map_err(|_| CredentialError::Forged(Self::WHAT))?;
         let ticket: Self = codec::decode(body, 256).map_err(|_| wrong)?;
         if now >= ticket.expires_at {
             return Err(CredentialError::Expired(Self::WHAT));
@@ -272,11 +271,8 @@ mod tests {
 
     #[test]
     fn a_login_ticket_is_refused_when_forged_altered_or_late() {
-        let ticket = LoginTicket {
-            user: UserId::from_random([1; 16]),
-            nonce: [2; 16],
-            expires_at: UnixMs(1_000),
-        };
+        let ticket =
+            LoginTicket { user: UserId::from_random([1; 16]), nonce: [2; 16], expires_at: UnixMs(1_000) };
         let text = ticket.sign(&key(1));
         let open = |text: &str, seed, now| LoginTicket::open(text, &key(seed).public(), UnixMs(now));
         assert_eq!(open(text.expose(), 1, 999), Ok(ticket));

@@ -159,10 +159,7 @@ mod tests {
         let signature = key(1).sign(Purpose::LinkFrame, b"hello");
         let public = key(1).public();
         assert_eq!(public.verify(Purpose::LinkFrame, b"hello", &signature), Ok(()));
-        assert_eq!(
-            public.verify(Purpose::LoginTicket, b"hello", &signature),
-            Err(SignatureError::Mismatch)
-        );
+        assert_eq!(public.verify(Purpose::LoginTicket, b"hello", &signature), Err(SignatureError::Mismatch));
         assert_eq!(public.verify(Purpose::LinkFrame, b"hellO", &signature), Err(SignatureError::Mismatch));
         assert!(key(2).public().verify(Purpose::LinkFrame, b"hello", &signature).is_err());
     }

@@ -459,8 +459,15 @@ pub struct Cell {
     restart_wanted: bool,
     /// A rest that was ordered, not found idle: the quiet time does not matter.
     ordered: bool,
+    /// Stop it as soon as it is frozen: that was ordered while it froze.
+    deeper: bool,
     retired: bool,
     was_up: bool,
+    /// Until when the workload's consent holds for a pause: without end once the pause is confirmed, since it has not
+    /// run since. `None`: a container found paused now was paused in the middle of something.
+    consent_until: Option<BootMs>,
+    /// What the engine reported unasked while an operation was under way that does not look for itself.
+    noticed: Option<Seen>,
     last_active: BootMs,
     open_requests: u32,
     rest_not_before: BootMs,
@@ -471,6 +478,8 @@ pub struct Cell {
     crashes: Vec<BootMs>,
     silent_probes: u32,
     repaired: bool,
+    /// The next permit is used for the repair: that costs as much as a start.
+    repair_due: bool,
     pending_failure: Option<Problem>,
     since: UnixMs,
     last_wake: Option<WakeRecord>,
@@ -502,8 +511,11 @@ impl Cell {
             restart_waiters: vec![],
             restart_wanted: false,
             ordered: false,
+            deeper: false,
             retired: false,
             was_up: remembered.up_this_boot,
+            consent_until: if remembered.pause_unsure { None } else { Some(BootMs(u64::MAX)) },
+            noticed: None,
             last_active: now.boot,
             open_requests: 0,
             rest_not_before: now.boot,
@@ -514,6 +526,7 @@ impl Cell {
             crashes: vec![],
             silent_probes: 0,
             repaired: false,
+            repair_due: false,
             pending_failure: None,
             since: now.wall,
             last_wake: None,
@@ -609,8 +622,15 @@ impl Cell {
             Event::Probed { alive } => self.probed(now, alive, &mut out),
             Event::Granted => self.granted(now, &mut out),
             Event::Tick => self.tick(now, random, &mut out),
-            Event::Assigned(assignment) => self.assigned(assignment, &mut out),
+            Event::Assigned(assignment) => self.assigned(now, assignment, &mut out),
             Event::Retired => self.retire(now, &mut out),
+        }
+        let down =
+            matches!(self.phase, Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed);
+        if down && matches!(self.noticed.take_if(|_| down), Some(Seen::Running { .. } | Seen::Paused { .. }))
+        {
+            // It came up while the last step to *down* was under way: a start that was given up came after all.
+            self.look(now, &mut out);
         }
         if std::mem::discriminant(&before) != std::mem::discriminant(&self.phase) {
             self.since = now.wall;
@@ -633,6 +653,10 @@ impl Cell {
     fn begin(&mut self, now: Now, verb: Verb, out: &mut Vec<Effect>) {
         self.last_op = OpId(self.last_op.0 + 1);
         let id = self.last_op;
+        // What these find there is newer than what was reported before they began.
+        if !matches!(verb, Verb::Fence | Verb::Suspend | Verb::Resume) {
+            self.noticed = None;
+        }
         self.operation = Some(Operation { id, verb, begun: now.boot, until: now.boot.after(verb.limit()) });
         if let Some(intent) = Intent::of(self.spec.cell, id, verb) {
             out.push(Effect::Journal(intent));
@@ -644,6 +668,11 @@ impl Cell {
     fn look(&mut self, now: Now, out: &mut Vec<Effect>) {
         self.phase = Phase::Unknown { look_at: now.boot };
         self.begin(now, Verb::Look, out);
+    }
+
+    /// The same after a moment: what just failed would fail at once again.
+    fn look_soon(&mut self, now: Now) {
+        self.phase = Phase::Unknown { look_at: now.boot.after(LOOK_RETRY_FIRST) };
     }
 
     fn wake(&mut self, now: Now, cause: WakeCause, waiter: Option<Waiter>, out: &mut Vec<Effect>) {
@@ -747,7 +776,7 @@ impl Cell {
         }
     }
 
-    fn assigned(&mut self, assignment: Assignment, out: &mut Vec<Effect>) {
+    fn assigned(&mut self, now: Now, assignment: Assignment, out: &mut Vec<Effect>) {
         if assignment.generation < self.generation {
             return;
         }
@@ -765,6 +794,12 @@ impl Cell {
         }
         self.generation = assignment.generation;
         out.push(Effect::Changed);
+        let at_rest =
+            matches!(self.phase, Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. });
+        if at_rest && !self.retired && self.spec.rest.rest == IdleRest::AlwaysOn {
+            self.want(now, WakeCause::Recovery);
+            if matches!(self.phase, Phase::Frozen) { self.thaw(now, out) } else { self.queue(out) }
+        }
     }
 
     fn tick(&mut self, now: Now, random: u64, out: &mut Vec<Effect>) {
@@ -812,7 +847,11 @@ impl Cell {
         if let Outcome::Failed(problem) = &outcome {
             out.push(Effect::Note(Note::OperationFailed { verb: operation.verb, problem: problem.clone() }));
         }
-        if let Some(report) = Report::of(self.spec.cell, op, operation.verb, &outcome) {
+        if let Some(mut report) = Report::of(self.spec.cell, op, operation.verb, &outcome) {
+            if matches!(self.phase, Phase::Resting { step: RestStep::Pausing { lease_until }, .. } if now.boot >= lease_until)
+            {
+                report.ok = false;
+            }
             out.push(Effect::Report(report));
         }
         match self.phase {
@@ -822,12 +861,17 @@ impl Cell {
             Phase::Resting { rest, step } => self.rest_done(now, rest, step, operation, outcome, random, out),
             Phase::Killing => match outcome {
                 Outcome::Ended { .. } => self.stopped(now, out),
-                _ => self.look(now, out),
+                outcome => {
+                    if let Outcome::Failed(problem) = outcome {
+                        self.answer_rest(&Err(problem), out);
+                    }
+                    self.look_soon(now);
+                }
             },
             Phase::Repairing => self.repaired(now, outcome, out),
             Phase::Removing => match outcome {
                 Outcome::Removed => self.phase = Phase::Gone,
-                _ => self.look(now, out),
+                _ => self.look_soon(now),
             },
             // No operation is under way in these.
             Phase::Stopped

@@ -135,7 +135,7 @@ pub struct Remembered {
     /// Number of the create that made its container, once that was reported.
     pub container: Option<u64>,
     /// Numbers of the creates since then whose end was not reported: any of them may have made a new container. The
-    /// newest [`CREATES_MAX`].
+    /// oldest and the newest, [`CREATES_MAX`] in all.
     pub creates: Vec<u64>,
     /// Was it up, on this boot, as far as was written?
     pub up_this_boot: bool,
@@ -143,12 +143,17 @@ pub struct Remembered {
     pub was_started: bool,
     /// Number of the newest *suspend*: names its handshake, so that it can be ended after a crash.
     pub last_suspend: Option<u64>,
+    /// The newest pause or unpause was not reported as done: a container found paused may have been paused too late, or
+    /// is wanted up.
+    pub pause_unsure: bool,
     /// Its uid and subnet, see [`Slot`].
     pub slot: Option<Slot>,
 }
 
 /// How many unreported creates of one cell are remembered.
-pub const CREATES_MAX: usize = 8;
+///
+/// Failed creates are tried again once a minute at the most, so this is an hour of them.
+pub const CREATES_MAX: usize = 64;
 
 impl Remembered {
     /// Has nothing ever been done for it here?
@@ -294,20 +299,30 @@ impl Memory {
                     IntentVerb::Create => {
                         cell.creates.push(intent.op);
                         if cell.creates.len() > CREATES_MAX {
-                            cell.creates.remove(0);
+                            // Not the oldest: what made a container stays true while later creates find it fitting.
+                            // Not the newest: it may be under way.
+                            cell.creates.remove(CREATES_MAX / 2);
                         }
                     }
-                    IntentVerb::Start | IntentVerb::Unpause => cell.was_started = true,
+                    IntentVerb::Start => cell.was_started = true,
+                    IntentVerb::Unpause => {
+                        cell.was_started = true;
+                        cell.pause_unsure = true;
+                    }
                     // From here on an end is meant.
                     IntentVerb::Stop | IntentVerb::KillFrozen => cell.up_this_boot = false,
                     IntentVerb::Suspend => cell.last_suspend = Some(intent.op),
-                    IntentVerb::Pause | IntentVerb::Repair | IntentVerb::Remove => {}
+                    IntentVerb::Pause => cell.pause_unsure = true,
+                    IntentVerb::Repair | IntentVerb::Remove => {}
                 }
             }
             Record::Report(report) => {
                 let cell = self.cells.entry(report.cell).or_default();
                 if let Some(up) = report.up {
                     cell.up_this_boot = up;
+                }
+                if report.ok && report.op == cell.last_op {
+                    cell.pause_unsure = false;
                 }
                 if report.container.is_some() {
                     cell.container = report.container;
@@ -380,11 +395,11 @@ mod tests {
             memory.apply(create(op));
             memory.apply(Record::Report(report(op, 3)));
         }
-        for op in 40..80 {
+        for op in 40..180 {
             memory.apply(create(op));
         }
         let known = memory.cells[&cell(1)].known_creates();
-        assert!(known.contains(&3) && known.contains(&79));
+        assert!(known.contains(&3) && known.contains(&179));
         assert_eq!(known.len(), 1 + CREATES_MAX);
     }
 

@@ -100,7 +100,9 @@ fn main() -> Exit {
             };
             run::block_on(async {
                 let joined = match read_token(token, token_file) {
-                    Ok(token) => join::join(&config, &token, again).await.map_err(join::JoinFailed::into_exit),
+                    Ok(token) => {
+                        join::join(&config, &token, again).await.map_err(join::JoinFailed::into_exit)
+                    }
                     Err(error) => Err(error),
                 };
                 match joined {
@@ -152,10 +154,11 @@ fn read_token(token: Option<String>, file: Option<PathBuf>) -> Result<String, Ex
 
 async fn serve(config: Config, env: Env) -> Exit {
     let grace = config.grace();
-    let prepared = Signals::install().map_err(|error| (Exit::Unavailable, chain(&error))).and_then(|signals| {
-        let notifier = Notifier::from_env(&env, std::process::id());
-        notifier.map(|notifier| (signals, notifier)).map_err(|error| (Exit::Config, chain(&error)))
-    });
+    let prepared =
+        Signals::install().map_err(|error| (Exit::Unavailable, chain(&error))).and_then(|signals| {
+            let notifier = Notifier::from_env(&env, std::process::id());
+            notifier.map(|notifier| (signals, notifier)).map_err(|error| (Exit::Config, chain(&error)))
+        });
     let (signals, notifier) = match prepared {
         Ok(prepared) => prepared,
         Err((exit, error)) => {

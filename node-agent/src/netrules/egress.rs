@@ -61,7 +61,8 @@ impl fmt::Display for Target {
 
 /// One exception, written `ADDRESS[/PREFIX]:PORT[/tcp|udp]` or `node:PORT[/tcp|udp]`; TCP where nothing is said.
 ///
-/// No entry opens one cell to another. An entry that is wider than 169.254.0.0/16 does not open that network and the
+/// No entry opens one cell to another. An entry for one address counts also where that is an address of the node; one
+/// for a network never opens the node's ports. An entry that is wider than 169.254.0.0/16 does not open that network and the
 /// metadata services in it; name those by themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -10,9 +10,15 @@ use lab::{Lab, Outcome};
 fn config() -> RulesConfig {
     let pool = SlotPool::new(200_000, "10.231.0.0/16").unwrap();
     RulesConfig {
-        egress_allow: ["10.99.0.2:80", "169.254.169.253:53/udp", "node:8081", "0.0.0.0/0:587"]
-            .map(|rule| rule.parse().unwrap())
-            .to_vec(),
+        egress_allow: [
+            "10.99.0.2:80",
+            "169.254.169.253:53/udp",
+            "203.0.113.1:81",
+            "node:8081",
+            "0.0.0.0/0:587",
+        ]
+        .map(|rule| rule.parse().unwrap())
+        .to_vec(),
         connections_max: 20,
         ..RulesConfig::new(pool, BTreeSet::from([0, 201]))
     }
@@ -34,7 +40,8 @@ fn without_users_and_exceptions_there_is_no_rule_that_lets_them_in() {
     let text = ruleset(&RulesConfig::new(config().pool, BTreeSet::new()));
     assert!(!text.contains("skuid"));
     assert!(!text.contains("goto cell_caps\n\t\tip daddr {"));
-    assert_eq!(written_rules(&text), written_rules(&ruleset(&config())) - 9);
+    // Two rules for each exception that is one address, one for each other, and three about users.
+    assert_eq!(written_rules(&text), written_rules(&ruleset(&config())) - 11);
 }
 
 #[tokio::test]
@@ -46,6 +53,7 @@ async fn cells_reach_the_internet_and_nothing_else() {
         ("cell1", "10.99.0.2", 80, None),
         ("cell1", "203.0.113.2", 587, None),
         ("cell1", "10.231.0.1", 8081, None),
+        ("cell1", "203.0.113.1", 81, None),
         ("cell1", "10.231.0.10", 80, Some("cell_to_cell")),
         ("cell2", "10.231.0.2", 80, Some("cell_to_cell")),
         ("cell1", "10.231.0.1", 80, Some("cell_to_node")),

@@ -198,7 +198,8 @@ impl NodeLink {
                 }
                 self.backoff.reset();
                 let every = Millis(heartbeat.0.clamp(100, HEARTBEAT_EVERY.0));
-                self.state = State::Live { heard: now, heartbeat_at: now.after(spread(every, jitter)), every };
+                self.state =
+                    State::Live { heard: now, heartbeat_at: now.after(spread(every, jitter)), every };
                 effects.extend([Effect::Online { autonomy }, Effect::SendObserved, Effect::SendHeartbeat]);
                 effects
             }
@@ -255,12 +256,8 @@ mod tests {
     use super::*;
     use crate::time::UnixMs;
 
-    const WELCOME: CoordinatorFrame = CoordinatorFrame::Welcome {
-        version: 1,
-        wall: UnixMs(0),
-        autonomy: None,
-        heartbeat: HEARTBEAT_EVERY,
-    };
+    const WELCOME: CoordinatorFrame =
+        CoordinatorFrame::Welcome { version: 1, wall: UnixMs(0), autonomy: None, heartbeat: HEARTBEAT_EVERY };
 
     fn dialed(link: &mut NodeLink, now: BootMs) -> Vec<Effect> {
         assert_eq!(link.step(now, Event::Tick, [1; 24]), [Effect::Dial]);

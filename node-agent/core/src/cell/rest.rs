@@ -1,12 +1,12 @@
 //! The ways down: fence, suspend, then pause or stop. A wake turns it round at every step.
 
-use berth_shared::cell::{BusyReason, RefusalRecord};
+use berth_shared::cell::{BusyReason, RefusalRecord, WakeCause};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::Millis;
+use berth_shared::time::{BootMs, Millis};
 
 use super::{
-    Cell, Effect, Event, LEASE_MARGIN, Note, Now, Operation, Outcome, Phase, Rest, RestStep, SuspendAnswer,
-    Verb, WAITERS_MAX, Waiter,
+    Cell, Effect, Event, LEASE_MARGIN, Note, Now, Operation, Outcome, Phase, Rest, RestStep, Seen,
+    SuspendAnswer, Verb, WAITERS_MAX, Waiter,
 };
 
 impl Cell {
@@ -37,7 +37,10 @@ impl Cell {
                 self.rest_waiters.push(waiter);
                 self.begin_rest(now, rest, true, out);
             }
-            (Phase::Resting { .. }, _) => self.rest_waiters.push(waiter),
+            (Phase::Resting { rest: under_way, .. }, rest) => {
+                self.deeper |= under_way == Rest::Frozen && rest == Rest::Stopped;
+                self.rest_waiters.push(waiter);
+            }
             (
                 Phase::Cooling { again: true, .. }
                 | Phase::Queued
@@ -53,6 +56,7 @@ impl Cell {
     /// `ordered`: by an operator, so that the quiet time does not matter. Work under way does, always.
     pub(super) fn begin_rest(&mut self, now: Now, rest: Rest, ordered: bool, out: &mut Vec<Effect>) {
         self.ordered = ordered;
+        self.deeper = false;
         self.phase = Phase::Resting { rest, step: RestStep::Fencing };
         self.begin(now, Verb::Fence, out);
     }
@@ -97,6 +101,7 @@ impl Cell {
                 match rest {
                     Rest::Frozen => {
                         self.phase = Phase::Resting { rest, step: RestStep::Pausing { lease_until } };
+                        self.consent_until = Some(lease_until);
                         self.begin(now, Verb::Pause, out);
                     }
                     Rest::Stopped => {
@@ -123,12 +128,13 @@ impl Cell {
                     // Paused too late: the lease ended first, so work may have begun in between.
                     let detail = "the pause was not confirmed before the lease ended".to_owned();
                     self.refused(now, BusyReason::RestFailed { detail }, None, random, out);
-                    self.thaw(now, out);
-                } else if self.turned() {
-                    out.push(Effect::Note(Note::TurnedRound));
-                    self.frozen(now, out);
+                    self.consent_until = None;
+                    self.paused(now, out);
                 } else {
-                    self.frozen(now, out);
+                    if self.turned() {
+                        out.push(Effect::Note(Note::TurnedRound));
+                    }
+                    self.paused(now, out);
                 }
             }
             (RestStep::Stopping, Outcome::Ended { .. }) => {
@@ -172,6 +178,9 @@ impl Cell {
     }
 
     fn up_again(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.is_doubted() {
+            return self.look(now, out);
+        }
         if self.turned() {
             out.push(Effect::Note(Note::TurnedRound));
         }
@@ -205,13 +214,33 @@ impl Cell {
         out.push(Effect::Note(Note::RestRefused(reason)));
     }
 
-    pub(super) fn frozen(&mut self, now: Now, out: &mut Vec<Effect>) {
+    /// It is paused. Without the workload's consent it must not stay so, whoever paused it and whenever: it is
+    /// wanted up until it is.
+    pub(super) fn paused(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.consent_until.is_some_and(|until| now.boot < until) {
+            self.consent_until = Some(BootMs(u64::MAX));
+        } else {
+            self.consent_until = None;
+            self.want(now, WakeCause::TurnedRound);
+        }
+        let always_on = self.spec.rest.rest == berth_shared::cell::IdleRest::AlwaysOn;
+        if always_on && !self.ordered {
+            self.want(now, WakeCause::Recovery);
+        }
+        self.frozen(now, out);
+    }
+
+    fn frozen(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.noticed.as_ref().is_some_and(|seen| !matches!(seen, Seen::Paused { .. })) {
+            return self.look(now, out);
+        }
         self.phase = Phase::Frozen;
-        self.rest_backoff.reset();
-        self.answer_rest(&Ok(()), out);
-        if self.retired || self.restart_wanted {
+        let deeper = std::mem::take(&mut self.deeper) && !self.turned();
+        if self.retired || ((self.restart_wanted || deeper) && self.consent_until.is_some()) {
             return self.kill_frozen(now, out);
         }
+        self.rest_backoff.reset();
+        self.answer_rest(&Ok(()), out);
         if self.wanted.is_some() {
             return self.thaw(now, out);
         }
@@ -240,10 +269,10 @@ impl Cell {
         self.shown_route = berth_shared::door::RouteState::Down;
         out.push(Effect::Route(self.shown_route));
         if std::mem::take(&mut self.restart_wanted) {
-            self.want(now, berth_shared::cell::WakeCause::Operator);
+            self.want(now, WakeCause::Operator);
         }
         if self.wanted.is_none() && self.spec.rest.rest == berth_shared::cell::IdleRest::AlwaysOn {
-            self.want(now, berth_shared::cell::WakeCause::Recovery);
+            self.want(now, WakeCause::Recovery);
         }
         if self.wanted.is_some() {
             self.queue(out);

@@ -40,7 +40,7 @@ impl Cell {
             Seen::Paused { address, fits } => {
                 self.container_fits = Some(fits);
                 self.address = Some(address);
-                self.frozen(now, out);
+                self.paused(now, out);
             }
             Seen::Absent => {
                 self.container_fits = None;
@@ -72,20 +72,18 @@ impl Cell {
         self.stopped(now, out);
     }
 
+    /// Was something else than a running container reported while the last step to *up* was under way?
+    pub(super) fn is_doubted(&self) -> bool {
+        self.noticed.as_ref().is_some_and(|seen| !matches!(seen, Seen::Running { .. }))
+    }
+
     /// The container engine reported something unasked: an event, or a look of its own by the driver.
     pub(super) fn noticed(&mut self, now: Now, seen: Seen, random: u64, out: &mut Vec<Effect>) {
         let expected = match (&self.phase, &seen) {
-            // While an operation is under way, its own result tells; only a death cuts it short.
-            (
-                Phase::Starting(super::StartStep::GettingReady) | Phase::Thawing(_),
-                Seen::Exited { code, .. },
-            ) => {
-                let code = *code;
-                return self.died(now, code, random, out);
-            }
+            // While an operation is under way, its own result tells, and this may be older than what that has done. It
+            // is kept: before the cell counts as up or frozen it is looked at again.
             (
                 Phase::Unknown { .. }
-                | Phase::Queued
                 | Phase::Starting(_)
                 | Phase::Resting { .. }
                 | Phase::Thawing(_)
@@ -94,21 +92,30 @@ impl Cell {
                 | Phase::Removing
                 | Phase::Gone,
                 _,
-            ) => true,
+            ) => {
+                self.noticed = Some(seen);
+                return;
+            }
             (_, Seen::Between) => true,
             (Phase::Running, Seen::Running { address, .. }) => Some(*address) == self.address,
             (Phase::Frozen, Seen::Paused { .. }) => true,
             (
-                Phase::Stopped | Phase::Cooling { .. } | Phase::Failed,
+                Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed,
                 Seen::Exited { .. } | Seen::Absent | Seen::Foreign { .. },
             ) => true,
             (Phase::Running, Seen::Exited { code, .. }) => {
                 let code = *code;
                 return self.died(now, code, random, out);
             }
-            (Phase::Running | Phase::Frozen | Phase::Stopped | Phase::Cooling { .. } | Phase::Failed, _) => {
-                false
-            }
+            (
+                Phase::Running
+                | Phase::Frozen
+                | Phase::Stopped
+                | Phase::Queued
+                | Phase::Cooling { .. }
+                | Phase::Failed,
+                _,
+            ) => false,
         };
         if expected {
             return;
@@ -121,6 +128,7 @@ impl Cell {
         if self.state() == CellState::Frozen {
             // Somebody thawed or killed it behind our back: its consent to rest is void.
             self.was_up = false;
+            self.consent_until = None;
         }
         self.look(now, out);
     }

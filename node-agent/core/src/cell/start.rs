@@ -26,6 +26,10 @@ impl Cell {
             return;
         }
         out.push(Effect::Progress(WakeStage::Starting));
+        if std::mem::take(&mut self.repair_due) {
+            self.phase = Phase::Repairing;
+            return self.begin(now, Verb::Repair, out);
+        }
         // The create operation also re-asserts disk, network and owned settings, and is quick when all is there.
         self.phase = Phase::Starting(StartStep::Creating);
         self.begin(now, Verb::Create, out);
@@ -84,11 +88,16 @@ impl Cell {
     }
 
     pub(super) fn up(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.is_doubted() {
+            return self.look(now, out);
+        }
+        self.consent_until = None;
         self.phase = Phase::Running;
         self.was_up = true;
         self.last_active = self.last_active.max(now.boot);
         self.start_tries = 0;
         self.repaired = false;
+        self.repair_due = false;
         self.problem = None;
         self.silent_probes = 0;
         self.pending_failure = None;
@@ -111,6 +120,8 @@ impl Cell {
     pub(super) fn thaw(&mut self, now: Now, out: &mut Vec<Effect>) {
         out.push(Effect::Note(Note::Waking(self.wanted.unwrap_or(WakeCause::Recovery))));
         out.push(Effect::Progress(WakeStage::Starting));
+        // Whatever becomes of it, it was wanted up: found paused after this, it does not rest.
+        self.consent_until = None;
         self.phase = Phase::Thawing(ThawStep::Unpausing);
         self.begin(now, Verb::Unpause, out);
     }
@@ -142,6 +153,7 @@ impl Cell {
                 self.phase = Phase::Starting(StartStep::GivingUp);
                 self.begin(now, Verb::Stop, out);
             }
+            (ThawStep::Unpausing, Outcome::Failed(_)) => self.look_soon(now),
             (_, _) => self.look(now, out),
         }
     }
@@ -185,8 +197,8 @@ impl Cell {
             }
             self.repaired = true;
             self.problem = Some(Problem::new(Code::CellConfig, text));
-            self.phase = Phase::Repairing;
-            return self.begin(now, Verb::Repair, out);
+            self.repair_due = true;
+            return self.queue(out);
         }
         self.start_failed(now, Problem::new(Code::CellExited, text), random, out);
     }
@@ -270,6 +282,7 @@ impl Cell {
         self.crashes.clear();
         self.start_tries = 0;
         self.repaired = false;
+        self.repair_due = false;
         self.restart_backoff.reset();
         self.restart_waiters.push(waiter);
         match self.phase {

@@ -313,6 +313,8 @@ fn a_running_cell_that_stays_silent_is_stopped_and_started_again() {
 fn exit_78_is_repaired_once_and_then_told() {
     let mut scene = Scene::running(IdleRest::Stop);
     scene.event(Event::Noticed(Seen::Exited { fits: true, code: 78 }));
+    assert!(scene.cell.waits_for_permit(), "a repair costs as much as a start");
+    scene.event(Event::Granted);
     assert_eq!(scene.verb(), Some(Verb::Repair));
     scene.done(Outcome::Repaired);
     scene.started();
@@ -575,6 +577,8 @@ fn a_retired_cell_whose_removal_failed_is_looked_at_and_removed_all_the_same() {
     let mut scene = Scene::stopped();
     scene.event(Event::Retired);
     scene.done(failed(Code::DockerDown));
+    assert_eq!(scene.verb(), None, "not again at once");
+    scene.later(LOOK_RETRY_FIRST);
     scene.done(Outcome::Looked(Seen::Running { address: address(), fits: true }));
     for _ in 0..8 {
         match scene.verb() {

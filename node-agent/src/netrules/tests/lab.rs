@@ -117,7 +117,9 @@ impl Lab {
             lab.ip("node", &format!("route add {address} via 203.0.113.2"));
         }
         // The kernel tracks connections only while some rule asks for it; on a node the container engine's do.
-        lab.nft(&["add table inet engine; add chain inet engine c { type filter hook prerouting priority 0; }"]);
+        lab.nft(&[
+            "add table inet engine; add chain inet engine c { type filter hook prerouting priority 0; }",
+        ]);
         lab.nft(&["add rule inet engine c ct state new"]);
         for name in ["node", "cell1", "cell2", "internet"] {
             lab.listen(name);
