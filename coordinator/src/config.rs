@@ -8,7 +8,6 @@ use std::path::PathBuf;
 
 use berth_coordinator_core::placement::Policy;
 use berth_daemon::config::{ConfigError, Loaded, Problem, Sources, load_with_origins};
-use berth_daemon::env::Env;
 use berth_daemon::listen::LoopbackAddr;
 use berth_shared::cell::ImageRef;
 use berth_shared::time::Millis;
@@ -18,9 +17,6 @@ pub use span::{Autonomy, Span};
 
 /// Prefix of the environment variables.
 pub const ENV_PREFIX: &str = "BERTH_COORDINATOR_";
-
-/// Variables with the prefix that are not settings: the path of the config file.
-pub const ENV_IGNORED: &[&str] = &["BERTH_COORDINATOR_CONFIG"];
 
 /// Longest autonomy that a node may be given (DESIGN section 2).
 const AUTONOMY_MAX: Millis = Millis::minutes(7 * 24 * 60);
@@ -137,22 +133,17 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// Reads and checks all layers.
-    ///
-    /// # Errors
-    /// All findings together, each with its key and place.
-    pub fn load(
-        file: Option<PathBuf>,
-        env: &Env,
-        overrides: Vec<(String, String)>,
-    ) -> Result<Self, ConfigError> {
-        let sources = Sources { file, env_prefix: ENV_PREFIX, env_ignored: ENV_IGNORED, env, overrides };
-        let loaded: Loaded<Self> = load_with_origins(&sources)?;
-        let problems = loaded.value.problems(&loaded);
-        loaded.check(problems)
-    }
+/// Reads and checks all layers.
+///
+/// # Errors
+/// All findings together, each with its key and place.
+pub fn load(sources: &Sources<'_>) -> Result<Config, ConfigError> {
+    let loaded: Loaded<Config> = load_with_origins(sources)?;
+    let problems = loaded.value.problems(&loaded);
+    loaded.check(problems)
+}
 
+impl Config {
     fn problems(&self, loaded: &Loaded<Self>) -> Vec<Problem> {
         let mut problems = vec![];
         let mut wrong = |key: &str, text: String| problems.push(loaded.problem(key, text));

@@ -43,7 +43,7 @@ pub struct Coordinator {
 }
 
 /// Starts everything as tasks and returns once the API and the link are served. Nothing is bound before the config
-/// was checked, which [`Config::load`] does.
+/// was checked, which [`crate::config::load`] does.
 ///
 /// `operator_key_file` and `show` are for the first start: see [`install`].
 ///

@@ -8,7 +8,14 @@ fn load(toml: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Conf
     std::fs::write(&path, toml).unwrap();
     let env = env.iter().copied().collect();
     let flags = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Config::load(Some(path), &env, flags).map_err(|error| error.to_string())
+    let sources = Sources {
+        file: Some(path),
+        env_prefix: ENV_PREFIX,
+        env_ignored: &["BERTH_COORDINATOR_CONFIG"],
+        env: &env,
+        overrides: flags,
+    };
+    super::load(&sources).map_err(|error| error.to_string())
 }
 
 #[test]

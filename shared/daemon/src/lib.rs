@@ -4,6 +4,7 @@
 //! → [`notify`] ready → wait ([`run::supervise`]) → [`exit`]. Nothing here knows what a daemon does; everything
 //! here is the same in the coordinator, the node agent and the ingress.
 
+pub mod cli;
 pub mod config;
 pub mod durable;
 pub mod env;
