@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use berth_coordinator_core::placement::Policy;
-use berth_daemon::config::{ConfigError, Loaded, Problem, Sources, load_with_origins};
+use berth_daemon::config::{ConfigError, Loaded, Problem, Scheme, Sources, load_with_origins};
 use berth_daemon::listen::LoopbackAddr;
 use berth_shared::cell::ImageRef;
 use berth_shared::time::Millis;
@@ -57,33 +57,6 @@ pub struct Config {
     pub api_connections_max: u32,
     /// How long the drain at SIGTERM may take.
     pub drain_grace: Span,
-}
-
-/// Scheme of a URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// Plain HTTP.
-    Http,
-    /// HTTP over TLS.
-    Https,
-}
-
-impl Scheme {
-    /// As in a URL.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    const fn default_port(self) -> u16 {
-        match self {
-            Self::Http => 80,
-            Self::Https => 443,
-        }
-    }
 }
 
 /// How much of a node may be promised, in percent of what it has.
@@ -203,11 +176,7 @@ impl Config {
 
     /// `scheme://<host>[:port]` of a user's address.
     pub fn public_origin(&self, host: &str) -> String {
-        let scheme = self.public_scheme.as_str();
-        match self.public_port.filter(|port| *port != self.public_scheme.default_port()) {
-            Some(port) => format!("{scheme}://{host}:{port}"),
-            None => format!("{scheme}://{host}"),
-        }
+        self.public_scheme.origin(host, self.public_port)
     }
 }
 

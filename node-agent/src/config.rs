@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_daemon::config::{ConfigError, Loaded, Problem, Sources};
+use berth_daemon::config::{ConfigError, Loaded, Problem, Scheme, Sources};
 use berth_daemon::listen::LoopbackAddr;
 use berth_node_agent_core::slot::SlotPool;
 use berth_node_agent_core::workload::openclaw::ProviderFacts;
@@ -15,16 +15,6 @@ use crate::netrules::{EGRESS_RULES_MAX, EgressRule};
 
 /// Variables with this prefix are config.
 pub const ENV_PREFIX: &str = "BERTH_AGENT_";
-
-/// How browsers reach this installation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// Plain HTTP: on one machine.
-    Http,
-    /// TLS in front of the ingress.
-    Https,
-}
 
 /// A model provider that every cell of this node may use.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -130,14 +120,7 @@ impl Config {
 
     /// The origin that a browser has on a user's page.
     pub fn origin(&self, host: &str) -> String {
-        let scheme = match self.public_scheme {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-        };
-        match self.public_port {
-            Some(port) => format!("{scheme}://{host}:{port}"),
-            None => format!("{scheme}://{host}"),
-        }
+        self.public_scheme.origin(host, self.public_port)
     }
 
     /// The provider as the workload needs it.

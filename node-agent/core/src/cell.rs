@@ -514,7 +514,7 @@ impl Cell {
             deeper: false,
             retired: false,
             was_up: remembered.up_this_boot,
-            consent_until: if remembered.pause_unsure { None } else { Some(BootMs(u64::MAX)) },
+            consent_until: remembered.frozen.then_some(BootMs(u64::MAX)),
             noticed: None,
             last_active: now.boot,
             open_requests: 0,

@@ -143,9 +143,11 @@ pub struct Remembered {
     pub was_started: bool,
     /// Number of the newest *suspend*: names its handshake, so that it can be ended after a crash.
     pub last_suspend: Option<u64>,
-    /// The newest pause or unpause was not reported as done: a container found paused may have been paused too late, or
-    /// is wanted up.
-    pub pause_unsure: bool,
+    /// Number of the newest *pause* that was begun.
+    pub pause: Option<u64>,
+    /// Was that pause reported as confirmed in time, and no way up begun since? Only then does a container that is found
+    /// paused rest; any other was paused too late or is wanted up.
+    pub frozen: bool,
     /// Its uid and subnet, see [`Slot`].
     pub slot: Option<Slot>,
 }
@@ -304,15 +306,17 @@ impl Memory {
                             cell.creates.remove(CREATES_MAX / 2);
                         }
                     }
-                    IntentVerb::Start => cell.was_started = true,
-                    IntentVerb::Unpause => {
+                    IntentVerb::Start | IntentVerb::Unpause => {
                         cell.was_started = true;
-                        cell.pause_unsure = true;
+                        cell.frozen = false;
                     }
                     // From here on an end is meant.
                     IntentVerb::Stop | IntentVerb::KillFrozen => cell.up_this_boot = false,
                     IntentVerb::Suspend => cell.last_suspend = Some(intent.op),
-                    IntentVerb::Pause => cell.pause_unsure = true,
+                    IntentVerb::Pause => {
+                        cell.pause = Some(intent.op);
+                        cell.frozen = false;
+                    }
                     IntentVerb::Repair | IntentVerb::Remove => {}
                 }
             }
@@ -321,8 +325,8 @@ impl Memory {
                 if let Some(up) = report.up {
                     cell.up_this_boot = up;
                 }
-                if report.ok && report.op == cell.last_op {
-                    cell.pause_unsure = false;
+                if report.ok && cell.pause == Some(report.op) {
+                    cell.frozen = true;
                 }
                 if report.container.is_some() {
                     cell.container = report.container;

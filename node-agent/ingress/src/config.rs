@@ -3,32 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use berth_daemon::config::{ConfigError, Loaded, Problem, Sources};
+use berth_daemon::config::{ConfigError, Loaded, Problem, Scheme, Sources};
 use berth_daemon::listen::LoopbackAddr;
 use serde::Deserialize;
 
 /// Variables with this prefix are config.
 pub const ENV_PREFIX: &str = "BERTH_INGRESS_";
-
-/// How people reach this installation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// Plain HTTP: on one machine.
-    Http,
-    /// Something in front of the ingress speaks TLS. Cookies are then `Secure`.
-    Https,
-}
-
-impl Scheme {
-    /// As it stands in a URL.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-}
 
 /// The whole config. Every key has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -25,12 +25,12 @@ use tokio::time::timeout;
 
 use crate::answer::{self, Form, Reason};
 use crate::body::Answer;
-use crate::config::Scheme;
 use crate::front_desk::{Desk, wall};
 use crate::gate::Gate;
 use crate::metrics::Login;
 use crate::redeemed::RedeemError;
 use crate::session;
+use berth_daemon::config::Scheme;
 
 /// A form with one ticket, and some room for percent-encoding.
 const FORM_BYTES_MAX: usize = CREDENTIAL_BYTES_MAX + 64;

@@ -50,10 +50,12 @@ fn main() -> Exit {
     let env = Env::of_process();
     match cli.command {
         Command::CheckConfig(layers) => cli::check_config(layers.load(ENV_PREFIX, &env, config::load)),
-        Command::Join { token, token_file, again, layers } => match layers.load(ENV_PREFIX, &env, config::load) {
-            Ok(config) => run::block_on(join_now(config, token, token_file, again)),
-            Err(error) => cli::complain(&error.exit().because(error)),
-        },
+        Command::Join { token, token_file, again, layers } => {
+            match layers.load(ENV_PREFIX, &env, config::load) {
+                Ok(config) => run::block_on(join_now(config, token, token_file, again)),
+                Err(error) => cli::complain(&error.exit().because(error)),
+            }
+        }
         Command::Run(layers) => cli::serve(
             "berth-node-agent",
             &env,

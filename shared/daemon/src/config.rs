@@ -11,7 +11,10 @@
 //! form through [`Loaded::problem`].
 
 mod de;
+mod scheme;
 mod tree;
+
+pub use scheme::Scheme;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -5,8 +5,8 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis};
 
 use super::{
-    Cell, Effect, Event, LEASE_MARGIN, Note, Now, Operation, Outcome, Phase, Rest, RestStep, Seen,
-    SuspendAnswer, Verb, WAITERS_MAX, Waiter,
+    Cell, Effect, Event, LEASE_MARGIN, LOOK_RETRY_MAX, Note, Now, Operation, Outcome, Phase, Rest, RestStep,
+    Seen, SuspendAnswer, Verb, WAITERS_MAX, Waiter,
 };
 
 impl Cell {
@@ -145,7 +145,12 @@ impl Cell {
             (RestStep::Pausing { .. } | RestStep::Stopping, Outcome::Failed(problem)) => {
                 let detail = problem.detail;
                 self.refused(now, BusyReason::RestFailed { detail }, None, random, out);
-                self.look(now, out);
+                if self.retired {
+                    // It would be stopped again at once, and fail again at once.
+                    self.phase = Phase::Unknown { look_at: now.boot.after(LOOK_RETRY_MAX) };
+                } else {
+                    self.look(now, out);
+                }
             }
             (
                 RestStep::Suspending | RestStep::Pausing { .. } | RestStep::Stopping | RestStep::Reviving,
@@ -209,6 +214,7 @@ impl Cell {
         self.last_refusal = Some(RefusalRecord { reason: reason.clone(), at: now.wall });
         let problem = Problem::new(Code::CellBusy, format!("the cell stays awake: {reason}"));
         self.answer_rest(&Err(problem.clone()), out);
+        self.ordered = false;
         self.restart_wanted = false;
         self.answer_restart(&Err(problem), out);
         out.push(Effect::Note(Note::RestRefused(reason)));

@@ -496,10 +496,61 @@ fn a_look_that_fails_is_repeated_and_nothing_is_guessed() {
 
 #[test]
 fn a_paused_container_found_at_start_stays_frozen_until_it_is_woken() {
-    let mut scene = Scene::with(IdleRest::Stop, &known());
+    let mut scene = Scene::with(IdleRest::Stop, &Remembered { frozen: true, ..known() });
     scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
     assert_eq!(scene.cell.state(), CellState::Frozen);
     assert_eq!(scene.verb(), None);
+}
+
+#[test]
+fn a_paused_container_whose_pause_was_never_confirmed_is_thawed() {
+    let mut scene = Scene::with(IdleRest::Freeze, &known());
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Unpause));
+    scene.done(failed(Code::DockerFailed));
+    scene.later(LOOK_RETRY_FIRST);
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Unpause), "and again, until it runs");
+}
+
+#[test]
+fn a_pause_that_comes_after_it_was_given_up_is_undone() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.event(Event::Noticed(Seen::Paused { address: address(), fits: true }));
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Unpause));
+}
+
+#[test]
+fn a_container_that_ends_during_the_handshake_is_not_taken_for_running() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.idle_until_fenced();
+    scene.event(Event::Noticed(Seen::Exited { fits: true, code: 1 }));
+    scene.done(failed(Code::DockerFailed));
+    scene.done(Outcome::Resumed);
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    assert!(!scene.routes().contains(&RouteState::Up(address())));
+    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 1 }));
+    assert!(matches!(scene.cell.phase, Phase::Cooling { again: true, .. }));
+}
+
+#[test]
+fn a_stop_ordered_while_the_cell_freezes_is_carried_out_before_it_is_said_to_be() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.idle_until_fenced().consent();
+    scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(1) });
+    scene.done(Outcome::Paused);
+    assert!(scene.answers().is_empty());
+    assert_eq!(scene.verb(), Some(Verb::KillFrozen));
+    scene.done(Outcome::Ended { code: 137 });
+    assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
+}
+
+#[test]
+fn a_cell_at_rest_whose_policy_becomes_always_on_is_woken() {
+    let mut scene = Scene::stopped();
+    scene.event(Event::Assigned(assignment(IdleRest::AlwaysOn)));
+    assert!(scene.cell.waits_for_permit());
 }
 
 #[test]

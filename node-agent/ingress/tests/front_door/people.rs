@@ -1,7 +1,8 @@
 //! Logging in and out.
 
+use berth_daemon::config::Scheme;
 use berth_daemon::exit::Exit;
-use berth_ingress::config::{Config, Scheme};
+use berth_ingress::config::Config;
 use berth_ingress::daemon;
 use berth_shared::door::{RouteState, ToIngress};
 use berth_shared::time::UnixMs;
