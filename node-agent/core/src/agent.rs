@@ -7,8 +7,8 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
-use berth_shared::cell::{CellStatus, WakeCause};
-use berth_shared::door::{CellActivity, WakeStage};
+use berth_shared::cell::{Assignment, CellStatus, WakeCause};
+use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::BootMs;
@@ -81,6 +81,8 @@ pub enum Effect {
 #[derive(Debug, Clone)]
 pub struct Agent {
     cells: BTreeMap<CellId, Cell>,
+    /// What the coordinator wants here. A cell that comes back while it is being removed begins anew when it is gone.
+    wanted: BTreeMap<CellId, Assignment>,
     queue: VecDeque<CellId>,
     starts_max: usize,
     commands: BTreeMap<u64, CellId>,
@@ -92,16 +94,21 @@ impl Agent {
     pub fn new(now: Now, memory: &Memory, starts_max: usize) -> Self {
         let mut agent = Self {
             cells: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             queue: VecDeque::new(),
             starts_max: starts_max.max(1),
             commands: BTreeMap::new(),
             answers: VecDeque::new(),
         };
+        let unknown = Remembered::default();
+        let known = |cell: &CellId| memory.cells.get(cell).unwrap_or(&unknown);
         for assignment in memory.desired.iter().flat_map(|desired| &desired.assignments) {
-            let unknown = Remembered::default();
-            let remembered = memory.cells.get(&assignment.spec.cell).unwrap_or(&unknown);
-            let cell = Cell::new(now, assignment.clone(), remembered);
-            agent.cells.insert(assignment.spec.cell, cell);
+            let id = assignment.spec.cell;
+            agent.wanted.insert(id, assignment.clone());
+            agent.cells.insert(id, Cell::new(now, assignment.clone(), known(&id)));
+        }
+        for (id, assignment) in &memory.retiring {
+            agent.cells.insert(*id, Cell::retiring(now, assignment.clone(), known(id)));
         }
         agent
     }
@@ -167,8 +174,9 @@ impl Agent {
         random: &mut dyn FnMut() -> u64,
         out: &mut Vec<Effect>,
     ) {
-        let wanted: BTreeMap<CellId, _> =
+        let wanted: BTreeMap<CellId, Assignment> =
             desired.assignments.into_iter().map(|assignment| (assignment.spec.cell, assignment)).collect();
+        self.wanted.clone_from(&wanted);
         let retired: Vec<CellId> =
             self.cells.keys().filter(|cell| !wanted.contains_key(cell)).copied().collect();
         for cell in retired {
@@ -180,7 +188,7 @@ impl Agent {
                 Entry::Occupied(_) => cell::Event::Assigned(assignment),
                 Entry::Vacant(place) => {
                     place.insert(Cell::new(now, assignment, remembered.get(&id).unwrap_or(&unknown)));
-                    out.push(Effect::Changed(id));
+                    out.extend(arrived(id));
                     cell::Event::Tick
                 }
             };
@@ -264,8 +272,13 @@ impl Agent {
             }
         }
         if gone {
-            self.cells.remove(&id);
+            let last_op = self.cells.remove(&id).map_or(0, |cell| cell.last_op());
             out.push(Effect::Gone(id));
+            if let Some(assignment) = self.wanted.get(&id) {
+                let again = Remembered { last_op, ..Remembered::default() };
+                self.cells.insert(id, Cell::new(now, assignment.clone(), &again));
+                out.extend(arrived(id));
+            }
         }
     }
 
@@ -309,6 +322,11 @@ impl Agent {
             }
         }
     }
+}
+
+/// A cell is new here: its user may come at once and wait for it.
+fn arrived(id: CellId) -> [Effect; 2] {
+    [Effect::Changed(id), Effect::Cell(id, cell::Effect::Route(RouteState::Down))]
 }
 
 #[cfg(test)]

@@ -536,6 +536,11 @@ impl Cell {
         }
     }
 
+    /// A cell whose removal was begun before the agent died: it goes on from whatever is there.
+    pub fn retiring(now: Now, assignment: Assignment, remembered: &Remembered) -> Self {
+        Self { retired: true, wanted: None, ..Self::new(now, assignment, remembered) }
+    }
+
     /// What it runs.
     pub const fn spec(&self) -> &CellSpec {
         &self.spec
@@ -549,6 +554,11 @@ impl Cell {
     /// Where it answers, or would if it ran.
     pub const fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// Number of its newest operation.
+    pub const fn last_op(&self) -> u64 {
+        self.last_op.0
     }
 
     /// Does it wait for a start permit?

@@ -2,8 +2,9 @@
 //!
 //! Kinds and versions are fixed; a payload type is never edited after release, a new version gets a new number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use berth_shared::cell::Assignment;
 use berth_shared::codec::{self, CodecError};
 use berth_shared::ids::{BootId, CellId, NodeId, NodeName};
 use berth_shared::link::SessionMark;
@@ -103,6 +104,8 @@ pub struct Report {
     pub up: Option<bool>,
     /// Of a create: the number of the create that made the container which is there now.
     pub container: Option<u64>,
+    /// Was the container removed for good?
+    pub removed: bool,
 }
 
 impl Report {
@@ -123,7 +126,8 @@ impl Report {
             | Outcome::Failed(_) => None,
         };
         let container = if let Outcome::Created { by } = outcome { Some(*by) } else { None };
-        Some(Self { cell, op: op.0, ok: !matches!(outcome, Outcome::Failed(_)), up, container })
+        let removed = matches!(outcome, Outcome::Removed);
+        Some(Self { cell, op: op.0, ok: !matches!(outcome, Outcome::Failed(_)), up, container, removed })
     }
 }
 
@@ -134,7 +138,7 @@ pub struct Remembered {
     pub last_op: u64,
     /// Number of the create that made its container, once that was reported.
     pub container: Option<u64>,
-    /// Numbers of the creates since then whose end was not reported: any of them may have made a new container. The
+    /// Numbers of the creates whose end was not reported: any of them may have made a new container. The
     /// oldest and the newest, [`CREATES_MAX`] in all.
     pub creates: Vec<u64>,
     /// Was it up, on this boot, as far as was written?
@@ -274,8 +278,10 @@ pub struct Memory {
     pub desired: Option<DesiredState>,
     /// The boot of the machine that the cells' `up_this_boot` is about.
     pub boot: Option<BootId>,
-    /// What is known of each cell, also of cells that were given away.
+    /// What is known of each cell that lives here or is being removed.
     pub cells: BTreeMap<CellId, Remembered>,
+    /// Cells that are to be removed and are not gone yet: after a crash their removal goes on.
+    pub retiring: BTreeMap<CellId, Assignment>,
 }
 
 impl Memory {
@@ -293,7 +299,13 @@ impl Memory {
                 self.joined = Some(joined);
             }
             Record::Session(mark, welcomed) => self.session = Some((mark, welcomed)),
-            Record::Desired(desired) => self.desired = Some(desired),
+            Record::Desired(desired) => {
+                let wanted: BTreeSet<CellId> =
+                    desired.assignments.iter().map(|assignment| assignment.spec.cell).collect();
+                let before = self.desired.replace(desired).map(|old| old.assignments).unwrap_or_default();
+                let retired = before.into_iter().filter(|old| !wanted.contains(&old.spec.cell));
+                self.retiring.extend(retired.map(|old| (old.spec.cell, old)));
+            }
             Record::Intent(intent) => {
                 let cell = self.cells.entry(intent.cell).or_default();
                 cell.last_op = cell.last_op.max(intent.op);
@@ -320,6 +332,7 @@ impl Memory {
                     IntentVerb::Repair | IntentVerb::Remove => {}
                 }
             }
+            Record::Report(report) if report.removed => self.removed(report.cell),
             Record::Report(report) => {
                 let cell = self.cells.entry(report.cell).or_default();
                 if let Some(up) = report.up {
@@ -328,9 +341,10 @@ impl Memory {
                 if report.ok && cell.pause == Some(report.op) {
                     cell.frozen = true;
                 }
-                if report.container.is_some() {
-                    cell.container = report.container;
-                    cell.creates.clear();
+                if let Some(by) = report.container {
+                    cell.container = Some(by);
+                    // A create that was given up may still come after all: it stays known.
+                    cell.creates.retain(|op| *op != by && *op != report.op);
                 }
             }
             Record::Booted(boot) => {
@@ -347,10 +361,25 @@ impl Memory {
         }
     }
 
+    /// Nothing of the cell is left; its slot is free, unless the cell is wanted here again already.
+    fn removed(&mut self, cell: CellId) {
+        self.retiring.remove(&cell);
+        let wanted = self
+            .desired
+            .iter()
+            .flat_map(|desired| &desired.assignments)
+            .any(|assignment| assignment.spec.cell == cell);
+        if let Some(known) = self.cells.remove(&cell)
+            && wanted
+        {
+            let again = Remembered { last_op: known.last_op, slot: known.slot, ..Remembered::default() };
+            self.cells.insert(cell, again);
+        }
+    }
+
     /// The smallest slot that no cell of this node holds.
     pub fn free_slot(&self) -> Slot {
-        let taken: std::collections::BTreeSet<Slot> =
-            self.cells.values().filter_map(|cell| cell.slot).collect();
+        let taken: BTreeSet<Slot> = self.cells.values().filter_map(|cell| cell.slot).collect();
         (0..).map(Slot).find(|slot| !taken.contains(slot)).expect("fewer cells than numbers")
     }
 }
@@ -358,7 +387,9 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_shared::ids::{JoinCounter, SessionNonce};
+    use berth_shared::cell::{CellSize, CellSpec, RestPolicy, Workload};
+    use berth_shared::ids::{Generation, JoinCounter, SessionNonce, UserId};
+    use berth_shared::time::UnixMs;
 
     fn cell(seed: u8) -> CellId {
         CellId::from_random([seed; 16])
@@ -371,7 +402,14 @@ mod tests {
         let records = [
             Record::Session(mark, true),
             Record::Intent(Intent { cell: cell(1), op: 7, verb: IntentVerb::Create }),
-            Record::Report(Report { cell: cell(1), op: 8, ok: true, up: Some(true), container: None }),
+            Record::Report(Report {
+                cell: cell(1),
+                op: 8,
+                ok: true,
+                up: Some(true),
+                container: None,
+                removed: false,
+            }),
             Record::Desired(DesiredState { revision: 4, domain: "d".into(), assignments: vec![] }),
         ];
         for record in records {
@@ -392,7 +430,8 @@ mod tests {
     fn the_number_of_the_container_that_is_there_outlives_any_number_of_creates() {
         let mut memory = Memory::default();
         let create = |op| Record::Intent(Intent { cell: cell(1), op, verb: IntentVerb::Create });
-        let report = |op, by| Report { cell: cell(1), op, ok: true, up: None, container: Some(by) };
+        let report =
+            |op, by| Report { cell: cell(1), op, ok: true, up: None, container: Some(by), removed: false };
         memory.apply(create(3));
         memory.apply(Record::Report(report(3, 3)));
         for op in 4..40 {
@@ -408,6 +447,56 @@ mod tests {
     }
 
     #[test]
+    fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
+        let spec = |seed| Assignment {
+            generation: Generation { epoch: 1, number: 1 },
+            spec: CellSpec {
+                cell: cell(seed),
+                user: UserId::from_random([seed; 16]),
+                slug: format!("user-{seed}").parse().unwrap(),
+                workload: Workload::Openclaw,
+                image: "a:b".parse().unwrap(),
+                size: CellSize::default(),
+                rest: RestPolicy::default(),
+                bearers: vec![],
+                sessions_valid_from: UnixMs(0),
+            },
+        };
+        let desired = |seeds: &[u8]| {
+            let assignments = seeds.iter().map(|seed| spec(*seed)).collect();
+            Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments })
+        };
+        let gone = |seed, op| {
+            Record::Report(Report {
+                cell: cell(seed),
+                op,
+                ok: true,
+                up: Some(false),
+                container: None,
+                removed: true,
+            })
+        };
+        let mut memory = Memory::default();
+        memory.apply(Record::Slot(cell(1), Slot(0)));
+        memory.apply(desired(&[1]));
+        memory.apply(desired(&[]));
+        assert!(memory.retiring.contains_key(&cell(1)));
+        assert_eq!(memory.free_slot(), Slot(1), "its files and its uid are still there");
+        memory.apply(gone(1, 9));
+        assert!(memory.retiring.is_empty() && memory.cells.is_empty());
+        assert_eq!(memory.free_slot(), Slot(0));
+
+        memory.apply(Record::Slot(cell(2), Slot(0)));
+        memory.apply(desired(&[2]));
+        memory.apply(Record::Intent(Intent { cell: cell(2), op: 7, verb: IntentVerb::Create }));
+        memory.apply(desired(&[]));
+        memory.apply(desired(&[2]));
+        memory.apply(gone(2, 8));
+        let again = &memory.cells[&cell(2)];
+        assert_eq!((again.slot, again.last_op, again.creates.len()), (Some(Slot(0)), 7, 0));
+    }
+
+    #[test]
     fn nothing_is_up_after_a_reboot() {
         let mut memory = Memory::default();
         memory.apply(Record::Booted(BootId::from_random([1; 16])));
@@ -417,6 +506,7 @@ mod tests {
             ok: true,
             up: Some(true),
             container: None,
+            removed: false,
         }));
         memory.apply(Record::Booted(BootId::from_random([1; 16])));
         assert!(memory.cells[&cell(1)].up_this_boot);

@@ -10,8 +10,13 @@ use crate::world::World;
 /// The front door may take this long to hear that a container has ended, while every report comes through.
 const DEAD_ROUTE_MAX: At = 5 * SECOND;
 
-/// A workload that was paused in the middle of something goes on within this time, once no more faults come.
-const CAUGHT_MAX: At = 20 * MINUTE;
+/// Somebody begins to thaw a workload that was paused in the middle of something within this time, the longest wait
+/// between two looks included, unless the agent is dead or hears nothing.
+const CAUGHT_MAX: At = MINUTE;
+
+/// So many operations on one cell within so long are a spin.
+const PACE_MAX: usize = 60;
+const PACE_SPAN: At = 15 * SECOND;
 
 impl World {
     /// What is under way in a cell, in words.
@@ -36,9 +41,10 @@ impl World {
     /// Had the workload said, when this operation began, that it may rest?
     fn consented_at(&self, cell: usize, begun: At) -> bool {
         !self.has_handshake(cell)
-            || self.truths[cell].container.as_ref().is_some_and(|container| {
-                container.work.suspended.is_some_and(|(_, until)| until > begun)
-            })
+            || self.truths[cell]
+                .container
+                .as_ref()
+                .is_some_and(|container| container.work.suspended.is_some_and(|(_, until)| until > begun))
     }
 
     /// An operation begins.
@@ -47,18 +53,33 @@ impl World {
         if let Some((id, until)) = self.truths[cell].operation {
             let before = &self.running[id];
             // These can be cut short by the container's end, which the engine reports.
-            let cut_short = matches!(
-                before.verb,
-                Verb::AwaitReady | Verb::Resume | Verb::Unpause | Verb::Suspend
-            ) && !self.truths[cell].is_up();
+            let cut_short =
+                matches!(before.verb, Verb::AwaitReady | Verb::Resume | Verb::Unpause | Verb::Suspend)
+                    && !self.truths[cell].is_up();
             if before.is_awaited(self.at, until) && !cut_short {
                 let text = format!("cell {cell}: {verb:?} begins while {:?} is under way", before.verb);
                 self.broken("a", &text);
             }
         }
         let truth = &self.truths[cell];
-        if verb == Verb::Start && truth.is_up() && (!truth.looked || truth.told_up == Some(truth.run_number())) {
+        if verb == Verb::Start
+            && truth.is_up()
+            && (!truth.looked || truth.told_up == Some(truth.run_number()))
+        {
             self.broken("a", &format!("cell {cell} is started and it is up already"));
+        }
+    }
+
+    /// Nobody asks the engine the same thing again and again without a pause.
+    pub(crate) fn check_pace(&mut self, cell: usize) {
+        let now = self.at;
+        let pace = &mut self.truths[cell].pace;
+        pace.push_back(now);
+        if pace.len() > PACE_MAX && pace.pop_front().is_some_and(|first| now < first + PACE_SPAN) {
+            self.broken(
+                "h",
+                &format!("more than {PACE_MAX} operations on cell {cell} within {PACE_SPAN} ms"),
+            );
         }
     }
 
@@ -83,7 +104,7 @@ impl World {
         if self.is_late(running) || (self.consented_at(cell, running.asked_at) && self.has_handshake(cell)) {
             self.note(|| format!("cell {cell} is paused too late, in the middle of {what}"));
             self.count("late pauses");
-            self.truths[cell].caught_since = Some(self.at);
+            self.truths[cell].caught = true;
         } else {
             self.broken("b", &format!("cell {cell} is paused in the middle of {what}"));
         }
@@ -96,12 +117,20 @@ impl World {
             && self.life.as_ref().is_some_and(|life| life.stream_up);
         for cell in 0..self.truths.len() {
             self.watch_route(cell, all_reports_come);
-            let settled = self.plan.faults_until.max(self.truths[cell].caught_since.unwrap_or_default());
-            if !self.truths[cell].is_paused() {
-                self.truths[cell].caught_since = None;
-            } else if self.truths[cell].caught_since.is_some() && self.at > settled + CAUGHT_MAX {
-                self.broken("b", &format!("cell {cell} stays paused in the middle of something"));
-            }
+            self.watch_caught(cell, all_reports_come);
+        }
+    }
+
+    fn watch_caught(&mut self, cell: usize, all_reports_come: bool) {
+        let now = self.at;
+        let under_way =
+            self.truths[cell].operation.is_some_and(|(id, until)| self.running[id].is_awaited(now, until));
+        let truth = &mut self.truths[cell];
+        truth.caught &= truth.is_paused();
+        if !truth.caught || under_way || !all_reports_come {
+            truth.caught_since = None;
+        } else if now > *truth.caught_since.get_or_insert(now) + CAUGHT_MAX {
+            self.broken("b", &format!("cell {cell} stays paused in the middle of something"));
         }
     }
 

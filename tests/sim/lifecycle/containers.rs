@@ -22,7 +22,6 @@ impl World {
         let temper = self.truths[cell].temper;
         let boot = self.dice.between(500, 15 * SECOND);
         let ready_at = if temper.sick && faulty { At::MAX } else { self.at + boot };
-        self.truths[cell].starts += 1;
         if let Some(container) = &mut self.truths[cell].container {
             container.run_number = run;
             container.work = Work::booting(ready_at);
@@ -43,16 +42,18 @@ impl World {
         let every = self.truths[cell].temper.own_work_every;
         if every > 0 && self.faulty() {
             let wait = self.dice.between(1, 2 * every);
-            self.later(wait, Happening::OwnWork { cell, run });
+            self.later(wait, Happening::OwnWork { cell, run, again: true });
         }
     }
 
     /// The workload begins a turn by itself, if it runs and has not consented to rest.
-    pub(crate) fn own_work(&mut self, cell: usize, run: u64) {
+    pub(crate) fn own_work(&mut self, cell: usize, run: u64, again: bool) {
         if !self.truths[cell].is_up() || self.truths[cell].run_number() != run {
             return;
         }
-        self.plan_own_work(cell, run);
+        if again {
+            self.plan_own_work(cell, run);
+        }
         let now = self.at;
         let free = self.truths[cell].runs()
             && self.truths[cell].container.as_ref().is_some_and(|container| {
@@ -87,19 +88,15 @@ impl World {
             }
         }
         (container.run, container.changed_at) = (run, now);
-        let number = container.run_number;
-        if run == Run::Up {
-            self.lease_watch(cell, number);
-        }
         self.note(|| format!("the container of cell {cell} is {run:?}"));
         self.tell_of(cell);
     }
 
-    /// A lease that ran out lets the workload go on: half of them have something to do at once.
-    fn lease_watch(&mut self, cell: usize, run: u64) {
-        if self.dice.per_mille(500) && self.faulty() {
-            let wait = self.dice.between(1, 5 * SECOND);
-            self.later(wait, Happening::OwnWork { cell, run });
+    /// A lease that runs out lets the workload go on: half of them have something to do at once.
+    pub(crate) fn plan_work_after(&mut self, cell: usize, lease: At) {
+        if self.strikes(700) {
+            let (run, wait) = (self.truths[cell].run_number(), self.dice.between(1, 5 * SECOND));
+            self.later(lease + wait, Happening::OwnWork { cell, run, again: false });
         }
     }
 
@@ -119,6 +116,20 @@ impl World {
         if self.truths[cell].is_up() && self.truths[cell].run_number() == run {
             self.set_run(cell, Run::Exited { code });
             self.cut_requests(cell);
+        }
+    }
+
+    /// A container that was told to end finishes what it does, and is killed when that takes too long.
+    pub(crate) fn drain(&mut self, cell: usize, run: u64, until: At) {
+        if !self.truths[cell].is_up() || self.truths[cell].run_number() != run {
+            return;
+        }
+        let busy = self.truths[cell].container.as_ref().is_some_and(|c| c.work.busy_until > self.at);
+        let quiet = !busy && self.door.gates[cell].open.is_empty() && self.truths[cell].runs();
+        if quiet || self.at >= until {
+            self.container_ends(cell, run, if quiet { 0 } else { 137 });
+        } else {
+            self.later(SECOND, Happening::Drain { cell, run, until });
         }
     }
 

@@ -36,7 +36,9 @@ pub(crate) enum ToAgent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Held,
-    In { run: u64 },
+    In {
+        run: u64,
+    },
     Served,
     Refused,
     TimedOut,
@@ -69,6 +71,7 @@ pub(crate) struct Door {
     /// The connection's number while it stands.
     pub(crate) connection: Option<u64>,
     pub(crate) connections: u64,
+    report_due: bool,
     to_door_free: At,
     to_agent_free: At,
 }
@@ -81,6 +84,7 @@ impl Door {
             requests: vec![],
             connection: None,
             connections: 0,
+            report_due: false,
             to_door_free: 0,
             to_agent_free: 0,
         }
@@ -127,6 +131,7 @@ impl World {
         for gate in &mut self.door.gates {
             gate.unreported = true;
         }
+        self.report_soon();
     }
 
     pub(crate) fn door_disconnects(&mut self) {
@@ -149,6 +154,7 @@ impl World {
             self.door.gates[cell].holding = gate.holding + 1;
             self.door.gates[cell].unreported = true;
         }
+        self.report_soon();
     }
 
     pub(crate) fn door_hears(&mut self, connection: u64, frame: ToDoor) {
@@ -199,8 +205,14 @@ impl World {
         }
     }
 
+    fn report_soon(&mut self) {
+        if !std::mem::replace(&mut self.door.report_due, true) {
+            self.later(SECOND, Happening::ActivityReport);
+        }
+    }
+
     pub(crate) fn activity_report(&mut self) {
-        self.later(SECOND, Happening::ActivityReport);
+        self.door.report_due = false;
         if self.door.connection.is_none() {
             return;
         }
@@ -318,6 +330,7 @@ impl World {
         gate.held.remove(&request);
         gate.open.insert(request);
         (gate.last_use, gate.unreported) = (Some(now), true);
+        self.report_soon();
         self.note(|| format!("request {request} goes in to cell {cell}, for {takes} ms"));
         self.later(takes, Happening::RequestEnds { request });
         if self.dice.per_mille(200) {
@@ -354,6 +367,7 @@ impl World {
         let gate = &mut self.door.gates[cell];
         if gate.open.remove(&request) {
             (gate.last_use, gate.unreported) = (Some(now), true);
+            self.report_soon();
         }
     }
 

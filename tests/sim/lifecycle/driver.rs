@@ -11,7 +11,7 @@ use berth_shared::ids::{BootId, CellId};
 use berth_shared::wire::DesiredState;
 
 use crate::door::ToDoor;
-use crate::plan::{SECOND, cell_id};
+use crate::plan::{MINUTE, SECOND, cell_id};
 use crate::world::{Happening, World};
 
 /// Most effects that one event may have, beside the answers to commands: a start, a queue and a route per cell.
@@ -74,11 +74,20 @@ impl World {
         self.set_alarm();
         let wait = self.dice.between(0, 2 * SECOND);
         self.later(wait, Happening::LinkUp);
+        self.later(5 * MINUTE, Happening::Sweep { life: number });
     }
 
-    /// What a driver does at its start: containers of ours whose cell the agent does not know any more are ended and
-    /// removed. (A user was removed, and the agent died before its container was.)
-    fn sweep(&mut self) {
+    pub(crate) fn sweep_again(&mut self, number: u64) {
+        if self.life.as_ref().is_some_and(|life| life.number == number) {
+            self.sweep();
+            self.later(5 * MINUTE, Happening::Sweep { life: number });
+        }
+    }
+
+    /// What a driver does at its start and every few minutes: containers of ours whose cell the agent does not know any more are ended and
+    /// removed. (A user was removed, and the agent died before its container was; or a create that
+    /// was given up long ago came after all.)
+    pub(crate) fn sweep(&mut self) {
         let Some(life) = &self.life else { return };
         let known: Vec<usize> = life.agent.cells().map(|cell| number_of(cell.spec().cell)).collect();
         for cell in 0..self.truths.len() {
@@ -134,14 +143,14 @@ impl World {
     pub(crate) fn tick(&mut self, number: u64) {
         let now = self.now();
         let Some(life) = self.life.as_mut().filter(|life| life.number == number) else { return };
-        if life.ticks_at_once.0 != self.at {
-            life.ticks_at_once = (self.at, 0);
-        }
-        life.ticks_at_once.1 += 1;
-        if life.ticks_at_once.1 > 60 {
-            return self.broken("h", "the agent wants to be woken again and again at one moment");
-        }
         if life.agent.next_deadline().is_some_and(|due| due <= now.boot) {
+            if life.ticks_at_once.0 != self.at {
+                life.ticks_at_once = (self.at, 0);
+            }
+            life.ticks_at_once.1 += 1;
+            if life.ticks_at_once.1 > 3 {
+                return self.broken("h", "the agent wants to be woken again and again at one moment");
+            }
             self.give(agent::Event::Tick);
         }
     }
@@ -160,8 +169,11 @@ impl World {
         if self.life.is_none() {
             return;
         }
-        let desired =
-            DesiredState { revision: self.revision, domain: "d".to_owned(), assignments: self.wanted.clone() };
+        let desired = DesiredState {
+            revision: self.revision,
+            domain: "d".to_owned(),
+            assignments: self.wanted.clone(),
+        };
         self.remember(Record::Desired(desired.clone()));
         self.sync();
         for assignment in &desired.assignments {
@@ -181,10 +193,11 @@ impl World {
     /// Gives the agent an event and carries out what follows, unless the agent dies in between.
     pub(crate) fn give(&mut self, event: agent::Event) {
         let now = self.now();
+        let traced = self.is_traced();
         let Some(life) = &mut self.life else { return };
         let number = life.number;
+        let told = if traced { format!("{event:?}") } else { String::new() };
         let dice = &mut self.dice;
-        let told = format!("{event:?}");
         let effects = life.agent.step(now, event, &mut || dice.next());
         self.note(|| {
             let mut told = told;

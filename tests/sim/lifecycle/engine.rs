@@ -1,5 +1,6 @@
 //! The truth about containers and the workloads in them. Knows nothing of the agent.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use berth_shared::cell::ImageRef;
@@ -59,7 +60,9 @@ impl Container {
 pub(crate) struct Truth {
     pub(crate) container: Option<Container>,
     pub(crate) temper: Temper,
-    /// Paused with work inside since then, because the pause came too late.
+    /// Paused with work inside, because the pause came too late.
+    pub(crate) caught: bool,
+    /// Nobody does anything about that since then.
     pub(crate) caught_since: Option<At>,
     /// The front door lets requests in although nothing runs, since then.
     pub(crate) dead_route_since: Option<At>,
@@ -72,7 +75,8 @@ pub(crate) struct Truth {
     /// An operator froze or stopped it, or it was retired.
     pub(crate) ordered_rest: bool,
     pub(crate) retired: bool,
-    pub(crate) starts: u64,
+    /// When the newest operations began.
+    pub(crate) pace: VecDeque<At>,
     /// The newest generation that the agent holds.
     pub(crate) generation: u64,
 }
@@ -82,6 +86,7 @@ impl Truth {
         Self {
             container: None,
             temper,
+            caught: false,
             caught_since: None,
             dead_route_since: None,
             told_up: None,
@@ -89,7 +94,7 @@ impl Truth {
             operation: None,
             ordered_rest: false,
             retired: false,
-            starts: 0,
+            pace: VecDeque::new(),
             generation: 1,
         }
     }

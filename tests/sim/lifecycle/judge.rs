@@ -10,7 +10,8 @@ use crate::world::{Happening, World};
 /// A request of the judge is looked at when its bound and some slack are over.
 const ANSWERED_WITHIN: At = 32 * SECOND;
 
-/// How often a wake may be refused in quiet time: a start that failed at the very end of the faults cools down first.
+/// How often a wake may be refused or cut in quiet time: a program may end by itself then too, and a start that failed
+/// at the very end of the faults cools down first.
 const REFUSALS_MAX: u32 = 3;
 
 #[derive(Debug, Default)]
@@ -69,14 +70,19 @@ impl World {
                 continue;
             }
             let ordered = truth.ordered_rest;
-            let Some(assignment) = self.wanted.iter().find(|a| a.spec.cell == cell_id(cell)) else { continue };
+            let foreign = truth.container.as_ref().is_some_and(|container| !container.ours);
+            let Some(assignment) = self.wanted.iter().find(|a| a.spec.cell == cell_id(cell)) else {
+                continue;
+            };
             let policy = assignment.spec.rest.rest;
             let wrong = match believed {
                 None => Some("the agent does not know it".to_owned()),
                 Some(CellState::Failed) if up => Some("it failed and goes on running".to_owned()),
                 Some(CellState::Failed) => None,
                 _ if paused && believed != Some(CellState::Frozen) => Some("paused and forgotten".to_owned()),
-                _ if policy == IdleRest::AlwaysOn && !runs && !ordered => Some("it has to be up".to_owned()),
+                _ if policy == IdleRest::AlwaysOn && !runs && !ordered && !foreign => {
+                    Some("it has to be up".to_owned())
+                }
                 _ if policy != IdleRest::AlwaysOn && runs => Some("awake for ever".to_owned()),
                 _ => None,
             };
@@ -109,7 +115,7 @@ impl World {
                 self.judging.stage = next;
                 self.later(1, Happening::Judge);
             }
-            Fate::Refused if tries < REFUSALS_MAX => {
+            Fate::Refused | Fate::Cut if tries < REFUSALS_MAX => {
                 if self.believed(cell) == Some(CellState::Failed) {
                     self.order(cell, CommandVerb::Restart);
                 }

@@ -2,21 +2,12 @@
 
 use berth_node_agent_core::agent;
 use berth_node_agent_core::cell::{Event, OpId, Outcome, Seen, SuspendAnswer, Verb};
-use berth_node_agent_core::workload;
 use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::Millis;
 
 use crate::engine::{Container, Run, Work, address};
 use crate::plan::{At, MINUTE, SECOND, cell_id};
 use crate::world::{Happening, World};
-
-/// The lease of a *prepare* (OPENCLAW.md, section 4).
-const LEASE: At = 2 * MINUTE;
-
-/// How long `docker stop` lets the program finish, and how long readiness is asked for.
-const STOP_GRACE: At = 330 * SECOND;
-const READY_MAX: At = 175 * SECOND;
 
 /// What goes wrong with one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,20 +30,19 @@ enum Fault {
 pub(crate) struct Running {
     life: u64,
     pub(crate) cell: usize,
-    op: OpId,
+    pub(crate) op: OpId,
     pub(crate) verb: Verb,
-    begun: At,
     pub(crate) asked_at: At,
     fault: Fault,
     /// What the driver knew when it began.
     image: ImageRef,
-    workload: Workload,
+    pub(crate) workload: Workload,
     creates: Vec<u64>,
-    last_suspend: Option<u64>,
-    suspension: Option<u64>,
+    pub(crate) last_suspend: Option<u64>,
+    pub(crate) suspension: Option<u64>,
     /// The run that it began on.
     run: u64,
-    signalled: bool,
+    pub(crate) signalled: bool,
     outcome: Option<Outcome>,
     told: bool,
 }
@@ -63,7 +53,7 @@ impl Running {
     }
 }
 
-fn failed(code: Code) -> Outcome {
+pub(crate) fn failed(code: Code) -> Outcome {
     Outcome::Failed(Problem::new(code, "the world says no"))
 }
 
@@ -77,7 +67,6 @@ impl World {
             cell,
             op,
             verb,
-            begun: self.at,
             asked_at: self.at,
             fault: Fault::None,
             image: believed.spec().image.clone(),
@@ -90,17 +79,18 @@ impl World {
             outcome: None,
             told: false,
         };
-        running.fault = self.pick_fault(verb);
+        running.fault = self.pick_fault(cell, verb);
         let fault = running.fault;
         if fault != Fault::None {
             self.note(|| format!("cell {cell} {verb:?} will go wrong: {fault:?}"));
         }
         self.check_begin(&running);
+        self.check_pace(cell);
         let id = self.running.len();
         self.truths[cell].operation = Some((id, self.at + verb.limit().0));
         let wait = match fault {
             Fault::HappensLate => verb.limit().0 + self.dice.between(1, 4 * MINUTE),
-            _ if self.strikes(100) => self.dice.between(1, verb.limit().0.min(15 * SECOND)),
+            _ if self.strikes(self.plan.slow) => self.dice.between(1, verb.limit().0.min(50 * SECOND)),
             _ => self.dice.between(1, 400),
         };
         self.running.push(running);
@@ -111,11 +101,14 @@ impl World {
         }
     }
 
-    fn pick_fault(&mut self, verb: Verb) -> Fault {
+    fn pick_fault(&mut self, cell: usize, verb: Verb) -> Fault {
         // A probe is an open question, and a look has no effect.
         let quiet = matches!(verb, Verb::AwaitReady);
         if quiet || !self.faulty() {
             return Fault::None;
+        }
+        if self.truths[cell].temper.stubborn == Some(verb) {
+            return Fault::Fails;
         }
         let Self { plan, dice, .. } = self;
         if dice.per_mille(plan.fails) {
@@ -125,7 +118,8 @@ impl World {
             return if dice.per_mille(500) { Fault::FailsAfter } else { Fault::ResultLate };
         }
         if dice.per_mille(plan.late) {
-            return if dice.per_mille(500) { Fault::HappensLate } else { Fault::Lost };
+            let engine = !matches!(verb, Verb::Suspend | Verb::Resume);
+            return if engine && dice.per_mille(500) { Fault::HappensLate } else { Fault::Lost };
         }
         Fault::None
     }
@@ -136,7 +130,13 @@ impl World {
             return;
         }
         let alive = self.life.as_ref().is_some_and(|life| life.number == running.life);
-        if !alive && (running.verb == Verb::AwaitReady || self.dice.per_mille(300)) {
+        let with_agent = match running.verb {
+            Verb::AwaitReady => true,
+            // The program sees the connection end.
+            Verb::Suspend | Verb::Resume => self.life.is_some(),
+            _ => false,
+        };
+        if !alive && (with_agent || self.dice.per_mille(300)) {
             self.running[id].outcome = Some(failed(Code::Internal));
             return; // It ended with the agent that asked for it.
         }
@@ -179,21 +179,25 @@ impl World {
     }
 
     pub(crate) fn result(&mut self, id: usize) {
-        let Running { life, cell, op, verb, run, outcome, .. } = self.running[id].clone();
+        let Running { life, cell, op, run, outcome, .. } = self.running[id].clone();
         let Some(outcome) = outcome else { return };
         let Some(present) = self.life.as_mut().filter(|present| present.number == life) else { return };
         self.running[id].told = true;
-        match (&outcome, verb) {
-            (Outcome::Suspend(SuspendAnswer::Ready { .. }), _) => {
+        let truth = &mut self.truths[cell];
+        // The driver ends its part of an operation that is given up: it names no suspension any more.
+        let awaited = truth.operation.is_some_and(|(newest, until)| newest == id && self.at < until);
+        match &outcome {
+            _ if !awaited => {}
+            Outcome::Suspend(SuspendAnswer::Ready { .. }) => {
                 present.suspensions.insert(cell, op.0);
             }
-            (Outcome::Resumed | Outcome::Started { .. } | Outcome::Removed, _) => {
+            Outcome::Resumed | Outcome::Started { .. } | Outcome::Removed => {
                 present.suspensions.remove(&cell);
             }
             _ => {}
         }
-        let truth = &mut self.truths[cell];
         match &outcome {
+            _ if !awaited => {}
             Outcome::Looked(Seen::Running { .. } | Seen::Paused { .. }) => {
                 (truth.told_up, truth.looked) = (Some(run), true);
             }
@@ -238,7 +242,8 @@ impl World {
         let foreign = matches!(seen, Seen::Foreign { .. });
         let touches = !matches!(running.verb, Verb::AwaitReady | Verb::Suspend | Verb::Resume | Verb::Repair);
         if foreign && touches {
-            if self.truths[cell].container.as_ref().is_some_and(|container| container.ours) {
+            let ours = self.truths[cell].container.as_ref().is_some_and(|container| container.ours);
+            if ours && !self.is_late(running) {
                 self.broken("g", &format!("the container of cell {cell} is ours and is not known any more"));
             }
             return Some(failed(Code::NotOurs));
@@ -312,79 +317,6 @@ impl World {
             work: Work::booting(At::MAX),
         });
         Outcome::Created { by: running.op.0 }
-    }
-
-    fn suspend(&mut self, running: &Running, seen: &Seen) -> SuspendAnswer {
-        if !workload::has_handshake(running.workload) {
-            return workload::silent_consent();
-        }
-        let unclear = || SuspendAnswer::Unclear { detail: "no answer".to_owned() };
-        if !matches!(seen, Seen::Running { .. }) {
-            return unclear();
-        }
-        let now = self.at;
-        let open = self.door.gates[running.cell].open.len();
-        let odd = self.strikes(30);
-        let lease = if self.strikes(400) { self.dice.between(5, 60) * SECOND } else { LEASE };
-        let truth = &mut self.truths[running.cell];
-        let liar = truth.temper.liar;
-        let Some(container) = &mut truth.container else { return unclear() };
-        if container.work.ready_at > now || container.work.draining || odd {
-            return unclear();
-        }
-        if !liar && (container.work.busy_until > now || open > 0) {
-            let retry_after = Some(Millis(20 * SECOND));
-            return SuspendAnswer::Busy { blockers: "embedded-run".to_owned(), retry_after };
-        }
-        container.work.suspended = Some((running.op.0, now + lease));
-        SuspendAnswer::Ready { lease: Millis(lease) }
-    }
-
-    fn resume(&mut self, running: &Running, seen: &Seen) {
-        if !matches!(seen, Seen::Running { .. }) {
-            return;
-        }
-        // Named by the suspension that the driver knows, or by asking the same *prepare* again.
-        let named = running.suspension.or(running.last_suspend);
-        let Some(container) = &mut self.truths[running.cell].container else { return };
-        if container.work.suspended.is_some_and(|(op, _)| Some(op) == named) {
-            container.work.suspended = None;
-        }
-    }
-
-    fn await_ready(&mut self, running: &Running, seen: &Seen) -> Option<Outcome> {
-        match seen {
-            Seen::Exited { code, .. } => return Some(Outcome::Ended { code: *code }),
-            Seen::Absent => return Some(failed(Code::CellExited)),
-            Seen::Running { .. } => {
-                let ready_at = self.truths[running.cell].container.as_ref().map(|c| c.work.ready_at);
-                if ready_at.is_some_and(|ready_at| ready_at <= self.at) {
-                    return Some(Outcome::Ready);
-                }
-            }
-            Seen::Paused { .. } | Seen::Between | Seen::Foreign { .. } => {}
-        }
-        (self.at >= running.begun + READY_MAX).then(|| failed(Code::ImageNeverReady))
-    }
-
-    fn stop(&mut self, id: usize, running: &Running) -> Option<Outcome> {
-        let (now, cell) = (self.at, running.cell);
-        if !running.signalled {
-            self.running[id].signalled = true;
-            self.running[id].begun = now;
-            self.check_stop(running);
-            let work = &mut self.truths[cell].container.as_mut()?.work;
-            work.draining = true;
-            return None;
-        }
-        let busy_until = self.truths[cell].container.as_ref()?.work.busy_until;
-        let quiet = busy_until <= now && self.door.gates[cell].open.is_empty();
-        if !quiet && now < self.running[id].begun + STOP_GRACE {
-            return None;
-        }
-        let code = if quiet { 0 } else { 137 };
-        self.container_ends(cell, self.truths[cell].run_number(), code);
-        Some(Outcome::Ended { code })
     }
 
     /// Does nobody wait for it any more?

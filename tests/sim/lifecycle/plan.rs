@@ -1,5 +1,6 @@
 //! What a seed decides once: how many cells, what they are, and how often each kind of fault strikes.
 
+use berth_node_agent_core::cell::Verb;
 use berth_shared::cell::{Assignment, CellSize, CellSpec, IdleRest, RestPolicy, Workload};
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::time::{Millis, UnixMs};
@@ -25,6 +26,10 @@ pub(crate) struct Plan {
     pub(crate) fails_but_happened: u64,
     /// It happens, or its result comes, after it was given up.
     pub(crate) late: u64,
+    /// It takes long.
+    pub(crate) slow: u64,
+    /// The workload consents for a moment only.
+    pub(crate) short_leases: u64,
     /// The agent dies between two effects.
     pub(crate) dies_between: u64,
     /// How often each of the random disasters comes, 0: never.
@@ -42,6 +47,8 @@ impl Plan {
             fails: chance(120),
             fails_but_happened: chance(120),
             late: chance(100),
+            slow: chance(400),
+            short_leases: chance(900),
             dies_between: chance(20),
             faults_until: dice.between(10, 40) * MINUTE,
             cells: usize::try_from(dice.between(1, 5)).expect("at most five"),
@@ -67,6 +74,8 @@ pub(crate) struct Temper {
     pub(crate) bad_config: bool,
     /// Begins work of its own about this often, 0: never.
     pub(crate) own_work_every: At,
+    /// This always fails until the faults end.
+    pub(crate) stubborn: Option<Verb>,
     /// Somebody else's container has the name.
     pub(crate) foreign: bool,
 }
@@ -79,8 +88,21 @@ impl Temper {
             sick: dice.per_mille(50),
             bad_config: dice.per_mille(40),
             own_work_every: if dice.per_mille(500) { dice.between(1, 10) * MINUTE } else { 0 },
+            stubborn: dice.per_mille(120).then(|| stubborn(dice)),
             foreign: dice.per_mille(40),
         }
+    }
+}
+
+fn stubborn(dice: &mut Dice) -> Verb {
+    match dice.between(0, 6) {
+        0 => Verb::Create,
+        1 => Verb::Start,
+        2 => Verb::Pause,
+        3 => Verb::Unpause,
+        4 => Verb::Stop,
+        5 => Verb::KillFrozen,
+        _ => Verb::Remove,
     }
 }
 

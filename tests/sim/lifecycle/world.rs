@@ -11,10 +11,7 @@ use crate::door::{Door, ToAgent, ToDoor};
 use crate::driver::Life;
 use crate::engine::Truth;
 use crate::ops::Running;
-use crate::plan::{At, MINUTE, Plan, SECOND, Temper, first_assignment};
-
-/// How many of the last happenings are told with a failure.
-const TRACE_MAX: usize = 120;
+use crate::plan::{At, MINUTE, Plan, Temper, first_assignment};
 
 /// More happenings than this in one story mean that somebody spins.
 const HAPPENINGS_MAX: u64 = 400_000;
@@ -22,7 +19,6 @@ const HAPPENINGS_MAX: u64 = 400_000;
 #[derive(Debug, Clone)]
 pub(crate) enum Happening {
     AgentStarts,
-    AgentDies,
     Tick { life: u64 },
     Operation { id: usize },
     Result { id: usize },
@@ -39,11 +35,13 @@ pub(crate) enum Happening {
     RequestEnds { request: usize },
     TryAgain { cell: usize },
     Ends { cell: usize, run: u64, code: i64 },
-    OwnWork { cell: usize, run: u64 },
+    Drain { cell: usize, run: u64, until: At },
+    OwnWork { cell: usize, run: u64, again: bool },
     Operator,
     Coordinator,
     CommandArrives { seq: u64 },
     LinkUp,
+    Sweep { life: u64 },
     Disaster,
     EngineBack,
     Judge,
@@ -78,13 +76,15 @@ pub(crate) struct World {
     pub(crate) workloads: Vec<Workload>,
     pub(crate) commands: crate::actors::Commands,
     pub(crate) judging: crate::judge::Judging,
+    trace_max: usize,
     trace: VecDeque<String>,
     pub(crate) verdict: Option<String>,
     pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// `trace_max`: how many of the last happenings are kept, to be told with a failure.
+    pub(crate) fn new(seed: u64, trace_max: usize) -> Self {
         let mut dice = Dice::new(seed);
         let plan = Plan::new(&mut dice);
         let truths = (0..plan.cells).map(|_| Truth::new(Temper::new(&mut dice))).collect();
@@ -116,6 +116,7 @@ impl World {
             workloads,
             commands: crate::actors::Commands::default(),
             judging: crate::judge::Judging::default(),
+            trace_max,
             trace: VecDeque::new(),
             verdict: None,
             counts: BTreeMap::new(),
@@ -128,7 +129,6 @@ impl World {
         self.place_foreign_containers();
         self.later(0, Happening::AgentStarts);
         self.later(1, Happening::DoorConnects);
-        self.later(SECOND, Happening::ActivityReport);
         let (request, operator) = (self.plan.request_every, self.plan.operator_every);
         for cell in 0..self.truths.len() {
             let wait = self.dice.between(1, 2 * request);
@@ -163,8 +163,15 @@ impl World {
         self.dice.per_mille(per_mille) && self.at < self.plan.faults_until
     }
 
+    pub(crate) const fn is_traced(&self) -> bool {
+        self.trace_max > 0
+    }
+
     pub(crate) fn note(&mut self, text: impl FnOnce() -> String) {
-        if self.trace.len() >= TRACE_MAX {
+        if !self.is_traced() {
+            return;
+        }
+        if self.trace.len() >= self.trace_max {
             self.trace.pop_front();
         }
         let line = format!("{:>9} {}", self.at, text());
@@ -207,7 +214,6 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::AgentStarts => self.agent_starts(),
-            Happening::AgentDies => self.agent_dies(),
             Happening::Tick { life } => self.tick(life),
             Happening::Operation { id } => self.operation_goes_on(id),
             Happening::Result { id } => self.result(id),
@@ -224,11 +230,13 @@ impl World {
             Happening::RequestEnds { request } => self.request_ends(request),
             Happening::TryAgain { cell } => self.let_in(cell),
             Happening::Ends { cell, run, code } => self.container_ends(cell, run, code),
-            Happening::OwnWork { cell, run } => self.own_work(cell, run),
+            Happening::OwnWork { cell, run, again } => self.own_work(cell, run, again),
+            Happening::Drain { cell, run, until } => self.drain(cell, run, until),
             Happening::Operator => self.operator_acts(),
             Happening::Coordinator => self.coordinator_acts(),
             Happening::CommandArrives { seq } => self.command_arrives(seq),
             Happening::LinkUp => self.link_up(),
+            Happening::Sweep { life } => self.sweep_again(life),
             Happening::Disaster => self.disaster(),
             Happening::EngineBack => {
                 self.engine_down = false;

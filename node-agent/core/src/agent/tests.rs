@@ -82,7 +82,7 @@ fn a_repeated_command_is_answered_from_memory_and_not_done_again() {
         desired: Some(DesiredState { revision: 1, domain: "d".into(), assignments: vec![assignment(1)] }),
         ..Memory::default()
     };
-    let known = Remembered { was_started: true, ..Remembered::default() };
+    let known = Remembered { was_started: true, frozen: true, ..Remembered::default() };
     memory.cells.insert(CellId::from_random([1; 16]), known);
     let mut agent = Agent::new(now(), &memory, 2);
     let looks = step(&mut agent, Event::Tick);
@@ -145,4 +145,20 @@ fn what_the_journal_remembers_is_there_before_the_coordinator_is() {
     assert_eq!(agent.next_deadline(), Some(BootMs(1_000)));
     let effects = step(&mut agent, Event::Tick);
     assert!(matches!(operations(&effects)[..], [(_, _, Verb::Look)]));
+}
+
+#[test]
+fn a_removal_goes_on_after_a_crash_and_a_cell_that_comes_back_meanwhile_begins_anew() {
+    let id = CellId::from_random([1; 16]);
+    let mut memory = Memory::default();
+    memory.retiring.insert(id, assignment(1));
+    let mut agent = Agent::new(now(), &memory, 2);
+    let mut effects = step(&mut agent, Event::Tick);
+    effects = finish(&mut agent, &effects, &Outcome::Looked(Seen::Exited { fits: true, code: 0 }));
+    assert!(matches!(operations(&effects)[..], [(_, _, Verb::Remove)]));
+    step(&mut agent, desired(&[1]));
+    let effects = finish(&mut agent, &effects, &Outcome::Removed);
+    assert!(effects.contains(&Effect::Gone(id)));
+    let looked = step(&mut agent, Event::Tick);
+    assert!(matches!(operations(&looked)[..], [(_, _, Verb::Look)]), "it is there again");
 }

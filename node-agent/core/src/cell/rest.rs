@@ -196,8 +196,12 @@ impl Cell {
         out.push(Effect::Route(self.route()));
         self.shown_route = self.route();
         self.answer_up(&Ok(()), out);
+        // Those who came after the refusal had been told, while the workload was being resumed.
+        self.answer_rest(&Err(Problem::new(Code::CellBusy, "the cell has just been kept awake")), out);
         if self.retired {
             self.stop_for_good(now, out);
+        } else if self.restart_wanted {
+            self.begin_rest(now, Rest::Stopped, true, out);
         }
     }
 

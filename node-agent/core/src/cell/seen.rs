@@ -50,6 +50,8 @@ impl Cell {
                 self.container_fits = Some(fits);
                 self.ended(now, Some(code), random, out);
             }
+            // There is nothing of ours to be removed.
+            Seen::Foreign { .. } if self.retired => self.phase = Phase::Gone,
             Seen::Foreign { detail } => self.give_up(Problem::new(Code::NotOurs, detail), out),
             Seen::Between => self.phase = Phase::Unknown { look_at: now.boot },
         }

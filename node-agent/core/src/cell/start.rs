@@ -182,6 +182,8 @@ impl Cell {
     /// The container has ended without being told to.
     pub(super) fn died(&mut self, now: Now, code: i64, random: u64, out: &mut Vec<Effect>) {
         self.operation = None;
+        // Whatever was reported before its end is of no use any more.
+        self.noticed = None;
         self.address = None;
         out.push(Effect::Note(Note::Died { code }));
         let text = format!("the container ended by itself with code {code}");

@@ -547,6 +547,19 @@ fn a_stop_ordered_while_the_cell_freezes_is_carried_out_before_it_is_said_to_be(
 }
 
 #[test]
+fn commands_that_come_while_a_refused_rest_is_taken_back_are_answered() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.idle_until_fenced();
+    scene.done(failed(Code::DockerFailed));
+    assert_eq!(scene.verb(), Some(Verb::Resume));
+    scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(1) });
+    scene.event(Event::Restart { waiter: Waiter(2) });
+    scene.done(Outcome::Resumed);
+    assert_eq!(scene.answers(), [(Waiter(1), Err(Code::CellBusy))]);
+    assert_eq!(scene.verb(), Some(Verb::Fence), "the restart begins");
+}
+
+#[test]
 fn a_cell_at_rest_whose_policy_becomes_always_on_is_woken() {
     let mut scene = Scene::stopped();
     scene.event(Event::Assigned(assignment(IdleRest::AlwaysOn)));
