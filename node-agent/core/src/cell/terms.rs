@@ -1,0 +1,305 @@
+//! What goes into the lifecycle machine and what comes out of it: events, effects, operations and how they end.
+
+use std::net::SocketAddr;
+
+use berth_shared::cell::{Assignment, BusyReason, CellState, WakeCause};
+use berth_shared::door::{CellActivity, RouteState, WakeStage};
+use berth_shared::problem::Problem;
+use berth_shared::time::{BootMs, Millis, UnixMs};
+
+use crate::memory::{Intent, Report};
+
+/// A moment, on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// For deadlines.
+    pub boot: BootMs,
+    /// For records that people read.
+    pub wall: UnixMs,
+}
+
+/// An operation that the driver carries out. Each ends with exactly one [`Outcome`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verb {
+    /// Ask the container engine what there is.
+    Look,
+    /// Make the disk, the network and the container; replaces a container that does not fit the spec.
+    Create,
+    /// Start the container. The packet rules are checked first.
+    Start,
+    /// Wait until the workload's readiness probe succeeds, or the container has ended.
+    AwaitReady,
+    /// Have the ingress hold new requests.
+    Fence,
+    /// Ask the workload whether it may rest.
+    Suspend,
+    /// Pause the container and confirm it.
+    Pause,
+    /// Unpause the container and confirm it.
+    Unpause,
+    /// Tell the workload that it goes on. Does nothing where it was not suspended.
+    Resume,
+    /// Stop the container: the workload may finish what it does.
+    Stop,
+    /// End a paused container without letting it run.
+    KillFrozen,
+    /// Run the workload's own repair of its configuration, once.
+    Repair,
+    /// Remove the container; the data stays.
+    Remove,
+}
+
+impl Verb {
+    /// How long the operation may take before it is looked at from outside.
+    pub const fn limit(self) -> Millis {
+        match self {
+            Self::Look => Millis::secs(30),
+            // An image of 860 MB may have to be pulled.
+            Self::Create => Millis::minutes(15),
+            Self::Start | Self::Pause | Self::Unpause | Self::KillFrozen | Self::Remove => Millis::secs(60),
+            // The slowest real gateway needed 82 s on a machine at load 20 (OPENCLAW.md, section 2).
+            Self::AwaitReady => Millis::secs(180),
+            Self::Fence => Millis::secs(3),
+            Self::Suspend | Self::Resume => Millis::secs(15),
+            // OpenClaw drains for up to 325 s (OPENCLAW.md, section 9); Docker is told 330.
+            Self::Stop => Millis::secs(345),
+            Self::Repair => Millis::secs(180),
+        }
+    }
+}
+
+/// The number of an operation: grows by one per cell, over restarts too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpId(pub u64);
+
+/// What the container engine shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// Certainly nothing.
+    Absent,
+    /// A container of ours that is not running.
+    Exited {
+        /// Was it made from the spec as it is now?
+        fits: bool,
+        /// Its last exit code; 0 if it never ran.
+        code: i64,
+    },
+    /// It runs.
+    Running {
+        /// Where it answers.
+        address: SocketAddr,
+        /// Was it made from the spec as it is now?
+        fits: bool,
+    },
+    /// It is paused.
+    Paused {
+        /// Where it would answer.
+        address: SocketAddr,
+        /// Was it made from the spec as it is now?
+        fits: bool,
+    },
+    /// It is between states (removing, restarting, dead): look again.
+    Between,
+    /// The name or the label is taken by a container that is not ours.
+    Foreign {
+        /// Which, for the operator.
+        detail: String,
+    },
+}
+
+/// What the workload said to *prepare*.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SuspendAnswer {
+    /// It may rest for as long as the lease.
+    Ready {
+        /// Counted from when it was asked.
+        lease: Millis,
+    },
+    /// It may not.
+    Busy {
+        /// What it named.
+        blockers: String,
+        /// When it wants to be asked again, if it said.
+        retry_after: Option<Millis>,
+    },
+    /// The answer could not be understood, or there was none.
+    Unclear {
+        /// What was wrong.
+        detail: String,
+    },
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A look ended.
+    Looked(Seen),
+    /// A container that fits is there.
+    Created {
+        /// The number of the create that made it: this one's, or an earlier one's.
+        by: u64,
+    },
+    /// It runs; it is not ready yet.
+    Started {
+        /// Where it will answer.
+        address: SocketAddr,
+    },
+    /// The readiness probe succeeded.
+    Ready,
+    /// New requests are held; this was under way at that moment.
+    Fenced(CellActivity),
+    /// The workload answered.
+    Suspend(SuspendAnswer),
+    /// Paused, confirmed.
+    Paused,
+    /// Running again, confirmed.
+    Unpaused,
+    /// The workload goes on.
+    Resumed,
+    /// The container has ended.
+    Ended {
+        /// Its exit code.
+        code: i64,
+    },
+    /// The repair ran.
+    Repaired,
+    /// The container is removed.
+    Removed,
+    /// It did not work. What is there now is unknown until looked at.
+    Failed(Problem),
+}
+
+/// Somebody who waits for an answer; the driver knows who.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Waiter(pub u64);
+
+/// What has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody known wants the cell up. The ingress has no waiter: it is told by the route.
+    Wake {
+        /// Why.
+        cause: WakeCause,
+        /// Whom to answer.
+        waiter: Option<Waiter>,
+    },
+    /// An operator wants it asleep.
+    Sleep {
+        /// Which rest.
+        rest: Rest,
+        /// Whom to answer.
+        waiter: Waiter,
+    },
+    /// An operator wants it stopped and started. Forgets a crash loop.
+    Restart {
+        /// Whom to answer.
+        waiter: Waiter,
+    },
+    /// What the ingress sees of its use.
+    Activity(CellActivity),
+    /// An operation ended.
+    Done {
+        /// Which.
+        op: OpId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// The container engine reported this unasked.
+    Noticed(Seen),
+    /// The liveness probe of a running cell ended.
+    Probed {
+        /// Did it answer?
+        alive: bool,
+    },
+    /// The cell may start now.
+    Granted,
+    /// [`Cell::next_deadline`] has come.
+    Tick,
+    /// A newer assignment of the same cell.
+    Assigned(Assignment),
+    /// The user does not live here any more.
+    Retired,
+}
+
+/// The rests that a running cell can go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rest {
+    /// Paused.
+    Frozen,
+    /// Stopped.
+    Stopped,
+}
+
+/// What to do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Write this durably before any later effect is carried out.
+    Journal(Intent),
+    /// Write the end of an operation; need not be durable before the next effect.
+    Report(Report),
+    /// Carry this out and report [`Event::Done`] with its number.
+    Do {
+        /// Its number.
+        op: OpId,
+        /// What.
+        verb: Verb,
+    },
+    /// Tell the ingress. Ends a fence.
+    Route(RouteState),
+    /// Tell the ingress how far the wake is.
+    Progress(WakeStage),
+    /// Tell the ingress that the wake failed.
+    Refuse {
+        /// Why.
+        problem: Problem,
+        /// When another try makes sense.
+        retry_after: Millis,
+    },
+    /// Answer a waiter.
+    Answer {
+        /// Whom.
+        waiter: Waiter,
+        /// What: the cell is as it was wanted, or why not.
+        result: Result<(), Problem>,
+    },
+    /// The status changed: tell the coordinator.
+    Changed,
+    /// Count and log this.
+    Note(Note),
+}
+
+/// Something worth a log line and a count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A wake begins.
+    Waking(WakeCause),
+    /// The cell is up; so long after the wake was asked for.
+    Up(Millis),
+    /// The cell is at rest.
+    Rested(Rest),
+    /// A rest was refused.
+    RestRefused(BusyReason),
+    /// A rest was turned round by a wake.
+    TurnedRound,
+    /// The container ended by itself.
+    Died {
+        /// Its exit code.
+        code: i64,
+    },
+    /// A running cell does not answer any more and is started again.
+    Silent,
+    /// An operation failed.
+    OperationFailed {
+        /// Which.
+        verb: Verb,
+        /// Why.
+        problem: Problem,
+    },
+    /// An operation outlived its bound.
+    OperationLate(Verb),
+    /// What was seen is not what was believed.
+    Surprised {
+        /// What was believed.
+        believed: CellState,
+    },
+}
