@@ -68,7 +68,7 @@ pub struct Running {
 /// # Errors
 /// With the exit code it means.
 pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> {
-    let store = Store::open(&config.journal_dir()).map_err(|error| Exit::DataCorrupt.because(error))?;
+    let store = Store::open(&config.journal_dir()).map_err(|error| error.exit().because(error))?;
     let joined = store.memory().joined.clone().ok_or_else(|| Exit::Config.because(NotJoined))?;
     let key = keyfile::load(&config.key_file()).map_err(|error| Exit::NoPerm.because(error))?;
     let cell_env = read_cell_env(&config)?;
@@ -77,7 +77,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     let boot = facts::boot_id().map_err(|error| Exit::Unavailable.because(error))?;
     let mut store = store;
     if store.memory().boot != Some(boot) {
-        store.append(vec![Record::Booted(boot)]).map_err(|error| Exit::Io.because(error))?;
+        store.append(vec![Record::Booted(boot)]).map_err(|error| error.exit().because(error))?;
     }
 
     let agent_uid = rustix::process::getuid().as_raw();
@@ -127,6 +127,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         node: joined.node,
         cell_env,
         suspensions: Mutex::new(BTreeMap::new()),
+        metrics: Arc::clone(&metrics),
         wall: wall_now,
     });
     let driver = Driver::new(Wiring {
@@ -180,16 +181,20 @@ fn read_cell_env(config: &Config) -> Result<BTreeMap<String, Secret>, ExitError>
 #[error("the file of `{0}` in cell_env_files is not UTF-8 text")]
 struct NotText(String);
 
-#[derive(Debug, thiserror::Error)]
-#[error("the agent's driver has ended")]
-struct DriverEnded;
+/// Tells the driver. A driver that is gone is no failure of whoever tells it: its own task says why it ended, or it was
+/// asked to stop a moment before everybody else.
+async fn tell(inputs: &mpsc::Sender<Input>, input: Input) {
+    if inputs.send(input).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
 
 async fn forward_frames(
     mut frames: mpsc::Receiver<CoordinatorFrame>,
     inputs: mpsc::Sender<Input>,
-) -> Result<Infallible, DriverEnded> {
+) -> Result<Infallible, Infallible> {
     while let Some(frame) = frames.recv().await {
-        inputs.send(Input::Frame(frame)).await.map_err(|_| DriverEnded)?;
+        tell(&inputs, Input::Frame(frame)).await;
     }
     // The link has ended, which only a stop does; whoever stops ends this task, too.
     std::future::pending().await
@@ -198,9 +203,9 @@ async fn forward_frames(
 async fn forward_door(
     mut events: mpsc::Receiver<DoorEvent>,
     inputs: mpsc::Sender<Input>,
-) -> Result<Infallible, DriverEnded> {
+) -> Result<Infallible, Infallible> {
     while let Some(event) = events.recv().await {
-        inputs.send(Input::Door(event)).await.map_err(|_| DriverEnded)?;
+        tell(&inputs, Input::Door(event)).await;
     }
     std::future::pending().await
 }
@@ -208,7 +213,7 @@ async fn forward_door(
 async fn watch_link(
     mut status: watch::Receiver<LinkStatus>,
     metrics: Arc<Metrics>,
-) -> Result<Infallible, DriverEnded> {
+) -> Result<Infallible, Infallible> {
     loop {
         let state = status.borrow_and_update().state.clone();
         metrics.link_connected.set(i64::from(state == LinkState::Online));
@@ -232,10 +237,10 @@ async fn watch_engine<R: Runtime>(
     hands: Arc<Hands<R>>,
     inputs: mpsc::Sender<Input>,
     metrics: Arc<Metrics>,
-) -> Result<Infallible, DriverEnded> {
+) -> Result<Infallible, Infallible> {
     loop {
         let events = hands.runtime.events(&hands.node).await;
-        inputs.send(Input::NudgeAll).await.map_err(|_| DriverEnded)?;
+        tell(&inputs, Input::NudgeAll).await;
         let mut events = match events {
             Ok(events) => events,
             Err(error) => {
@@ -249,10 +254,10 @@ async fn watch_engine<R: Runtime>(
             metrics.engine_calls.set(calls);
             match tokio::time::timeout(NUDGE_EVERY.to_std(), events.next()).await {
                 Ok(Some(Ok(event))) => {
-                    inputs.send(Input::Nudge(event.cell)).await.map_err(|_| DriverEnded)?;
+                    tell(&inputs, Input::Nudge(event.cell)).await;
                 }
                 Ok(Some(Err(_)) | None) => break,
-                Err(_) => inputs.send(Input::NudgeAll).await.map_err(|_| DriverEnded)?,
+                Err(_) => tell(&inputs, Input::NudgeAll).await,
             }
         }
         tracing::warn!("the container engine's events broke off, connecting anew");
@@ -260,15 +265,15 @@ async fn watch_engine<R: Runtime>(
     }
 }
 
-async fn probe_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, DriverEnded> {
+async fn probe_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, Infallible> {
     loop {
         tokio::time::sleep(PROBE_EVERY.to_std()).await;
-        inputs.send(Input::ProbeAll).await.map_err(|_| DriverEnded)?;
+        tell(&inputs, Input::ProbeAll).await;
     }
 }
 
 /// Somebody who flushes the packet rules has them back within a minute; without them nothing starts.
-async fn keep_rules<R: Runtime>(hands: Arc<Hands<R>>) -> Result<Infallible, DriverEnded> {
+async fn keep_rules<R: Runtime>(hands: Arc<Hands<R>>) -> Result<Infallible, Infallible> {
     loop {
         match hands.rules.ensure().await {
             Ok(Standing::InPlace) => {}

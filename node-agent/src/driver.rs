@@ -17,7 +17,7 @@ use berth_node_agent_core::agent::{self, Agent};
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
 use berth_node_agent_core::memory::{Intent, Record};
 use berth_shared::cell::{CellState, CellStatus};
-use berth_shared::door::{FromIngress, Route, ToIngress};
+use berth_shared::door::{FromIngress, Route, RouteState, ToIngress};
 use berth_shared::ids::CellId;
 use berth_shared::link::SessionMark;
 use berth_shared::problem::{Code, Problem};
@@ -25,6 +25,7 @@ use berth_shared::signing::PublicKey;
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::wire::{CommandOutcome, CoordinatorFrame, DesiredState, NodeFrame};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::door::{DoorEvent, DoorId};
 use crate::failpoint::{self, Place};
@@ -52,6 +53,8 @@ pub enum Input {
         verb: Verb,
         /// How.
         outcome: Outcome,
+        /// When.
+        ended: Instant,
     },
     /// The container engine has news of a cell: look.
     Nudge(CellId),
@@ -99,8 +102,12 @@ pub struct Driver<R> {
     fences: BTreeMap<u64, (CellId, OpId)>,
     last_fence: u64,
     changed: BTreeSet<CellId>,
+    /// The newest operation of each cell, as a task: one that was given up is cut off when the next begins.
+    running: BTreeMap<CellId, AbortHandle>,
     /// When the first wake of a cell that is not up yet was heard, for the time that Berth itself adds.
     wake_heard: BTreeMap<CellId, Instant>,
+    /// When a cell's readiness was seen whose route is not told yet, for the same.
+    ready_seen: BTreeMap<CellId, Instant>,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -154,7 +161,9 @@ impl<R: Runtime> Driver<R> {
             fences: BTreeMap::new(),
             last_fence: 0,
             changed: BTreeSet::new(),
+            running: BTreeMap::new(),
             wake_heard: BTreeMap::new(),
+            ready_seen: BTreeMap::new(),
         }
     }
 
@@ -205,8 +214,11 @@ impl<R: Runtime> Driver<R> {
 
     fn take(&mut self, input: Input, turn: &mut Turn) {
         match input {
-            Input::Done { cell, op, verb, outcome } => {
+            Input::Done { cell, op, verb, outcome, ended } => {
                 failpoint::reach(Place::Report, verb);
+                if matches!(outcome, Outcome::Ready) {
+                    self.ready_seen.insert(cell, ended);
+                }
                 self.step(agent::Event::Cell(cell, cell::Event::Done { op, outcome }), turn);
             }
             Input::Nudge(cell) => self.look_aside(cell),
@@ -302,8 +314,12 @@ impl<R: Runtime> Driver<R> {
                 match frame {
                     FromIngress::Hello { .. } => {}
                     FromIngress::Wake { cell, cause } => {
-                        self.wake_heard.entry(cell).or_insert_with(Instant::now);
+                        let heard = Instant::now();
                         self.step(agent::Event::DoorWake { cell, cause }, turn);
+                        // One that is up is not woken by this, and its next wake would count from here.
+                        if self.agent.cell(cell).is_some_and(|cell| cell.state() != CellState::Running) {
+                            self.wake_heard.entry(cell).or_insert(heard);
+                        }
                     }
                     FromIngress::Fenced { fence, activity } => {
                         if let Some((cell, op)) = self.fences.remove(&fence) {
@@ -387,7 +403,10 @@ impl<R: Runtime> Driver<R> {
             let written = store.append(records);
             (store, written)
         });
-        let (store, written) = lost.await.map_err(|_| StoreError::Gone)?;
+        let Ok((store, written)) = lost.await else {
+            // A panic, which ends the process by itself, or the agent's end: this task goes with it.
+            return std::future::pending().await;
+        };
         self.store = Some(store);
         written
     }
@@ -404,6 +423,7 @@ impl<R: Runtime> Driver<R> {
             }
             agent::Effect::Gone(cell) => {
                 self.wake_heard.remove(&cell);
+                self.ready_seen.remove(&cell);
                 self.tell_door(ToIngress::Remove(cell));
                 self.metrics.cells(self.agent.cells());
             }
@@ -418,18 +438,17 @@ impl<R: Runtime> Driver<R> {
                     let problem = Problem::new(Code::JournalFull, "the intent could not be written");
                     return self.report(cell, op, verb, Outcome::Failed(problem));
                 }
-                if verb == Verb::Start
-                    && let Some(heard) = self.wake_heard.get(&cell)
-                {
-                    self.metrics.wake_to_start_seconds.observe(heard.elapsed().as_secs_f64());
-                }
                 failpoint::reach(Place::Intent, verb);
                 self.begin(cell, op, verb);
             }
             cell::Effect::Route(_) => {
                 // The newest state counts, whatever it was when the effect was made.
                 let Some(route) = self.agent.cell(cell).map(|cell| self.route(cell)) else { return };
+                let is_up = matches!(route.state, RouteState::Up(_));
                 self.tell_door(ToIngress::Set(route));
+                if let Some(seen) = self.ready_seen.remove(&cell).filter(|_| is_up) {
+                    self.metrics.ready_to_route_seconds.observe(seen.elapsed().as_secs_f64());
+                }
             }
             cell::Effect::Progress(stage) => self.tell_door(ToIngress::Progress { cell, stage }),
             cell::Effect::Refuse { problem, retry_after } => {
@@ -472,14 +491,15 @@ impl<R: Runtime> Driver<R> {
             domain: self.domain.clone(),
             op,
             address: machine.address(),
+            wake_heard: self.wake_heard.get(&cell).copied(),
         })
     }
 
-    fn begin(&self, cell: CellId, op: OpId, verb: Verb) {
+    fn begin(&mut self, cell: CellId, op: OpId, verb: Verb) {
         let Some(job) = self.job(cell, op) else { return };
         let (hands, loopback, metrics) =
             (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
-        self.tasks.spawn_client("operation", async move {
+        let task = self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
             let outcome = match tokio::time::timeout(limit, Box::pin(hands.carry_out(verb, job))).await {
@@ -488,18 +508,23 @@ impl<R: Runtime> Driver<R> {
                     Outcome::Failed(Problem::new(Code::DockerFailed, format!("{verb:?} took too long")))
                 }
             };
-            metrics.operation(verb, begun.elapsed());
+            let ended = Instant::now();
+            metrics.operation(verb, ended.duration_since(begun));
             failpoint::reach(Place::Done, verb);
             // The driver is gone only when the agent ends.
-            let _ = loopback.send(Input::Done { cell, op, verb, outcome }).await;
+            let _ = loopback.send(Input::Done { cell, op, verb, outcome, ended }).await;
         });
+        if let Some(given_up) = self.running.insert(cell, task) {
+            given_up.abort();
+        }
     }
 
     /// Reports through the queue, so that the machine is never re-entered; a full queue is waited for aside.
     fn report(&self, cell: CellId, op: OpId, verb: Verb, outcome: Outcome) {
         let loopback = self.loopback.clone();
+        let ended = Instant::now();
         self.tasks.spawn_client("report", async move {
-            let _ = loopback.send(Input::Done { cell, op, verb, outcome }).await;
+            let _ = loopback.send(Input::Done { cell, op, verb, outcome, ended }).await;
         });
     }
 

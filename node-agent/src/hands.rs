@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::cell_http::CellHttp;
 use crate::config::Config;
 use crate::folder::CellFolder;
+use crate::metrics::Metrics;
 use crate::netrules::NetRules;
 use crate::quota::Quota;
 use crate::runtime::{
@@ -65,6 +66,8 @@ pub struct Job {
     pub op: OpId,
     /// Where the cell answers, if it has an address.
     pub address: Option<SocketAddr>,
+    /// When the wake that this is a part of was heard from the ingress.
+    pub wake_heard: Option<std::time::Instant>,
 }
 
 /// The parts that operations are carried out with.
@@ -83,8 +86,10 @@ pub struct Hands<R> {
     pub node: NodeId,
     /// Secrets of every cell's environment, by name.
     pub cell_env: BTreeMap<String, Secret>,
-    /// Suspensions that the workloads told of and that were not resumed.
-    pub suspensions: Mutex<BTreeMap<CellId, String>>,
+    /// Suspensions that the workloads told of and that were not resumed, with the operation that asked for each.
+    pub suspensions: Mutex<BTreeMap<CellId, (OpId, String)>>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
     /// The wall clock.
     pub wall: fn() -> UnixMs,
 }
@@ -185,15 +190,25 @@ impl<R: Runtime> Hands<R> {
     async fn create(&self, job: &Job) -> Result<Outcome, Problem> {
         let slot = self.slot(job)?;
         let uid = self.pool.uid(slot);
-        let (rules, disk) =
-            tokio::join!(self.rules.ensure(), self.quota.ensure(job.spec.cell, uid, job.spec.size.disk),);
-        rules.map_err(|error| Problem::new(Code::FirewallMissing, chain(&error)))?;
-        let data_dir = disk.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
-        if job.spec.workload == Workload::Openclaw {
-            self.configure(job, slot, uid, data_dir.clone()).await?;
-        }
-        let plan = self.plan(job, data_dir)?;
-        let created = self.runtime.create(&plan).await.map_err(problem)?;
+        // Nothing starts before the rules were seen in place; what is only made may be made meanwhile.
+        let rules = async {
+            self.rules.ensure().await.map_err(|error| Problem::new(Code::FirewallMissing, chain(&error)))
+        };
+        let container = async {
+            let disk = self.quota.ensure(job.spec.cell, uid, job.spec.size.disk).await;
+            let data_dir = disk.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+            let plan = self.plan(job, data_dir.clone())?;
+            let configured = async {
+                if job.spec.workload == Workload::Openclaw {
+                    self.configure(job, slot, uid, data_dir).await?;
+                }
+                Ok(())
+            };
+            // Looking at the engine and reading the cell's folder do not wait for each other either.
+            let made = async { self.runtime.create(&plan).await.map_err(problem) };
+            tokio::try_join!(configured, made)
+        };
+        let (_found, ((), created)) = tokio::try_join!(rules, container)?;
         Ok(Outcome::Created { by: created.op })
     }
 
@@ -240,7 +255,12 @@ impl<R: Runtime> Hands<R> {
         let started = self.runtime.start(&self.key(job), workload::port(job.spec.workload)).await;
         self.forget_suspension(job);
         match started {
-            Ok(address) => Ok(Outcome::Started { address }),
+            Ok(started) => {
+                if let Some(call) = &started.call {
+                    self.metrics.engine_start(call, job.wake_heard);
+                }
+                Ok(Outcome::Started { address: started.address })
+            }
             Err(RuntimeError::Exited { code, .. }) => Ok(Outcome::Ended { code }),
             Err(error) => Err(problem(error)),
         }
@@ -291,7 +311,11 @@ impl<R: Runtime> Hands<R> {
         };
         let (answer, id) = self.prepare(job, address, job.op).await;
         if let Some(id) = id {
-            self.lock_suspensions().insert(job.spec.cell, id);
+            let mut suspensions = self.lock_suspensions();
+            // An answer that comes late must not hide a newer one.
+            if suspensions.get(&job.spec.cell).is_none_or(|(newest, _)| *newest <= job.op) {
+                suspensions.insert(job.spec.cell, (job.op, id));
+            }
         }
         answer
     }
@@ -310,7 +334,7 @@ impl<R: Runtime> Hands<R> {
         let Some(address) = job.address.filter(|_| workload::has_handshake(job.spec.workload)) else {
             return Ok(Outcome::Resumed);
         };
-        let known = self.lock_suspensions().get(&job.spec.cell).cloned();
+        let known = self.lock_suspensions().get(&job.spec.cell).map(|(_, id)| id.clone());
         let id = match (known, job.remembered.last_suspend) {
             (Some(id), _) => Some(id),
             (None, Some(op)) => self.prepare(job, address, OpId(op)).await.1,
@@ -366,7 +390,7 @@ impl<R: Runtime> Hands<R> {
         self.lock_suspensions().remove(&job.spec.cell);
     }
 
-    fn lock_suspensions(&self) -> std::sync::MutexGuard<'_, BTreeMap<CellId, String>> {
+    fn lock_suspensions(&self) -> std::sync::MutexGuard<'_, BTreeMap<CellId, (OpId, String)>> {
         // A map of texts is whole whatever panicked beside it.
         self.suspensions.lock().unwrap_or_else(PoisonError::into_inner)
     }

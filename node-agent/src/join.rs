@@ -21,7 +21,7 @@ use crate::store::{Store, StoreError};
 #[derive(Debug, thiserror::Error)]
 pub enum JoinFailed {
     /// The text is no join token.
-    #[error(transparent)]
+    #[error("the join token cannot be used ({})", Code::TokenMalformed)]
     Token(#[from] CredentialError),
     /// It belongs to a coordinator already.
     #[error(
@@ -53,7 +53,8 @@ impl JoinFailed {
             Self::Token(_) => Exit::Usage,
             Self::Already(_) => Exit::Failure,
             Self::Key(_) => Exit::NoPerm,
-            Self::Store(_) | Self::Folder(_) | Self::Quota(_) => Exit::CantCreate,
+            Self::Store(error) => error.exit(),
+            Self::Folder(_) | Self::Quota(_) => Exit::CantCreate,
             Self::Refused(error) => match error.code() {
                 Code::TokenForged | Code::TokenUsed | Code::TokenExpired => Exit::NoPerm,
                 _ => Exit::Unavailable,

@@ -10,11 +10,6 @@ use tokio::sync::{mpsc, oneshot};
 use crate::driver::{Ask, Input, wall_now};
 use crate::facts::Sensors;
 
-/// The driver does not answer any more: the agent is ending.
-#[derive(Debug, thiserror::Error)]
-#[error("the agent's driver does not answer")]
-struct DriverGone;
-
 /// What the link needs of the agent.
 pub struct Side {
     inputs: mpsc::Sender<Input>,
@@ -47,7 +42,8 @@ impl NodeSide for Side {
     async fn store(&mut self, mark: SessionMark, welcomed: bool) -> Result<(), StoreError> {
         match self.ask(|answer| Ask::Store(mark, welcomed, answer)).await {
             Some(stored) => stored.map_err(Into::into),
-            None => Err(DriverGone.into()),
+            // The agent is ending, and this task with it.
+            None => std::future::pending().await,
         }
     }
 

@@ -1,7 +1,8 @@
 //! What is counted. Labels come from enums only: no name of a user or cell ever becomes one.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_node_agent_core::cell::{Cell, Note, Rest, Verb};
 use berth_shared::cell::CellState;
@@ -28,8 +29,10 @@ pub struct Metrics {
     deaths: Counter,
     wake_seconds: Histogram,
     operation_seconds: Family<Kind, Histogram, fn() -> Histogram>,
-    /// From a wake's arrival at the agent to the engine's start call.
-    pub wake_to_start_seconds: Histogram,
+    wake_to_start_seconds: Histogram,
+    engine_start_seconds: Histogram,
+    /// From a readiness probe's good answer to the route written to the ingress's queue.
+    pub ready_to_route_seconds: Histogram,
     /// 1 while an ingress is connected.
     pub door_connected: Gauge,
     /// 1 while a session with the coordinator is open.
@@ -59,6 +62,8 @@ impl Metrics {
             wake_seconds: seconds(),
             operation_seconds: Family::new_with_constructor(seconds),
             wake_to_start_seconds: seconds(),
+            engine_start_seconds: seconds(),
+            ready_to_route_seconds: seconds(),
             door_connected: Gauge::default(),
             link_connected: Gauge::default(),
             journal_failures: Counter::default(),
@@ -77,6 +82,16 @@ impl Metrics {
             "wake_to_start_seconds",
             "From a wake's arrival at the agent to the engine's start call",
             metrics.wake_to_start_seconds.clone(),
+        );
+        registry.register(
+            "engine_start_seconds",
+            "The engine's start call, from asked to answered",
+            metrics.engine_start_seconds.clone(),
+        );
+        registry.register(
+            "ready_to_route_seconds",
+            "From a readiness probe's good answer to the route on its way to the ingress",
+            metrics.ready_to_route_seconds.clone(),
         );
         registry.register(
             "door_connected",
@@ -133,6 +148,14 @@ impl Metrics {
                 count(&self.failures, verb_name(*verb))
             }
             Note::Surprised { .. } => count(&self.failures, "surprised"),
+        }
+    }
+
+    /// Counts a start call of the engine, and what Berth did before it since the wake was heard.
+    pub fn engine_start(&self, call: &Range<Instant>, wake_heard: Option<Instant>) {
+        self.engine_start_seconds.observe(call.end.duration_since(call.start).as_secs_f64());
+        if let Some(heard) = wake_heard {
+            self.wake_to_start_seconds.observe(call.start.duration_since(heard).as_secs_f64());
         }
     }
 

@@ -12,6 +12,8 @@
 //! - Every call is bounded in time, every answer that a cell can influence is bounded in size.
 
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Instant;
 
 use berth_node_agent_core::cell::Seen;
 use berth_shared::ids::{CellId, NodeId};
@@ -67,6 +69,15 @@ pub struct Created {
     pub op: u64,
     /// Was it made just now? `false`: one that fits was there.
     pub made: bool,
+}
+
+/// The container runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Where the workload answers, or will.
+    pub address: SocketAddr,
+    /// When the engine was asked to start it, and when it said that it had. `None`: it ran already.
+    pub call: Option<Range<Instant>>,
 }
 
 /// Something that the engine reported unasked.
@@ -143,12 +154,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// whose image's name means another image by now, is replaced, never one that is up.
     fn create(&self, plan: &ContainerPlan) -> impl Future<Output = Result<Created, RuntimeError>> + Send;
 
-    /// Starts the container. The address is read after the start returned.
+    /// Starts the container. The address is read after the start returned. One that runs stays as it is.
     fn start(
         &self,
         key: &ContainerKey,
         port: u16,
-    ) -> impl Future<Output = Result<SocketAddr, RuntimeError>> + Send;
+    ) -> impl Future<Output = Result<Started, RuntimeError>> + Send;
 
     /// Pauses the container and confirms it.
     fn pause(&self, key: &ContainerKey) -> impl Future<Output = Result<(), RuntimeError>> + Send;

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use berth_daemon::exit::Exit;
 use berth_journal::{
     Journal, JournalError, KindId, KindVersion, NewRecord, Options, ReadError, Seq, StdStorage,
 };
@@ -46,6 +47,19 @@ impl StoreError {
     /// The same news for somebody else.
     pub fn again(&self) -> Self {
         Self::Told(berth_daemon::exit::chain(self))
+    }
+
+    /// The exit code of an agent that cannot start for it.
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Folder(_) => Exit::CantCreate,
+            Self::Open(ReadError::Journal(JournalError::Locked)) => Exit::TempFail,
+            Self::Open(ReadError::Journal(JournalError::Corrupt(_)) | ReadError::Refused { .. }) => {
+                Exit::DataCorrupt
+            }
+            Self::Open(ReadError::Journal(_)) | Self::Append(_) | Self::Gone => Exit::Io,
+            Self::Encode(_) | Self::Told(_) => Exit::Failure,
+        }
     }
 
     /// Has the process to end? Where not, nothing was written and a later try may succeed.
@@ -192,7 +206,7 @@ mod tests {
         let _store = Store::open(&path).unwrap();
         assert!(matches!(
             Store::open(&path),
-            Err(StoreError::Open(ReadError::Journal(JournalError::Locked { .. })))
+            Err(StoreError::Open(ReadError::Journal(JournalError::Locked)))
         ));
     }
 }

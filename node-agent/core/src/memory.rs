@@ -143,7 +143,7 @@ pub struct Remembered {
     pub creates: Vec<u64>,
     /// Was it up, on this boot, as far as was written?
     pub up_this_boot: bool,
-    /// Was a start ever intended?
+    /// Was a start ever reported? A start that was only intended may never have been asked of anybody.
     pub was_started: bool,
     /// Number of the newest *suspend*: names its handshake, so that it can be ended after a crash.
     pub last_suspend: Option<u64>,
@@ -162,7 +162,7 @@ pub struct Remembered {
 pub const CREATES_MAX: usize = 64;
 
 impl Remembered {
-    /// Has nothing ever been done for it here?
+    /// Was it never up here, as far as was written?
     pub const fn is_new(&self) -> bool {
         !self.was_started
     }
@@ -318,10 +318,7 @@ impl Memory {
                             cell.creates.remove(CREATES_MAX / 2);
                         }
                     }
-                    IntentVerb::Start | IntentVerb::Unpause => {
-                        cell.was_started = true;
-                        cell.frozen = false;
-                    }
+                    IntentVerb::Start | IntentVerb::Unpause => cell.frozen = false,
                     // From here on an end is meant.
                     IntentVerb::Stop | IntentVerb::KillFrozen => cell.up_this_boot = false,
                     IntentVerb::Suspend => cell.last_suspend = Some(intent.op),
@@ -337,6 +334,7 @@ impl Memory {
                 let cell = self.cells.entry(report.cell).or_default();
                 if let Some(up) = report.up {
                     cell.up_this_boot = up;
+                    cell.was_started |= up;
                 }
                 if report.ok && cell.pause == Some(report.op) {
                     cell.frozen = true;
@@ -494,6 +492,33 @@ mod tests {
         memory.apply(gone(2, 8));
         let again = &memory.cells[&cell(2)];
         assert_eq!((again.slot, again.last_op, again.creates.len()), (Some(Slot(0)), 7, 0));
+    }
+
+    #[test]
+    fn a_cell_is_new_until_a_start_of_it_was_reported() {
+        let mut memory = Memory::default();
+        memory.apply(Record::Intent(Intent { cell: cell(1), op: 1, verb: IntentVerb::Create }));
+        memory.apply(Record::Intent(Intent { cell: cell(1), op: 2, verb: IntentVerb::Start }));
+        assert!(memory.cells[&cell(1)].is_new(), "it was killed before it asked for the start");
+        memory.apply(Record::Report(Report {
+            cell: cell(1),
+            op: 2,
+            ok: true,
+            up: Some(true),
+            container: None,
+            removed: false,
+        }));
+        assert!(!memory.cells[&cell(1)].is_new());
+        memory.apply(Record::Intent(Intent { cell: cell(1), op: 3, verb: IntentVerb::Stop }));
+        memory.apply(Record::Report(Report {
+            cell: cell(1),
+            op: 3,
+            ok: true,
+            up: Some(false),
+            container: None,
+            removed: false,
+        }));
+        assert!(!memory.cells[&cell(1)].is_new(), "one that sleeps is not new");
     }
 
     #[test]

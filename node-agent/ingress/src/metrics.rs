@@ -145,6 +145,9 @@ pub struct Metrics {
     pub wake_ask: Histogram,
     /// `berth_ingress_release_seconds`: from the route being up to a held request's head handed to the connection.
     pub release: Histogram,
+    /// `berth_ingress_first_answer_seconds`: from a held request's head handed to the connection to the head of the
+    /// cell's answer. The cell's own time, so that Berth's can be told from it.
+    pub first_answer: Histogram,
 }
 
 impl Metrics {
@@ -163,6 +166,7 @@ impl Metrics {
             logins: Family::default(),
             wake_ask: Histogram::new(BUCKETS),
             release: Histogram::new(BUCKETS),
+            first_answer: Histogram::new(BUCKETS),
         };
         for outcome in Outcome::ALL {
             drop(metrics.requests.get_or_create(&OutcomeLabel { outcome: *outcome }));
@@ -193,6 +197,11 @@ impl Metrics {
             "release_seconds",
             "From the route being up to a held request handed to the cell's connection",
             metrics.release.clone(),
+        );
+        of.register(
+            "first_answer_seconds",
+            "From a held request handed to the cell's connection to the head of the cell's answer",
+            metrics.first_answer.clone(),
         );
         metrics
     }

@@ -149,8 +149,14 @@ async fn send(
         desk.metrics.release.observe(from.elapsed().as_secs_f64());
     }
     let answer_timeout = ms(desk.config.limits.answer_timeout_ms);
+    let handed_over = Instant::now();
     let mut error = match timeout(answer_timeout, lease.sender.try_send_request(request)).await {
-        Ok(Ok(response)) => return Sent::Answered(Box::new(response), lease, inside),
+        Ok(Ok(response)) => {
+            if inside.released.is_some() {
+                desk.metrics.first_answer.observe(handed_over.elapsed().as_secs_f64());
+            }
+            return Sent::Answered(Box::new(response), lease, inside);
+        }
         Ok(Err(error)) => error,
         Err(_elapsed) => return Sent::Failed(Outcome::Unreachable, Reason::AnswerTimeout),
     };

@@ -95,25 +95,16 @@ impl Nft {
 
     /// Our table, `None` where it is not there.
     pub(super) async fn list(&self) -> Result<Option<Listing>, NetRulesError> {
+        // Numbers, not names: a new user in /etc/passwd would change a rule's look.
+        let error = match self.json(&["-j", "-nn", "list", "table", "inet", TABLE]).await {
+            Ok(listing) => return Ok(Some(listing)),
+            Err(error) => error,
+        };
         // Of the table alone nft says with the same exit code that it is not there and that it failed, in words that
-        // change; so the names of all tables are asked for first. Numbers, not names: a new user in /etc/passwd
-        // would change a rule's look.
+        // change; so where it failed, the names of all tables tell which it was.
         let tables = self.json(&["-j", "list", "tables", "inet"]).await?;
         let ours = |item: &Value| item.pointer("/table/name").and_then(Value::as_str) == Some(TABLE);
-        if !tables.0.iter().any(ours) {
-            return Ok(None);
-        }
-        match self.json(&["-j", "-nn", "list", "table", "inet", TABLE]).await {
-            Ok(listing) => Ok(Some(listing)),
-            // Removed between the two: missing, if it still is.
-            Err(error) => {
-                if self.json(&["-j", "list", "tables", "inet"]).await?.0.iter().any(ours) {
-                    Err(error)
-                } else {
-                    Ok(None)
-                }
-            }
-        }
+        if tables.0.iter().any(ours) { Err(error) } else { Ok(None) }
     }
 
     async fn json(&self, arguments: &[&str]) -> Result<Listing, NetRulesError> {

@@ -95,7 +95,9 @@ async fn goes_the_whole_way<B: Bench>(bench: B) {
     assert_eq!(look(&bench, &plan).await, Seen::Absent);
     assert_eq!(runtime.create(&plan).await.unwrap(), Created { op: 1, made: true });
     assert_eq!(look(&bench, &plan).await, Seen::Exited { fits: true, code: 0 });
-    let address = runtime.start(&plan.key, plan.port).await.unwrap();
+    let started = runtime.start(&plan.key, plan.port).await.unwrap();
+    assert!(started.call.is_some(), "it did not run before");
+    let address = started.address;
     assert_eq!(look(&bench, &plan).await, Seen::Running { address, fits: true });
     runtime.pause(&plan.key).await.unwrap();
     assert_eq!(look(&bench, &plan).await, Seen::Paused { address, fits: true });
@@ -111,6 +113,7 @@ async fn every_verb_can_be_repeated<B: Bench>(bench: B) {
     let (runtime, plan) = (bench.runtime(), bench.plan());
     let id = up(&bench, &plan).await;
     let first = runtime.start(&plan.key, plan.port).await.unwrap();
+    assert_eq!(first.call, None, "it ran already");
     assert_eq!(runtime.start(&plan.key, plan.port).await.unwrap(), first);
     assert_eq!(runtime.create(&plan).await.unwrap(), Created { op: 1, made: false });
     runtime.unpause(&plan.key).await.unwrap();

@@ -13,15 +13,17 @@
 //!
 //! Works with API 1.41 (Docker 20.10) and newer.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use berth_node_agent_core::cell::Seen;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
 use bollard::query_parameters::{RemoveContainerOptions, StopContainerOptions};
 
-use super::{CellEvents, ContainerKey, ContainerPlan, Created, EngineFacts, Owned, Runtime, RuntimeError};
+use super::{
+    CellEvents, ContainerKey, ContainerPlan, Created, EngineFacts, Owned, Runtime, RuntimeError, Started,
+};
 
 mod create;
 mod engine;
@@ -89,21 +91,34 @@ impl Runtime for DockerRuntime {
         create::create(&self.engine, plan).await
     }
 
-    async fn start(&self, key: &ContainerKey, port: u16) -> Result<SocketAddr, RuntimeError> {
-        let mine = self.mine(key).await?;
-        match mine.up() {
-            Up::Running => {}
+    async fn start(&self, key: &ContainerKey, port: u16) -> Result<Started, RuntimeError> {
+        let listed = find::list(&self.engine, key).await.map_err(RuntimeError::Look)?;
+        let (id, op, rests) = match listed.claim {
+            find::Claim::One { id, op, rests } => (id, op, rests),
+            find::Claim::Nothing => return Err(RuntimeError::Gone),
+            find::Claim::Stranger { detail } => return Err(RuntimeError::Foreign { detail }),
+        };
+        let mine = async |id| {
+            let mine = find::inspect(&self.engine, id, op).await.map_err(RuntimeError::Look)?;
+            mine.ok_or(RuntimeError::Gone)
+        };
+        let up = if rests { Up::Exited } else { mine(id.clone()).await?.up() };
+        let call = match up {
+            Up::Running => None,
             Up::Paused => return Err(RuntimeError::IsPaused),
             Up::Exited | Up::Between => {
+                let (asked, stopped) = (Instant::now(), id.as_str());
                 self.engine
-                    .call(ACT, |docker| async move { docker.start_container(&mine.id, None).await })
+                    .call(ACT, |docker| async move { docker.start_container(stopped, None).await })
                     .await
                     .map_err(RuntimeError::Start)?;
+                Some(asked..Instant::now())
             }
-        }
-        let mine = self.mine(key).await?;
+        };
+        // What was just found by its labels keeps them: its id is enough now.
+        let mine = mine(id).await?;
         match (mine.up(), mine.address(port)) {
-            (Up::Running, Some(address)) => Ok(address),
+            (Up::Running, Some(address)) => Ok(Started { address, call }),
             (Up::Running, None) => Err(RuntimeError::Unconfirmed {
                 wanted: "running with an address",
                 found: "without".to_owned(),
@@ -210,7 +225,8 @@ impl Runtime for DockerRuntime {
             Err(RuntimeError::Gone) => {}
             Err(error) => return Err(error),
         }
-        find::remove_repairs(&self.engine, key).await.map_err(RuntimeError::Remove)?;
+        let repairs = find::list(&self.engine, key).await.map_err(RuntimeError::Remove)?.repairs;
+        find::remove_repairs(&self.engine, &repairs).await.map_err(RuntimeError::Remove)?;
         network::remove(&self.engine, key, network).await
     }
 

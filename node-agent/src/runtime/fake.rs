@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use berth_node_agent_core::cell::Seen;
 use berth_shared::cell::ImageRef;
@@ -17,7 +18,7 @@ use tokio::sync::broadcast;
 use super::plan::{Whose, label};
 use super::{
     CellEvent, CellEventKind, CellEvents, ContainerKey, ContainerPlan, Created, EngineError, EngineFacts,
-    Owned, OwnedState, Runtime, RuntimeError,
+    Owned, OwnedState, Runtime, RuntimeError, Started,
 };
 
 /// Events that a reader may be behind before its stream ends with an error.
@@ -469,7 +470,8 @@ impl Runtime for FakeRuntime {
             .await
     }
 
-    async fn start(&self, key: &ContainerKey, port: u16) -> Result<SocketAddr, RuntimeError> {
+    async fn start(&self, key: &ContainerKey, port: u16) -> Result<Started, RuntimeError> {
+        let asked = Instant::now();
         self.act(Call::Start, key.cell, RuntimeError::Start, |world| {
             let container = world.containers.get(&world.mine(key)?).cloned().expect("found a moment ago");
             let address = || {
@@ -479,7 +481,7 @@ impl Runtime for FakeRuntime {
                 })
             };
             match container.state {
-                State::Running => return Ok((address()?, None)),
+                State::Running => return Ok((Started { address: address()?, call: None }, None)),
                 State::Paused => return Err(RuntimeError::IsPaused),
                 State::Created | State::Exited(_) => {}
             }
@@ -491,7 +493,8 @@ impl Runtime for FakeRuntime {
             match script {
                 StartScript::Runs => {
                     container.state = State::Running;
-                    Ok((address, Some((container.clone(), CellEventKind::Started))))
+                    let started = Started { address, call: Some(asked..Instant::now()) };
+                    Ok((started, Some((container.clone(), CellEventKind::Started))))
                 }
                 StartScript::Exits(code) => {
                     container.state = State::Exited(code);

@@ -66,7 +66,7 @@ impl DockerBench {
     /// Started, and answering.
     async fn ready(&self, plan: &ContainerPlan) -> SocketAddr {
         self.runtime.create(plan).await.unwrap();
-        let address = self.runtime.start(&plan.key, plan.port).await.unwrap();
+        let address = self.runtime.start(&plan.key, plan.port).await.unwrap().address;
         let answers = async {
             while !matches!(get(address, "/startupz").await, Ok(text) if text.contains("\"started\"")) {
                 tokio::time::sleep(Duration::from_millis(20)).await;

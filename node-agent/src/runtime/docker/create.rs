@@ -28,8 +28,12 @@ fn volumes(image: &ImageInspect) -> &[String] {
 /// See [`crate::runtime::Runtime::create`].
 pub(super) async fn create(engine: &Engine, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
     let key = plan.full_key();
-    let look = async { find::find(engine, &key).await.map_err(RuntimeError::Look) };
-    let (found, image_seen, network_seen) =
+    let look = async {
+        let find::Listed { claim, repairs } = find::list(engine, &key).await?;
+        Ok((find::found(engine, &key, claim).await?, repairs))
+    };
+    let look = async { look.await.map_err(RuntimeError::Look) };
+    let ((found, repairs), image_seen, network_seen) =
         tokio::try_join!(look, image::look(engine, &plan.image), network::look(engine, plan))?;
     // First what forbids everything, then what is slow, then what changes something.
     let mine = match found {
@@ -46,7 +50,7 @@ pub(super) async fn create(engine: &Engine, plan: &ContainerPlan) -> Result<Crea
     }
     let image = image::ensure(engine, &plan.image, image_seen).await?;
     let network = network::ensure(engine, plan, network_seen).await?;
-    find::remove_repairs(engine, &key).await.map_err(RuntimeError::Create)?;
+    find::remove_repairs(engine, &repairs).await.map_err(RuntimeError::Create)?;
     if let Some(mine) = mine {
         let same_image = mine.inspected.image.is_some() && mine.inspected.image == image.id;
         if mine.fits(&fingerprint) && same_image && !network.fresh && !mine.is_dead() {
@@ -98,7 +102,8 @@ pub(super) async fn repair(
     limit: Millis,
 ) -> Result<(), RuntimeError> {
     let key = plan.full_key();
-    match find::find(engine, &key).await.map_err(RuntimeError::Look)? {
+    let find::Listed { claim, repairs } = find::list(engine, &key).await.map_err(RuntimeError::Look)?;
+    match find::found(engine, &key, claim).await.map_err(RuntimeError::Look)? {
         Found::Stranger { detail } => return Err(RuntimeError::Foreign { detail }),
         Found::One(mine) if mine.up() != Up::Exited => return Err(RuntimeError::StillUp),
         Found::One(_) | Found::Nothing { .. } => {}
@@ -107,7 +112,7 @@ pub(super) async fn repair(
     let image = image::ensure(engine, &plan.image, image_seen).await?;
     let command =
         repair_command(&image, args).ok_or_else(|| RuntimeError::NoRepair { image: plan.image.clone() })?;
-    find::remove_repairs(engine, &key).await.map_err(RuntimeError::Repair)?;
+    find::remove_repairs(engine, &repairs).await.map_err(RuntimeError::Repair)?;
     let name = format!("{}-repair-{}", key.container_name(), plan.op);
     let details =
         Details { role: label::ROLE_REPAIR, network: None, volumes: volumes(&image), command: Some(command) };

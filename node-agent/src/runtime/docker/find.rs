@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use berth_node_agent_core::cell::Seen;
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary};
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum,
+};
 use bollard::query_parameters::ListContainersOptions;
 
 use super::engine::Engine;
@@ -35,6 +37,29 @@ pub(super) enum Found {
     One(Box<Mine>),
     /// Something claims to be it and is not ours.
     Stranger { detail: String },
+}
+
+/// What a list tells of a cell's containers.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) claim: Claim,
+    /// What repairs left behind when the agent died in one.
+    pub(super) repairs: Vec<String>,
+}
+
+/// Which container is the cell's, as far as a list tells.
+#[derive(Debug)]
+pub(super) enum Claim {
+    Nothing,
+    One {
+        id: String,
+        op: u64,
+        /// It does not run. A list can be behind, so anything else has to be asked for by id.
+        rests: bool,
+    },
+    Stranger {
+        detail: String,
+    },
 }
 
 /// What a container is doing.
@@ -130,38 +155,60 @@ fn shown(summary: &ContainerSummary) -> String {
     format!("container {name} ({id})")
 }
 
-/// Looks for the cell's container.
-pub(super) async fn find(engine: &Engine, key: &ContainerKey) -> Result<Found, EngineError> {
-    let mut ours: Option<(String, u64)> = None;
+/// Lists the cell's containers: one question.
+pub(super) async fn list(engine: &Engine, key: &ContainerKey) -> Result<Listed, EngineError> {
+    let mut listed = Listed { claim: Claim::Nothing, repairs: Vec::new() };
     for summary in labelled(engine, key).await? {
         match whose(key, &summary) {
-            Whose::OurRepair => {}
+            Whose::OurRepair => listed.repairs.extend(summary.id.clone()),
             Whose::Stranger { why } => {
-                return Ok(Found::Stranger {
-                    detail: format!("{} has the label of this cell and is {why}", shown(&summary)),
-                });
+                let detail = format!("{} has the label of this cell and is {why}", shown(&summary));
+                return Ok(Listed { claim: Claim::Stranger { detail }, ..listed });
             }
             Whose::Ours { op } => {
                 let Some(id) = summary.id.clone() else { continue };
-                if ours.is_some() {
+                if let Claim::One { .. } = listed.claim {
                     // Cannot be: they would share their name. If it is all the same, a person has to choose.
-                    return Ok(Found::Stranger {
-                        detail: format!("{} is a second container of this cell", shown(&summary)),
-                    });
+                    let detail = format!("{} is a second container of this cell", shown(&summary));
+                    return Ok(Listed { claim: Claim::Stranger { detail }, ..listed });
                 }
-                ours = Some((id, op));
+                let rests = matches!(
+                    summary.state,
+                    Some(ContainerSummaryStateEnum::EXITED | ContainerSummaryStateEnum::CREATED)
+                );
+                listed.claim = Claim::One { id, op, rests };
             }
         }
     }
-    if let Some((id, op)) = ours {
-        let looked_up = id.clone();
-        match engine.call(ASK, |docker| async move { docker.inspect_container(&looked_up, None).await }).await
-        {
-            Ok(inspected) => return Ok(Found::One(Box::new(Mine { id, op, inspected }))),
-            // Removed between the two questions.
-            Err(error) if error.is_not_found() => return Ok(Found::Nothing { name_taken_by: None }),
-            Err(error) => return Err(error),
+    Ok(listed)
+}
+
+/// Asks for a container that a list showed to be ours; `None`: it is gone.
+pub(super) async fn inspect(engine: &Engine, id: String, op: u64) -> Result<Option<Mine>, EngineError> {
+    let asked = id.clone();
+    match engine.call(ASK, |docker| async move { docker.inspect_container(&asked, None).await }).await {
+        Ok(inspected) => Ok(Some(Mine { id, op, inspected })),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Looks for the cell's container.
+pub(super) async fn find(engine: &Engine, key: &ContainerKey) -> Result<Found, EngineError> {
+    let listed = list(engine, key).await?;
+    found(engine, key, listed.claim).await
+}
+
+/// Goes on from a list.
+pub(super) async fn found(engine: &Engine, key: &ContainerKey, claim: Claim) -> Result<Found, EngineError> {
+    match claim {
+        Claim::Stranger { detail } => return Ok(Found::Stranger { detail }),
+        Claim::One { id, op, .. } => {
+            let mine = inspect(engine, id, op).await?;
+            // Gone is: removed between the two questions.
+            return Ok(mine.map_or(Found::Nothing { name_taken_by: None }, |mine| Found::One(Box::new(mine))));
         }
+        Claim::Nothing => {}
     }
     let name = key.container_name();
     let asked = name.clone();
@@ -180,11 +227,9 @@ pub(super) async fn find(engine: &Engine, key: &ContainerKey) -> Result<Found, E
 }
 
 /// Removes what repairs left behind when the agent died in one, running or not.
-pub(super) async fn remove_repairs(engine: &Engine, key: &ContainerKey) -> Result<(), EngineError> {
-    for summary in labelled(engine, key).await? {
-        if let (Whose::OurRepair, Some(id)) = (whose(key, &summary), &summary.id) {
-            remove_container(engine, id, true).await?;
-        }
+pub(super) async fn remove_repairs(engine: &Engine, repairs: &[String]) -> Result<(), EngineError> {
+    for id in repairs {
+        remove_container(engine, id, true).await?;
     }
     Ok(())
 }

@@ -1,0 +1,168 @@
+# shellcheck shell=bash
+#
+# A whole Berth on loopback for the script that sources this: a front door, a coordinator, a node agent, and a model
+# that answers without an account. Started, waited for, ended and removed.
+#
+# Source it after lib.sh. In this order: stack_build, stack_open, stack_start. What it sets for the script:
+#   bin       folder of the programs             run_dir   folder of everything else, gone at the end
+#   api       IP:PORT of the coordinator's API   front     IP:PORT of the front door; port is its port
+#   pids      the daemons' pids; PID_OF[NAME] is one's
+
+# The ingress runs as this uid, which owns nothing else on the machine.
+readonly INGRESS_UID=64222
+# A node's packet rules and bridges are the machine's, so one Berth lives on it at a time. The end-to-end tests hold the
+# same lock (tests/src/world/place.rs).
+readonly WORLD_LOCK=/var/tmp/berth-world.lock
+run_dir=
+bin=
+pids=()
+declare -A PID_OF=()
+
+# stack_build debug|release: builds the programs.
+stack_build() {
+    local profile=$1 flags=()
+    [[ $profile == release ]] && flags=(--release)
+    (cd "$BERTH_ROOT" && cargo build --quiet --locked "${flags[@]}" \
+        -p berth-coordinator -p berth-node-agent -p berth-ingress -p berth-fake-model)
+    bin=${CARGO_TARGET_DIR:-$BERTH_ROOT/target}/$profile
+}
+
+# stack_open NAME: waits until no other Berth is on this machine, makes the folder, and cleans up at the script's end,
+# however that comes.
+stack_open() {
+    local fd
+    # Held for as long as this script or one of its daemons lives.
+    exec {fd}>>"$WORLD_LOCK"
+    if ! flock -n "$fd"; then
+        step "waiting for another Berth on this machine ($WORLD_LOCK)"
+        flock -w "$BERTH_LOCK_WAIT_S" "$fd" ||
+            fail "another Berth was there for $BERTH_LOCK_WAIT_S s" "lslocks | grep berth   # shows whose"
+    fi
+    # The ingress's own uid has to reach its program and its socket: not below anybody's home.
+    run_dir=$(mktemp -d "/var/tmp/$1.XXXXXX")
+    chmod 711 "$run_dir"
+    trap stack_close EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+# Ends what was started, newest first, and removes what was made. Runs at every exit.
+stack_close() {
+    local code=$? pid i container network mount log
+    trap '' INT TERM
+    [[ -n $run_dir ]] || exit "$code"
+    if ((code != 0)); then
+        for log in "$run_dir"/*.log; do
+            [[ -s $log ]] || continue
+            printf '\n--- the end of %s\n' "${log##*/}" >&2
+            tail -n 25 "$log" >&2
+        done
+    fi
+    say "cleaning up"
+    for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
+        pid=${pids[i]}
+        kill -TERM "$pid" 2>/dev/null || continue
+        # A stopped one would never hear it.
+        kill -CONT "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
+    if [[ -s $run_dir/node-id ]]; then
+        while read -r container; do
+            [[ -n $container ]] && docker rm -f "$container" >/dev/null
+        done < <(docker ps -aq --filter "label=berth.node=$(<"$run_dir/node-id")")
+        while read -r network; do
+            [[ -n $network ]] && docker network rm "$network" >/dev/null
+        done < <(docker network ls -q --filter "label=berth.node=$(<"$run_dir/node-id")")
+    fi
+    while read -r mount; do
+        [[ -n $mount ]] && umount "$mount"
+    done < <(awk -v dir="$run_dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo)
+    nft delete table inet berth 2>/dev/null || true
+    rm -rf -- "$run_dir"
+    exit "$code"
+}
+
+# daemons_live: stops the script if one of the daemons has ended.
+daemons_live() {
+    local pid
+    for pid in "${pids[@]}"; do
+        kill -0 "$pid" 2>/dev/null || fail "a daemon ended" "see the logs above"
+    done
+}
+
+# wait_for WHAT SECONDS COMMAND...: polls until the command succeeds; stops the script after that many seconds.
+wait_for() {
+    local what=$1 limit=$2 until=$((SECONDS + $2))
+    shift 2
+    until "$@"; do
+        ((SECONDS < until)) || fail "$what did not happen within $limit s" "see the logs above"
+        daemons_live
+        sleep 0.1
+    done
+}
+
+berth() { "$bin/berth" --api "http://$api" --key-file "$run_dir/operator.key" "$@"; }
+
+# cell_is USER STATE
+cell_is() { [[ $(berth --json cell show "$1" | jq -r '.status.state // "none"') == "$2" ]]; }
+
+node_connected() { [[ $(berth --json node show node-1 | jq -r .connected) == true ]]; }
+
+# stack_daemon NAME COMMAND...: starts a daemon of ours; its words go to NAME.log.
+stack_daemon() {
+    local name=$1
+    shift
+    "$@" >"$run_dir/$name.log" 2>&1 &
+    pids+=($!)
+    # shellcheck disable=SC2034 # read by the script that sources this
+    PID_OF[$name]=$!
+}
+
+# stack_start IMAGE PORT MODEL: starts everything and waits for the node. IMAGE is what users get who ask for none;
+# PORT is the front door's, 0 for a free one; with MODEL=true a model runs, too, and the cells know of it.
+stack_start() {
+    local image=$1 wanted_port=$2 with_model=$3 model agent_settings
+    mkdir -m 711 "$run_dir/door" "$run_dir/bin"
+    install -d -m 700 -o $INGRESS_UID -g $INGRESS_UID "$run_dir/ingress"
+    install -m 755 "$bin/berth-ingress" "$run_dir/bin/"
+    stack_daemon ingress setpriv --reuid $INGRESS_UID --regid $INGRESS_UID --clear-groups \
+        "$run_dir/bin/berth-ingress" run \
+        --set "listen=127.0.0.1:$wanted_port" --set metrics_listen=127.0.0.1:0 \
+        --set "door_socket=$run_dir/door/door.sock" --set "state_dir=$run_dir/ingress" \
+        --set "port_file=$run_dir/ingress/port" --set "metrics_port_file=$run_dir/ingress/metrics-port"
+    wait_for "the front door" 20 test -s "$run_dir/ingress/port"
+    front=$(<"$run_dir/ingress/port")
+    port=${front##*:}
+
+    stack_daemon coordinator "$bin/berth-coordinator" serve --operator-key-file "$run_dir/operator.key" \
+        --set "data_dir=$run_dir/coordinator" --set api_listen=127.0.0.1:0 --set "api_port_file=$run_dir/api-port" \
+        --set link_listen=127.0.0.1:0 --set link_address=127.0.0.1:0 \
+        --set domain=localhost --set "public_port=$port" --set "default_image=$image"
+    wait_for "the coordinator" 20 test -s "$run_dir/api-port"
+    api=$(<"$run_dir/api-port")
+    wait_for "the operator's key" 5 test -s "$run_dir/operator.key"
+
+    agent_settings=(
+        --set "data_dir=$run_dir/agent" --set "door_socket=$run_dir/door/door.sock" --set "ingress_uid=$INGRESS_UID"
+        --set metrics_listen=127.0.0.1:0 --set "metrics_port_file=$run_dir/agent-metrics" --set "public_port=$port"
+    )
+    if $with_model; then
+        # A model that answers without any account: it says back what it was told so far. It listens on the address of
+        # Docker's default bridge, which cells may not reach unless the node allows it.
+        stack_daemon model "$bin/berth-fake-model" --listen 172.17.0.1:0 --port-file "$run_dir/model-port"
+        wait_for "the model" 10 test -s "$run_dir/model-port"
+        model=$(<"$run_dir/model-port")
+        (umask 077 && printf 'demo-key' >"$run_dir/llm.key")
+        agent_settings+=(
+            --set "egress_allow=['$model/tcp']" --set "cell_env_files={PLATFORM_LLM_KEY='$run_dir/llm.key'}"
+            --set "provider={base_url='http://$model/v1', model='demo'}"
+        )
+    fi
+    berth --json token create node-1 | jq -r .token >"$run_dir/join-token"
+    "$bin/berth-node-agent" join --token-file "$run_dir/join-token" "${agent_settings[@]}" >"$run_dir/join.log" 2>&1 ||
+        fail "the node did not join: $(tail -n 3 "$run_dir/join.log")" "see the logs above"
+    rm -f "$run_dir/join-token"
+    berth --json node show node-1 | jq -r .id >"$run_dir/node-id"
+    stack_daemon agent "$bin/berth-node-agent" run "${agent_settings[@]}"
+    wait_for "the node" 20 node_connected
+}

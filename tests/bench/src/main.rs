@@ -1,0 +1,190 @@
+//! Starts or wakes one cell and tells, as one line of JSON, how long each part took. `scripts/bench wake` calls it once
+//! per wake and does the rest.
+//!
+//! Both ways end with the first byte of the same request's answer, and both poll for readiness in the same rhythm: the
+//! next probe begins [`PROBE_EVERY`] after the last one was answered, as the node agent does it.
+
+#![expect(clippy::print_stdout, reason = "its result is a line on stdout")]
+
+mod engine;
+mod http;
+mod spans;
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use berth_node_agent_core::front::owner_identity;
+use berth_node_agent_core::workload::{self, Probe};
+use berth_shared::cell::Workload;
+use berth_shared::ids::UserId;
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Map, Value, json};
+
+use crate::engine::Engine;
+use crate::spans::{PARTS, Places, SPANS, Snapshot};
+
+/// The pause between a probe's answer and the next probe: the node agent's own (`node-agent/src/hands.rs`).
+const PROBE_EVERY: Duration = Duration::from_millis(50);
+
+/// How long one probe may take, and a connection: the node agent's own.
+const PROBE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a whole wake may take.
+const WAKE_MAX: Duration = Duration::from_secs(240);
+
+/// Clocks one wake of a stopped cell.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    way: Way,
+}
+
+#[derive(Debug, Subcommand)]
+enum Way {
+    /// Without Berth: the engine's start call until the cell is ready, then the request, sent straight to the cell.
+    Floor {
+        #[command(flatten)]
+        request: Request,
+        /// The user's id, by which the cell knows its owner.
+        #[arg(long)]
+        user: UserId,
+    },
+    /// With Berth: the request, sent to the front door of the sleeping cell.
+    Wake {
+        #[command(flatten)]
+        request: Request,
+        /// The front door.
+        #[arg(long, value_name = "IP:PORT")]
+        front: SocketAddr,
+        /// File with the user's bearer token.
+        #[arg(long, value_name = "FILE")]
+        bearer_file: PathBuf,
+        /// The front door's metrics.
+        #[arg(long, value_name = "IP:PORT")]
+        ingress_metrics: SocketAddr,
+        /// The node agent's metrics.
+        #[arg(long, value_name = "IP:PORT")]
+        agent_metrics: SocketAddr,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Request {
+    /// The cell's container.
+    #[arg(long, value_name = "ID")]
+    container: String,
+    /// The host name that is asked for.
+    #[arg(long)]
+    host: String,
+    /// The path that is asked for.
+    #[arg(long, default_value = "/v1/models")]
+    path: String,
+    /// The container engine's socket.
+    #[arg(long, value_name = "FILE", default_value = "/var/run/docker.sock")]
+    engine: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let told = match Cli::parse().way {
+        Way::Floor { request, user } => floor(&request, user)?,
+        Way::Wake { request, front, bearer_file, ingress_metrics, agent_metrics } => {
+            let bearer = std::fs::read_to_string(bearer_file).context("the bearer file")?;
+            wake(&request, front, bearer.trim(), Places { agent: agent_metrics, ingress: ingress_metrics })?
+        }
+    };
+    println!("{told}");
+    Ok(())
+}
+
+fn ms(span: Duration) -> f64 {
+    span.as_secs_f64() * 1000.0
+}
+
+fn connect(address: SocketAddr, read_max: Duration) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PROBE_MAX)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(read_max))?;
+    Ok(stream)
+}
+
+fn floor(request: &Request, user: UserId) -> Result<Value> {
+    let engine = Engine { socket: request.engine.clone() };
+    let identity = owner_identity(&user);
+    let headers = [
+        ("host", request.host.as_str()),
+        ("accept", "application/json"),
+        // A documentation address (RFC 5737): the gateway refuses a proxy that forwards for nobody.
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", request.host.as_str()),
+        ("x-forwarded-user", identity.as_str()),
+    ];
+    let begun = Instant::now();
+    engine.start(&request.container)?;
+    let started = begun.elapsed();
+    let running = engine.running(&request.container)?;
+    let address = running.at(workload::port(Workload::Openclaw));
+    loop {
+        let probe = connect(address, PROBE_MAX).map_err(anyhow::Error::from).and_then(|mut stream| {
+            http::ask(&mut stream, "GET", workload::ready_path(Workload::Openclaw), &headers)
+        });
+        if let Ok(answer) = probe
+            && workload::judge_probe(Workload::Openclaw, answer.status, &answer.body) == Probe::Ready
+        {
+            break;
+        }
+        if begun.elapsed() > WAKE_MAX {
+            bail!("not ready within {WAKE_MAX:?}");
+        }
+        std::thread::sleep(PROBE_EVERY);
+    }
+    let ready = begun.elapsed();
+    let cpu = running.cpu()?;
+    let answer = http::ask(&mut connect(address, WAKE_MAX)?, "GET", &request.path, &headers)?;
+    ensure!(answer.status == 200, "the cell answered with {}", answer.status);
+    Ok(json!({
+        "arm": "floor",
+        "engine_start_ms": ms(started),
+        "ready_ms": ms(ready),
+        "first_byte_ms": ms(answer.first_byte.duration_since(begun)),
+        "cpu_s": cpu.as_secs_f64(),
+    }))
+}
+
+fn wake(request: &Request, front: SocketAddr, bearer: &str, places: Places) -> Result<Value> {
+    let before = Snapshot::take(places)?;
+    let authorization = format!("Bearer {bearer}");
+    let headers = [
+        ("host", request.host.as_str()),
+        ("accept", "application/json"),
+        ("authorization", authorization.as_str()),
+    ];
+    let begun = Instant::now();
+    let answer = http::ask(&mut connect(front, WAKE_MAX)?, "GET", &request.path, &headers)?;
+    let total = answer.first_byte.duration_since(begun);
+    ensure!(answer.status == 200, "the front door answered with {}", answer.status);
+    let cpu = Engine { socket: request.engine.clone() }.running(&request.container)?.cpu()?;
+    let after = Snapshot::take(places)?;
+    let (mut told, mut added, mut known) = (Map::new(), Duration::ZERO, Duration::ZERO);
+    for span in SPANS {
+        let took = before.until(&after, span)?;
+        known += took;
+        if span.added {
+            added += took;
+        }
+        told.insert(format!("{}_ms", span.name), json!(ms(took)));
+    }
+    for part in PARTS {
+        told.insert(format!("{}_ms", part.name), json!(ms(before.until(&after, part)?)));
+    }
+    told.insert("arm".to_owned(), json!("berth"));
+    told.insert("first_byte_ms".to_owned(), json!(ms(total)));
+    told.insert("added_ms".to_owned(), json!(ms(added)));
+    // What is in no span: the ways between the processes, and between the engine's answer and the first probe.
+    told.insert("between_ms".to_owned(), json!(ms(total) - ms(known)));
+    told.insert("cpu_s".to_owned(), json!(cpu.as_secs_f64()));
+    Ok(Value::Object(told))
+}
