@@ -126,8 +126,9 @@ pub enum ConfigError {
         /// The file as it was named.
         path: PathBuf,
     },
-    /// Keys or values are wrong: everything that was found, never empty.
-    #[error("the config is wrong:{}", list(problems))]
+    /// Keys or values are wrong: everything that was found, never empty. The text has this error's stable code
+    /// (docs/errors.md).
+    #[error("the config is wrong (config_invalid):{}", list(problems))]
     Invalid {
         /// In the order of the keys.
         problems: Vec<Problem>,

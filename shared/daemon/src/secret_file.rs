@@ -72,7 +72,8 @@ pub enum SecretFileError {
         owner: u32,
     },
     /// Mode or access list let others read or write it.
-    #[error("key file {} is readable by others (mode {mode:04o}); it must be 0600", path.display())]
+    /// Its text ends with this error's stable code (docs/errors.md).
+    #[error("key file {} is readable by others (mode {mode:04o}); it must be 0600 (key_file_exposed)", path.display())]
     ReadableByOthers {
         /// The file as it was named.
         path: PathBuf,

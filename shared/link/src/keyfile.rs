@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use berth_shared::problem::Code;
 use berth_shared::signing::SigningKey;
 use data_encoding::BASE64URL_NOPAD;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
@@ -29,7 +30,7 @@ pub enum KeyFileError {
         path: PathBuf,
     },
     /// Its mode lets others than its owner at it.
-    #[error("key file readable by others: {} has mode {mode:03o}, 600 is expected", path.display())]
+    #[error("key file readable by others: {} has mode {mode:03o}, 600 is expected ({})", path.display(), Code::KeyFileExposed)]
     Exposed {
         /// The file.
         path: PathBuf,

@@ -225,7 +225,10 @@ fn a_required_key_that_is_not_set_is_named() {
         domain: String,
     }
     let error = Case::new("", &[], &[]).load::<Strict>().unwrap_err();
-    assert_eq!(error.to_string(), "the config is wrong:\n  domain: this key is required and not set");
+    assert_eq!(
+        error.to_string(),
+        "the config is wrong (config_invalid):\n  domain: this key is required and not set"
+    );
     assert_eq!(error.exit(), Exit::Usage);
 }
 

@@ -407,7 +407,8 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 self.driver.status.send_modify(|status| status.state = LinkState::Offline);
             }
             Effect::Refused { code, detail } => {
-                error!(%code, detail, "coordinator refuses this node");
+                // Whoever watches the status tells the person, with what to do.
+                debug!(%code, detail, "coordinator refuses this node");
                 self.driver.status.send_modify(|status| status.state = LinkState::Refused { code, detail });
             }
         }

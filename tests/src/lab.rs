@@ -1,0 +1,18 @@
+//! What some stories need beside a [`World`](crate::world::World): Docker behind a proxy that can be closed, the door's
+//! wire tapped, an internet of one's own, small disks, and raw HTTP.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`engine_proxy`] | Docker's API through a socket of the test: counted, refused on demand, gone on demand |
+//! | [`tap`] | counts the bytes between ingress and agent |
+//! | [`internet`] | a network namespace with addresses of everywhere, reachable from cells and by nobody else |
+//! | [`small_disk`] | a file system that can be filled |
+//! | [`raw`] | HTTP/1.1 by hand: connections that are kept, requests that no library would send |
+//! | [`shell`] | programs of the machine |
+
+pub mod engine_proxy;
+pub mod internet;
+pub mod raw;
+pub mod shell;
+pub mod small_disk;
+pub mod tap;

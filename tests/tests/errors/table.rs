@@ -1,0 +1,99 @@
+//! Which test provokes which code: a new code without a test fails here.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use berth_shared::problem::Code;
+
+/// The stories of this folder: a code is covered where it is named in one of them.
+const HERE: [&str; 5] = [
+    include_str!("api.rs"),
+    include_str!("cells.rs"),
+    include_str!("front.rs"),
+    include_str!("journal.rs"),
+    include_str!("joining.rs"),
+];
+
+/// Provoked by another test: code, file below the workspace, function.
+const ELSEWHERE: [(Code, &str, &str); 6] = [
+    // Traps of a hostile cell, with the real programs.
+    (
+        Code::HostileFolder,
+        "tests/tests/isolation/hostile.rs",
+        "nothing_that_a_cell_plants_in_its_folder_makes_the_agent_act_outside_or_wait",
+    ),
+    // Takes the three minutes that a start may take.
+    (
+        Code::ImageNeverReady,
+        "tests/tests/errors_long.rs",
+        "an_image_that_is_never_ready_is_told_as_such_and_stopped",
+    ),
+    // Needs a node whose queue of 128 frames is full.
+    (
+        Code::NodeBusy,
+        "coordinator/src/hub.rs",
+        "a_node_that_does_not_read_is_busy_and_one_that_is_gone_silent",
+    ),
+    // Needs a command that overtakes a newer assignment.
+    (Code::StaleGeneration, "node-agent/core/src/agent/tests.rs", ""),
+    // Needs a node of another version.
+    (Code::VersionUnsupported, "coordinator/src/tests/links.rs", ""),
+    // Needs a bug, or an impossible answer.
+    (Code::Internal, "coordinator/src/tests/stores.rs", ""),
+];
+
+/// In the table, and made by no program: whoever makes one provokes it in a test.
+const UNMADE: [Code; 1] = [Code::WakeTimeout];
+
+/// Sources that may name a code without making it.
+const NAMES_ONLY: [&str; 2] = ["node-agent/ingress/src/answer.rs", "shared/src/problem.rs"];
+
+fn read(file: &str) -> String {
+    let path = format!("{}/../{file}", env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// All sources of the product.
+fn sources(folder: &str, into: &mut Vec<String>) {
+    let path = format!("{}/../{folder}", env!("CARGO_MANIFEST_DIR"));
+    for entry in fs::read_dir(path).unwrap().map(Result::unwrap) {
+        let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type().unwrap().is_dir() {
+            sources(&name, into);
+        } else if name.ends_with(".rs") {
+            into.push(name);
+        }
+    }
+}
+
+fn is_named(text: &str, code: Code) -> bool {
+    let name = format!("Code::{code:?}");
+    text.match_indices(&name).any(|(at, _)| !text[at + name.len()..].starts_with(char::is_alphanumeric))
+}
+
+#[test]
+fn every_code_is_provoked_by_a_test() {
+    let here = Code::ALL.iter().filter(|code| HERE.iter().any(|story| is_named(story, **code)));
+    let mut covered: BTreeSet<Code> = here.copied().collect();
+    for (code, file, function) in ELSEWHERE {
+        let text = read(file);
+        assert!(
+            is_named(&text, code) || text.contains(&format!("\"{code}\"")),
+            "{code} is not tested in {file}"
+        );
+        assert!(text.contains(&format!("fn {function}(")) || function.is_empty(), "{file} has no {function}");
+        assert!(covered.insert(code), "{code} is tested here, too: take it off the list");
+    }
+    let mut product = vec![];
+    for folder in ["coordinator", "node-agent", "shared"] {
+        sources(folder, &mut product);
+    }
+    product.retain(|file| !NAMES_ONLY.contains(&file.as_str()));
+    for code in UNMADE {
+        let makers: Vec<&String> = product.iter().filter(|file| is_named(&read(file), code)).collect();
+        assert!(makers.is_empty(), "{code} is made in {makers:?}: provoke it, and take it off the list");
+        assert!(covered.insert(code), "{code} is provoked: take it off the list");
+    }
+    let missing: Vec<&Code> = Code::ALL.iter().filter(|code| !covered.contains(code)).collect();
+    assert!(missing.is_empty(), "no test provokes {missing:?}");
+}

@@ -1,0 +1,37 @@
+//! Errors that take minutes. Built only with the feature `long`.
+
+use std::time::{Duration, Instant};
+
+use berth_shared::problem::Code;
+use berth_tests::lab::shell::say;
+use berth_tests::world::wait::eventually;
+use berth_tests::world::{Options, Rest, World};
+use serde_json::json;
+
+/// How long a start may take until the cell is ready (`Verb::AwaitReady`), and its stop.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(180 + 30);
+
+#[tokio::test]
+async fn an_image_that_is_never_ready_is_told_as_such_and_stopped() {
+    let world = World::start(Options::default()).await;
+    let anna = world.create_running("anna", Rest::Stop, Duration::from_secs(600)).await;
+    anna.front.post("/control", json!({ "never_ready": true }).to_string()).await.ok(200);
+    world.api.post("/v1/cells/anna/sleep", json!({})).await.ok(200);
+
+    let begun = Instant::now();
+    // The coordinator waits for half of that; the node goes on by itself.
+    let waiting = world.api.cli(&["cell", "wake", "anna"]).await;
+    say(&format!("  after {:.0?}: {}", begun.elapsed(), waiting.err));
+    assert_eq!(waiting.code, 75, "{waiting:?}");
+    assert!(waiting.err.contains(Code::CommandTimeout.as_str()), "{waiting:?}");
+    eventually("the node gives up", GIVEN_UP_WITHIN, async || {
+        (world.status("anna").await["problem"]["code"] == Code::ImageNeverReady.as_str()).then_some(())
+    })
+    .await;
+    say(&format!("  given up after {:.0?}", begun.elapsed()));
+    // Nobody calls any more, so it is stopped and not tried again.
+    world.container_is(&anna.cell, "exited").await;
+    let why = world.api.cli(&["cell", "why", "anna"]).await;
+    assert!(why.out.contains(Code::ImageNeverReady.as_str()), "{why:?}");
+    world.end(&[]).await;
+}

@@ -1,0 +1,70 @@
+//! Cells stay shut in when somebody flushes the machine's packet rules. Built only with the feature `long`.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic in a test is its report")]
+
+#[path = "isolation/attempts.rs"]
+mod attempts;
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use attempts::Attempts;
+use berth_tests::lab::shell::{run, say};
+use berth_tests::world::wait::eventually;
+use berth_tests::world::{Options, Rest, World};
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// The agent checks its rules every minute.
+const BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// One look at everything takes as long as a cell waits for what does not answer.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The rules of everybody else on this machine, Docker's above all. Put back when dropped.
+struct OthersRules(Vec<(&'static str, String)>);
+
+impl OthersRules {
+    fn keep() -> Self {
+        Self(["iptables", "ip6tables"].map(|family| (family, run(&format!("{family}-save"), &[]))).into())
+    }
+}
+
+impl Drop for OthersRules {
+    fn drop(&mut self) {
+        for (family, rules) in &self.0 {
+            let restore = Command::new(format!("{family}-restore")).stdin(Stdio::piped()).spawn();
+            let mut child = restore.expect("what saved can restore");
+            let written = child.stdin.take().map(|mut input| input.write_all(rules.as_bytes()));
+            let ended = child.wait();
+            say(&format!("  {family}: put back, {written:?}, {ended:?}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_minute_after_all_packet_rules_were_flushed_cells_are_shut_in_again() {
+    let world = World::start(Options::default()).await;
+    let anna = world.create_running("anna", Rest::Stop, LONG).await;
+    let bert = world.create_running("bert", Rest::Stop, LONG).await;
+    let attempts = Attempts::prepare(&world, &anna, &bert).await;
+    attempts.targets_are_there();
+    assert_eq!(attempts.reached(&anna).await, Vec::<String>::new());
+
+    let others = OthersRules::keep();
+    run("nft", &["flush", "ruleset"]);
+    let begun = Instant::now();
+    let reached = attempts.reached(&anna).await;
+    say(&format!("  without rules a cell reaches: {reached:#?}"));
+    assert!(!reached.is_empty(), "nothing is reached without rules either: this test could not fail");
+    eventually("the cell is shut in again", BACK_WITHIN + LOOK, async || {
+        attempts.reached(&anna).await.is_empty().then_some(())
+    })
+    .await;
+    say(&format!("  shut in again after {:.0?}", begun.elapsed()));
+    assert!(attempts.internet_works(&anna).await, "an ordinary port of the internet is not reached");
+    drop(others);
+    assert!(attempts.internet_works(&anna).await, "with everybody's rules back, the internet is not reached");
+    assert_eq!(attempts.reached(&anna).await, Vec::<String>::new());
+    world.end(&[]).await;
+}

@@ -1,0 +1,277 @@
+//! The agent killed -9 between any two steps of a way down or up (invariant 8). It is started again, and the truth has
+//! to hold: one container per cell, none lost, nobody waits past the bound, and a cell with nothing to do rests.
+
+use std::time::{Duration, Instant};
+
+use berth_tests::world::engine::Recorder;
+use berth_tests::world::front::Front;
+use berth_tests::world::http::{Failed, Reply};
+use berth_tests::world::wait::eventually;
+use berth_tests::world::{BOUND, Member, Options, Rest, World};
+use tokio::task::JoinSet;
+
+use crate::{SOON, whoami};
+
+const FAILPOINT: &str = "BERTH_FAILPOINT";
+
+/// Places on the way down. Until the workload has answered, both ways are the same.
+const DOWN_TO_STOPPED: [&str; 6] =
+    ["done:fence", "intent:suspend", "done:suspend", "intent:stop", "done:stop", "report:stop"];
+const DOWN_TO_FROZEN: [&str; 4] = ["done:suspend", "intent:pause", "done:pause", "report:pause"];
+/// Places on the way up from each rest.
+const UP_FROM_STOPPED: [&str; 6] =
+    ["intent:create", "done:create", "intent:start", "done:start", "report:start", "done:await_ready"];
+const UP_FROM_FROZEN: [&str; 5] =
+    ["intent:unpause", "done:unpause", "report:unpause", "done:resume", "done:await_ready"];
+
+struct Story {
+    world: World,
+    member: Member,
+    /// Somebody else, at rest all the time: nothing may happen to them.
+    other: Member,
+    docker: Recorder,
+    rest: Rest,
+    data: String,
+}
+
+impl Story {
+    async fn begin(rest: Rest) -> Self {
+        let world = World::start(Options::default()).await;
+        let other = world.create_running("other", rest, SOON).await;
+        world.container_is(&other.cell, docker_state(rest)).await;
+        let docker = world.engine.record();
+        let member = world.create_running("anna", rest, SOON).await;
+        let data = whoami(&member.front).await["dataId"].to_string();
+        // The workload's limit of 30 handshakes a minute is not this story's.
+        let unlimited = member.front.post("/control", r#"{"no_rate_limit":true}"#).await;
+        assert_eq!(unlimited.status, 200, "{}", unlimited.text());
+        Self { world, member, other, docker, rest, data }
+    }
+
+    /// Starts the agent so that it dies at this place.
+    async fn arm(&mut self, failpoint: &str) {
+        self.world.agent.kill9();
+        self.world.agent.with_env(FAILPOINT, failpoint).spawn().await;
+    }
+
+    async fn revive(&mut self) {
+        self.world.agent.wait_killed(BOUND).await;
+        self.world.agent.without_env(FAILPOINT).spawn().await;
+    }
+
+    async fn rests(&self) {
+        self.world.container_is(&self.member.cell, docker_state(self.rest)).await;
+    }
+
+    /// The truth after a crash, whatever it was: the user is served with their data, and then the cell rests.
+    async fn truth_holds(&self, when: &str) {
+        self.nothing_is_doubled(when).await;
+        assert_eq!(
+            whoami(&self.member.front).await["dataId"].to_string(),
+            self.data,
+            "{when}: the data of before"
+        );
+        self.rests().await;
+    }
+
+    /// Each user has one container, one network, one disk, and nobody else's was touched.
+    async fn nothing_is_doubled(&self, when: &str) {
+        let cell = &self.member.cell;
+        let containers = self.world.engine.containers_of(cell).await;
+        assert_eq!(containers.len(), 1, "{when}: {containers:?}");
+        assert_eq!(self.world.engine.networks_of(cell).await.len(), 1, "{when}");
+        let mounts = self.world.mounts();
+        assert_eq!(mounts.iter().filter(|mount| mount.contains(cell)).count(), 1, "{when}: {mounts:?}");
+        let all = self.world.engine.containers().await;
+        assert_eq!(all.len(), 2, "{when}: two users, two containers: {all:?}");
+        let touched = self.docker.all().await.into_iter().find(|event| event.cell == self.other.cell);
+        assert_eq!(touched, None, "{when}: somebody else's cell was touched");
+    }
+
+    async fn end(self) {
+        self.world.agent_is_connected().await;
+        self.world.cell_is("anna", self.rest.state()).await;
+        assert_eq!(self.docker.count(&self.member.cell, "create").await, 1, "the container was made once");
+        self.world.end(&[]).await;
+    }
+
+    /// Killed on the way down: once while nobody wants anything, once while somebody asks for the cell.
+    async fn killed_on_the_way_down(&mut self, failpoint: &str) {
+        // Up, so that there is a way down.
+        whoami(&self.member.front).await;
+        self.arm(failpoint).await;
+        self.revive().await;
+        self.rests().await;
+        self.nothing_is_doubled(&format!("after {failpoint}, nobody asking")).await;
+
+        assert_eq!(whoami(&self.member.front).await["dataId"].to_string(), self.data, "after {failpoint}");
+        self.arm(failpoint).await;
+        self.world.agent.wait_killed(BOUND).await;
+        let asking = ask(&self.member.front);
+        self.somebody_is_held().await;
+        self.world.agent.without_env(FAILPOINT).spawn().await;
+        answered(asking, failpoint).await;
+        self.truth_holds(&format!("after {failpoint}, somebody asking")).await;
+    }
+
+    /// Killed on the way up, while the one who asked waits.
+    async fn killed_on_the_way_up(&mut self, failpoint: &str) {
+        self.rests().await;
+        self.arm(failpoint).await;
+        let asking = ask(&self.member.front);
+        self.revive().await;
+        answered(asking, failpoint).await;
+        self.truth_holds(&format!("after {failpoint}")).await;
+    }
+
+    async fn somebody_is_held(&self) {
+        eventually("the request is held", BOUND, async || {
+            let counted = self.world.metrics(&self.world.ingress).await;
+            (counted.value("berth_ingress_held_requests") == 1.0).then_some(())
+        })
+        .await;
+    }
+}
+
+const fn docker_state(rest: Rest) -> &'static str {
+    match rest {
+        Rest::Stop => "exited",
+        Rest::Freeze => "paused",
+        Rest::AlwaysOn => "running",
+    }
+}
+
+/// Asks for the cell, aside.
+fn ask(front: &Front) -> JoinSet<Result<Reply, Failed>> {
+    let front = front.clone();
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { front.try_get("/echo").await });
+    asking
+}
+
+/// Whoever asked during the crash was held, and is answered by the cell once there is an agent again.
+async fn answered(mut asking: JoinSet<Result<Reply, Failed>>, failpoint: &str) {
+    let reply = asking.join_next().await.expect("somebody asks").expect("asking does not panic");
+    let reply =
+        reply.unwrap_or_else(|error| panic!("{failpoint}: whoever asked was not answered: {}", error.0));
+    assert_eq!(reply.status, 200, "{failpoint}: whoever asked was refused: {}", reply.text());
+}
+
+fn told(failpoint: &str, begun: Instant) {
+    eprintln!("    {failpoint:<18} {:>6} ms", begun.elapsed().as_millis());
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_a_cell_is_stopped_leads_back_to_the_truth() {
+    let mut story = Story::begin(Rest::Stop).await;
+    for failpoint in DOWN_TO_STOPPED {
+        let begun = Instant::now();
+        story.killed_on_the_way_down(failpoint).await;
+        told(failpoint, begun);
+    }
+    story.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_a_cell_is_frozen_leads_back_to_the_truth() {
+    let mut story = Story::begin(Rest::Freeze).await;
+    for failpoint in DOWN_TO_FROZEN {
+        let begun = Instant::now();
+        story.killed_on_the_way_down(failpoint).await;
+        told(failpoint, begun);
+    }
+    story.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_a_stopped_cell_wakes_leads_back_to_the_truth() {
+    let mut story = Story::begin(Rest::Stop).await;
+    for failpoint in UP_FROM_STOPPED {
+        let begun = Instant::now();
+        let starts = story.docker.count(&story.member.cell, "start").await;
+        story.killed_on_the_way_up(failpoint).await;
+        let started = story.docker.count(&story.member.cell, "start").await - starts;
+        // Once for the one who asked. `truth_holds` asks right behind, and once more only if it fell asleep between.
+        assert!((1..=2).contains(&started), "{failpoint}: {started} starts");
+        told(failpoint, begun);
+    }
+    story.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_a_frozen_cell_wakes_leads_back_to_the_truth() {
+    let mut story = Story::begin(Rest::Freeze).await;
+    let boot = whoami(&story.member.front).await["bootId"].clone();
+    for failpoint in UP_FROM_FROZEN {
+        let begun = Instant::now();
+        story.killed_on_the_way_up(failpoint).await;
+        assert_eq!(whoami(&story.member.front).await["bootId"], boot, "{failpoint}: the same process");
+        told(failpoint, begun);
+    }
+    story.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_a_new_user_gets_a_cell_makes_one_and_runs_it() {
+    let mut world = World::start(Options::default()).await;
+    let docker = world.engine.record();
+    let places = [
+        "intent:create",
+        "done:create",
+        "intent:start",
+        "done:start",
+        "done:await_ready",
+        "report:await_ready",
+    ];
+    for (number, failpoint) in places.into_iter().enumerate() {
+        let begun = Instant::now();
+        let slug = format!("new-{number}");
+        world.agent.kill9();
+        world.agent.with_env(FAILPOINT, failpoint).spawn().await;
+        world.agent_is_connected().await;
+        let member = world.create(&slug, Rest::Stop, SOON).await;
+        world.agent.wait_killed(BOUND).await;
+        world.agent.without_env(FAILPOINT).spawn().await;
+        // It is new, so it comes up although nobody asks; then it has nothing to do.
+        world.container_is(&member.cell, "exited").await;
+        eventually("the new cell was started", BOUND, async || {
+            (docker.count(&member.cell, "start").await >= 1).then_some(())
+        })
+        .await;
+        assert_eq!(whoami(&member.front).await["uid"], whoami(&member.front).await["gid"]);
+        world.container_is(&member.cell, "exited").await;
+        assert_eq!(docker.count(&member.cell, "create").await, 1, "{failpoint}");
+        told(failpoint, begun);
+    }
+    let all = world.engine.containers().await;
+    assert_eq!(all.len(), places.len(), "{all:?}");
+    world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_a_user_is_removed_removes_everything_all_the_same() {
+    let mut world = World::start(Options::default()).await;
+    for (number, failpoint) in
+        ["intent:stop", "done:stop", "intent:remove", "done:remove", "report:remove"].into_iter().enumerate()
+    {
+        let begun = Instant::now();
+        let slug = format!("gone-{number}");
+        let member = world.create_running(&slug, Rest::Stop, Duration::from_secs(3600)).await;
+        world.agent.kill9();
+        world.agent.with_env(FAILPOINT, failpoint).spawn().await;
+        world.agent_is_connected().await;
+        world.cell_is(&slug, "running").await;
+        assert_eq!(world.api.delete(&format!("/v1/users/{slug}")).await.status, 204);
+        world.agent.wait_killed(BOUND).await;
+        world.agent.without_env(FAILPOINT).spawn().await;
+        world.cell_leaves_nothing(&member.cell).await;
+        eventually("nobody is let in", BOUND, async || {
+            (member.front.get("/").await.status == 401).then_some(())
+        })
+        .await;
+        told(failpoint, begun);
+    }
+    assert_eq!(world.engine.containers().await, []);
+    world.agent_is_connected().await;
+    world.end(&[]).await;
+}

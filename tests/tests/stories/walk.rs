@@ -1,0 +1,117 @@
+//! The way of one user from creation to removal.
+
+use berth_tests::world::wait::eventually;
+use berth_tests::world::{BOUND, Options, Rest, World};
+use serde_json::json;
+
+use crate::{NOT_IN_THIS_STORY, SOON, log_in, whoami};
+
+#[tokio::test]
+async fn a_cell_falls_asleep_wakes_with_its_data_and_leaves_nothing_when_its_user_is_removed() {
+    let world = World::start(Options::default()).await;
+    let docker = world.engine.record();
+    let anna = world.create_running("anna", Rest::Stop, SOON).await;
+    let cell = anna.cell.as_str();
+    let first = whoami(&anna.front).await;
+    assert_eq!(anna.front.post("/state/colour", "heliotrope").await.status, 200);
+
+    world.container_is(cell, "exited").await;
+    world.cell_is("anna", "stopped").await;
+    let stranger = anna.front.stranger();
+    assert_eq!(stranger.get("/state/colour").await.status, 401);
+    assert_eq!(world.front("nobody").get("/").await.status, 401);
+    assert_eq!(docker.count(cell, "start").await, 1, "a stranger woke the cell");
+
+    assert_eq!(anna.front.get("/state/colour").await.text(), "heliotrope");
+    assert_eq!(docker.count(cell, "start").await, 2);
+    let second = whoami(&anna.front).await;
+    assert_eq!(second["dataId"], first["dataId"], "the data of before");
+    assert_ne!(second["bootId"], first["bootId"], "another process");
+
+    world.api.post("/v1/cells/anna/restart", json!({})).await.ok(200);
+    let third = whoami(&anna.front).await;
+    assert_eq!(third["dataId"], first["dataId"]);
+    assert_ne!(third["bootId"], second["bootId"]);
+    assert_eq!(docker.count(cell, "create").await, 1, "a container is kept over its rests");
+
+    let removed = world.api.cli(&["user", "rm", "anna", "--yes"]).await;
+    assert_eq!(removed.code, 0, "{}", removed.err);
+    world.cell_leaves_nothing(cell).await;
+    eventually("a removed user is nobody", BOUND, async || {
+        (anna.front.get("/").await.status == 401).then_some(())
+    })
+    .await;
+
+    let next = world.create_running("anna", Rest::Stop, SOON).await;
+    assert_ne!(next.cell, anna.cell);
+    assert_eq!(anna.front.get("/").await.status, 401, "a token of the user of before");
+    assert_eq!(next.front.get("/state/colour").await.status, 404, "data of the user of before");
+    assert_ne!(whoami(&next.front).await["dataId"], first["dataId"]);
+    world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn a_frozen_cell_goes_on_as_the_same_process_after_one_thaw_for_everybody() {
+    let world = World::start(Options::default()).await;
+    let docker = world.engine.record();
+    let anna = world.create_running("anna", Rest::Freeze, SOON).await;
+    let cell = anna.cell.as_str();
+    let first = whoami(&anna.front).await;
+
+    world.container_is(cell, "paused").await;
+    world.cell_is("anna", "frozen").await;
+    assert_eq!(anna.front.stranger().get("/").await.status, 401);
+    assert_eq!(docker.count(cell, "unpause").await, 0, "a stranger thawed the cell");
+
+    let asked = (0..20).map(|number| {
+        let front = anna.front.clone();
+        async move { front.post("/echo/raw", number.to_string()).await.text() }
+    });
+    let answers = futures_util::future::join_all(asked).await;
+    for (number, answer) in answers.iter().enumerate() {
+        assert_eq!(*answer, number.to_string(), "everybody gets their own answer");
+    }
+    assert_eq!(docker.count(cell, "unpause").await, 1);
+    assert_eq!(whoami(&anna.front).await["bootId"], first["bootId"], "the same process");
+
+    // A page opened in a browser wakes it, too.
+    let browser = log_in(&world, "anna").await;
+    world.container_is(cell, "paused").await;
+    let page = browser.request("GET", "/").header("accept", "text/html").header("sec-fetch-mode", "navigate");
+    let page = browser.send(page, "").await.expect("the page is answered");
+    assert!(page.header("content-type").starts_with("text/html"), "{}", page.text());
+    assert_eq!(whoami(&anna.front).await["bootId"], first["bootId"]);
+
+    // Removed while frozen: nothing is left, and it is not thawed in order to be ended.
+    world.container_is(cell, "paused").await;
+    assert_eq!(world.api.delete("/v1/users/anna").await.status, 204);
+    world.cell_leaves_nothing(cell).await;
+    assert_eq!(docker.count(cell, "start").await, 1);
+    world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn work_under_way_keeps_a_cell_awake_and_its_end_lets_it_sleep() {
+    let world = World::start(Options::default()).await;
+    let anna = world.create_running("anna", Rest::Stop, SOON).await;
+    let docker = world.engine.record();
+    let slow = anna.front.get("/slow?ms=4000").await;
+    assert_eq!(slow.status, 200, "a request that takes longer than the quiet time is answered");
+    assert_eq!(docker.count(&anna.cell, "die").await, 0);
+    world.container_is(&anna.cell, "exited").await;
+
+    let bob = world.create_running("bob", Rest::Stop, NOT_IN_THIS_STORY).await;
+    assert_eq!(bob.front.post("/control", json!({ "busy": ["cron-run"] }).to_string()).await.status, 200);
+    let refused = world.api.post("/v1/cells/bob/sleep", json!({})).await;
+    assert_eq!(refused.ok(409)["code"], "cell_busy");
+    eventually("why it is awake is told", BOUND, async || {
+        world.status("bob").await["last_refusal"].to_string().contains("cron-run").then_some(())
+    })
+    .await;
+    assert_eq!(bob.front.post("/control", json!({ "busy": null }).to_string()).await.status, 200);
+    world.api.post("/v1/cells/bob/sleep", json!({ "freeze": true })).await.ok(200);
+    world.container_is(&bob.cell, "paused").await;
+    world.api.post("/v1/cells/bob/wake", json!({})).await.ok(200);
+    assert_eq!(whoami(&bob.front).await["starts"], 1);
+    world.end(&[]).await;
+}
