@@ -21,6 +21,9 @@ use tokio::time::timeout;
 /// The address that the agent forwards for.
 const FORWARDED_FOR: &str = "192.0.2.1";
 
+/// How long connecting may take: a cell is on a bridge of this machine.
+const CONNECT_MAX: Duration = Duration::from_millis(500);
+
 /// How a cell answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -90,7 +93,9 @@ impl CellHttp {
     }
 
     async fn ask_unbounded(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, CellHttpError> {
-        let stream = TcpStream::connect(self.address).await.map_err(CellHttpError::Connect)?;
+        // A container that has ended leaves an address that nobody answers for: seconds, unless it is cut short.
+        let connecting = timeout(CONNECT_MAX, TcpStream::connect(self.address)).await;
+        let stream = connecting.map_err(|_| CellHttpError::Late)?.map_err(CellHttpError::Connect)?;
         stream.set_nodelay(true).map_err(CellHttpError::Connect)?;
         let (mut sender, connection) =
             http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.map_err(CellHttpError::Http)?;

@@ -66,7 +66,6 @@ codes! {
     StaleGeneration "stale_generation" 409 "The command was for an assignment that is not the newest any more." "Read the cell again and repeat the command."
     CellBusy "cell_busy" 409 "The cell cannot sleep now: something is under way." "`berth cell why USER` shows what; it is tried again by itself when the cell is idle."
     CellUnknown "cell_unknown" 409 "The node does not know yet what the cell is doing." "Wait until the node's container engine answers; `berth cell show USER` shows it."
-    WakeTimeout "wake_timeout" 504 "The cell was started but was not ready in time. It is stopped and tried again later." "Look at `berth cell logs USER`."
     WakeQueueFull "wake_queue_full" 503 "Too many callers are waiting for this cell, or for cells of this node." "Try again in a few seconds."
     UnknownImage "unknown_image" 502 "The image is not on the node and cannot be pulled." "Build or load it on the node, or name it by digest so that it can be pulled."
     ImageNeverReady "image_never_ready" 502 "The container runs but its readiness probe never succeeded." "Look at `berth cell logs USER`; check that the image is of the workload that the user was created with."

@@ -15,8 +15,11 @@ const GIVEN_UP_WITHIN: Duration = Duration::from_secs(180 + 30);
 async fn an_image_that_is_never_ready_is_told_as_such_and_stopped() {
     let world = World::start(Options::default()).await;
     let anna = world.create_running("anna", Rest::Stop, Duration::from_secs(600)).await;
-    anna.front.post("/control", json!({ "never_ready": true }).to_string()).await.ok(200);
     world.api.post("/v1/cells/anna/sleep", json!({})).await.ok(200);
+    // From outside: one that runs would no more be ready to sleep.
+    let folder = world.dir().join("agent/cells").join(&anna.cell).join("data");
+    std::fs::write(folder.join("mode.json"), json!({ "never_ready": true }).to_string())
+        .expect("it is mounted");
 
     let begun = Instant::now();
     // The coordinator waits for half of that; the node goes on by itself.

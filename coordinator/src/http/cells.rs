@@ -18,12 +18,12 @@ use super::body::{JsonBody, Name, QueryOf};
 use super::error::ApiError;
 use super::users::{known_slug, node_of, unknown};
 
-/// How long a wake may take: the node gives a cold start less, and its answer has to come back.
-const WAKE_MAX: Millis = Millis::secs(90);
+/// How long a wake may take: the node gives a cold start 180 s, stops what never got ready, and tells why.
+const WAKE_MAX: Millis = Millis::secs(240);
 /// How long a sleep may take: a workload may drain for up to 330 s before it stops.
 const SLEEP_MAX: Millis = Millis::secs(400);
 /// A sleep and a wake.
-const RESTART_MAX: Millis = Millis::secs(490);
+const RESTART_MAX: Millis = Millis::secs(640);
 /// How long the reading of a log may take.
 const LOGS_MAX: Millis = Millis::secs(15);
 

@@ -158,7 +158,7 @@ pub(crate) fn because(reason: Reason, form: Form) -> Response<Answer> {
 pub(crate) fn refused(problem: &Problem, after: Millis, form: Form) -> Response<Answer> {
     let Problem { code, detail } = problem;
     let advice = match code {
-        Code::WakeTimeout | Code::WakeQueueFull | Code::NoRoom => "Try again in a few seconds.",
+        Code::WakeQueueFull | Code::NoRoom => "Try again in a few seconds.",
         _ => "Try again later; the operator finds the cause by the code.",
     };
     retry_after(told(form, code.status(), code.as_str(), code.meaning(), detail, advice), after)

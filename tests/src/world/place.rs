@@ -8,12 +8,17 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::INGRESS_UID;
+use super::wait::eventually;
 
 /// Not below a home: the ingress's own uid has to reach its program and its socket. Not the temporary folder of the
 /// environment: every world of the machine has to find the same lock.
 const WORLDS: &str = "/var/tmp";
 const LOCK: &str = "/var/tmp/berth-world.lock";
 const PREFIX: &str = "berth-world.";
+/// How long one waits for a demo to end.
+const OTHER_NODE: Duration = Duration::from_secs(300);
+const BRIDGE_PREFIX: &str = "bth";
+
 const NODE_FILE: &str = "node-id";
 
 /// Swap for the frozen cells of a story: more than they all may have.
@@ -42,6 +47,7 @@ impl Place {
         );
         let turn = turn().await;
         remove_leftovers();
+        nobody_elses_node().await;
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(WORLDS).unwrap().keep();
         let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         open(&dir, 0o711);
@@ -173,6 +179,26 @@ async fn turn() -> File {
             std::process::exit(1)
         }
     }
+}
+
+/// A node that is no world's (a demo, a benchmark, a real one) does not take the lock, and its bridges have the names
+/// that ours would get.
+async fn nobody_elses_node() {
+    let bridges = || -> Vec<String> {
+        let names =
+            fs::read_dir("/sys/class/net").unwrap().filter_map(Result::ok).map(|entry| entry.file_name());
+        names
+            .filter_map(|name| name.into_string().ok())
+            .filter(|name| name.starts_with(BRIDGE_PREFIX))
+            .collect()
+    };
+    let found = bridges();
+    if found.is_empty() {
+        return;
+    }
+    say(&format!("waiting for another node on this machine to end: it has the bridges {found:?}"));
+    let what = "no other node lives on this machine (docker network ls | grep berth shows whose it is)";
+    eventually(what, OTHER_NODE, async || bridges().is_empty().then_some(())).await;
 }
 
 /// Words for whoever reads the test's output.

@@ -1,7 +1,6 @@
 //! The coordinator killed while users are created, and away while they live on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use berth_tests::world::metrics::page;
 use berth_tests::world::wait::eventually;
@@ -11,32 +10,51 @@ use tokio::task::JoinSet;
 
 use crate::{SOON, whoami};
 
-/// How long after the first call of a round the coordinator is killed: over the whole span in which four calls are
-/// written and told to the node.
-const KILLED_AFTER_MS: [u64; 6] = [1, 4, 8, 14, 22, 35];
-const CALLERS: usize = 4;
+/// The coordinator is killed after so many confirmed users of a round, while the callers go on.
+const KILLED_AFTER: [usize; 6] = [1, 2, 3, 1, 2, 4];
+/// Users that one caller makes in a round at the most.
+const USERS_MAX: usize = 8;
+const CALLERS: usize = 3;
 
 #[tokio::test]
 async fn a_coordinator_killed_while_users_are_created_keeps_each_one_that_it_confirmed() {
     let mut world = World::start(Options::default()).await;
     let mut confirmed = BTreeSet::new();
     let mut asked = BTreeSet::new();
-    for (round, after) in KILLED_AFTER_MS.into_iter().enumerate() {
+    for (round, kill_after) in KILLED_AFTER.into_iter().enumerate() {
+        let (told, mut confirmations) = tokio::sync::mpsc::channel(CALLERS * USERS_MAX);
         let mut callers = JoinSet::new();
         for caller in 0..CALLERS {
-            let (api, slug) = (world.api.clone(), format!("user-{round}-{caller}"));
-            asked.insert(slug.clone());
+            let (api, told) = (world.api.clone(), told.clone());
+            // Each goes on until a call is not answered: somebody is always in the middle of one.
             callers.spawn(async move {
-                let user = json!({ "slug": slug, "image": TEST_IMAGE, "workload": "openclaw", "memory": "64MiB",
-                    "disk": "16MiB", "rest": "stop", "idle_after": 1000 });
-                let answer = api.call("POST", "/v1/users", Some(user)).await;
-                answer.ok().map(|reply| (slug, reply.ok(201)))
+                let mut made = vec![];
+                for number in 0..USERS_MAX {
+                    let slug = format!("user-{round}-{caller}-{number}");
+                    let user = json!({ "slug": slug, "image": TEST_IMAGE, "workload": "openclaw",
+                        "memory": "64MiB", "disk": "16MiB", "rest": "stop", "idle_after": 1000 });
+                    let answer = api.call("POST", "/v1/users", Some(user)).await.ok();
+                    let cell = answer.map(|reply| reply.ok(201)["cell"].to_string());
+                    let ended = cell.is_none();
+                    made.push((slug, cell));
+                    if ended {
+                        break;
+                    }
+                    // The killer may have heard enough already.
+                    let _ = told.send(()).await;
+                }
+                made
             });
         }
-        tokio::time::sleep(Duration::from_millis(after)).await;
+        for _ in 0..kill_after {
+            confirmations.recv().await.expect("a user is confirmed");
+        }
         world.coordinator.kill9();
         while let Some(ended) = callers.join_next().await {
-            confirmed.extend(ended.unwrap().map(|(slug, user)| (slug, user["cell"].to_string())));
+            for (slug, cell) in ended.unwrap() {
+                confirmed.extend(cell.map(|cell| (slug.clone(), cell)));
+                asked.insert(slug);
+            }
         }
         world.coordinator.spawn().await;
         world.agent_is_connected().await;

@@ -59,8 +59,15 @@ impl Story {
         self.world.agent.without_env(FAILPOINT).spawn().await;
     }
 
+    /// Waits until the cell rests, in Docker and by the agent's own journal: an agent that is killed between the two takes
+    /// it up again, which is another story than the one that is armed next.
     async fn rests(&self) {
         self.world.container_is(&self.member.cell, docker_state(self.rest)).await;
+        let at_rest = format!("berth_agent_cells{{kind=\"{}\"}}", self.rest.state());
+        eventually("the agent knows that both cells rest", BOUND, async || {
+            (self.world.metrics(&self.world.agent).await.value(&at_rest) == 2.0).then_some(())
+        })
+        .await;
     }
 
     /// The truth after a crash, whatever it was: the user is served with their data, and then the cell rests.
