@@ -20,7 +20,7 @@ use berth_shared::ids::{CellId, NodeId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::{Secret, redact};
 use berth_shared::time::UnixMs;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::cell_http::CellHttp;
 use crate::config::Config;
@@ -347,17 +347,14 @@ impl<R: Runtime> Hands<R> {
         };
         let http = CellHttp::new(address, &job.spec, &job.domain);
         // A gateway that is not up yet, or was restarted, holds no suspension: its readiness is what counts.
-        match timeout(HANDSHAKE_MAX, http.post(openclaw::RPC_PATH, openclaw::resume_body(&id), HANDSHAKE_MAX))
-            .await
-        {
-            Ok(Ok(answer)) if answer.status == 200 => {}
-            Ok(Ok(answer)) => {
-                tracing::info!(cell = %job.spec.cell, status = answer.status, "resume was not taken")
+        match http.post(openclaw::RPC_PATH, openclaw::resume_body(&id), HANDSHAKE_MAX).await {
+            Ok(answer) if answer.status == 200 => {}
+            Ok(answer) => {
+                tracing::info!(cell = %job.spec.cell, status = answer.status, "resume was not taken");
             }
-            Ok(Err(error)) => {
-                tracing::info!(cell = %job.spec.cell, error = chain(&error), "resume was not answered")
+            Err(error) => {
+                tracing::info!(cell = %job.spec.cell, error = chain(&error), "resume was not answered");
             }
-            Err(_) => tracing::info!(cell = %job.spec.cell, "resume was not answered in time"),
         }
         self.forget_suspension(job);
         Ok(Outcome::Resumed)
