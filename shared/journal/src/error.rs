@@ -3,7 +3,7 @@
 use std::{fmt, io};
 
 use crate::format::{GROUP_BYTES_MAX, GROUP_RECORDS_MAX, PAYLOAD_BYTES_MAX};
-use crate::record::{Chain, Seq};
+use crate::record::{At, Chain, Seq};
 
 /// Why the journal did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -162,10 +162,12 @@ pub enum ReadError<E: std::error::Error + 'static> {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The caller refused a record.
-    #[error("record {seq} was refused by its reader")]
+    #[error("{at}, sequence {seq}: the record was refused by its reader")]
     Refused {
         /// Which.
         seq: Seq,
+        /// Where its group starts.
+        at: At,
         /// Why.
         #[source]
         source: E,
@@ -226,8 +228,10 @@ pub enum Fault {
     NoOpening,
     #[error("expected the opening of a group, found its checksum wrong")]
     OpeningChecksum,
-    #[error("expected the opening of a group that was written here, found one of another place or segment")]
-    OpeningPlace,
+    #[error("expected the opening of a group that was written here, found the one of byte {offset}")]
+    OpeningMoved { offset: u64 },
+    #[error("expected the opening of a group of this segment, found one of another segment")]
+    OpeningForeign { id: [u8; 16] },
     #[error("expected a group that starts at this sequence, found {found}")]
     OpeningSequence { found: Seq },
     #[error("expected a group within the limits of length and count")]
@@ -286,6 +290,12 @@ pub enum Witness {
     /// The `synced` file names a sequence at or behind it.
     #[error("`synced` says that all up to sequence {seq} had been synced")]
     Synced {
+        /// That sequence.
+        seq: Seq,
+    },
+    /// It was whole when something outside the journal noted its chain: a snapshot of what it adds up to.
+    #[error("it was whole when its history up to sequence {seq} was noted")]
+    Marked {
         /// That sequence.
         seq: Seq,
     },

@@ -5,7 +5,7 @@ use crate::format::{
     GROUP_BYTES_MAX, GROUP_RECORDS_MAX, MARKER_BYTES, Marker, OPENING_BYTES, Opening, PAYLOAD_BYTES_MAX,
     RECORD_HEAD_BYTES, RecordHead, SECTOR, SegmentId, is_zero, wide,
 };
-use crate::record::{Head, NewRecord, Record, Seq};
+use crate::record::{At, Head, NewRecord, Record, Seq};
 
 /// Length on disk of a group with payloads of these lengths: what counts against
 /// [`GROUP_BYTES_MAX`].
@@ -95,8 +95,11 @@ pub(crate) fn encode(
 /// The opening of the group that belongs at `place`, or why these bytes are not it.
 pub(crate) fn decode_opening(bytes: &[u8], place: Place) -> Result<Opening, Fault> {
     let opening = Opening::decode(bytes)?;
-    if opening.offset != place.offset || opening.id != place.id {
-        return Err(Fault::OpeningPlace);
+    if opening.id != place.id {
+        return Err(Fault::OpeningForeign { id: opening.id.0 });
+    }
+    if opening.offset != place.offset {
+        return Err(Fault::OpeningMoved { offset: opening.offset });
     }
     if Some(opening.first) != place.before.seq.checked_add(1) {
         return Err(Fault::OpeningSequence { found: opening.first });
@@ -156,12 +159,18 @@ pub(crate) fn check(bytes: &[u8], opening: &Opening, place: Place) -> Result<Hea
 }
 
 /// The records of a group that [`check`] found whole.
-pub(crate) fn records<'a>(bytes: &'a [u8], opening: &Opening) -> impl Iterator<Item = Record<'a>> {
+pub(crate) fn records<'a>(
+    bytes: &'a [u8],
+    segment: Seq,
+    opening: &Opening,
+) -> impl Iterator<Item = Record<'a>> {
+    let group = At { segment, offset: opening.offset };
     let mut at = OPENING_BYTES;
     (0..opening.records).map_while(move |_| {
         let (head, payload) = split_record(bytes.get(at..)?)?;
         at = at.saturating_add(RECORD_HEAD_BYTES).saturating_add(payload.len());
-        Some(Record { seq: head.seq, kind: head.kind, version: head.version, payload, chain: head.chain })
+        let RecordHead { seq, kind, version, chain, .. } = head;
+        Some(Record { seq, at: group, kind, version, payload, chain })
     })
 }
 

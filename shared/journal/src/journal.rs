@@ -9,13 +9,15 @@
 
 use std::io;
 
-use crate::error::{Fault, JournalError, ReadError, Witness};
+use crate::error::{JournalError, ReadError, Witness};
+use crate::failpoint;
 use crate::format::{Header, SECTOR, SegmentId, Synced, wide};
-use crate::group::{self, Damage, Place};
-use crate::record::{Chain, Head, NewRecord, Record, Seq};
-use crate::segment::{self, SegmentReader, Step};
+use crate::group::{self, Place};
+use crate::range::Range;
+use crate::record::{Chain, Head, Mark, NewRecord, Record, Seq};
+use crate::segment;
 use crate::storage::{Access, File, LockError, Storage, read_exact_at, write_all_at};
-use crate::walk::{self, DIRECTORY_NAME, LastSegment, SYNCED_NAME};
+use crate::walk::{self, Begin, DIRECTORY_NAME, LastSegment, SYNCED_NAME};
 
 /// Length at which a new segment is begun, when nothing else is said.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
@@ -120,6 +122,24 @@ impl<S: Storage> Journal<S> {
     pub fn open<E>(
         storage: S,
         options: Options,
+        visit: impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<(Self, Recovery), ReadError<E>>
+    where
+        E: std::error::Error + 'static,
+    {
+        Self::open_from(storage, options, None, visit)
+    }
+
+    /// As [`open`](Self::open), but reads, checks and gives only what is behind `from`. The history before it is the
+    /// one that `from` was made of, or this fails: its chain stands in the commit marker there. What those older bytes
+    /// look like by now is not looked at: [`check_before`](crate::check_before) does that, at leisure.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); a mark that does not [`fit`](crate::fits) is [`Fault::OtherHistory`].
+    pub fn open_from<E>(
+        storage: S,
+        options: Options,
+        from: Option<&Mark>,
         mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<(Self, Recovery), ReadError<E>>
     where
@@ -129,7 +149,8 @@ impl<S: Storage> Journal<S> {
             LockError::Held => JournalError::Locked,
             LockError::Io(source) => JournalError::Lock(source),
         })?;
-        let walked = walk::walk(&storage, &options.advice, &mut visit)?;
+        let begin = from.map_or(Begin::Oldest, Begin::Mark);
+        let walked = walk::walk(&storage, &options.advice, begin, &mut visit)?;
         for name in &walked.leftovers {
             storage.remove(name).map_err(|source| JournalError::write(name, source))?;
         }
@@ -163,6 +184,13 @@ impl<S: Storage> Journal<S> {
         self.head
     }
 
+    /// The place behind the newest commit, for a later [`open_from`](Self::open_from).
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        let segment = self.segments.last().copied().unwrap_or(Seq::FIRST);
+        Mark { head: self.head, segment, end: self.last.end }
+    }
+
     /// The oldest sequence that is here; one behind [`head`](Self::head) in a journal without records.
     #[must_use]
     pub fn first_seq(&self) -> Seq {
@@ -186,21 +214,27 @@ impl<S: Storage> Journal<S> {
         group::check_bounds(records)?;
         let bytes = wide(group::group_bytes(records.iter().map(|record| record.payload.len())));
         let is_empty = self.last.end <= wide(SECTOR);
-        if !is_empty && self.last.end.saturating_add(bytes) > self.options.segment_bytes {
+        let is_full = self.last.end.saturating_add(bytes) > self.options.segment_bytes;
+        if !is_empty && (is_full || failpoint::SEGMENT_FULL.is_forced()) {
             self.rotate()?;
         }
         let place = Place { id: self.last.id, offset: self.last.end, before: self.head };
         let head = group::encode(&mut self.buffer, place, records)?;
-        if let Err(write) = write_all_at(&self.last.file, self.last.end, &self.buffer) {
+        let written = failpoint::APPEND_BEGUN.check();
+        if let Err(write) = written.and_then(|()| write_all_at(&self.last.file, self.last.end, &self.buffer))
+        {
             return Err(self.take_back(write));
         }
-        if let Err(source) = self.last.file.sync_data() {
+        let written = failpoint::APPEND_WRITTEN.check();
+        if let Err(source) = written.and_then(|()| self.last.file.sync_data()) {
             return Err(self.poison(JournalError::sync(self.last.name.clone(), source)));
         }
         let first_seq = self.head.seq.checked_add(1).ok_or(JournalError::SequenceExhausted)?;
         self.last.end = self.last.end.saturating_add(wide(self.buffer.len()));
         self.head = head;
+        failpoint::APPEND_SYNCED.reach();
         self.note_synced();
+        failpoint::APPEND_NOTED.reach();
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_BYTES_KEPT);
         Ok(Committed { first_seq, last_seq: head.seq, chain: head.chain })
@@ -226,38 +260,11 @@ impl<S: Storage> Journal<S> {
             return Err(JournalError::Dropped { asked: from, first }.into());
         }
         let holds = self.segments.partition_point(|segment| *segment <= from).saturating_sub(1);
-        let mut segments = self.segments.iter().skip(holds).copied().peekable();
-        let advice = &self.options.advice;
-        let mut before = None;
-        while let Some(segment) = segments.next() {
-            let limit = segments.peek().is_none().then_some(self.last.end);
-            let mut reader =
-                SegmentReader::open(&self.storage, segment, before, limit)?.map_err(|fault| {
-                    let name = segment::name_of(segment);
-                    segment::corrupt(name, 0, segment, fault, Witness::Committed, advice)
-                })?;
-            loop {
-                match reader.step()? {
-                    Step::End => break,
-                    Step::Damaged(damage) => {
-                        return Err(reader.corrupt(damage, Witness::Committed, advice).into());
-                    }
-                    Step::Group => {
-                        for record in reader.records().filter(|record| record.seq >= from) {
-                            visit(record).map_err(|source| ReadError::Refused { seq: record.seq, source })?;
-                        }
-                    }
-                }
-            }
-            if segments.peek().is_none() && reader.head != self.head {
-                let (synced, expected) = (self.head.seq, self.head.chain);
-                let fault = Fault::OtherHistory { synced, expected };
-                let damage = Damage { offset: reader.offset, seq: synced, fault };
-                return Err(reader.corrupt(damage, Witness::Committed, advice).into());
-            }
-            before = Some(reader.head);
-        }
-        Ok(())
+        let segments: Vec<Seq> = self.segments.iter().skip(holds).copied().collect();
+        let range = Range { segments, end: self.mark(), witness: Witness::Committed };
+        range.read(&self.storage, &self.options.advice, |record| {
+            if record.seq < from { Ok(()) } else { visit(record) }
+        })
     }
 
     /// Begins a new segment, unless the last one is still empty. Before a snapshot record, so that all older segments
@@ -296,13 +303,14 @@ impl<S: Storage> Journal<S> {
         let synced = Synced { floor: self.floor, head: self.head };
         write_all_at(&self.synced_file, 0, &synced.encode())
             .map_err(|source| JournalError::write(SYNCED_NAME, source))?;
-        if let Err(source) = self.synced_file.sync_data() {
+        if let Err(source) = self.synced_file.sync_data().and_then(|()| failpoint::DROP_SAID.check()) {
             return Err(self.poison(JournalError::sync(SYNCED_NAME, source)));
         }
         for _ in 0..keep {
             let oldest = segment::name_of(self.first_seq());
             self.storage.remove(&oldest).map_err(|source| JournalError::write(oldest, source))?;
             self.segments.remove(0);
+            failpoint::DROP_REMOVED.reach();
             // One by one, so that no crash leaves a hole.
             if let Err(error) = sync_directory(&self.storage) {
                 return Err(self.poison_if_fatal(error));
@@ -337,7 +345,8 @@ impl<S: Storage> Journal<S> {
     /// Cuts what a failed write left, durably: the next group must not share the file with its remains.
     fn take_back(&mut self, write: io::Error) -> JournalError {
         let name = self.last.name.clone();
-        match self.last.file.truncate(self.last.end).and_then(|()| self.last.file.sync_data()) {
+        let cut = failpoint::UNDO_BEGUN.check().and_then(|()| self.last.file.truncate(self.last.end));
+        match cut.and_then(|()| failpoint::UNDO_CUT.check()).and_then(|()| self.last.file.sync_data()) {
             Ok(()) => JournalError::write(name, write),
             Err(source) => self.poison(JournalError::Undo { name, write, source }),
         }
@@ -366,7 +375,8 @@ fn adopt<S: Storage>(
         bytes: last.file_bytes.saturating_sub(last.end),
     });
     if cut.is_some() {
-        file.truncate(last.end).map_err(|source| JournalError::write(name.clone(), source))?;
+        let cut = file.truncate(last.end).and_then(|()| failpoint::OPEN_CUT.check());
+        cut.map_err(|source| JournalError::write(name.clone(), source))?;
     }
     // Pages that an earlier process failed to sync read as written but count as clean: writing them again makes them
     // dirty, so that the sync below means what it says. See "Writing" in the crate's documentation.
@@ -378,10 +388,12 @@ fn adopt<S: Storage>(
             .map_err(|source| JournalError::read(name.clone(), source))?
         {
             write_all_at(&file, group.start, &bytes)
+                .and_then(|()| failpoint::OPEN_REWRITTEN.check())
                 .map_err(|source| JournalError::write(name.clone(), source))?;
         }
     }
     file.sync_data().map_err(|source| JournalError::sync(name.clone(), source))?;
+    failpoint::OPEN_SYNCED.reach();
     Ok((OpenSegment { file, name, id: last.header.id, end: last.end }, cut))
 }
 
@@ -402,9 +414,13 @@ fn make_segment<S: Storage>(
         Err(error) => return Err(failed(error)),
     }
     let file = storage.create(&new_name).map_err(failed)?;
+    failpoint::SEGMENT_CREATED.check().map_err(failed)?;
     write_all_at(&file, 0, &header).map_err(failed)?;
+    failpoint::SEGMENT_WRITTEN.check().map_err(failed)?;
     file.sync_data().map_err(|source| JournalError::sync(new_name.clone(), source))?;
+    failpoint::SEGMENT_SYNCED.check().map_err(failed)?;
     storage.rename(&new_name, &name).map_err(failed)?;
+    failpoint::SEGMENT_RENAMED.reach();
     sync_directory(storage)?;
     Ok(OpenSegment { file, name, id, end: wide(header.len()) })
 }
@@ -415,7 +431,9 @@ fn write_synced<S: Storage>(storage: &S, synced: Synced) -> Result<S::File, Jour
     let (file, made) = match storage.open(SYNCED_NAME, Access::Write) {
         Ok(file) => (file, false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            (storage.create(SYNCED_NAME).map_err(failed)?, true)
+            let file = storage.create(SYNCED_NAME).map_err(failed)?;
+            failpoint::SYNCED_CREATED.check().map_err(failed)?;
+            (file, true)
         }
         Err(error) => return Err(failed(error)),
     };
@@ -425,6 +443,7 @@ fn write_synced<S: Storage>(storage: &S, synced: Synced) -> Result<S::File, Jour
         file.truncate(wide(sector.len())).map_err(failed)?;
     }
     write_all_at(&file, 0, &sector).map_err(failed)?;
+    failpoint::SYNCED_WRITTEN.check().map_err(failed)?;
     file.sync_data().map_err(|source| JournalError::sync(SYNCED_NAME, source))?;
     if made {
         sync_directory(storage)?;

@@ -117,6 +117,13 @@
 //! copy is refused. A restore replaces the whole directory; an older copy beside a newer `synced` is refused on purpose,
 //! with [`Fault::EndsEarly`], since records that had been acknowledged are missing.
 //!
+//! # Beginning at a mark
+//!
+//! Who keeps a summary of the records may keep the [`Mark`] behind the last of them with it. [`fits`] says whether the
+//! journal has that history: the commit marker there holds the chain over all records before. [`Journal::open_from`] then
+//! reads what is behind the mark only, with the same rules for torn and damaged; [`check_before`] reads the rest, at any
+//! time, beside the one that writes.
+//!
 //! # Modules
 //!
 //! | module | decides |
@@ -127,15 +134,21 @@
 //! | `segment` | segment names; reading one segment group by group |
 //! | `tail` | torn or damaged |
 //! | `walk` | reading a whole journal: replay and [`verify`] |
+//! | `range` | reading what is known to be committed: [`check_before`] a mark, and the open journal's own records |
+//! | `inspect` | telling all that is wrong with a journal, of what kind each damage is |
 //! | `journal` | [`Journal`]: open, append, read, rotate, drop |
 //! | `storage` | the file layer: [`Storage`], [`File`], [`StdStorage`] |
 //! | `sim` | a file layer in memory that loses and tears what was not synced (feature `sim`) |
 //! | `error` | every way it can fail |
+//! | `failpoint` | where tests have the process die (debug builds) |
 
 mod error;
+mod failpoint;
 mod format;
 mod group;
+mod inspect;
 mod journal;
+mod range;
 mod record;
 mod segment;
 #[cfg(any(test, feature = "sim"))]
@@ -148,9 +161,12 @@ mod walk;
 mod tests;
 
 pub use error::{Corruption, Fault, JournalError, ReadError, Witness};
+pub use failpoint::POINTS as FAILPOINTS;
 pub use format::{GROUP_BYTES_MAX, GROUP_RECORDS_MAX, PAYLOAD_BYTES_MAX};
 pub use group::group_bytes;
+pub use inspect::{DamageKind, Finding, Inspection, Known, Refusal, inspect};
 pub use journal::{Committed, Cut, Journal, Options, Recovery, SEGMENT_BYTES_DEFAULT};
-pub use record::{Chain, Head, KindId, KindVersion, NewRecord, Record, Seq};
+pub use range::{bytes_before, check_before, fits};
+pub use record::{At, Chain, Head, KindId, KindVersion, Mark, NewRecord, Record, Seq};
 pub use storage::{Access, File, LockError, StdStorage, Storage};
-pub use walk::{Tail, Verified, verify};
+pub use walk::{Tail, Verified, scan, verify};

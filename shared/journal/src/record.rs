@@ -4,6 +4,8 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+use crate::segment;
+
 /// Place of a record in the journal. The first record has 1; 0 stands for "before the first".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Seq(u64);
@@ -110,11 +112,36 @@ pub struct NewRecord<'a> {
     pub payload: &'a [u8],
 }
 
+/// Where a group starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct At {
+    /// First sequence of its segment: the segment's name.
+    pub segment: Seq,
+    /// Byte in that file.
+    pub offset: u64,
+}
+
+impl At {
+    /// File name of the segment.
+    #[must_use]
+    pub fn segment_name(&self) -> String {
+        segment::name_of(self.segment)
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segment {}, byte {}", self.segment_name(), self.offset)
+    }
+}
+
 /// A record that was read; whole and in its place in the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
     /// Its place.
     pub seq: Seq,
+    /// Where its group starts.
+    pub at: At,
     /// What kind of fact it is.
     pub kind: KindId,
     /// Version of the payload's form.
@@ -132,6 +159,18 @@ pub struct Head {
     pub seq: Seq,
     /// Its chain; [`Chain::GENESIS`] in an empty journal.
     pub chain: Chain,
+}
+
+/// The place right behind a commit, and the history that ends there: enough to begin reading at it, and to know at
+/// once whether a journal has that history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The newest record before the place.
+    pub head: Head,
+    /// First sequence of the segment.
+    pub segment: Seq,
+    /// Byte in that segment, behind the commit marker.
+    pub end: u64,
 }
 
 impl Head {

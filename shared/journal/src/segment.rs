@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::error::{Corruption, Fault, JournalError, Witness};
-use crate::format::{Header, OPENING_BYTES, Opening, SECTOR, wide};
+use crate::format::{Header, Marker, OPENING_BYTES, Opening, SECTOR, wide};
 use crate::group::{self, Damage, Place};
-use crate::record::{Head, Record, Seq};
+use crate::record::{Head, Mark, Record, Seq};
 use crate::storage::{Access, File, Storage, read_exact_at};
 
 const NAME_DIGITS: usize = 20;
@@ -120,6 +120,45 @@ impl<F: File> SegmentReader<F> {
         Ok(Ok(Self { file, name, header, limit, offset, head, opening: None, group }))
     }
 
+    /// Opens the segment of a mark, with the reader behind the mark. The inner `None`: this is not the history that
+    /// the mark was made of. Looks at the segment's header and at the commit marker before the mark, which holds the
+    /// chain, and so stands for all that is before it.
+    pub(crate) fn open_at<S: Storage<File = F>>(
+        storage: &S,
+        mark: &Mark,
+    ) -> Result<Option<Self>, JournalError> {
+        let mut reader = match Self::open(storage, mark.segment, None, None)? {
+            Ok(reader) => reader,
+            Err(_damaged) => return Ok(None),
+        };
+        if mark.end == wide(SECTOR) {
+            return Ok((reader.head == mark.head).then_some(reader));
+        }
+        if mark.end < wide(SECTOR) || mark.end > reader.limit || !mark.end.is_multiple_of(wide(SECTOR)) {
+            return Ok(None);
+        }
+        let mut sector = vec![0; SECTOR];
+        let whole = read_exact_at(&reader.file, mark.end.saturating_sub(wide(SECTOR)), &mut sector)
+            .map_err(|source| JournalError::read(reader.name.clone(), source))?;
+        let Some(marker) = Marker::decode_end(&sector).ok().filter(|_| whole) else { return Ok(None) };
+        let first =
+            marker.last.get().checked_sub(u64::from(marker.records)).map(|before| Seq::new(before + 1));
+        let fits = marker.id == reader.header.id
+            && marker.offset.checked_add(u64::from(marker.bytes)) == Some(mark.end)
+            && (Head { seq: marker.last, chain: marker.chain }) == mark.head;
+        let Some(first) = first.filter(|_| fits) else { return Ok(None) };
+        reader.opening = Some(Opening {
+            bytes: marker.bytes,
+            records: marker.records,
+            offset: marker.offset,
+            first,
+            id: marker.id,
+        });
+        reader.offset = mark.end;
+        reader.head = mark.head;
+        Ok(Some(reader))
+    }
+
     /// Reads the next group and checks all of it.
     pub(crate) fn step(&mut self) -> Result<Step, JournalError> {
         let left = self.limit.saturating_sub(self.offset);
@@ -162,7 +201,7 @@ impl<F: File> SegmentReader<F> {
 
     /// The records of the group that the last [`step`](Self::step) read; only after [`Step::Group`].
     pub(crate) fn records(&self) -> impl Iterator<Item = Record<'_>> {
-        self.opening.iter().flat_map(|opening| group::records(&self.group, opening))
+        self.opening.iter().flat_map(|opening| group::records(&self.group, self.header.first, opening))
     }
 
     /// Where the group that was read last starts and ends; `None` before the first.

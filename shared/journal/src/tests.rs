@@ -6,6 +6,8 @@ mod damage;
 mod directory;
 mod faults;
 mod golden;
+mod inspect;
+mod marks;
 mod torn;
 mod usage;
 

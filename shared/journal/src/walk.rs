@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::{Fault, JournalError, ReadError, Witness};
 use crate::format::{Header, SECTOR, Synced};
 use crate::group::Damage;
-use crate::record::{Head, Record, Seq};
+use crate::record::{Head, Mark, Record, Seq};
 use crate::segment::{self, FileKind, SegmentReader, Step};
 use crate::storage::{Access, File, Storage, read_exact_at};
 use crate::tail;
@@ -81,7 +81,7 @@ pub enum Tail {
 /// # Errors
 /// [`JournalError::Corrupt`] names the first damaged place; [`JournalError::Missing`] when there is no journal.
 pub fn verify<S: Storage>(storage: &S, advice: &str) -> Result<Verified, JournalError> {
-    let walked = match walk(storage, advice, &mut |_| Ok::<_, Infallible>(())) {
+    let walked = match walk(storage, advice, Begin::Oldest, &mut |_| Ok::<_, Infallible>(())) {
         Ok(walked) => walked,
         Err(ReadError::Journal(error)) => return Err(error),
         Err(ReadError::Refused { source, .. }) => match source {},
@@ -98,10 +98,45 @@ pub fn verify<S: Storage>(storage: &S, advice: &str) -> Result<Verified, Journal
     Ok(Verified { first: *first, head, segments: segments.len(), groups, records, tail })
 }
 
-/// Reads all segments and gives each record of each whole group to `visit`.
+/// Where reading begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Begin<'a> {
+    /// At the oldest record.
+    Oldest,
+    /// Behind a mark that [`fits`](crate::fits).
+    Mark(&'a Mark),
+    /// At the start of the segment that holds this record.
+    Holding(Seq),
+}
+
+/// Reads from a place on, without changing or locking anything, and gives each record to `visit`: a listing. What is
+/// before the segment that holds `from` is not looked at.
+///
+/// `advice` is what the error shall tell a person to do about damage.
+///
+/// # Errors
+/// [`JournalError::Corrupt`] behind the records that were given until then; [`ReadError::Refused`] when `visit` fails.
+pub fn scan<S, E>(
+    storage: &S,
+    advice: &str,
+    from: Seq,
+    mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
+) -> Result<(), ReadError<E>>
+where
+    S: Storage,
+    E: std::error::Error + 'static,
+{
+    let walked = walk(storage, advice, Begin::Holding(from), &mut |record: Record<'_>| {
+        if record.seq < from { Ok(()) } else { visit(record) }
+    })?;
+    if walked.last.is_none() { Err(JournalError::Missing.into()) } else { Ok(()) }
+}
+
+/// Reads all segments from where it shall begin, and gives each record of each whole group to `visit`.
 pub(crate) fn walk<S, E>(
     storage: &S,
     advice: &str,
+    begin: Begin<'_>,
     visit: &mut impl FnMut(Record<'_>) -> Result<(), E>,
 ) -> Result<Walked, ReadError<E>>
 where
@@ -115,10 +150,25 @@ where
     let mut walked =
         Walked { segments, leftovers, synced, head: Head::EMPTY, records: 0, groups: 0, last: None };
     let mut before = None;
-    let mut firsts = walked.segments.iter().copied().peekable();
+    let oldest = match begin {
+        Begin::Oldest => Seq::ZERO,
+        Begin::Mark(mark) => mark.segment,
+        Begin::Holding(seq) => {
+            walked.segments.iter().copied().filter(|first| *first <= seq).max().unwrap_or_default()
+        }
+    };
+    let mut mark = if let Begin::Mark(mark) = begin { Some(mark) } else { None };
+    let mut firsts = walked.segments.iter().copied().filter(|first| *first >= oldest).peekable();
     while let Some(first) = firsts.next() {
         let is_last = firsts.peek().is_none();
-        let mut reader = SegmentReader::open(storage, first, before, None)?.map_err(|fault| {
+        let opened = match mark.take() {
+            Some(mark) => SegmentReader::open_at(storage, mark)?.ok_or_else(|| {
+                let (synced, expected) = (mark.head.seq, mark.head.chain);
+                Fault::OtherHistory { synced, expected }
+            }),
+            None => SegmentReader::open(storage, first, before, None)?,
+        };
+        let mut reader = opened.map_err(|fault| {
             segment::corrupt(segment::name_of(first), 0, first, fault, Witness::NeverTorn, advice)
         })?;
         check_history(&reader, None, synced, advice)?;
@@ -135,7 +185,8 @@ where
                     walked.groups = walked.groups.saturating_add(1);
                     for record in reader.records() {
                         walked.records = walked.records.saturating_add(1);
-                        visit(record).map_err(|source| ReadError::Refused { seq: record.seq, source })?;
+                        let Record { seq, at, .. } = record;
+                        visit(record).map_err(|source| ReadError::Refused { seq, at, source })?;
                     }
                 }
             }
@@ -157,7 +208,7 @@ where
 }
 
 /// Reads `synced`; anything that is not certainly one is as if it were not there.
-fn read_synced(storage: &impl Storage) -> Result<Option<Synced>, JournalError> {
+pub(crate) fn read_synced(storage: &impl Storage) -> Result<Option<Synced>, JournalError> {
     let failed = |source| JournalError::read(SYNCED_NAME, source);
     let file = match storage.open(SYNCED_NAME, Access::Read) {
         Ok(file) => file,
@@ -170,7 +221,7 @@ fn read_synced(storage: &impl Storage) -> Result<Option<Synced>, JournalError> {
     Ok(if whole { Synced::decode(&sector) } else { None })
 }
 
-fn list(storage: &impl Storage, advice: &str) -> Result<(Vec<Seq>, Vec<String>), JournalError> {
+pub(crate) fn list(storage: &impl Storage, advice: &str) -> Result<(Vec<Seq>, Vec<String>), JournalError> {
     let (mut segments, mut leftovers) = (Vec::new(), Vec::new());
     for name in storage.list().map_err(|source| JournalError::read(DIRECTORY_NAME, source))? {
         match segment::kind_of(&name) {
@@ -187,7 +238,7 @@ fn list(storage: &impl Storage, advice: &str) -> Result<(Vec<Seq>, Vec<String>),
 }
 
 /// The oldest segments must be here, unless they were dropped on purpose.
-fn check_floor(
+pub(crate) fn check_floor(
     storage: &impl Storage,
     segments: &[Seq],
     synced: Option<Synced>,

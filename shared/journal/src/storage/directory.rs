@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags};
 
 use super::{Access, File, LockError, Storage};
+use crate::failpoint::WRITE_TORN;
 
 const DIRECTORY_MODE: u32 = 0o700;
 
@@ -119,6 +120,11 @@ impl File for fs::File {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        // Some of the bytes may always be written without the others: a test has the process die there.
+        if WRITE_TORN.is_armed() {
+            FileExt::write_all_at(self, bytes.split_at(bytes.len() / 2).0, offset)?;
+        }
+        WRITE_TORN.check()?;
         FileExt::write_at(self, bytes, offset)
     }
 

@@ -185,7 +185,7 @@ fn groups_in_another_order_are_refused() {
     assert_eq!(end - first, 512);
     bytes[first..first + 1024].rotate_left(512);
     disk.put(&name, bytes);
-    assert_eq!(corruption_of(&disk).fault, Fault::OpeningPlace);
+    assert_eq!(corruption_of(&disk).fault, Fault::OpeningMoved { offset: 1024 });
 }
 
 #[test]

@@ -28,6 +28,25 @@ fn reading_from_each_sequence_gives_the_records_from_there() {
 }
 
 #[test]
+fn a_listing_begins_at_any_record_and_needs_no_lock() {
+    let (disk, groups) = several_segments();
+    let facts = groups.concat();
+    let (_journal, ..) = mount_and_open(&disk).unwrap();
+    for from in 0..facts.len() + 2 {
+        let mut read = vec![];
+        crate::scan(&disk.mount(), "", Seq::new(from as u64), |record| {
+            read.push(super::Read::from(record));
+            Ok::<_, std::convert::Infallible>(())
+        })
+        .unwrap();
+        assert_eq!(read, expected(&facts)[from.saturating_sub(1).min(facts.len())..]);
+    }
+    let nothing =
+        crate::scan(&SimDisk::new(1).mount(), "", Seq::FIRST, |_| Ok::<_, std::convert::Infallible>(()));
+    assert!(matches!(nothing, Err(ReadError::Journal(JournalError::Missing))));
+}
+
+#[test]
 fn the_chain_does_not_depend_on_groups_and_segments() {
     let facts: Vec<Fact> = (0..12).map(|number| Fact::new(number, vec![number as u8; 300])).collect();
     let heads = [1, 3, 12].map(|group| {
