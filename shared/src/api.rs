@@ -5,12 +5,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{CellSize, CellStatus, IdleRest, ImageRef, Workload};
+use crate::doctor::Finding;
 use crate::ids::{CellId, Generation, NodeId, NodeName, RequestId, Slug, TokenId, UserId};
 use crate::problem::Code;
 use crate::secret::Secret;
+use crate::signing::PublicKey;
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
-use crate::wire::{NodeFacts, NodeLoad};
+use crate::wire::{LeftBehind, NodeFacts, NodeLoad};
 
 /// Content type of a problem body (RFC 9457).
 pub const PROBLEM_TYPE: &str = "application/problem+json";
@@ -135,6 +137,9 @@ pub struct CreateToken {
     /// How long it can be used; 15 minutes where not given, a day at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Millis>,
+    /// For the machine of a node that is there already, and locked or revoked: it comes back as the same node.
+    #[serde(default)]
+    pub rejoin: bool,
 }
 
 /// A join token.
@@ -144,6 +149,8 @@ pub struct Token {
     pub id: TokenId,
     /// For which node.
     pub node: NodeName,
+    /// Does it let a machine in again as this node, which is there already?
+    pub rejoin: bool,
     /// When it was made.
     pub created_at: UnixMs,
     /// Worthless after this.
@@ -155,6 +162,49 @@ pub struct Token {
     pub token: Option<Secret>,
 }
 
+/// How a node stands with its coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeStanding {
+    /// As it should be.
+    Active,
+    /// A join counter repeated: it keeps its cells and is given no new one, until an operator decides.
+    Locked,
+    /// Not let in any more.
+    Revoked,
+}
+
+/// The coordinator's key on the link: `GET /v1/coordinator-key`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorKey {
+    /// The key that nodes pin.
+    pub key: PublicKey,
+    /// The one that is to follow it, if one was announced.
+    pub next: Option<NextCoordinatorKey>,
+}
+
+/// A key that is to follow the coordinator's present one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextCoordinatorKey {
+    /// Which.
+    pub key: PublicKey,
+    /// Since when it is announced.
+    pub since: UnixMs,
+    /// Nodes that hold it.
+    pub stored: Vec<NodeName>,
+    /// Nodes that do not yet. After the switch they have to join again.
+    pub missing: Vec<NodeName>,
+}
+
+/// Takes the next key: `POST /v1/coordinator-key/switch`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchKey {
+    /// Also when nodes do not hold it yet.
+    #[serde(default)]
+    pub anyway: bool,
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -164,6 +214,18 @@ pub struct Node {
     pub name: NodeName,
     /// When it joined.
     pub joined_at: UnixMs,
+    /// Its key on the link.
+    pub key: PublicKey,
+    /// Since when that is its key.
+    pub key_since: UnixMs,
+    /// Since when a new key is good beside it; the node has not used that one yet.
+    pub next_key_since: Option<UnixMs>,
+    /// Is it let in, and given new cells?
+    pub standing: NodeStanding,
+    /// Since when it is locked or revoked.
+    pub standing_since: Option<UnixMs>,
+    /// The version of the frames that its open session speaks.
+    pub link_version: Option<u16>,
     /// Is a session open?
     pub connected: bool,
     /// When it was last heard.
@@ -182,6 +244,51 @@ pub struct Node {
     pub disk_promised: Bytes,
     /// Swap promised to them.
     pub swap_promised: Bytes,
+    /// How long it may work alone; `None` before its first session.
+    pub lease: Option<NodeLease>,
+    /// Since when it is known to be off, by an operator's word.
+    pub off_since: Option<UnixMs>,
+    /// Disks of cells that live on other nodes now, as last heard.
+    pub left_behind: Vec<LeftBehind>,
+}
+
+/// How long a node may work alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLease {
+    /// After its last contact; `None` without end.
+    pub length: Option<Millis>,
+    /// Of a node that is not connected: after so long its users can be moved. `None`: not by itself.
+    pub movable_in: Option<Millis>,
+}
+
+/// Says that a machine is off: `POST /v1/nodes/{name}/off`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeclareOff {
+    /// Has to be true: whoever asks answers for it.
+    #[serde(default)]
+    pub node_is_off: bool,
+}
+
+/// Gives a user to another node: `POST /v1/users/{slug}/move`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveUser {
+    /// Only to this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeName>,
+    /// Has to be true: there are no snapshots yet, so the user begins with an empty folder.
+    #[serde(default)]
+    pub without_data: bool,
+}
+
+/// Disks that were destroyed: `DELETE /v1/nodes/{name}/left-behind`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purged {
+    /// Which.
+    pub purged: Vec<LeftBehind>,
+    /// How many are there still: ask again.
+    pub remaining: u32,
 }
 
 /// A cell: what it shall be and what was last heard of it.
@@ -197,6 +304,26 @@ pub struct Cell {
     pub connected: bool,
     /// What the node said last; `None` when nothing was ever heard.
     pub status: Option<CellStatus>,
+    /// Why and since when an operator has cut it off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
+}
+
+/// Cuts a cell off: `POST /v1/cells/{slug}/quarantine`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuarantineRequest {
+    /// Why, in one line of at most 200 bytes. It is kept in the journal.
+    pub reason: String,
+}
+
+/// A cell that is cut off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// Since when.
+    pub since: UnixMs,
+    /// The operator's words.
+    pub reason: String,
 }
 
 /// Puts a cell to sleep: `POST /v1/cells/{slug}/sleep`.
@@ -222,4 +349,22 @@ pub struct Why {
 pub struct Logs {
     /// Oldest first, secrets taken out.
     pub lines: Vec<String>,
+}
+
+/// The check-up: `GET /v1/doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doctor {
+    /// Of the coordinator's machine and of the fleet as a whole.
+    pub coordinator: Vec<Finding>,
+    /// Of each node, by name.
+    pub nodes: Vec<NodeFindings>,
+}
+
+/// What was found about one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFindings {
+    /// Which.
+    pub node: NodeName,
+    /// What the coordinator sees of it.
+    pub findings: Vec<Finding>,
 }

@@ -163,6 +163,8 @@ pub struct CellSpec {
     pub bearers: Vec<SecretHash>,
     /// Browser sessions that began before this are void (a user's "log out everywhere").
     pub sessions_valid_from: UnixMs,
+    /// An operator has cut the cell off: it is stopped and kept, and nothing goes in or out.
+    pub quarantined: bool,
 }
 
 /// A user's cell given to a node: nobody else may run it while this generation is the newest.

@@ -192,6 +192,11 @@ pub fn is_bearer_shaped(text: &str) -> bool {
     text.len() == BEARER_PREFIX.len() + 43 && text.starts_with(BEARER_PREFIX)
 }
 
+/// Does a header's value hold one of our bearer tokens anywhere? However it is written, it must not go to a cell.
+pub fn holds_bearer(value: &[u8]) -> bool {
+    value.windows(BEARER_PREFIX.len()).any(|part| part == BEARER_PREFIX.as_bytes())
+}
+
 /// What a login link says: this user may come in once, before it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoginTicket {
@@ -267,6 +272,10 @@ mod tests {
         assert!(is_bearer_shaped(token.expose()));
         assert!(SecretHash::of(token.expose()).fits(token.expose()));
         assert!(!SecretHash::of(token.expose()).fits("berth_user_other"));
+        for value in [format!("Bearer\t{}", token.expose()), format!("Basic x,{}y", token.expose())] {
+            assert!(holds_bearer(value.as_bytes()), "{value}");
+        }
+        assert!(!holds_bearer(b"Bearer berth_use") && !holds_bearer(b""));
     }
 
     #[test]

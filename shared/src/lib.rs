@@ -10,6 +10,7 @@
 //! | [`secret`], [`signing`], [`credential`] | keys, signatures, join tokens, bearer tokens, login tickets |
 //! | [`codec`], [`wire`] | bincode behind one door; the signed envelope and the link's frames |
 //! | [`link`] | the link's two state machines: the node's session and the coordinator's |
+//! | [`doctor`] | the words of a check-up: findings, how bad, what to do
 //! | [`door`] | what the node agent and its ingress say to each other |
 //! | [`backoff`] | how long to wait before trying again |
 //! | [`api`] | the JSON of the coordinator's HTTP API |
@@ -19,6 +20,7 @@ pub mod backoff;
 pub mod cell;
 pub mod codec;
 pub mod credential;
+pub mod doctor;
 pub mod door;
 pub mod ids;
 pub mod link;

@@ -85,11 +85,22 @@ codes! {
     TokenUsed "token_used" 403 "The join token was used before. If it was not by you, look at `berth node ls`." "Make a new one with `berth token create NAME`; remove a node that you do not know."
     TokenExpired "token_expired" 403 "The join token is too old." "Make a new one with `berth token create NAME`."
     NodeRejected "node_rejected" 403 "The coordinator does not know this node's key." "Join the node again with a new token."
-    CounterReplayed "counter_replayed" 403 "The node's join counter ran backwards or repeats: it was cloned or restored from an old image." "Make sure that one copy only runs, remove the node and join it again with a new token."
+    CounterReplayed "counter_replayed" 403 "The node's join counter ran backwards or repeats: it was cloned or restored from an old image." "Make sure that one copy only runs, then `berth node unlock NAME`; or revoke the node and join the machine that shall stay with `berth token create NAME --rejoin`."
     VersionUnsupported "version_unsupported" 426 "Node and coordinator speak no common version of the link." "Upgrade the older of the two; the detail names both versions."
     KeyFileExposed "key_file_exposed" 500 "A key file can be read by others than its owner." "Run `chmod 600` on the named file; if others could log in there, replace the key."
     ConfigInvalid "config_invalid" 500 "The configuration has an unknown key or an impossible value; nothing was started." "The message names key and place; `check-config` tests a file without starting."
     Internal "internal" 500 "Something in Berth went wrong." "Look into the daemon's log for the request id, and report it."
+    NodeRevoked "node_revoked" 403 "The node was revoked: its keys are not let in any more." "If the machine is clean, make a token with `berth token create NAME --rejoin` and join it with `join --again`."
+    NodeNotLocked "node_not_locked" 409 "The node is not in the state that this needs: it is not locked, or neither locked nor revoked." "Look at `berth node show NAME`; a node that only lost its connection comes back by itself."
+    KeyRetired "key_retired" 403 "The node's key was replaced by a newer one and is dead for ever." "If the machine was restored from an old image, make a token with `berth token create NAME --rejoin` and join it with `join --again`."
+    KeyRefused "key_refused" 409 "A new key was not accepted." "The detail says why; the key of before stays in force."
+    KeyNotStored "key_not_stored" 409 "Not every node has stored the coordinator's next key." "Wait until the named nodes are connected; or switch with `--anyway`, and join them again with new tokens."
+    ClockSkew "clock_skew" 403 "The clocks of the node and of the coordinator are too far apart." "Set the wrong one (`timedatectl`), then try again; the detail shows both."
+    LinkTooOld "link_too_old" 409 "The node's version of the link does not have this." "Upgrade the node agent; the detail names both versions."
+    LeaseEnded "lease_ended" 503 "The node may not work alone any longer: it has not heard the coordinator for the time that it was given, and has stopped its cells." "Bring the coordinator or the network between the two back; cells wake again when the node is connected."
+    LeaseRunning "lease_running" 409 "The user's node is silent, and may still run the cell alone." "Wait for the time in the detail; or, when the machine is proven off, say so with `berth node off NAME --node-is-off`."
+    NodeAlive "node_alive" 409 "The node is connected. Data of a live node cannot be moved yet, because there are no snapshots." "Leave the user where it is; a node that is to go can be shut down first."
+    Quarantined "quarantined" 403 "The cell is quarantined by an operator: stopped, kept, and cut off." "`berth cell show USER` tells why; `berth cell release USER` ends it."
 }
 
 impl fmt::Display for Code {

@@ -8,6 +8,8 @@ use ed25519_dalek::Signer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::ids::NodeId;
+
 /// Bytes of an Ed25519 signature (RFC 8032).
 pub const SIGNATURE_BYTES: usize = 64;
 
@@ -18,6 +20,10 @@ pub enum Purpose {
     LinkFrame,
     /// A one-time login link.
     LoginTicket,
+    /// A node's new key, told over a session of its present one: [`new_node_key`].
+    NodeKey,
+    /// The coordinator's next key, told to its nodes: [`next_coordinator_key`].
+    CoordinatorKey,
 }
 
 impl Purpose {
@@ -25,7 +31,41 @@ impl Purpose {
         match self {
             Self::LinkFrame => b"berth/1 link frame\0",
             Self::LoginTicket => b"berth/1 login ticket\0",
+            Self::NodeKey => b"berth/1 new node key\0",
+            Self::CoordinatorKey => b"berth/1 next coordinator key\0",
         }
+    }
+}
+
+/// A signature that travels inside a frame or stands in a command; which key and purpose it is of, its place says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Signature(pub [u8; SIGNATURE_BYTES]);
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Signature({})", data_encoding::BASE64URL_NOPAD.encode(&self.0))
+    }
+}
+
+impl Serialize for Signature {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        // Two halves: serde knows arrays of at most 32.
+        let mut halves = [[0_u8; SIGNATURE_BYTES / 2]; 2];
+        for (to, from) in halves.iter_mut().flatten().zip(&self.0) {
+            *to = *from;
+        }
+        halves.serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Signature {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let halves = <[[u8; SIGNATURE_BYTES / 2]; 2]>::deserialize(d)?;
+        let mut bytes = [0; SIGNATURE_BYTES];
+        for (to, from) in bytes.iter_mut().zip(halves.iter().flatten()) {
+            *to = *from;
+        }
+        Ok(Self(bytes))
     }
 }
 
@@ -142,6 +182,26 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+/// What a node's new key signs ([`Purpose::NodeKey`]): whose it is, which key it follows, and itself. With the frame's
+/// own signature by the old key, both private halves have spoken for the change.
+pub fn new_node_key(node: NodeId, old: &PublicKey, new: &PublicKey) -> [u8; 80] {
+    let mut bytes = [0; 80];
+    let parts = node.bytes().iter().chain(old.bytes()).chain(new.bytes());
+    for (to, from) in bytes.iter_mut().zip(parts) {
+        *to = *from;
+    }
+    bytes
+}
+
+/// What the coordinator's next key signs ([`Purpose::CoordinatorKey`]): which key it follows, and itself.
+pub fn next_coordinator_key(present: &PublicKey, next: &PublicKey) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    for (to, from) in bytes.iter_mut().zip(present.bytes().iter().chain(next.bytes())) {
+        *to = *from;
+    }
+    bytes
+}
+
 fn with_domain(purpose: Purpose, bytes: &[u8]) -> Vec<u8> {
     [purpose.domain(), bytes].concat()
 }
@@ -162,6 +222,28 @@ mod tests {
         assert_eq!(public.verify(Purpose::LoginTicket, b"hello", &signature), Err(SignatureError::Mismatch));
         assert_eq!(public.verify(Purpose::LinkFrame, b"hellO", &signature), Err(SignatureError::Mismatch));
         assert!(key(2).public().verify(Purpose::LinkFrame, b"hello", &signature).is_err());
+    }
+
+    #[test]
+    fn a_signature_survives_its_binary_form() {
+        let signature = Signature(key(1).sign(Purpose::NodeKey, b"x"));
+        let bytes = crate::codec::encode(&signature).unwrap();
+        assert_eq!(bytes, signature.0);
+        assert_eq!(crate::codec::decode::<Signature>(&bytes, 64).unwrap(), signature);
+    }
+
+    #[test]
+    fn what_a_new_key_signs_differs_with_node_old_and_new_key() {
+        let node = |seed| NodeId::from_random([seed; 16]);
+        let said = [
+            new_node_key(node(1), &key(1).public(), &key(2).public()),
+            new_node_key(node(2), &key(1).public(), &key(2).public()),
+            new_node_key(node(1), &key(3).public(), &key(2).public()),
+            new_node_key(node(1), &key(1).public(), &key(3).public()),
+        ];
+        for (index, one) in said.iter().enumerate() {
+            assert!(said.iter().skip(index + 1).all(|other| other != one));
+        }
     }
 
     #[test]

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Assignment, CellStatus};
 use crate::codec::{self, CodecError};
-use crate::ids::{BootId, CellId, Generation, JoinCounter, NodeId, NodeName, SessionNonce, TokenId};
+use crate::ids::{BootId, CellId, Generation, JoinCounter, NodeId, NodeName, SessionNonce, Slug, TokenId};
 use crate::problem::{Code, Problem};
 use crate::secret::Secret;
-use crate::signing::{PublicKey, Purpose, SIGNATURE_BYTES, SignatureError, SigningKey};
+use crate::signing::{PublicKey, Purpose, SIGNATURE_BYTES, Signature, SignatureError, SigningKey};
 use crate::time::{Millis, UnixMs};
 use crate::units::Bytes;
 
@@ -32,9 +32,36 @@ pub const BINDING_LABEL: &[u8] = b"EXPORTER-berth-link-1";
 pub const ENVELOPE_VERSION: u8 = 1;
 
 /// Oldest and newest version of the frames that this build speaks.
+///
+/// A version adds variants at the end of [`NodeFrame`] and [`CoordinatorFrame`] and changes none that is there: a build
+/// reads every frame of an older version as it was written. What a session speaks is the newest version that both ends
+/// know; no frame of a newer one goes over it ([`Versioned`]). Joining and greeting are of every version.
+///
+/// | version | what it added |
+/// |---|---|
+/// | 1 | joining, sessions, desired state, commands |
+/// | 2 | new keys of a node and of the coordinator; what a node holds, disks left behind |
 pub const FRAMES_VERSION_MIN: u16 = 1;
 /// See [`FRAMES_VERSION_MIN`].
-pub const FRAMES_VERSION_MAX: u16 = 1;
+pub const FRAMES_VERSION_MAX: u16 = 2;
+
+/// The version that added the frames about keys.
+pub const KEYS_SINCE: u16 = 2;
+
+/// The version that added [`NodeFrame::Holding`] and [`CommandVerb::Purge`].
+pub const HOLDING_SINCE: u16 = 2;
+
+/// Most disks left behind that a node tells of: as many as its cells, and as many again.
+pub const LEFT_BEHIND_MAX: usize = 4_000;
+
+/// Most removed cells that a desired state names. A node that missed more sets their disks aside instead.
+pub const REMOVED_MAX: usize = 256;
+
+/// The newest version that both ends speak; `None` when there is none.
+pub const fn common_version(min: u16, max: u16) -> Option<u16> {
+    let newest = if max < FRAMES_VERSION_MAX { max } else { FRAMES_VERSION_MAX };
+    if newest < min || newest < FRAMES_VERSION_MIN { None } else { Some(newest) }
+}
 
 /// Largest payload of a control frame: a desired state of 2,000 cells has room.
 pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -91,6 +118,14 @@ pub enum FrameError {
     /// The payload is not one of our frames.
     #[error("the frame's payload could not be read")]
     Payload(#[source] CodecError),
+    /// A frame of a newer version than the session speaks.
+    #[error("a frame of version {since} on a session of version {spoken}")]
+    Newer {
+        /// The version that added the frame.
+        since: u16,
+        /// The version that the session speaks.
+        spoken: u16,
+    },
 }
 
 impl FrameError {
@@ -106,6 +141,7 @@ impl FrameError {
             Self::Binding => "binding",
             Self::Signature(_) => "signature",
             Self::Payload(_) => "payload",
+            Self::Newer { .. } => "frame_too_new",
         }
     }
 }
@@ -231,11 +267,11 @@ pub struct NodeFacts {
     pub kernel: String,
     /// Version of the container engine, empty while it does not answer.
     pub engine_version: String,
-    /// Memory in all.
+    /// Memory in all; zero where it is not known, and nothing is placed there then.
     pub memory: Bytes,
     /// CPUs.
     pub cpus: u32,
-    /// Size of the file system that holds the cells.
+    /// Size of the file system that holds the cells; zero as for memory.
     pub disk: Bytes,
     /// Swap in all.
     pub swap: Bytes,
@@ -248,7 +284,7 @@ pub struct NodeFacts {
 /// How a node fares right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct NodeLoad {
-    /// `MemAvailable` of proc(5).
+    /// `MemAvailable` of proc(5); zero, as everything here, where it cannot be read: the careful side.
     pub memory_available: Bytes,
     /// Room on the cells' file system.
     pub disk_available: Bytes,
@@ -268,6 +304,12 @@ pub struct JoinRequest {
     pub token: TokenId,
     /// What proves it.
     pub secret: Secret,
+    /// Oldest version of the frames that the node speaks.
+    pub version_min: u16,
+    /// Newest version of the frames that the node speaks.
+    pub version_max: u16,
+    /// The node's wall clock: how old a token is depends on two clocks.
+    pub wall: UnixMs,
     /// What the node is made of.
     pub facts: NodeFacts,
 }
@@ -321,6 +363,37 @@ pub enum NodeFrame {
         /// How it ended.
         outcome: Result<CommandOutcome, Problem>,
     },
+    /// The node has made a new key and holds it durably. Since version 2; answered by
+    /// [`CoordinatorFrame::KeyJudged`].
+    NewKey {
+        /// Its public half.
+        key: PublicKey,
+        /// By the new key, over [`new_node_key`](crate::signing::new_node_key). The frame itself is signed by the old.
+        proof: Signature,
+    },
+    /// The node holds the coordinator's next key durably. Since version 2.
+    PinStored {
+        /// Which key.
+        key: PublicKey,
+    },
+    /// What the node holds durably beside its desired state: after each welcome, and when it changes. Since version 2.
+    Holding {
+        /// How long it works alone after the last contact, `None` without end.
+        autonomy: Option<Millis>,
+        /// Disks of cells that do not live here any more, at most [`LEFT_BEHIND_MAX`].
+        left_behind: Vec<LeftBehind>,
+    },
+}
+
+/// A disk that stayed on a node when its cell was given to another one: it may be the only copy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LeftBehind {
+    /// Whose cell.
+    pub slug: Slug,
+    /// Which cell.
+    pub cell: CellId,
+    /// The assignment under which it was written last here.
+    pub generation: Generation,
 }
 
 /// What the coordinator wants of a node: all of it, every time.
@@ -332,6 +405,9 @@ pub struct DesiredState {
     pub domain: String,
     /// The cells of this node.
     pub assignments: Vec<Assignment>,
+    /// Cells whose users were removed while they lived here, newest last, at most [`REMOVED_MAX`]: their data is not
+    /// needed any more. A cell that is in neither list lives elsewhere now; its disk is kept aside.
+    pub removed: Vec<CellId>,
 }
 
 /// A one-off command about a cell.
@@ -366,6 +442,8 @@ pub enum CommandVerb {
         /// How many lines at the most.
         lines: u32,
     },
+    /// Destroy the disk that this cell left behind under this generation. Since version 2.
+    Purge,
 }
 
 /// How a command ended well.
@@ -375,6 +453,8 @@ pub enum CommandOutcome {
     Cell(Box<CellStatus>),
     /// Log lines, oldest first.
     Logs(Vec<String>),
+    /// The disk is gone. Since version 2.
+    Purged,
 }
 
 /// From the coordinator to a node.
@@ -411,7 +491,64 @@ pub enum CoordinatorFrame {
     Command(Command),
     /// The node's heartbeat was heard.
     Heard,
+    /// Make a new key and tell it by [`NodeFrame::NewKey`]. Since version 2.
+    RotateKey,
+    /// What became of a new key. Since version 2.
+    KeyJudged {
+        /// Which.
+        key: PublicKey,
+        /// Accepted: the node says hello with it from now on.
+        outcome: Result<(), Problem>,
+    },
+    /// The coordinator will have this key: pin it beside the present one and answer [`NodeFrame::PinStored`]. Since
+    /// version 2.
+    NextKey {
+        /// The next key.
+        key: PublicKey,
+        /// By the next key, over [`next_coordinator_key`](crate::signing::next_coordinator_key). The frame itself is
+        /// signed by the present one.
+        proof: Signature,
+    },
 }
+
+/// Which version of the frames added a frame.
+pub trait Versioned {
+    /// A session of an older version must not carry it.
+    fn since(&self) -> u16;
+}
+
+impl Versioned for NodeFrame {
+    fn since(&self) -> u16 {
+        match self {
+            Self::CommandDone { outcome: Ok(CommandOutcome::Purged), .. } => HOLDING_SINCE,
+            Self::Join(_)
+            | Self::Hello(_)
+            | Self::Observed { .. }
+            | Self::Heartbeat { .. }
+            | Self::CommandDone { .. } => FRAMES_VERSION_MIN,
+            Self::NewKey { .. } | Self::PinStored { .. } => KEYS_SINCE,
+            Self::Holding { .. } => HOLDING_SINCE,
+        }
+    }
+}
+
+impl Versioned for CoordinatorFrame {
+    fn since(&self) -> u16 {
+        match self {
+            Self::Joined { .. }
+            | Self::Welcome { .. }
+            | Self::Rejected { .. }
+            | Self::Desired(_)
+            | Self::Heard => FRAMES_VERSION_MIN,
+            Self::Command(command) if command.verb == CommandVerb::Purge => HOLDING_SINCE,
+            Self::Command(_) => FRAMES_VERSION_MIN,
+            Self::RotateKey | Self::KeyJudged { .. } | Self::NextKey { .. } => KEYS_SINCE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod golden;
 
 #[cfg(test)]
 mod tests {

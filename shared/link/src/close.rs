@@ -26,6 +26,10 @@ pub enum CloseCode {
     Busy = 8,
     /// This side gives the connection up; a new one may follow.
     GivenUp = 9,
+    /// The peer sends more than it may.
+    TooMuch = 10,
+    /// The peer's key is not good any more.
+    Revoked = 11,
 }
 
 impl CloseCode {
@@ -47,6 +51,8 @@ impl CloseCode {
             Self::Slow => "slow",
             Self::Busy => "busy",
             Self::GivenUp => "given_up",
+            Self::TooMuch => "too_much",
+            Self::Revoked => "revoked",
         }
     }
 }

@@ -30,8 +30,10 @@ const SERVER_NAME: &str = "coordinator.berth.invalid";
 pub struct Target {
     /// `host:port`; an IPv6 address in brackets.
     pub address: String,
-    /// The only key that is accepted there.
+    /// The key that is accepted there.
     pub coordinator: PublicKey,
+    /// Accepted beside it: the key that the coordinator said it will have.
+    pub next: Option<PublicKey>,
     /// The own address to dial from, where it matters.
     pub bind: Option<IpAddr>,
 }
@@ -163,7 +165,7 @@ async fn dial_address(
     address: SocketAddr,
     key: &SigningKey,
 ) -> Result<Connected, DialError> {
-    let (tls, pin) = tls::client_config(key, target.coordinator).map_err(DialError::Tls)?;
+    let (tls, pin) = tls::client_config(key, target.coordinator, target.next).map_err(DialError::Tls)?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(transport::node());
     let own = target.bind.unwrap_or(match address {

@@ -5,7 +5,10 @@ use berth_shared::ids::{NodeId, NodeName};
 use berth_shared::link::GREETING_MAX;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::SigningKey;
-use berth_shared::wire::{CoordinatorFrame, JoinRequest, NodeFacts, NodeFrame};
+use berth_shared::time::UnixMs;
+use berth_shared::wire::{
+    CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, JoinRequest, NodeFacts, NodeFrame,
+};
 use tokio::time::timeout;
 
 use crate::close::CloseCode;
@@ -51,14 +54,28 @@ impl JoinError {
     }
 }
 
-/// Joins with a token, within [`berth_shared::link::DIAL_MAX`] and [`GREETING_MAX`]. The key has to lie safely on disk before.
+/// Joins with a token, within [`berth_shared::link::DIAL_MAX`] and [`GREETING_MAX`]. The key has to lie safely on disk before;
+/// `wall` is the node's wall clock.
 ///
 /// # Errors
 /// The coordinator cannot be reached, is another one, or refuses the token.
-pub async fn join(token: &JoinToken, key: &SigningKey, facts: NodeFacts) -> Result<Joined, JoinError> {
-    let target = Target { address: token.address.clone(), coordinator: token.coordinator, bind: None };
+pub async fn join(
+    token: &JoinToken,
+    key: &SigningKey,
+    wall: UnixMs,
+    facts: NodeFacts,
+) -> Result<Joined, JoinError> {
+    let target =
+        Target { address: token.address.clone(), coordinator: token.coordinator, next: None, bind: None };
     let mut connected = Box::pin(dial(&target, key)).await.map_err(JoinError::Dial)?;
-    let request = JoinRequest { token: token.id, secret: token.secret.clone(), facts };
+    let request = JoinRequest {
+        token: token.id,
+        secret: token.secret.clone(),
+        version_min: FRAMES_VERSION_MIN,
+        version_max: FRAMES_VERSION_MAX,
+        wall,
+        facts,
+    };
     let answer = timeout(GREETING_MAX.to_std(), ask(&mut connected, request)).await;
     let (result, code) = match answer {
         Err(_) => (Err(JoinError::Late), CloseCode::Late),
@@ -74,7 +91,10 @@ pub async fn join(token: &JoinToken, key: &SigningKey, facts: NodeFacts) -> Resu
             CoordinatorFrame::Welcome { .. }
             | CoordinatorFrame::Desired(_)
             | CoordinatorFrame::Command(_)
-            | CoordinatorFrame::Heard,
+            | CoordinatorFrame::Heard
+            | CoordinatorFrame::RotateKey
+            | CoordinatorFrame::KeyJudged { .. }
+            | CoordinatorFrame::NextKey { .. },
         )) => (Err(JoinError::Unexpected), CloseCode::OutOfOrder),
     };
     connected.close(code, code.name()).await;

@@ -14,6 +14,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
+use crate::failpoint;
+
 const PREFIX: &[u8] = b"berth-ed25519-seed:";
 const SEED_BYTES: usize = 32;
 /// 32 bytes in base64url without padding.
@@ -178,13 +180,63 @@ pub fn load_or_create(path: &Path) -> Result<SigningKey, KeyFileError> {
     }
 }
 
+/// Gives a key file the name of another one in the same folder, which it replaces, durably. A file that has its new name
+/// already is fine: the step was done before a crash.
+///
+/// # Errors
+/// The system refused, or neither is there.
+pub fn replace(from: &Path, to: &Path) -> std::io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && to.exists() => {}
+        other => other?,
+    }
+    failpoint::KEY_REPLACED.reach();
+    sync_parent(to)
+}
+
+/// Removes a key file durably, where it is there.
+///
+/// # Errors
+/// The system refused.
+pub fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            failpoint::KEY_REMOVED.reach();
+            sync_parent(path)
+        }
+    }
+}
+
+/// Reads a key, if there is one.
+///
+/// # Errors
+/// As [`load`], but for a file that is missing.
+pub fn load_if_there(path: &Path) -> Result<Option<SigningKey>, KeyFileError> {
+    match load(path) {
+        Ok(key) => Ok(Some(key)),
+        Err(KeyFileError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(parent)?.sync_all()
+}
+
 /// Writes the key under `temporary` and gives it its `name`; `EXIST` where the name is taken.
 fn publish(directory: &OwnedFd, temporary: &Path, name: &Path, key: &SigningKey) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(directory, temporary, flags, Mode::RUSR | Mode::WUSR)?;
+    failpoint::KEY_CREATED.reach();
     let published = write_all(&file, line(key).as_slice())
+        .inspect(|()| failpoint::KEY_WRITTEN.reach())
         .and_then(|()| rustix::fs::fsync(&file))
-        .and_then(|()| rename_to_free_name(directory, temporary, name));
+        .inspect(|()| failpoint::KEY_SYNCED.reach())
+        .and_then(|()| rename_to_free_name(directory, temporary, name))
+        .inspect(|()| failpoint::KEY_NAMED.reach());
     if published.is_err() {
         // A temporary file that stays behind is harmless and private, the first error is what counts.
         let _ = rustix::fs::unlinkat(directory, temporary, AtFlags::empty());
@@ -237,6 +289,23 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file stayed behind");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("berth-ed25519-seed:") && text.ends_with('\n') && text.len() == LINE_BYTES);
+    }
+
+    #[test]
+    fn a_key_takes_the_name_of_another_once_and_a_step_that_was_done_may_come_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("node.key"), folder.path().join("node.key.next"));
+        load_or_create(&old).unwrap();
+        let next = load_or_create(&new).unwrap().public();
+        for _ in 0..2 {
+            replace(&new, &old).unwrap();
+            assert_eq!(load(&old).unwrap().public(), next);
+            assert!(load_if_there(&new).unwrap().is_none());
+        }
+        for _ in 0..2 {
+            remove(&old).unwrap();
+        }
+        assert!(replace(&new, &old).is_err(), "there is no key at all");
     }
 
     #[test]

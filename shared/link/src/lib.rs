@@ -15,12 +15,14 @@
 //! | [`listen`](mod@listen) | how many strangers are listened to at once, and for how long |
 //! | [`join`](mod@join) | a node's first contact, once |
 //! | [`clock`] | the clock of deadlines |
+//! | `failpoint` | where tests have the process die (debug builds) |
 //! | [`drive`] | the node's session, again and again; the coordinator's end of one connection |
 
 pub mod clock;
 pub mod close;
 pub mod dial;
 pub mod drive;
+mod failpoint;
 pub mod join;
 pub mod keyfile;
 pub mod listen;
@@ -31,7 +33,8 @@ mod transport;
 pub use clock::{BootClock, Clock, boot_now};
 pub use dial::{Connected, DialError, Target, dial};
 pub use drive::node::{LinkState, LinkStatus, NodeDriver, NodeDriverError, NodeSide};
-pub use drive::peer::{FirstFrame, Judge, PeerEnd, PeerEnded, run_peer};
+pub use drive::peer::{FirstFrame, Judge, PeerEnd, PeerEnded, Stops, run_peer};
+pub use failpoint::POINTS as FAILPOINTS;
 pub use join::{JoinError, Joined, join};
 pub use keyfile::KeyFileError;
 pub use listen::{Handshaken, Incoming, ListenError, ListenLimits, Listener, listen};

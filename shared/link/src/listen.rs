@@ -5,20 +5,25 @@
 //! (a Retry packet, RFC 9000, section 8.1.2), so that forged addresses cost no handshake. A permit is held from the first packet
 //! until the session is open; [`crate::drive::peer::run_peer`] gives it back.
 
+mod strangers;
+
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_shared::signing::{PublicKey, SigningKey};
 use berth_shared::wire::{ChannelBinding, CoordinatorFrame, NodeFrame};
 use quinn::{Connection, ConnectionError, Endpoint, ServerConfig};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
+use crate::clock::boot_now;
 use crate::close::{CloseCode, close};
 use crate::stream::{FrameReceiver, FrameSender, STRANGER_ENVELOPE_BYTES_MAX, channel_binding};
 use crate::tls::{self, TlsError};
 use crate::transport;
+
+pub(crate) use strangers::Place;
+use strangers::{Bounds, Door, Strangers};
 
 /// Longest time from a peer's first packet to its open control stream.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
@@ -28,6 +33,18 @@ pub const STRANGERS_MAX: usize = 256;
 
 /// From so many on, addresses are validated by a Retry first.
 pub const RETRY_FROM: usize = 32;
+
+/// Most connections from one address (IPv6: one /64) that are not let in yet: nodes behind one NAT come back in turns.
+pub const STRANGERS_PER_IP_MAX: usize = 32;
+
+/// From so many of one address on, it is validated by a Retry first, so that a forged one does not use up its owner's.
+pub const RETRY_FROM_PER_IP: usize = 8;
+
+/// How many handshakes may begin in a second, in the long run. One costs about 0.2 ms of a core.
+pub const HANDSHAKES_PER_S_MAX: u32 = 200;
+
+/// How many handshakes may begin at once.
+pub const HANDSHAKES_BURST_MAX: u32 = 400;
 
 /// Connections that quinn keeps for [`Listener::accept`], and their bytes.
 const WAITING_MAX: usize = 256;
@@ -46,11 +63,27 @@ pub struct ListenLimits {
     pub strangers_max: usize,
     /// See [`RETRY_FROM`].
     pub retry_from: usize,
+    /// See [`STRANGERS_PER_IP_MAX`].
+    pub strangers_per_ip_max: usize,
+    /// See [`RETRY_FROM_PER_IP`].
+    pub retry_from_per_ip: usize,
+    /// See [`HANDSHAKES_PER_S_MAX`].
+    pub handshakes_per_s_max: u32,
+    /// See [`HANDSHAKES_BURST_MAX`].
+    pub handshakes_burst_max: u32,
 }
 
 impl Default for ListenLimits {
     fn default() -> Self {
-        Self { handshake_max: HANDSHAKE_MAX, strangers_max: STRANGERS_MAX, retry_from: RETRY_FROM }
+        Self {
+            handshake_max: HANDSHAKE_MAX,
+            strangers_max: STRANGERS_MAX,
+            retry_from: RETRY_FROM,
+            strangers_per_ip_max: STRANGERS_PER_IP_MAX,
+            retry_from_per_ip: RETRY_FROM_PER_IP,
+            handshakes_per_s_max: HANDSHAKES_PER_S_MAX,
+            handshakes_burst_max: HANDSHAKES_BURST_MAX,
+        }
     }
 }
 
@@ -81,9 +114,10 @@ pub enum ListenError {
 #[derive(Debug)]
 pub struct Listener {
     endpoint: Endpoint,
-    key: SigningKey,
+    /// Shown and signed with; another one after [`Listener::use_key`].
+    key: Mutex<SigningKey>,
     limits: ListenLimits,
-    permits: Arc<Semaphore>,
+    strangers: Strangers,
 }
 
 /// Binds a UDP address. Has to be called within a tokio runtime.
@@ -91,6 +125,29 @@ pub struct Listener {
 /// # Errors
 /// The address cannot be bound, or the key was refused.
 pub fn listen(address: SocketAddr, key: &SigningKey, limits: ListenLimits) -> Result<Listener, ListenError> {
+    let config = server_config(key)?;
+    let bind = |source| ListenError::Bind { address, source };
+    let socket = std::net::UdpSocket::bind(address).map_err(bind)?;
+    let endpoint = Endpoint::new(
+        transport::coordinator_endpoint(key),
+        Some(config),
+        socket,
+        Arc::new(quinn::TokioRuntime),
+    )
+    .map_err(bind)?;
+    let bounds = Bounds {
+        max: limits.strangers_max,
+        per_ip_max: limits.strangers_per_ip_max,
+        per_s_max: limits.handshakes_per_s_max,
+        burst_max: limits.handshakes_burst_max,
+        retry_from: limits.retry_from,
+        retry_from_ip: limits.retry_from_per_ip,
+    };
+    let strangers = Strangers::new(bounds, boot_now());
+    Ok(Listener { endpoint, key: Mutex::new(key.clone()), limits, strangers })
+}
+
+fn server_config(key: &SigningKey) -> Result<ServerConfig, ListenError> {
     let tls = tls::server_config(key).map_err(ListenError::Tls)?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
     let mut tokens = quinn::ValidationTokenConfig::default();
@@ -101,17 +158,7 @@ pub fn listen(address: SocketAddr, key: &SigningKey, limits: ListenLimits) -> Re
         .max_incoming(WAITING_MAX)
         .incoming_buffer_size(WAITING_BYTES_MAX)
         .incoming_buffer_size_total(WAITING_BYTES_TOTAL_MAX);
-    let bind = |source| ListenError::Bind { address, source };
-    let socket = std::net::UdpSocket::bind(address).map_err(bind)?;
-    let endpoint = Endpoint::new(
-        transport::coordinator_endpoint(key),
-        Some(config),
-        socket,
-        Arc::new(quinn::TokioRuntime),
-    )
-    .map_err(bind)?;
-    let permits = Arc::new(Semaphore::new(limits.strangers_max));
-    Ok(Listener { endpoint, key: key.clone(), limits, permits })
+    Ok(config)
 }
 
 impl Listener {
@@ -125,7 +172,19 @@ impl Listener {
 
     /// How many connections are not let in yet.
     pub fn strangers(&self) -> usize {
-        self.limits.strangers_max.saturating_sub(self.permits.available_permits())
+        self.strangers.count()
+    }
+
+    /// Shows this key from the next connection on. Those that stand go on under the old one; the caller closes them.
+    ///
+    /// # Errors
+    /// The key was refused; the old one stays.
+    pub fn use_key(&self, key: &SigningKey) -> Result<(), ListenError> {
+        let config = server_config(key)?;
+        let mut held = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        self.endpoint.set_server_config(Some(config));
+        *held = key.clone();
+        Ok(())
     }
 
     /// The next connection, with a permit; `None` once the listener is closed. May be dropped and called again.
@@ -135,18 +194,23 @@ impl Listener {
         loop {
             let incoming = self.endpoint.accept().await?;
             let remote = incoming.remote_address();
-            if self.strangers() >= self.limits.retry_from && incoming.may_retry() {
-                debug!(%remote, "address validation asked for");
-                // Only fails where `may_retry` says no.
-                let _ = incoming.retry();
-                continue;
-            }
-            let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-                debug!(%remote, "connection refused, too many are not let in yet");
-                incoming.refuse();
-                continue;
+            let permit = match self.strangers.knock(remote.ip(), incoming.may_retry(), boot_now()) {
+                Door::Open(place) => place,
+                Door::ProveAddress => {
+                    debug!(%remote, "address validation asked for");
+                    // Only fails where `may_retry` says no.
+                    let _ = incoming.retry();
+                    continue;
+                }
+                Door::Shut(bound) => {
+                    debug!(%remote, bound, "connection refused");
+                    incoming.refuse();
+                    continue;
+                }
             };
-            let key = self.key.clone();
+            // The handshake shows what the endpoint shows, which may change between this line and the next packet: a
+            // connection that is signed with the other key breaks at its first frame, and the node dials again.
+            let key = self.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
             return Some(Incoming { incoming, permit, key, handshake_max: self.limits.handshake_max });
         }
     }
@@ -162,7 +226,7 @@ impl Listener {
 #[derive(Debug)]
 pub struct Incoming {
     incoming: quinn::Incoming,
-    permit: OwnedSemaphorePermit,
+    permit: Place,
     key: SigningKey,
     handshake_max: Duration,
 }
@@ -229,5 +293,5 @@ pub struct Handshaken {
     /// The connection itself.
     pub connection: Connection,
     /// Counts against [`ListenLimits::strangers_max`] while it is held.
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) permit: Place,
 }

@@ -4,12 +4,16 @@
 //! what it has read so far, [`FrameSender::queue`] never waits, and [`FrameSender::flush`] goes on where it was left.
 //! Two peers that both send much keep reading meanwhile and cannot block each other.
 
+#[doc(hidden)]
+pub mod assembly;
+
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 
 use berth_shared::signing::{PublicKey, SigningKey};
 use berth_shared::wire::{
-    BINDING_LABEL, ChannelBinding, ENVELOPE_BYTES_MAX, FrameError, Opener, Sealer, StreamKind,
+    BINDING_LABEL, ChannelBinding, ENVELOPE_BYTES_MAX, FRAMES_VERSION_MIN, FrameError, Opener, Sealer,
+    StreamKind, Versioned,
 };
 use bytes::{Buf, Bytes};
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
@@ -17,17 +21,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::close::CloseCode;
+use assembly::{Assembly, LENGTH_BYTES};
 
 /// Largest envelope of a peer that is not let in yet: a join or a hello is well below 2 KiB.
 pub const STRANGER_ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 
 /// What may wait to be sent: two frames of the largest kind. A peer that is further behind does not read.
 pub const OUTBOX_BYTES_MAX: usize = 2 * (ENVELOPE_BYTES_MAX + LENGTH_BYTES);
-
-const LENGTH_BYTES: usize = 4;
-
-/// The first allocation for a frame; it grows with what has really come.
-const FIRST_ALLOCATION_BYTES: usize = 16 * 1024;
 
 /// Why no more frames go over a control stream. Each of these ends the connection.
 #[derive(Debug, thiserror::Error)]
@@ -106,22 +106,43 @@ pub struct FrameSender<T> {
     outbox: VecDeque<Bytes>,
     outbox_bytes: usize,
     sent_bytes: u64,
+    /// The version that the session speaks.
+    spoken: u16,
     frames: PhantomData<fn(&T)>,
 }
 
-impl<T: Serialize> FrameSender<T> {
+impl<T: Serialize + Versioned> FrameSender<T> {
     pub(crate) fn new(stream: SendStream, key: SigningKey, binding: ChannelBinding) -> Self {
         let sealer = Sealer::new(key, StreamKind::Control, binding);
-        Self { stream, sealer, outbox: VecDeque::new(), outbox_bytes: 0, sent_bytes: 0, frames: PhantomData }
+        Self {
+            stream,
+            sealer,
+            outbox: VecDeque::new(),
+            outbox_bytes: 0,
+            sent_bytes: 0,
+            spoken: FRAMES_VERSION_MIN,
+            frames: PhantomData,
+        }
+    }
+
+    /// From now on frames up to this version go out: the welcome was sent, or came. Before that only those that every
+    /// version has.
+    pub const fn speak(&mut self, version: u16) {
+        self.spoken = version;
     }
 
     /// Signs a frame and puts it behind those that wait to be sent.
     ///
     /// # Errors
-    /// The frame is too large, or [`OUTBOX_BYTES_MAX`] is reached. Nothing of it is sent then.
+    /// The frame is too large or of a newer version than is spoken, or [`OUTBOX_BYTES_MAX`] is reached. Nothing of it is
+    /// sent then.
     pub fn queue(&mut self, frame: &T) -> Result<(), LinkError> {
         if self.outbox_bytes >= OUTBOX_BYTES_MAX {
             return Err(LinkError::PeerSlow);
+        }
+        let since = frame.since();
+        if since > self.spoken {
+            return Err(LinkError::Frame(FrameError::Newer { since, spoken: self.spoken }));
         }
         let envelope = self.sealer.seal(frame).map_err(LinkError::Frame)?;
         let length = u32::try_from(envelope.len()).expect("a sealed envelope is within ENVELOPE_BYTES_MAX");
@@ -180,42 +201,24 @@ impl<T: Serialize> FrameSender<T> {
     }
 }
 
-#[derive(Debug)]
-enum Part {
-    Length { bytes: [u8; LENGTH_BYTES], filled: usize },
-    Envelope { bytes: Vec<u8>, length: usize },
-}
-
-impl Part {
-    const fn start() -> Self {
-        Self::Length { bytes: [0; LENGTH_BYTES], filled: 0 }
-    }
-}
-
 /// Receives frames of one type.
 #[derive(Debug)]
 pub struct FrameReceiver<T> {
     stream: RecvStream,
     opener: Opener,
-    limit: usize,
-    part: Part,
+    assembly: Assembly,
     frames: PhantomData<fn() -> T>,
 }
 
 impl<T: DeserializeOwned> FrameReceiver<T> {
-    pub(crate) const fn new(
-        stream: RecvStream,
-        peer: PublicKey,
-        binding: ChannelBinding,
-        limit: usize,
-    ) -> Self {
+    pub(crate) fn new(stream: RecvStream, peer: PublicKey, binding: ChannelBinding, limit: usize) -> Self {
         let opener = Opener::new(peer, StreamKind::Control, binding);
-        Self { stream, opener, limit, part: Part::start(), frames: PhantomData }
+        Self { stream, opener, assembly: Assembly::new(limit), frames: PhantomData }
     }
 
     /// Sets the largest envelope that is read from the next frame on; never more than [`ENVELOPE_BYTES_MAX`].
     pub fn set_limit(&mut self, limit: usize) {
-        self.limit = limit.min(ENVELOPE_BYTES_MAX);
+        self.assembly.set_limit(limit);
     }
 
     /// The next frame, verified. Dropped and called again, it goes on where it was.
@@ -224,34 +227,11 @@ impl<T: DeserializeOwned> FrameReceiver<T> {
     /// Anything wrong with the frame or the stream. The connection has to be closed then.
     pub async fn recv(&mut self) -> Result<T, LinkError> {
         loop {
-            match &mut self.part {
-                Part::Length { bytes, filled } if *filled < LENGTH_BYTES => {
-                    let Some(chunk) = read(&mut self.stream, LENGTH_BYTES - *filled).await? else {
-                        return Err(if *filled == 0 { LinkError::Ended } else { LinkError::CutShort });
-                    };
-                    for (to, from) in bytes.iter_mut().skip(*filled).zip(&chunk) {
-                        *to = *from;
-                    }
-                    *filled += chunk.len();
-                }
-                Part::Length { bytes, .. } => {
-                    let announced = u32::from_be_bytes(*bytes);
-                    let length = usize::try_from(announced)
-                        .ok()
-                        .filter(|length| *length <= self.limit)
-                        .ok_or(LinkError::Announced { length: announced, limit: self.limit })?;
-                    let bytes = Vec::with_capacity(length.min(FIRST_ALLOCATION_BYTES));
-                    self.part = Part::Envelope { bytes, length };
-                }
-                Part::Envelope { bytes, length } if bytes.len() < *length => {
-                    let chunk = read(&mut self.stream, *length - bytes.len()).await?;
-                    bytes.extend_from_slice(&chunk.ok_or(LinkError::CutShort)?);
-                }
-                Part::Envelope { bytes, .. } => {
-                    let envelope = std::mem::take(bytes);
-                    self.part = Part::start();
-                    return self.opener.open(&envelope).map_err(LinkError::Frame);
-                }
+            let Some(chunk) = read(&mut self.stream, self.assembly.wants()).await? else {
+                return Err(if self.assembly.is_between() { LinkError::Ended } else { LinkError::CutShort });
+            };
+            if let Some(envelope) = self.assembly.push(&chunk)? {
+                return self.opener.open(&envelope).map_err(LinkError::Frame);
             }
         }
     }

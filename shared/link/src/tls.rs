@@ -83,7 +83,7 @@ pub fn server_config(key: &SigningKey) -> Result<quinn::crypto::rustls::QuicServ
     config.try_into().map_err(TlsError::Quic)
 }
 
-/// What the dialling side shows, and the one key that it accepts.
+/// What the dialling side shows, and the keys that it accepts: the coordinator's, and the next one where it is known.
 ///
 /// The second value tells afterwards which key the other side showed.
 ///
@@ -92,10 +92,12 @@ pub fn server_config(key: &SigningKey) -> Result<quinn::crypto::rustls::QuicServ
 pub fn client_config(
     key: &SigningKey,
     coordinator: PublicKey,
+    next: Option<PublicKey>,
 ) -> Result<(quinn::crypto::rustls::QuicClientConfig, Arc<Pin>), TlsError> {
     let provider = provider();
     let pin = Arc::new(Pin {
         expected: coordinator,
+        next,
         shown: OnceLock::new(),
         algorithms: provider.signature_verification_algorithms,
     });
@@ -144,10 +146,11 @@ fn refuse_tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
     Err(PeerIncompatible::Tls12NotOffered.into())
 }
 
-/// Accepts the pinned key only, and remembers what was shown.
+/// Accepts the pinned key and the one that is to follow it, no other, and remembers what was shown.
 #[derive(Debug)]
 pub struct Pin {
     expected: PublicKey,
+    next: Option<PublicKey>,
     shown: OnceLock<PublicKey>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -160,7 +163,11 @@ impl Pin {
 
     /// The key that was shown in place of the pinned one, if it was another. Its possession is not proved.
     pub fn other_key(&self) -> Option<PublicKey> {
-        self.shown.get().copied().filter(|shown| *shown != self.expected)
+        self.shown.get().copied().filter(|shown| !self.is_pinned(shown))
+    }
+
+    fn is_pinned(&self, key: &PublicKey) -> bool {
+        *key == self.expected || self.next.as_ref() == Some(key)
     }
 }
 
@@ -175,7 +182,7 @@ impl ServerCertVerifier for Pin {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let shown = key_of(end_entity).filter(|_| intermediates.is_empty()).ok_or_else(bad_key)?;
         let shown = *self.shown.get_or_init(|| shown);
-        if shown != self.expected {
+        if !self.is_pinned(&shown) {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
         Ok(ServerCertVerified::assertion())

@@ -14,7 +14,7 @@ use berth_shared::ids::{BootId, NodeId};
 use berth_shared::link::SessionMark;
 use berth_shared::link::node::{Effect, Event, NodeLink};
 use berth_shared::problem::Code;
-use berth_shared::signing::SigningKey;
+use berth_shared::signing::{self, PublicKey, Purpose, Signature, SigningKey};
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::wire::{
     CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, NodeFacts, NodeFrame, NodeLoad,
@@ -34,6 +34,11 @@ pub const NEWS_EVERY_MIN: Millis = Millis(100);
 /// Longest time that [`NodeSide`] may take for a greeting, an observation or a heartbeat. They are to be given from
 /// memory; a connection whose agent does not answer is given up.
 pub const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// What to do where another key is shown than the pinned one.
+const WRONG_COORDINATOR_ADVICE: &str = "if the coordinator's key was changed while this node was away, join it again: \
+    `berth node revoke NAME`, `berth token create NAME --rejoin`, then `berth-node-agent join --again` here; if it was \
+    not, somebody is between the two";
 
 /// An error of the agent's own store.
 pub type StoreError = Box<dyn Error + Send + Sync>;
@@ -79,6 +84,18 @@ pub trait NodeSide: Send {
 
     /// What the next heartbeat says.
     fn heartbeat(&mut self) -> impl Future<Output = Heartbeat> + Send;
+
+    /// A new key that lies durably on the node: the one that was made before and is not in force yet, else a fresh one.
+    fn next_key(&mut self) -> impl Future<Output = Result<SigningKey, StoreError>> + Send;
+
+    /// Writes durably that this key, which [`NodeSide::next_key`] gave, is in force from now on.
+    fn use_key(&mut self, key: PublicKey) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Writes durably that the coordinator may have this key from now on, besides its present one.
+    fn pin_next(&mut self, key: PublicKey) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Writes durably that the coordinator has this key: the pin of before is void.
+    fn pin(&mut self, key: PublicKey) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// Whether a session is open.
@@ -119,6 +136,9 @@ pub enum NodeDriverError {
     /// A mark could not be stored, so that no hello may go out.
     #[error("the session's mark could not be stored")]
     Store(#[source] StoreError),
+    /// Which key is in force could not be stored.
+    #[error("the change of a key could not be stored")]
+    Key(#[source] StoreError),
     /// Nobody takes the coordinator's frames any more.
     #[error("nobody takes the coordinator's frames")]
     Deliver,
@@ -134,6 +154,8 @@ pub struct NodeDriver<S, C = BootClock> {
     pub target: Target,
     /// The node's key.
     pub key: SigningKey,
+    /// A new key that lies on the node and is not in force yet.
+    pub next_key: Option<SigningKey>,
     /// What was stored last: the newest mark and whether its session was welcomed.
     pub stored: Option<(SessionMark, bool)>,
     /// The agent.
@@ -157,7 +179,8 @@ impl<S: NodeSide, C: Clock> NodeDriver<S, C> {
     /// # Errors
     /// Something is broken that dialling again does not mend.
     pub async fn run(self, cancel: CancellationToken) -> Result<(), NodeDriverError> {
-        let machine = NodeLink::new(self.clock.now(), self.stored);
+        let next_key = self.next_key.as_ref().map(SigningKey::public);
+        let machine = NodeLink::new(self.clock.now(), self.stored, next_key);
         let news_from = self.clock.now();
         let mut session = Session {
             driver: self,
@@ -166,6 +189,7 @@ impl<S: NodeSide, C: Clock> NodeDriver<S, C> {
             undelivered: None,
             news_from,
             outgoing_open: true,
+            report: None,
         };
         let ended = session.drive(&cancel).await;
         let code = if ended.is_ok() { CloseCode::ShuttingDown } else { CloseCode::GivenUp };
@@ -217,6 +241,12 @@ impl Wire {
         matches!(self, Self::Up(connected) if connected.sender.is_flushed())
     }
 
+    fn speak(&mut self, version: u16) {
+        if let Self::Up(connected) = self {
+            connected.sender.speak(version);
+        }
+    }
+
     fn queue(&mut self, frame: &NodeFrame) -> Result<(), LinkError> {
         match self {
             Self::Up(connected) => connected.sender.queue(frame),
@@ -260,12 +290,14 @@ struct Session<S, C> {
     undelivered: Option<CoordinatorFrame>,
     news_from: BootMs,
     outgoing_open: bool,
+    /// What an effect has come to, for the machine.
+    report: Option<Event>,
 }
 
 impl<S: NodeSide, C: Clock> Session<S, C> {
     async fn drive(&mut self, cancel: &CancellationToken) -> Result<(), NodeDriverError> {
         loop {
-            let Self { driver, machine, wire, undelivered, news_from, outgoing_open } = self;
+            let Self { driver, machine, wire, undelivered, news_from, outgoing_open, report: _ } = self;
             let NodeDriver { clock, news, deliver, outgoing, .. } = driver;
             let deadline = machine.next_deadline();
             let may_queue = machine.is_live() && wire.is_flushed();
@@ -304,7 +336,11 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
             Report::Dialled(Err(failure)) => {
                 self.wire = Wire::Down;
                 if matches!(failure, DialError::WrongCoordinator { .. }) {
-                    error!(error = &failure as &dyn Error, "another coordinator answered");
+                    error!(
+                        error = &failure as &dyn Error,
+                        to_do = WRONG_COORDINATOR_ADVICE,
+                        "another coordinator answered"
+                    );
                 } else {
                     info!(error = &failure as &dyn Error, "coordinator not reached, will retry");
                 }
@@ -338,7 +374,7 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
             self.outgoing_open = false;
             return None;
         };
-        // Only its size can be wrong: the outbox is empty. Nothing of it was sent, so the session goes on.
+        // Its size can be wrong, or its version: the outbox is empty. Nothing of it was sent, so the session goes on.
         if let Err(failure) = self.wire.queue(&frame) {
             warn!(error = &failure as &dyn Error, "frame for the coordinator dropped");
         }
@@ -347,7 +383,8 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
 
     async fn step(&mut self, event: Event) -> Result<(), NodeDriverError> {
         let mut next = Some(event);
-        // Ends: a failed effect is answered by `Lost`, and what `Lost` brings about sends nothing.
+        // Ends: a failed effect is answered by `Lost`, and what `Lost` brings about sends nothing; only the making of a
+        // key reports, and its report makes none.
         while let Some(event) = next.take() {
             let mut random = [0; 24];
             getrandom::fill(&mut random).map_err(NodeDriverError::Random)?;
@@ -363,6 +400,7 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                     }
                 }
             }
+            next = next.or_else(|| self.report.take());
         }
         Ok(())
     }
@@ -391,12 +429,38 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 self.news_from = self.driver.clock.now().after(NEWS_EVERY_MIN);
                 self.wire.queue(&NodeFrame::Heartbeat { load, cells, desired })?;
             }
-            Effect::Online { autonomy } => {
-                info!("session open");
+            Effect::Online { version, autonomy } => {
+                info!(version, "session open");
+                self.wire.speak(version);
+                self.settle_pin().await?;
                 let heard = Some(self.driver.clock.now());
                 self.driver.status.send_replace(LinkStatus { state: LinkState::Online, heard, autonomy });
             }
             Effect::Deliver(frame) => self.undelivered = Some(frame),
+            Effect::MakeKey => {
+                let made = match self.driver.side.next_key().await {
+                    Ok(key) => Some(self.driver.next_key.insert(key).public()),
+                    Err(source) => {
+                        warn!(error = &*source as &dyn Error, "a new key could not be made");
+                        None
+                    }
+                };
+                self.report = Some(Event::KeyMade(made));
+            }
+            Effect::SendNewKey(key) => self.tell_new_key(key).await?,
+            Effect::UseKey(key) => {
+                let Some(next) = self.driver.next_key.take_if(|next| next.public() == key) else {
+                    return Ok(());
+                };
+                let used = self.driver.side.use_key(key).await;
+                used.map_err(|source| Failure::Fatal(NodeDriverError::Key(source)))?;
+                info!(old = %self.driver.key.public(), new = %key, "the node's new key is in force");
+                self.driver.key = next;
+            }
+            Effect::KeyRefused(problem) => {
+                warn!(code = %problem.code, detail = problem.detail, "the coordinator refused the node's new key");
+            }
+            Effect::PinNext { key, proof } => self.pin_next(key, &proof).await?,
             Effect::Close => {
                 self.undelivered = None;
                 self.wire.drop_with(CloseCode::GivenUp, CloseCode::GivenUp.name());
@@ -412,6 +476,53 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 self.driver.status.send_modify(|status| status.state = LinkState::Refused { code, detail });
             }
         }
+        Ok(())
+    }
+}
+
+impl<S: NodeSide, C: Clock> Session<S, C> {
+    /// Tells a new key with its proof, on the session of the old one.
+    async fn tell_new_key(&mut self, key: PublicKey) -> Result<(), Failure> {
+        let greeting = answered(self.driver.side.greeting()).await?;
+        let Some(next) = self.driver.next_key.as_ref().filter(|next| next.public() == key) else {
+            return Ok(());
+        };
+        let said = signing::new_node_key(greeting.node, &self.driver.key.public(), &key);
+        let proof = Signature(next.sign(Purpose::NodeKey, &said));
+        self.wire.queue(&NodeFrame::NewKey { key, proof })?;
+        Ok(())
+    }
+
+    /// Takes the coordinator's next key for good, once it has signed for itself.
+    async fn pin_next(&mut self, key: PublicKey, proof: &Signature) -> Result<(), Failure> {
+        let present = self.driver.target.coordinator;
+        let said = signing::next_coordinator_key(&present, &key);
+        if let Err(error) = key.verify(Purpose::CoordinatorKey, &said, &proof.0) {
+            warn!(%key, error = &error as &dyn Error, "the coordinator's next key was refused");
+            return Ok(());
+        }
+        if self.driver.target.next != Some(key) {
+            let pinned = self.driver.side.pin_next(key).await;
+            pinned.map_err(|source| Failure::Fatal(NodeDriverError::Key(source)))?;
+            self.driver.target.next = Some(key);
+            info!(%key, "the coordinator's next key is pinned");
+        }
+        self.wire.queue(&NodeFrame::PinStored { key })?;
+        Ok(())
+    }
+
+    /// The first session with the coordinator's next key ends the one of before.
+    async fn settle_pin(&mut self) -> Result<(), Failure> {
+        let Wire::Up(connected) = &self.wire else { return Ok(()) };
+        let key = connected.peer;
+        if self.driver.target.next != Some(key) {
+            return Ok(());
+        }
+        let pinned = self.driver.side.pin(key).await;
+        pinned.map_err(|source| Failure::Fatal(NodeDriverError::Key(source)))?;
+        info!(old = %self.driver.target.coordinator, new = %key, "the coordinator has its next key");
+        self.driver.target.coordinator = key;
+        self.driver.target.next = None;
         Ok(())
     }
 }

@@ -14,13 +14,13 @@ use berth_shared::signing::PublicKey;
 use berth_shared::time::BootMs;
 use berth_shared::wire::{CoordinatorFrame, ENVELOPE_BYTES_MAX, Hello, JoinRequest, NodeFrame};
 use quinn::Connection;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::close::{CloseCode, close};
-use crate::listen::Handshaken;
+use crate::listen::{Handshaken, Place};
 use crate::stream::{FrameReceiver, FrameSender, LinkError};
 
 /// How long a peer may take to acknowledge the last frame before its connection is closed.
@@ -77,8 +77,10 @@ pub enum PeerEnd {
     },
     /// The connection broke, or the peer sent what is no frame.
     Link(LinkError),
-    /// The fleet dropped its end of `outgoing`: the session was replaced or revoked.
+    /// The fleet dropped its end of `outgoing`: the session was replaced, or the node removed.
     Dropped,
+    /// The fleet has cut the connection: the node was revoked.
+    Cut,
     /// The fleet takes no frames any more.
     InboxGone,
     /// The coordinator shuts down.
@@ -92,6 +94,7 @@ impl PeerEnd {
             Self::Closed { reason } => reason,
             Self::Link(error) => error.kind(),
             Self::Dropped => "session_over",
+            Self::Cut => "revoked",
             Self::InboxGone => "inbox_gone",
             Self::Cancelled => "shutting_down",
         }
@@ -104,15 +107,26 @@ impl PeerEnd {
                 "joined" => CloseCode::Done,
                 "greeting_late" => CloseCode::Late,
                 "silent" => CloseCode::Silent,
-                "frame_too_early" | "second_greeting" => CloseCode::OutOfOrder,
+                "frame_too_early" | "second_greeting" | "frame_too_new" => CloseCode::OutOfOrder,
+                "too_many_frames" => CloseCode::TooMuch,
                 // What is left are the codes of problems, by which first frames are refused.
                 _ => CloseCode::Rejected,
             },
             Self::Link(error) => error.close_code(),
             Self::Dropped => CloseCode::Done,
+            Self::Cut => CloseCode::Revoked,
             Self::InboxGone | Self::Cancelled => CloseCode::ShuttingDown,
         }
     }
+}
+
+/// What ends a connection from outside of it.
+#[derive(Debug, Clone, Default)]
+pub struct Stops {
+    /// The coordinator shuts down.
+    pub shutdown: CancellationToken,
+    /// This connection ends at once: nothing that waits is sent any more.
+    pub cut: CancellationToken,
 }
 
 /// Runs one connection to its end and closes it.
@@ -126,7 +140,7 @@ pub async fn run_peer<J: Judge, K: Clone + Send>(
     inbox: Inbox<K>,
     outgoing: mpsc::Receiver<CoordinatorFrame>,
     clock: impl Clock,
-    cancel: CancellationToken,
+    stops: Stops,
 ) -> PeerEnded {
     let Handshaken { peer, remote, binding: _, sender, receiver, connection, permit } = handshaken;
     let machine = PeerSession::new(clock.now());
@@ -142,7 +156,7 @@ pub async fn run_peer<J: Judge, K: Clone + Send>(
         stall: Stall { sent_bytes: 0, since: clock.now() },
     };
     let judge = |first| judge.judge(first, peer, remote);
-    let end = Box::pin(running.drive(judge, &clock, &cancel)).await;
+    let end = Box::pin(running.drive(judge, &clock, &stops)).await;
     let Running { sender, was_live, .. } = running;
     finish(&connection, sender, &end).await;
     match &end {
@@ -173,7 +187,7 @@ struct Running<K> {
     /// A frame that the fleet has no room for yet.
     undelivered: Option<NodeFrame>,
     /// Held until the session is open.
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Place>,
     was_live: bool,
     stall: Stall,
 }
@@ -183,11 +197,15 @@ impl<K: Clone + Send> Running<K> {
         &mut self,
         judge: impl FnOnce(FirstFrame) -> F,
         clock: &impl Clock,
-        cancel: &CancellationToken,
+        stops: &Stops,
     ) -> PeerEnd {
         let mut judge = Some(judge);
         let mut judging: Option<Pin<Box<F>>> = None;
         loop {
+            // Before whatever else is ready: of two branches any may be taken.
+            if stops.cut.is_cancelled() {
+                return PeerEnd::Cut;
+            }
             let Some(deadline) = self.machine.next_deadline() else { return PeerEnd::Dropped };
             let flushed = self.sender.is_flushed();
             let stuck_at = self.stall.look(clock.now(), self.sender.sent_bytes(), flushed);
@@ -197,7 +215,8 @@ impl<K: Clone + Send> Running<K> {
             // Outgoing frames wait for the welcome, and for the ones before them.
             let take_outgoing = self.machine.is_live() && flushed;
             let event = tokio::select! {
-                () = cancel.cancelled() => return PeerEnd::Cancelled,
+                () = stops.cut.cancelled() => return PeerEnd::Cut,
+                () = stops.shutdown.cancelled() => return PeerEnd::Cancelled,
                 () = clock.wait_towards(deadline.min(stuck_at)) => Event::Tick,
                 received = self.receiver.recv(), if self.undelivered.is_none() => match received {
                     Ok(frame) => Event::Received(frame),
@@ -210,7 +229,7 @@ impl<K: Clone + Send> Running<K> {
                 verdict = judged(&mut judging) => Event::Judged(verdict),
                 frame = self.outgoing.recv(), if take_outgoing => {
                     let Some(frame) = frame else { return PeerEnd::Dropped };
-                    // Only its size can be wrong: the outbox is empty. Nothing of it was sent.
+                    // Its size can be wrong, or its version: the outbox is empty. Nothing of it was sent.
                     if let Err(error) = self.sender.queue(&frame) {
                         warn!(error = &error as &dyn std::error::Error, "frame for a node dropped");
                     }
@@ -229,7 +248,12 @@ impl<K: Clone + Send> Running<K> {
                     Effect::JudgeJoin(join) => FirstFrame::Join(join),
                     Effect::JudgeHello(hello) => FirstFrame::Hello(hello),
                     Effect::Send(frame) => match self.sender.queue(&frame) {
-                        Ok(()) => continue,
+                        Ok(()) => {
+                            if let CoordinatorFrame::Welcome { version, .. } = frame {
+                                self.sender.speak(version);
+                            }
+                            continue;
+                        }
                         Err(error) => return PeerEnd::Link(error),
                     },
                     Effect::Deliver(frame) => {
@@ -300,6 +324,8 @@ mod tests {
             ("silent", CloseCode::Silent),
             ("frame_too_early", CloseCode::OutOfOrder),
             ("second_greeting", CloseCode::OutOfOrder),
+            ("frame_too_new", CloseCode::OutOfOrder),
+            ("too_many_frames", CloseCode::TooMuch),
         ];
         for (reason, code) in cases {
             assert_eq!(PeerEnd::Closed { reason }.close_code(), code, "{reason}");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use berth_link::close::CloseCode;
 use berth_link::drive::peer::Inbox;
-use berth_link::{BootClock, FirstFrame, Judge, LinkError, ListenLimits, PeerEnd, dial, run_peer};
+use berth_link::{BootClock, FirstFrame, Judge, LinkError, ListenLimits, PeerEnd, Stops, dial, run_peer};
 use berth_shared::link::peer::Verdict;
 use berth_shared::problem::Code;
 use berth_shared::signing::PublicKey;
@@ -13,7 +13,6 @@ use berth_shared::wire::{
     StreamKind,
 };
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::support::*;
 
@@ -29,6 +28,7 @@ async fn large_frames_cross_each_other_without_blocking() {
             revision: 1,
             domain: "y".repeat(1_900_000),
             assignments: vec![],
+            removed: vec![],
         });
         let node = async {
             let mut connected = dial(&target(address), &key(NODE)).await.unwrap();
@@ -174,7 +174,7 @@ async fn a_bad_frame_closes_its_connection_with_a_name() {
             let server = async {
                 let handshaken = accepted(&listener).await;
                 let inbox = Inbox { session: (), frames };
-                run_peer(handshaken, Nobody, inbox, outgoing, BootClock, CancellationToken::new()).await
+                run_peer(handshaken, Nobody, inbox, outgoing, BootClock, Stops::default()).await
             };
             let (closed, ended) = tokio::join!(client, Box::pin(server));
             assert!(!ended.live, "{what}");

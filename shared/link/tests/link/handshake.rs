@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_link::close::CloseCode;
-use berth_link::{DialError, ListenError, ListenLimits, dial, listen};
+use berth_link::{DialError, ListenError, ListenLimits, boot_now, dial, listen};
 use berth_shared::wire;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::rustls;
@@ -278,4 +278,96 @@ async fn an_address_that_cannot_be_dialled_is_named() {
         assert!(matches!(error, DialError::NoAddress(_)), "{error:?}");
     })
     .await;
+}
+
+/// A client that only begins: first packets from a socket of its own.
+async fn begins(address: std::net::SocketAddr) -> Result<quinn::Connection, quinn::ConnectionError> {
+    let (tls, _) = berth_link::tls::client_config(&key(NODE), key(COORDINATOR).public(), None).unwrap();
+    let endpoint = quinn::Endpoint::client(loopback()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(tls));
+    endpoint.connect_with(config, address, "any").unwrap().await
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_all_the_places_of_strangers() {
+    within(async {
+        let limits = ListenLimits { strangers_per_ip_max: 2, ..ListenLimits::default() };
+        let (listener, address) = listener(limits);
+        let mut held = vec![];
+        for _ in 0..2 {
+            let client = async {
+                let mut rogue = Rogue::dial(address).await;
+                rogue.send.write_all(b"x").await.unwrap();
+                rogue
+            };
+            held.push(tokio::join!(client, Box::pin(accepted(&listener))));
+        }
+        assert_eq!(listener.strangers(), 2);
+        let refused = tokio::select! {
+            begun = begins(address) => begun.unwrap_err(),
+            _ = listener.accept() => panic!("a third of one address was taken in"),
+        };
+        assert!(matches!(refused, quinn::ConnectionError::ConnectionClosed(_)), "{refused:?}");
+        drop(held);
+        assert_eq!(listener.strangers(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_address_with_some_strangers_has_to_be_proved_before_it_has_more() {
+    within(async {
+        let (listener, address) = listener(ListenLimits { retry_from_per_ip: 0, ..ListenLimits::default() });
+        let incoming = tokio::select! {
+            incoming = listener.accept() => incoming.unwrap(),
+            begun = begins(address) => panic!("nobody has shaken hands: {begun:?}"),
+        };
+        assert!(incoming.is_validated(), "a Retry came before");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_more_handshakes_begin_than_the_rate_has_room_for() {
+    within(async {
+        let limits = ListenLimits {
+            handshakes_per_s_max: 1,
+            handshakes_burst_max: 3,
+            retry_from: usize::MAX,
+            retry_from_per_ip: usize::MAX,
+            ..ListenLimits::default()
+        };
+        let (listener, address) = listener(limits);
+        let begun = boot_now();
+        let attempts = failures_of(address, 12);
+        let taken = async {
+            let mut taken = 0_u64;
+            while let Some(incoming) = listener.accept().await {
+                taken += 1;
+                drop(incoming);
+            }
+            taken
+        };
+        let mut taken = Box::pin(taken);
+        let refused = tokio::select! {
+            refused = attempts => refused,
+            _ = &mut taken => unreachable!("the listener is open"),
+        };
+        assert_eq!(refused, 12, "none was let in: all were dropped or refused");
+        listener.close().await;
+        let taken = taken.await;
+        let most = 3 + boot_now().since(begun).0 / 1000 + 1;
+        assert!((3..=most).contains(&taken), "{taken} of 12 began, at most {most}");
+    })
+    .await;
+}
+
+/// So many clients at once; how many failed.
+async fn failures_of(address: std::net::SocketAddr, count: usize) -> usize {
+    let mut clients: Vec<_> = (0..count).map(|_| Box::pin(begins(address))).collect();
+    let mut failed = 0;
+    for client in &mut clients {
+        failed += usize::from(client.await.is_err());
+    }
+    failed
 }

@@ -14,9 +14,11 @@ use berth_shared::cell::CellStatus;
 use berth_shared::ids::{BootId, CellId, Generation, JoinCounter, NodeId};
 use berth_shared::link::{HEARTBEAT_EVERY, SILENCE_MAX, SessionMark};
 use berth_shared::problem::{Code, Problem};
+use berth_shared::signing::{self, PublicKey, Purpose, Signature, SigningKey};
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::{
-    ChannelBinding, Command, CommandVerb, CoordinatorFrame, Hello, NodeFrame, NodeLoad, Sealer, StreamKind,
+    ChannelBinding, Command, CommandVerb, CoordinatorFrame, FRAMES_VERSION_MAX, Hello, NodeFrame, NodeLoad,
+    Sealer, StreamKind,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +32,15 @@ enum Asked {
     Greeting,
     Observed,
     Heartbeat,
+    NextKey,
+    UseKey(PublicKey),
+    PinNext(PublicKey),
+    Pin(PublicKey),
 }
+
+/// The node's next key, and the coordinator's.
+const NEXT: u8 = 20;
+const NEXT_COORDINATOR: u8 = 21;
 
 type Log = Arc<Mutex<Vec<Asked>>>;
 
@@ -75,6 +85,26 @@ impl NodeSide for Side {
         self.note(Asked::Heartbeat);
         Heartbeat { desired: 3, ..Heartbeat::default() }
     }
+
+    async fn next_key(&mut self) -> Result<SigningKey, StoreError> {
+        self.note(Asked::NextKey);
+        Ok(key(NEXT))
+    }
+
+    async fn use_key(&mut self, key: PublicKey) -> Result<(), StoreError> {
+        self.note(Asked::UseKey(key));
+        Ok(())
+    }
+
+    async fn pin_next(&mut self, key: PublicKey) -> Result<(), StoreError> {
+        self.note(Asked::PinNext(key));
+        Ok(())
+    }
+
+    async fn pin(&mut self, key: PublicKey) -> Result<(), StoreError> {
+        self.note(Asked::Pin(key));
+        Ok(())
+    }
 }
 
 /// The agent's ends of the driver's channels.
@@ -96,16 +126,17 @@ impl Agent {
 struct Options<C> {
     address: SocketAddr,
     stored: Option<(SessionMark, bool)>,
+    next_key: Option<SigningKey>,
     disk_full: bool,
     clock: C,
 }
 
 fn plain(address: SocketAddr) -> Options<BootClock> {
-    Options { address, stored: None, disk_full: false, clock: BootClock }
+    Options { address, stored: None, next_key: None, disk_full: false, clock: BootClock }
 }
 
 fn driver<C: Clock>(options: Options<C>) -> (impl Future<Output = Result<(), NodeDriverError>>, Agent) {
-    let Options { address, stored, disk_full, clock } = options;
+    let Options { address, stored, next_key, disk_full, clock } = options;
     let log = Log::default();
     let (deliver, delivered) = mpsc::channel(1);
     let (to_coordinator, outgoing) = mpsc::channel(4);
@@ -115,6 +146,7 @@ fn driver<C: Clock>(options: Options<C>) -> (impl Future<Output = Result<(), Nod
     let driver = NodeDriver {
         target: target(address),
         key: key(NODE),
+        next_key,
         stored,
         side: Side { log: log.clone(), disk_full },
         clock,
@@ -300,7 +332,7 @@ async fn a_killed_coordinator_is_missed_as_soon_as_it_is_back_and_not_after_a_ti
 #[tokio::test]
 async fn a_coordinator_that_does_not_answer_is_dialled_again() {
     let (listener, address) = listener(ListenLimits::default());
-    let options = Options { address, stored: None, disk_full: false, clock: Hurried(10) };
+    let options = Options { address, stored: None, next_key: None, disk_full: false, clock: Hurried(10) };
     let (run, _agent) = driver(options);
     beside(run, async {
         let (silent, first) = greeted(&listener).await;
@@ -358,6 +390,8 @@ async fn commands_wait_for_room_and_their_ends_go_out() {
             }
         }
         assert_eq!(dones, [done(0)]);
+        let first = agent.delivered.recv().await.unwrap();
+        assert!(matches!(first, CoordinatorFrame::Welcome { .. }), "{first:?}");
         for seq in 1..=10 {
             assert_eq!(agent.delivered.recv().await.unwrap(), CoordinatorFrame::Command(command(seq)));
         }
@@ -431,6 +465,104 @@ async fn a_cancelled_driver_tells_its_coordinator() {
         ended.unwrap();
         assert_eq!(closed, (CloseCode::ShuttingDown as u64, "shutting_down".to_owned()));
         assert_eq!(agent.status.borrow().state, LinkState::Offline);
+    })
+    .await;
+}
+
+fn log_has(agent: &Agent, asked: Asked) -> bool {
+    agent.log.lock().unwrap().contains(&asked)
+}
+
+/// A session of the newest version; the two frames behind the welcome are taken.
+async fn settled(listener: &Listener) -> (Handshaken, Hello) {
+    let (mut handshaken, hello) = greeted(listener).await;
+    let newest = CoordinatorFrame::Welcome {
+        version: FRAMES_VERSION_MAX,
+        wall: UnixMs(0),
+        autonomy: None,
+        heartbeat: HEARTBEAT_EVERY,
+    };
+    handshaken.sender.send(&newest).await.unwrap();
+    handshaken.sender.speak(FRAMES_VERSION_MAX);
+    for _ in 0..2 {
+        handshaken.receiver.recv().await.unwrap();
+    }
+    (handshaken, hello)
+}
+
+async fn new_key_told(session: &mut Handshaken) {
+    match session.receiver.recv().await.unwrap() {
+        NodeFrame::NewKey { key: told, proof } => {
+            assert_eq!(told, key(NEXT).public());
+            let said = signing::new_node_key(NodeId::from_random([4; 16]), &node_key(), &told);
+            told.verify(Purpose::NodeKey, &said, &proof.0).unwrap();
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_is_told_by_the_old_one_and_the_next_hello_is_by_the_new_one() {
+    let (listener, address) = listener(ListenLimits::default());
+    let (run, agent) = driver(plain(address));
+    beside(run, async {
+        let (mut session, _) = settled(&listener).await;
+        session.sender.send(&CoordinatorFrame::RotateKey).await.unwrap();
+        new_key_told(&mut session).await;
+        assert!(!log_has(&agent, Asked::UseKey(key(NEXT).public())), "not before it is accepted");
+        let accepted = CoordinatorFrame::KeyJudged { key: key(NEXT).public(), outcome: Ok(()) };
+        session.sender.send(&accepted).await.unwrap();
+        let (next, hello) = settled(&listener).await;
+        assert_eq!((next.peer, hello.counter), (key(NEXT).public(), JoinCounter(2)));
+        assert!(log_has(&agent, Asked::UseKey(key(NEXT).public())));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_that_was_told_before_a_crash_is_told_again_and_taken_when_the_old_one_is_retired() {
+    let (listener, address) = listener(ListenLimits::default());
+    let (run, agent) = driver(Options { next_key: Some(key(NEXT)), ..plain(address) });
+    beside(run, async {
+        let (mut session, _) = settled(&listener).await;
+        new_key_told(&mut session).await;
+        drop(session);
+        let (mut refused, _) = greeted(&listener).await;
+        assert_eq!(refused.peer, node_key());
+        let retired = CoordinatorFrame::Rejected { code: Code::KeyRetired, detail: "old".into() };
+        refused.sender.send(&retired).await.unwrap();
+        let (next, _) = greeted(&listener).await;
+        assert_eq!(next.peer, key(NEXT).public());
+        assert!(log_has(&agent, Asked::UseKey(key(NEXT).public())));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_coordinators_next_key_is_pinned_beside_and_ends_the_old_pin_at_its_first_session() {
+    let (listener, address) = listener(ListenLimits::default());
+    let (run, agent) = driver(plain(address));
+    beside(run, async {
+        let (mut session, _) = settled(&listener).await;
+        let next = key(NEXT_COORDINATOR);
+        let said = signing::next_coordinator_key(&key(COORDINATOR).public(), &next.public());
+        let announce = |proof| CoordinatorFrame::NextKey { key: next.public(), proof: Signature(proof) };
+        let forged = announce(key(NEXT).sign(Purpose::CoordinatorKey, &said));
+        session.sender.send(&forged).await.unwrap();
+        session.sender.send(&announce(next.sign(Purpose::CoordinatorKey, &said))).await.unwrap();
+        let stored = session.receiver.recv().await.unwrap();
+        assert_eq!(stored, NodeFrame::PinStored { key: next.public() });
+        let pins = agent.log.lock().unwrap().iter().filter(|a| matches!(a, Asked::PinNext(_))).count();
+        assert_eq!(pins, 1, "the forged one was not pinned");
+
+        listener.use_key(&next).unwrap();
+        drop(session);
+        let (session, _) = settled(&listener).await;
+        assert!(log_has(&agent, Asked::Pin(next.public())));
+        listener.use_key(&key(COORDINATOR)).unwrap();
+        drop(session);
+        let back = listener.accept().await.unwrap().handshake().await;
+        assert!(back.is_err(), "the old key is not trusted any more");
     })
     .await;
 }

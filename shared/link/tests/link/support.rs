@@ -35,7 +35,7 @@ pub(crate) fn listener(limits: ListenLimits) -> (Listener, SocketAddr) {
 }
 
 pub(crate) fn target(address: SocketAddr) -> Target {
-    Target { address: address.to_string(), coordinator: key(COORDINATOR).public(), bind: None }
+    Target { address: address.to_string(), coordinator: key(COORDINATOR).public(), next: None, bind: None }
 }
 
 pub(crate) async fn accepted(listener: &Listener) -> Handshaken {
@@ -101,20 +101,27 @@ impl Clock for Hurried {
 pub(crate) struct Rogue {
     pub(crate) connection: Connection,
     pub(crate) send: SendStream,
-    _recv: RecvStream,
+    pub(crate) recv: RecvStream,
     pub(crate) sealer: Sealer,
     _endpoint: Endpoint,
 }
 
 impl Rogue {
     pub(crate) async fn dial(address: SocketAddr) -> Self {
-        let (tls, _) = tls::client_config(&key(NODE), key(COORDINATOR).public()).unwrap();
+        let (tls, _) = tls::client_config(&key(NODE), key(COORDINATOR).public(), None).unwrap();
         let endpoint = Endpoint::client(loopback()).unwrap();
         let config = quinn::ClientConfig::new(Arc::new(tls));
         let connection = endpoint.connect_with(config, address, "any").unwrap().await.unwrap();
         let (send, recv) = connection.open_bi().await.unwrap();
         let sealer = Sealer::new(key(NODE), StreamKind::Control, binding(&connection));
-        Self { connection, send, _recv: recv, sealer, _endpoint: endpoint }
+        Self { connection, send, recv, sealer, _endpoint: endpoint }
+    }
+
+    /// Says hello and waits for the first byte of the answer; reads no more.
+    pub(crate) async fn greet(&mut self) {
+        let bytes = self.seal(&hello(1));
+        self.send.write_all(&bytes).await.unwrap();
+        self.recv.read_exact(&mut [0]).await.unwrap();
     }
 
     pub(crate) fn seal(&mut self, frame: &NodeFrame) -> Vec<u8> {

@@ -1,0 +1,288 @@
+//! Golden bytes: every frame of every version, as its release wrote it, read and written anew.
+//!
+//! `golden.txt` holds `version direction name hex` per line. Lines are added by new versions and never changed: a line that
+//! has to be changed for the tests to pass means that nodes of that version would not be understood any more.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::cell::{
+    BusyReason, CellSize, CellSpec, CellState, IdleRest, RefusalRecord, RestPolicy, WakeCause, WakeRecord,
+    Workload,
+};
+use crate::credential::SecretHash;
+use crate::ids::{Slug, UserId};
+use crate::units::MilliCpus;
+
+const GOLDEN: &str = include_str!("golden.txt");
+
+fn generation() -> Generation {
+    Generation { epoch: 1, number: 7 }
+}
+
+fn cell() -> CellId {
+    CellId::from_random([2; 16])
+}
+
+fn node() -> NodeId {
+    NodeId::from_random([3; 16])
+}
+
+fn slug() -> Slug {
+    "anna".parse().unwrap()
+}
+
+fn key() -> PublicKey {
+    PublicKey::from_bytes([6; 32])
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts {
+        agent_version: "0.1.0".into(),
+        kernel: "6.1".into(),
+        engine_version: "20.10".into(),
+        memory: Bytes::gib(8),
+        cpus: 4,
+        disk: Bytes::gib(80),
+        swap: Bytes::gib(16),
+        cgroup_version: 2,
+        quota_backend: "loop-ext4".into(),
+    }
+}
+
+fn status() -> CellStatus {
+    CellStatus {
+        cell: cell(),
+        slug: slug(),
+        generation: generation(),
+        state: CellState::Frozen,
+        since: UnixMs(11),
+        last_wake: Some(WakeRecord { cause: WakeCause::Session, at: UnixMs(12) }),
+        last_refusal: Some(RefusalRecord {
+            reason: BusyReason::RestFailed { detail: "d".into() },
+            at: UnixMs(13),
+        }),
+        sleeps_at: Some(UnixMs(14)),
+        problem: Some(Problem::new(Code::CrashLoop, "p")),
+        starts: 3,
+    }
+}
+
+fn command(verb: CommandVerb) -> CoordinatorFrame {
+    CoordinatorFrame::Command(Command {
+        seq: 5,
+        cell: cell(),
+        generation: generation(),
+        ttl: Millis::secs(90),
+        verb,
+    })
+}
+
+fn done(outcome: Result<CommandOutcome, Problem>) -> NodeFrame {
+    NodeFrame::CommandDone { seq: 5, outcome }
+}
+
+/// At least one of each variant. The names are exhaustive: a new variant does not compile without one.
+fn of_nodes() -> Vec<NodeFrame> {
+    vec![
+        NodeFrame::Join(JoinRequest {
+            token: TokenId::from_random([4; 16]),
+            secret: Secret::new("s"),
+            version_min: 1,
+            version_max: 2,
+            wall: UnixMs(15),
+            facts: facts(),
+        }),
+        NodeFrame::Hello(Hello {
+            version_min: 1,
+            version_max: 2,
+            node: node(),
+            counter: JoinCounter(9),
+            nonce: SessionNonce::from_random([8; 16]),
+            boot: BootId::from_random([5; 16]),
+            wall: UnixMs(15),
+            facts: facts(),
+        }),
+        NodeFrame::Observed { cells: vec![status()] },
+        NodeFrame::Heartbeat {
+            load: NodeLoad {
+                memory_available: Bytes(1),
+                disk_available: Bytes(2),
+                swap_free: Bytes(3),
+                memory_pressure_some: Some(4),
+                uptime: Millis(5),
+            },
+            cells: vec![],
+            desired: 6,
+        },
+        done(Ok(CommandOutcome::Cell(Box::new(status())))),
+        done(Ok(CommandOutcome::Logs(vec!["l".into()]))),
+        done(Err(Problem::new(Code::Internal, "p"))),
+        NodeFrame::NewKey { key: key(), proof: Signature([7; 64]) },
+        NodeFrame::PinStored { key: key() },
+        NodeFrame::Holding {
+            autonomy: Some(Millis(5)),
+            left_behind: vec![LeftBehind { slug: slug(), cell: cell(), generation: generation() }],
+        },
+        done(Ok(CommandOutcome::Purged)),
+    ]
+}
+
+fn of_coordinators() -> Vec<CoordinatorFrame> {
+    let spec = CellSpec {
+        cell: cell(),
+        user: UserId::from_random([1; 16]),
+        slug: slug(),
+        workload: Workload::Http,
+        image: "berth/test:1".parse().unwrap(),
+        size: CellSize { memory: Bytes::gib(2), cpus: MilliCpus(1500), pids: 512, disk: Bytes::gib(5) },
+        rest: RestPolicy { idle_after: Millis::minutes(5), rest: IdleRest::Freeze },
+        bearers: vec![SecretHash::of("a secret")],
+        sessions_valid_from: UnixMs(16),
+        quarantined: false,
+    };
+    let mut frames = vec![
+        CoordinatorFrame::Joined { node: node(), name: "n1".parse().unwrap() },
+        CoordinatorFrame::Welcome {
+            version: 1,
+            wall: UnixMs(17),
+            autonomy: Some(Millis::minutes(60)),
+            heartbeat: Millis::secs(5),
+        },
+        CoordinatorFrame::Rejected { code: Code::NodeRejected, detail: "d".into() },
+        CoordinatorFrame::Desired(DesiredState {
+            revision: 18,
+            domain: "example.org".into(),
+            assignments: vec![Assignment { generation: generation(), spec }],
+            removed: vec![cell()],
+        }),
+        CoordinatorFrame::Heard,
+    ];
+    frames.extend(
+        [
+            CommandVerb::Wake,
+            CommandVerb::Sleep { freeze: true },
+            CommandVerb::Restart,
+            CommandVerb::Logs { lines: 9 },
+        ]
+        .map(command),
+    );
+    frames.extend([
+        CoordinatorFrame::RotateKey,
+        CoordinatorFrame::KeyJudged { key: key(), outcome: Err(Problem::new(Code::KeyRefused, "p")) },
+        CoordinatorFrame::KeyJudged { key: key(), outcome: Ok(()) },
+        CoordinatorFrame::NextKey { key: key(), proof: Signature([7; 64]) },
+        command(CommandVerb::Purge),
+    ]);
+    frames
+}
+
+fn name_of_nodes(frame: &NodeFrame) -> &'static str {
+    match frame {
+        NodeFrame::Join(_) => "join",
+        NodeFrame::Hello(_) => "hello",
+        NodeFrame::Observed { .. } => "observed",
+        NodeFrame::Heartbeat { .. } => "heartbeat",
+        NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Cell(_)), .. } => "done_cell",
+        NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Logs(_)), .. } => "done_logs",
+        NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Purged), .. } => "done_purged",
+        NodeFrame::CommandDone { outcome: Err(_), .. } => "done_problem",
+        NodeFrame::NewKey { .. } => "new_key",
+        NodeFrame::PinStored { .. } => "pin_stored",
+        NodeFrame::Holding { .. } => "holding",
+    }
+}
+
+fn name_of_coordinators(frame: &CoordinatorFrame) -> &'static str {
+    match frame {
+        CoordinatorFrame::Joined { .. } => "joined",
+        CoordinatorFrame::Welcome { .. } => "welcome",
+        CoordinatorFrame::Rejected { .. } => "rejected",
+        CoordinatorFrame::Desired(_) => "desired",
+        CoordinatorFrame::Command(command) => match command.verb {
+            CommandVerb::Wake => "wake",
+            CommandVerb::Sleep { .. } => "sleep",
+            CommandVerb::Restart => "restart",
+            CommandVerb::Logs { .. } => "logs",
+            CommandVerb::Purge => "purge",
+        },
+        CoordinatorFrame::Heard => "heard",
+        CoordinatorFrame::RotateKey => "rotate_key",
+        CoordinatorFrame::KeyJudged { outcome: Ok(()), .. } => "key_accepted",
+        CoordinatorFrame::KeyJudged { outcome: Err(_), .. } => "key_refused",
+        CoordinatorFrame::NextKey { .. } => "next_key",
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> =
+        text.chars().filter_map(|c| c.to_digit(16)).map(|d| u8::try_from(d).unwrap()).collect();
+    digits.chunks(2).map(|pair| pair[0] * 16 + pair[1]).collect()
+}
+
+/// What the golden file should hold, line by line.
+fn lines() -> Vec<String> {
+    let nodes = of_nodes().into_iter().map(|frame| {
+        let bytes = codec::encode(&frame).unwrap();
+        format!("{} node {} {}", frame.since(), name_of_nodes(&frame), hex(&bytes))
+    });
+    let coordinators = of_coordinators().into_iter().map(|frame| {
+        let bytes = codec::encode(&frame).unwrap();
+        format!("{} coordinator {} {}", frame.since(), name_of_coordinators(&frame), hex(&bytes))
+    });
+    nodes.chain(coordinators).collect()
+}
+
+#[test]
+fn every_frame_is_written_as_its_version_wrote_it() {
+    let golden: BTreeSet<&str> = GOLDEN.lines().filter(|line| !line.starts_with('#')).collect();
+    let written = lines();
+    let missing: Vec<&String> = written.iter().filter(|line| !golden.contains(line.as_str())).collect();
+    assert!(missing.is_empty(), "not in golden.txt, or changed:\n{missing:#?}");
+    assert_eq!(golden.len(), written.len(), "golden.txt has lines that nothing writes");
+}
+
+#[test]
+fn every_frame_of_every_version_is_still_read_and_means_the_same() {
+    let (nodes, coordinators) = (of_nodes(), of_coordinators());
+    for line in GOLDEN.lines().filter(|line| !line.starts_with('#')) {
+        let [version, direction, name, bytes] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
+        let (bytes, version) = (unhex(bytes), version.parse::<u16>().unwrap());
+        match direction {
+            "node" => {
+                let frame: NodeFrame = codec::decode(&bytes, PAYLOAD_BYTES_MAX).unwrap();
+                assert!(nodes.contains(&frame) && name_of_nodes(&frame) == name, "{line}");
+                assert_eq!(frame.since(), version, "{line}");
+            }
+            _ => {
+                let frame: CoordinatorFrame = codec::decode(&bytes, PAYLOAD_BYTES_MAX).unwrap();
+                assert!(coordinators.contains(&frame) && name_of_coordinators(&frame) == name, "{line}");
+                assert_eq!(frame.since(), version, "{line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn newer_variants_stand_behind_all_older_ones() {
+    let index = |line: &str| {
+        let bytes = unhex(line.split(' ').nth(3).unwrap());
+        u32::from_le_bytes(bytes[..4].try_into().unwrap())
+    };
+    for direction in [" node ", " coordinator "] {
+        let of = |version: char| {
+            GOLDEN
+                .lines()
+                .filter(move |line| line.starts_with(version) && line.contains(direction))
+                .filter(|line| !line.contains(" done_purged ") && !line.contains(" purge "))
+                .map(index)
+        };
+        assert!(of('1').max() < of('2').min(), "{direction}");
+    }
+}
