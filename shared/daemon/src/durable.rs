@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::failpoint;
+
 /// How many leftovers of earlier processes with our pid are stepped over before giving up.
 const NAME_TRIES_MAX: usize = 64;
 
@@ -42,10 +44,18 @@ fn put(
         Some(_) | None => Path::new("."),
     };
     let (mut file, temporary) = create_beside(folder, &name.to_string_lossy(), mode)?;
-    let written =
-        file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| publish(&temporary.0, path));
+    let write = || {
+        failpoint::DURABLE_CREATED.check()?;
+        file.write_all(bytes)?;
+        failpoint::DURABLE_WRITTEN.check()?;
+        file.sync_all()?;
+        failpoint::DURABLE_SYNCED.check()?;
+        publish(&temporary.0, path)
+    };
+    let written = write();
     drop(temporary);
     written?;
+    failpoint::DURABLE_NAMED.check()?;
     File::open(folder)?.sync_all()
 }
 

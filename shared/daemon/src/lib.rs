@@ -6,10 +6,14 @@
 
 pub mod cli;
 pub mod config;
+pub mod credentials;
+pub mod doctor;
 pub mod durable;
 pub mod env;
 pub mod exit;
+pub mod failpoint;
 pub mod http;
+pub mod journal;
 pub mod listen;
 pub mod metrics;
 pub mod notify;

@@ -1,4 +1,7 @@
-//! Plain TCP listeners, on loopback only: until TLS is configured no other address can be bound, nor even named.
+//! Plain TCP listeners, on loopback only: until TLS is configured no other address can be bound, nor even named, nor
+//! passed in by the service manager ([`Passed`]).
+
+mod passed;
 
 use std::fmt;
 use std::io;
@@ -11,6 +14,8 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::durable;
 use crate::exit::Exit;
+
+pub use passed::{PASSED_SOCKETS_MAX, Passed, PassedError};
 
 /// Connections that the kernel keeps for us before we accept them.
 const BACKLOG: u32 = 1024;

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, StatusCode};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use tokio::net::TcpListener;
 
 use crate::http::{self, Limits, Response};
@@ -46,6 +46,18 @@ impl Readiness {
     fn set(&self, reason: Option<Cow<'static, str>>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = reason;
     }
+}
+
+/// Registers a metric at the place where it is made, so that none is made and forgotten. Clones of a metric are the same
+/// metric: the one that is given back is counted with, the other one shown.
+pub fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// [`register`], of a metric that starts as usual.
+pub fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    register(registry, name, help, M::default())
 }
 
 /// Serves the three pages until the daemon stops.
@@ -107,8 +119,7 @@ mod tests {
     async fn the_pages_say_what_is() {
         let (listener, address) = listener();
         let mut registry = Registry::default();
-        let wakes: Counter = Counter::default();
-        registry.register("berth_wakes", "Wakes", wakes.clone());
+        let wakes: Counter = registered(&mut registry, "berth_wakes", "Wakes");
         let readiness = Readiness::default();
         let tasks = Tasks::new();
         serve(listener, Arc::new(registry), readiness.clone(), Limits::default(), &tasks);
