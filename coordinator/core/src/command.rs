@@ -15,7 +15,11 @@ use berth_shared::signing::PublicKey;
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::NodeFacts;
 
-use crate::fleet::{DOMAIN_BYTES_MAX, NODES_MAX, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKENS_MAX, USERS_MAX};
+use crate::fleet::{
+    DOMAIN_BYTES_MAX, NODES_MAX, REASON_BYTES_MAX, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKENS_MAX, USERS_MAX,
+};
+use crate::keys::{KeyCommand, KeyRefusal};
+use crate::moves::{MoveCommand, MoveRefusal};
 use crate::placement::Policy;
 
 /// A new user and its home cell.
@@ -131,6 +135,22 @@ pub enum Command {
         key: PublicKey,
         /// The session's mark.
         mark: SessionMark,
+    },
+    /// About keys.
+    Key(KeyCommand),
+    /// About nodes that are away.
+    Move(MoveCommand),
+    /// Cuts a user's cell off. No events when it is so already, for the same reason.
+    Quarantine {
+        /// Whose.
+        slug: Slug,
+        /// In the operator's words.
+        reason: String,
+    },
+    /// Ends a quarantine. No events when there is none.
+    Release {
+        /// Whose.
+        slug: Slug,
     },
 }
 
@@ -271,6 +291,15 @@ pub enum Refusal {
         /// The counter that is stored.
         stored: u64,
     },
+    /// About keys.
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    /// About nodes that are away.
+    #[error(transparent)]
+    Move(#[from] MoveRefusal),
+    /// No words, too many, or not of one line.
+    #[error("the reason of a quarantine is one line of 1 to {REASON_BYTES_MAX} bytes")]
+    BadReason,
 }
 
 fn no_room(lines: &[String]) -> String {
@@ -283,7 +312,7 @@ impl Refusal {
         match self {
             Self::Installed | Self::IdTaken => Code::Internal,
             Self::BadDomain { .. } => Code::ConfigInvalid,
-            Self::BadSize { .. } | Self::BadTtl { .. } => Code::BadRequest,
+            Self::BadSize { .. } | Self::BadTtl { .. } | Self::BadReason => Code::BadRequest,
             Self::DuplicateUser { .. } => Code::DuplicateUser,
             Self::UnknownUser { .. } => Code::UnknownUser,
             Self::UnknownNode { .. } => Code::UnknownNode,
@@ -301,6 +330,8 @@ impl Refusal {
             Self::TokenExpired { .. } => Code::TokenExpired,
             Self::NodeRejected { .. } => Code::NodeRejected,
             Self::CounterReplayed { .. } => Code::CounterReplayed,
+            Self::Key(refusal) => refusal.code(),
+            Self::Move(refusal) => refusal.code(),
         }
     }
 }

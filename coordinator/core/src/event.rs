@@ -5,6 +5,9 @@
 //! payload types and is what [`Event::encode`] writes; every old one stays readable. The golden files in
 //! `golden/` hold one payload of each, and a test decodes them.
 
+mod keys;
+mod moves;
+mod quarantine;
 mod v1;
 
 use berth_shared::cell::{CellSize, ImageRef, RestPolicy, Workload};
@@ -17,6 +20,10 @@ use berth_shared::time::UnixMs;
 use berth_shared::wire::NodeFacts;
 
 use crate::actor::Actor;
+
+pub use keys::KeyFact;
+pub use moves::MoveFact;
+pub use quarantine::QuarantineFact;
 
 /// Largest payload of an event, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024;
@@ -159,6 +166,12 @@ pub enum Fact {
         /// The session's mark.
         mark: SessionMark,
     },
+    /// About keys.
+    Key(KeyFact),
+    /// About nodes that are away.
+    Move(MoveFact),
+    /// About quarantines.
+    Quarantine(QuarantineFact),
 }
 
 /// What kind of fact a record holds. A number is never used for another kind.
@@ -197,11 +210,41 @@ pub enum Kind {
     NodeRemoved = 15,
     /// [`Fact::SessionOpened`].
     SessionOpened = 16,
+    /// [`KeyFact::NodeKeyAdded`].
+    NodeKeyAdded = 30,
+    /// [`KeyFact::NodeKeyRetired`].
+    NodeKeyRetired = 31,
+    /// [`KeyFact::NodeRevoked`].
+    NodeRevoked = 32,
+    /// [`KeyFact::NodeLocked`].
+    NodeLocked = 33,
+    /// [`KeyFact::NodeUnlocked`].
+    NodeUnlocked = 34,
+    /// [`KeyFact::RejoinTokenCreated`].
+    RejoinTokenCreated = 35,
+    /// [`KeyFact::NodeRejoined`].
+    NodeRejoined = 36,
+    /// [`KeyFact::CoordinatorKeyAnnounced`].
+    CoordinatorKeyAnnounced = 37,
+    /// [`KeyFact::CoordinatorKeyStored`].
+    CoordinatorKeyStored = 38,
+    /// [`KeyFact::CoordinatorKeySwitched`].
+    CoordinatorKeySwitched = 39,
+    /// [`MoveFact::NodeDeclaredOff`].
+    NodeDeclaredOff = 40,
+    /// [`MoveFact::NodeReturned`].
+    NodeReturned = 41,
+    /// [`MoveFact::LeaseGiven`].
+    LeaseGiven = 42,
+    /// [`QuarantineFact::Quarantined`].
+    Quarantined = 50,
+    /// [`QuarantineFact::Released`].
+    Released = 51,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: &'static [Self] = &[
         Self::Installed,
         Self::DomainSet,
         Self::UserCreated,
@@ -218,6 +261,21 @@ impl Kind {
         Self::NodeJoined,
         Self::NodeRemoved,
         Self::SessionOpened,
+        Self::NodeKeyAdded,
+        Self::NodeKeyRetired,
+        Self::NodeRevoked,
+        Self::NodeLocked,
+        Self::NodeUnlocked,
+        Self::RejoinTokenCreated,
+        Self::NodeRejoined,
+        Self::CoordinatorKeyAnnounced,
+        Self::CoordinatorKeyStored,
+        Self::CoordinatorKeySwitched,
+        Self::NodeDeclaredOff,
+        Self::NodeReturned,
+        Self::LeaseGiven,
+        Self::Quarantined,
+        Self::Released,
     ];
 
     /// The number in the journal.
@@ -226,7 +284,7 @@ impl Kind {
     }
 
     fn of(id: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.id() == id)
+        Self::ALL.iter().copied().find(|kind| kind.id() == id)
     }
 }
 
@@ -301,6 +359,9 @@ impl Fact {
             Self::NodeJoined { .. } => Kind::NodeJoined,
             Self::NodeRemoved { .. } => Kind::NodeRemoved,
             Self::SessionOpened { .. } => Kind::SessionOpened,
+            Self::Key(fact) => fact.kind(),
+            Self::Move(fact) => fact.kind(),
+            Self::Quarantine(fact) => fact.kind(),
         }
     }
 }
@@ -327,9 +388,12 @@ impl Event {
     pub fn decode(kind: u16, version: u16, payload: &[u8]) -> Result<Self, EventError> {
         let kind = Kind::of(kind).ok_or(EventError::UnknownKind { kind })?;
         match version {
-            v1::VERSION => {
-                v1::decode(kind, payload).map_err(|source| EventError::Payload { kind, version, source })
-            }
+            v1::VERSION => v1::decode(kind, payload)
+                .or_else(|| keys::decode(kind, payload))
+                .or_else(|| moves::decode(kind, payload))
+                .or_else(|| quarantine::decode(kind, payload))
+                .ok_or(EventError::UnknownKind { kind: kind.id() })?
+                .map_err(|source| EventError::Payload { kind, version, source }),
             _ => Err(EventError::UnknownVersion { kind, version }),
         }
     }

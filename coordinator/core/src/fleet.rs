@@ -10,6 +10,10 @@
 
 mod apply;
 mod decide;
+mod image;
+mod keys;
+mod moves;
+mod quarantine;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,11 +25,16 @@ use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::{DesiredState, NodeFacts};
+use serde::{Deserialize, Serialize};
 
+use crate::moves::Term;
 use crate::placement::{Candidate, Requirement};
 
 pub use apply::Misfit;
 pub use decide::is_domain;
+pub use image::{CODE, IMAGE_BYTES_MAX};
+pub use keys::{NextCoordinatorKey, NextKey, Standing};
+pub use quarantine::{Quarantine, REASON_BYTES_MAX};
 
 /// Most users of an installation: what one coordinator's memory and one journal replay hold with ease.
 pub const USERS_MAX: usize = 20_000;
@@ -46,7 +55,7 @@ pub const DOMAIN_BYTES_MAX: usize = 212;
 pub const FIRST_EPOCH: u32 = 1;
 
 /// A user and its home cell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// For ever.
     pub id: UserId,
@@ -68,12 +77,16 @@ pub struct User {
     pub bearers: Vec<SecretHash>,
     /// Browser sessions that began before this are void.
     pub sessions_valid_from: UnixMs,
+    /// Since when and why an operator has cut the cell off.
+    pub quarantine: Option<Quarantine>,
     /// Where the cell lives.
     pub home: Option<Home>,
+    /// The node that it was taken from, while it lives nowhere.
+    pub left: Option<NodeId>,
 }
 
 /// Where a cell lives.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Home {
     /// The node.
     pub node: NodeId,
@@ -100,12 +113,13 @@ impl User {
             rest: self.rest,
             bearers: self.bearers.clone(),
             sessions_valid_from: self.sessions_valid_from,
+            quarantined: self.quarantine.is_some(),
         }
     }
 }
 
 /// A node that has joined.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// For ever.
     pub id: NodeId,
@@ -113,6 +127,14 @@ pub struct Node {
     pub name: NodeName,
     /// Its identity on the link.
     pub key: PublicKey,
+    /// Since when it is.
+    pub key_since: UnixMs,
+    /// Good beside it, and about to replace it.
+    pub next_key: Option<NextKey>,
+    /// When it was given another key over the link last.
+    pub key_added_at: Option<UnixMs>,
+    /// Is it let in, and given anything new?
+    pub standing: Standing,
     /// When it joined.
     pub joined_at: UnixMs,
     /// What it was made of when it joined. What it is made of now is an observation.
@@ -123,15 +145,23 @@ pub struct Node {
     pub revision: u64,
     /// The users whose cells live here.
     pub users: BTreeSet<UserId>,
+    /// Cells of users that were removed while they lived here, newest last, at most [`berth_shared::wire::REMOVED_MAX`].
+    pub removed: Vec<CellId>,
+    /// Since when it is known to be off, by an operator's word.
+    pub off_since: Option<UnixMs>,
+    /// How long it may work alone: never less than it holds. `None` before its first session.
+    pub lease: Option<Term>,
 }
 
 /// A join token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     /// Names it.
     pub id: TokenId,
     /// The name that the node will have.
     pub node: NodeName,
+    /// Which node its user is let in again as; `None`: as a new one.
+    pub rejoins: Option<NodeId>,
     /// What is stored of its secret.
     pub hash: SecretHash,
     /// When it was made.
@@ -150,7 +180,7 @@ impl Token {
 }
 
 /// The state. Cheap to clone: what is large is shared until it changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fleet {
     epoch: u32,
     events: u64,
@@ -167,6 +197,7 @@ pub struct Fleet {
     gone_users: BTreeSet<UserId>,
     gone_cells: BTreeSet<CellId>,
     gone_nodes: BTreeSet<NodeId>,
+    keys: keys::Keys,
     /// The highest generation that was ever given for a slug.
     generations: BTreeMap<Slug, Generation>,
 }
@@ -189,6 +220,7 @@ impl Fleet {
             gone_users: BTreeSet::new(),
             gone_cells: BTreeSet::new(),
             gone_nodes: BTreeSet::new(),
+            keys: keys::Keys::default(),
             generations: BTreeMap::new(),
         }
     }
@@ -278,7 +310,8 @@ impl Fleet {
                 Some(Assignment { generation: home.generation, spec: user.spec() })
             })
             .collect();
-        Some(DesiredState { revision: node.revision, domain: self.domain.clone(), assignments })
+        let (revision, domain, removed) = (node.revision, self.domain.clone(), node.removed.clone());
+        Some(DesiredState { revision, domain, assignments, removed })
     }
 
     fn candidates(&self, connected: &BTreeMap<NodeId, NodeFacts>, on: Option<&NodeName>) -> Vec<Candidate> {
@@ -288,6 +321,7 @@ impl Fleet {
                 node: node.id,
                 name: node.name.clone(),
                 facts: connected.get(&node.id).cloned(),
+                barred: node.standing.bars_new(),
                 promised: self.promised(node),
                 cells: u32::try_from(node.users.len()).unwrap_or(u32::MAX),
             })

@@ -13,17 +13,25 @@
 //! | [`event`] | the facts that follow, and their bytes in the journal |
 //! | [`fleet`] | the state: users, nodes, tokens, assignments with their generations |
 //! | [`placement`] | which node a cell goes to, and why |
+//! | [`keys`] | what can be asked about keys: rotation, revocation, locks, joining again |
 //! | [`liveness`] | what was last heard of nodes and cells: asked for again, never journaled |
+//! | [`silence`] | how long nodes were not heard |
+//! | [`moves`] | when users of a node that is away may be given to another one |
 //! | [`pending`] | commands that were sent to a node and wait for their answer |
+//! | [`check_up`] | what can be said of a node's and the fleet's health
 //! | [`why`] | how a cell's state is told to a person |
 
 pub mod actor;
+pub mod check_up;
 pub mod command;
 pub mod event;
 pub mod fleet;
+pub mod keys;
 pub mod liveness;
+pub mod moves;
 pub mod pending;
 pub mod placement;
+pub mod silence;
 pub mod why;
 
 pub use actor::Actor;

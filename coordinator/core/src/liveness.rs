@@ -4,12 +4,12 @@
 //! kept only when it is of the assignment that is in force: what an older generation says, or a node that the cell
 //! does not live on, is counted and forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_shared::cell::CellStatus;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::UnixMs;
-use berth_shared::wire::{Hello, NodeFacts, NodeLoad};
+use berth_shared::wire::{Hello, LEFT_BEHIND_MAX, LeftBehind, NodeFacts, NodeLoad};
 
 use crate::fleet::{Fleet, User};
 
@@ -32,6 +32,8 @@ pub struct Seen {
     pub load: Option<NodeLoad>,
     /// The revision of the desired state that it holds durably.
     pub holds_revision: u64,
+    /// Disks of cells that do not live there any more.
+    pub left_behind: Vec<LeftBehind>,
     cells: BTreeMap<CellId, CellStatus>,
 }
 
@@ -64,6 +66,7 @@ impl Liveness {
             facts: hello.facts.clone(),
             load: before.as_ref().and_then(|seen| seen.load),
             holds_revision: before.as_ref().map_or(0, |seen| seen.holds_revision),
+            left_behind: before.as_ref().map(|seen| seen.left_behind.clone()).unwrap_or_default(),
             // What was heard before stays until the node has said anew what it sees.
             cells: before.map(|seen| seen.cells).unwrap_or_default(),
         };
@@ -119,6 +122,30 @@ impl Liveness {
             }
             None => Heard { kept: 0, stale: beat.cells.len() },
         }
+    }
+
+    /// What the node keeps of cells that do not live there any more.
+    pub fn left_behind(
+        &mut self,
+        now: UnixMs,
+        node: NodeId,
+        connection: Connection,
+        mut left_behind: Vec<LeftBehind>,
+    ) {
+        if let Some(seen) = self.current(node, connection) {
+            seen.heard_at = now;
+            left_behind.truncate(LEFT_BEHIND_MAX);
+            seen.left_behind = left_behind;
+        }
+    }
+
+    /// The connected nodes that have not confirmed yet to hold what they were given last.
+    pub fn unsettled(&self, fleet: &Fleet) -> BTreeSet<NodeId> {
+        let connected = self.nodes.iter().filter(|(_, seen)| seen.connection.is_some());
+        connected
+            .filter(|(id, seen)| fleet.node(**id).is_some_and(|node| seen.holds_revision < node.revision))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// The end of a command told where a cell is now.

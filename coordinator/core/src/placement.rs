@@ -78,6 +78,8 @@ pub struct Candidate {
     pub name: NodeName,
     /// What it said of itself last; `None` when it is not connected, so that it is given nothing.
     pub facts: Option<NodeFacts>,
+    /// Why it is given nothing new, whatever room it has.
+    pub barred: Option<&'static str>,
     /// What is promised to the cells that live there.
     pub promised: Requirement,
     /// How many cells live there.
@@ -149,6 +151,9 @@ pub fn place(policy: &Policy, need: Requirement, candidates: &[Candidate]) -> Pl
 }
 
 fn judge(policy: &Policy, need: Requirement, candidate: &Candidate) -> Judged {
+    if let Some(why) = candidate.barred {
+        return Judged::Lacks(why.to_owned());
+    }
     let Some(facts) = &candidate.facts else { return Judged::Lacks("not connected".to_owned()) };
     if candidate.cells >= NODE_CELLS_MAX {
         return Judged::Lacks(format!("it has {NODE_CELLS_MAX} cells, the most of one node"));
@@ -209,7 +214,7 @@ mod tests {
 
     fn candidate(number: u8, facts: Option<NodeFacts>, promised: Requirement) -> Candidate {
         let name = format!("n{number}").parse().unwrap();
-        Candidate { node: NodeId::from_random([number; 16]), name, facts, promised, cells: 0 }
+        Candidate { node: NodeId::from_random([number; 16]), name, facts, barred: None, promised, cells: 0 }
     }
 
     fn need(memory: u64, disk: u64, swap: u64) -> Requirement {
@@ -257,6 +262,14 @@ mod tests {
         let mut full = candidate(1, Some(facts(8 * GIB, 80 * GIB, 0)), Requirement::default());
         full.cells = NODE_CELLS_MAX;
         assert_eq!(place(&Policy::default(), need(1, 1, 0), &[full]).node, None);
+    }
+
+    #[test]
+    fn a_node_that_is_locked_is_left_out_with_its_reason() {
+        let mut locked = candidate(1, Some(facts(8 * GIB, 80 * GIB, 0)), Requirement::default());
+        locked.barred = Some("locked");
+        let placement = place(&Policy::default(), need(1, 1, 0), &[locked]);
+        assert_eq!((placement.node, placement.lines), (None, vec!["n1: locked".to_owned()]));
     }
 
     fn fits_by_hand(policy: &Policy, need: Requirement, candidate: &Candidate) -> bool {

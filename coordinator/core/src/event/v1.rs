@@ -43,7 +43,7 @@ enum Rest {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Facts {
+pub(super) struct Facts {
     agent_version: String,
     kernel: String,
     engine_version: String,
@@ -157,11 +157,15 @@ pub(super) fn encode(event: &Event) -> Result<Vec<u8>, CodecError> {
         }
         Fact::NodeRemoved { node } => put::<NodeRemoved>(event, node),
         Fact::SessionOpened { node, mark } => put::<SessionOpened>(event, (node, mark.counter.0, mark.nonce)),
+        Fact::Key(fact) => super::keys::encode(event, &fact),
+        Fact::Move(fact) => super::moves::encode(event, fact),
+        Fact::Quarantine(fact) => super::quarantine::encode(event, &fact),
     }
 }
 
-pub(super) fn decode(kind: Kind, payload: &[u8]) -> Result<Event, CodecError> {
-    match kind {
+/// The payload of a kind of this module; `None` for another's.
+pub(super) fn decode(kind: Kind, payload: &[u8]) -> Option<Result<Event, CodecError>> {
+    Some(match kind {
         Kind::Installed => take(payload, |(operator, hash): Installed| Fact::Installed { operator, hash }),
         Kind::DomainSet => take(payload, |domain: DomainSet| Fact::DomainSet { domain }),
         Kind::UserCreated => take(payload, UserCreated::into_fact),
@@ -202,10 +206,11 @@ pub(super) fn decode(kind: Kind, payload: &[u8]) -> Result<Event, CodecError> {
             let mark = link::SessionMark { counter: JoinCounter(counter), nonce };
             Fact::SessionOpened { node, mark }
         }),
-    }
+        _ => return None,
+    })
 }
 
-fn put<T: Serialize>(event: &Event, body: T) -> Result<Vec<u8>, CodecError> {
+pub(super) fn put<T: Serialize>(event: &Event, body: T) -> Result<Vec<u8>, CodecError> {
     let actor = match event.actor {
         actor::Actor::System => Actor::System,
         actor::Actor::Operator(id) => Actor::Operator(id),
@@ -214,7 +219,10 @@ fn put<T: Serialize>(event: &Event, body: T) -> Result<Vec<u8>, CodecError> {
     codec::encode(&(event.at.0, actor, body))
 }
 
-fn take<T: DeserializeOwned>(payload: &[u8], fact: impl FnOnce(T) -> Fact) -> Result<Event, CodecError> {
+pub(super) fn take<T: DeserializeOwned>(
+    payload: &[u8],
+    fact: impl FnOnce(T) -> Fact,
+) -> Result<Event, CodecError> {
     let (at, actor, body): (u64, Actor, T) = codec::decode(payload, PAYLOAD_BYTES_MAX)?;
     let actor = match actor {
         Actor::System => actor::Actor::System,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use berth_shared::ids::{NodeId, TokenId, UserId};
 use berth_shared::time::UnixMs;
+use berth_shared::wire::REMOVED_MAX;
 
-use super::{Fleet, Home, Node, TOKEN_KEPT, Token, User};
+use super::{Fleet, Home, Node, Standing, TOKEN_KEPT, Token, User};
 use crate::event::{Event, Fact};
 
 /// An event that does not fit the state it comes to. The state is as before.
@@ -99,7 +100,9 @@ impl Fleet {
                     rest: *rest,
                     bearers: vec![],
                     sessions_valid_from: UnixMs(0),
+                    quarantine: None,
                     home: None,
+                    left: None,
                 };
                 self.users.insert(user.id, Arc::new(user));
             }
@@ -115,7 +118,8 @@ impl Fleet {
                     .ok_or_else(|| missing(format!("generation {generation} of {user}")))?;
                 let node = home.node;
                 self.node_mut(number, node)?.users.remove(user);
-                self.user_mut(number, *user)?.home = None;
+                let user = self.user_mut(number, *user)?;
+                (user.home, user.left) = (None, Some(node));
             }
             Fact::BearerIssued { user, hash } => {
                 self.user_mut(number, *user)?.bearers.push(*hash);
@@ -137,16 +141,16 @@ impl Fleet {
                 if self.tokens.contains_key(token) {
                     return Err(twice(token.to_string()));
                 }
-                self.forget_old_tokens(at);
                 let made = Token {
                     id: *token,
                     node: node.clone(),
+                    rejoins: None,
                     hash: *hash,
                     created_at: at,
                     expires_at: *expires_at,
                     used: None,
                 };
-                self.tokens.insert(*token, made);
+                self.remember_token(made);
             }
             Fact::TokenRevoked { token } => {
                 self.tokens.remove(token).ok_or_else(|| missing(token.to_string()))?;
@@ -162,7 +166,8 @@ impl Fleet {
                 if self.nodes.contains_key(node) || self.gone_nodes.contains(node) {
                     return Err(twice(node.to_string()));
                 }
-                if self.node_names.contains_key(name) || self.node_keys.contains_key(key) {
+                if self.node_names.contains_key(name) || self.node_keys.contains_key(key) || self.is_dead(key)
+                {
                     return Err(twice(format!("node `{name}`")));
                 }
                 self.node_names.insert(name.clone(), *node);
@@ -171,23 +176,38 @@ impl Fleet {
                     id: *node,
                     name: name.clone(),
                     key: *key,
+                    key_since: at,
+                    next_key: None,
+                    key_added_at: None,
+                    standing: Standing::Active,
                     joined_at: at,
                     facts: facts.clone(),
                     mark: None,
                     revision: number,
                     users: BTreeSet::new(),
+                    removed: vec![],
+                    off_since: None,
+                    lease: None,
                 };
                 self.nodes.insert(*node, Arc::new(joined));
             }
             Fact::NodeRemoved { node } => self.forget_node(number, *node)?,
             Fact::SessionOpened { node, mark } => {
                 let found = self.nodes.get_mut(node).ok_or_else(|| missing(node.to_string()))?;
-                if found.mark.is_some_and(|stored| mark.counter <= stored.counter) {
+                let any = found.standing == Standing::AnyCounter;
+                if !any && found.mark.is_some_and(|stored| mark.counter <= stored.counter) {
                     let what = format!("session {} of {node}", mark.counter);
                     return Err(Misfit::Backwards { number, what });
                 }
-                Arc::make_mut(found).mark = Some(*mark);
+                let found = Arc::make_mut(found);
+                found.mark = Some(*mark);
+                if any {
+                    found.standing = Standing::Active;
+                }
             }
+            Fact::Key(fact) => self.take_in_key(number, at, fact)?,
+            Fact::Move(fact) => self.take_in_move(number, at, *fact)?,
+            Fact::Quarantine(fact) => self.take_in_quarantine(number, at, fact)?,
         }
         Ok(())
     }
@@ -206,7 +226,8 @@ impl Fleet {
             self.node_mut(number, before)?.users.remove(&id);
         }
         self.generations.insert(slug, generation);
-        self.user_mut(number, id)?.home = Some(home);
+        let user = self.user_mut(number, id)?;
+        (user.home, user.left) = (Some(home), None);
         Ok(())
     }
 
@@ -216,7 +237,15 @@ impl Fleet {
         if user.home.is_some() {
             return Err(Misfit::InUse { number, what });
         }
-        let (slug, cell) = (user.slug.clone(), user.cell);
+        let (slug, cell, left) = (user.slug.clone(), user.cell, user.left);
+        if let Some(node) = left.filter(|node| self.nodes.contains_key(node)) {
+            // Told to the node: whatever else it is not given any more may be the only copy of somebody's data.
+            let removed = &mut self.node_mut(number, node)?.removed;
+            if removed.len() >= REMOVED_MAX {
+                removed.remove(0);
+            }
+            removed.push(cell);
+        }
         self.users.remove(&id);
         self.slugs.remove(&slug);
         self.cells.remove(&cell);
@@ -231,12 +260,18 @@ impl Fleet {
         if !node.users.is_empty() {
             return Err(Misfit::InUse { number, what });
         }
-        let (name, key) = (node.name.clone(), node.key);
+        let node = Arc::clone(node);
         self.nodes.remove(&id);
-        self.node_names.remove(&name);
-        self.node_keys.remove(&key);
+        self.node_names.remove(&node.name);
+        self.forget_keys(&node);
         self.gone_nodes.insert(id);
         Ok(())
+    }
+
+    /// Tokens whose end is long past are forgotten as a new one is made.
+    pub(super) fn remember_token(&mut self, token: Token) {
+        self.forget_old_tokens(token.created_at);
+        self.tokens.insert(token.id, token);
     }
 
     fn forget_old_tokens(&mut self, now: UnixMs) {
@@ -247,7 +282,7 @@ impl Fleet {
         self.tokens = kept;
     }
 
-    fn user_mut(&mut self, number: u64, id: UserId) -> Result<&mut User, Misfit> {
+    pub(super) fn user_mut(&mut self, number: u64, id: UserId) -> Result<&mut User, Misfit> {
         let user = self.users.get_mut(&id).ok_or_else(|| Misfit::Missing { number, what: id.to_string() })?;
         Ok(Arc::make_mut(user))
     }
@@ -260,7 +295,7 @@ impl Fleet {
         Ok(node)
     }
 
-    fn touch_home(&mut self, number: u64, id: UserId) -> Result<(), Misfit> {
+    pub(super) fn touch_home(&mut self, number: u64, id: UserId) -> Result<(), Misfit> {
         let home = self.users.get(&id).and_then(|user| user.home.as_ref()).map(|home| home.node);
         home.map_or(Ok(()), |node| self.node_mut(number, node).map(drop))
     }

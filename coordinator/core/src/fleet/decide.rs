@@ -3,7 +3,6 @@
 use berth_shared::cell::{BEARERS_MAX, CellSize};
 use berth_shared::credential::SecretHash;
 use berth_shared::ids::{NodeId, NodeName, Slug, TokenId};
-use berth_shared::link::{CounterVerdict, SessionMark, judge_counter};
 use berth_shared::problem::cut;
 use berth_shared::secret::Secret;
 use berth_shared::signing::PublicKey;
@@ -12,18 +11,18 @@ use berth_shared::units::{Bytes, MilliCpus};
 use berth_shared::wire::NodeFacts;
 
 use super::{
-    DOMAIN_BYTES_MAX, Fleet, NODES_MAX, Node, TOKEN_KEPT, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKENS_MAX,
-    USERS_MAX, User,
+    DOMAIN_BYTES_MAX, Fleet, NODES_MAX, TOKEN_KEPT, TOKEN_TTL_MAX, TOKEN_TTL_MIN, TOKENS_MAX, USERS_MAX, User,
 };
 use crate::actor::Actor;
 use crate::command::{Command, NewUser, Refusal};
 use crate::event::{Event, Fact};
+use crate::keys::KeyRefusal;
 use crate::placement::{Requirement, place};
 
 /// Longest text among a node's facts that is kept, in bytes.
 const FACT_BYTES_MAX: usize = 128;
 /// Most lines of a placement's explanation that are kept: the best nodes come first.
-const REASONS_MAX: usize = 16;
+pub(super) const REASONS_MAX: usize = 16;
 
 /// Least and most that a cell may be given. The most is far above any VPS; it keeps sums away from overflow.
 const MEMORY_MIN: Bytes = Bytes::mib(16);
@@ -94,14 +93,18 @@ impl Fleet {
             }
             Command::RemoveNode { name } => self.remove_node(name)?,
             Command::OpenSession { node, key, mark } => {
-                let facts = self.open_session(*node, key, *mark)?;
+                let facts = self.open_session(now, *node, key, *mark)?;
                 return Ok(events(now, Actor::Node(*node), facts));
             }
+            Command::Key(command) => self.decide_key(now, command)?,
+            Command::Move(command) => self.decide_move(command)?,
+            Command::Quarantine { slug, reason } => self.quarantine(slug, reason)?,
+            Command::Release { slug } => self.release(slug)?,
         };
         Ok(events(now, actor, facts))
     }
 
-    fn known(&self, slug: &Slug) -> Result<&User, Refusal> {
+    pub(super) fn known(&self, slug: &Slug) -> Result<&User, Refusal> {
         self.user(slug).ok_or_else(|| Refusal::UnknownUser { slug: slug.clone() })
     }
 
@@ -160,14 +163,26 @@ impl Fleet {
         node: &NodeName,
         ttl: Millis,
     ) -> Result<Vec<Fact>, Refusal> {
+        self.check_new_token(now, token, node, ttl)?;
+        if self.node_named(node).is_some() {
+            return Err(Refusal::DuplicateNode { name: node.clone() });
+        }
+        Ok(vec![Fact::TokenCreated { token, node: node.clone(), hash, expires_at: now.after(ttl) }])
+    }
+
+    /// What is true of tokens for new nodes and for known ones.
+    pub(super) fn check_new_token(
+        &self,
+        now: UnixMs,
+        token: TokenId,
+        node: &NodeName,
+        ttl: Millis,
+    ) -> Result<(), Refusal> {
         if !(TOKEN_TTL_MIN..=TOKEN_TTL_MAX).contains(&ttl) {
             return Err(Refusal::BadTtl { ttl });
         }
         if self.tokens.contains_key(&token) {
             return Err(Refusal::IdTaken);
-        }
-        if self.node_named(node).is_some() {
-            return Err(Refusal::DuplicateNode { name: node.clone() });
         }
         if let Some(waiting) = self.tokens().find(|other| other.node == *node && other.is_waiting(now)) {
             return Err(Refusal::TokenWaiting { name: node.clone(), token: waiting.id });
@@ -177,7 +192,7 @@ impl Fleet {
         if kept >= TOKENS_MAX {
             return Err(Refusal::TooManyTokens);
         }
-        Ok(vec![Fact::TokenCreated { token, node: node.clone(), hash, expires_at: now.after(ttl) }])
+        Ok(())
     }
 
     fn join(
@@ -198,6 +213,13 @@ impl Fleet {
         }
         if now >= token.expires_at {
             return Err(Refusal::TokenExpired { token: token.id, at: token.expires_at });
+        }
+        if let Some(known) = token.rejoins {
+            let facts = self.rejoin(token, known, key, trimmed(facts))?;
+            return Ok(events(now, Actor::Node(known), facts));
+        }
+        if self.is_dead(&key) {
+            return Err(KeyRefusal::Dead.into());
         }
         if let Some(other) = self.node_with_key(&key) {
             return Err(Refusal::KeyTaken { name: other.name.clone() });
@@ -225,20 +247,6 @@ impl Fleet {
             });
         }
         Ok(vec![Fact::NodeRemoved { node: node.id }])
-    }
-
-    fn open_session(&self, id: NodeId, key: &PublicKey, mark: SessionMark) -> Result<Vec<Fact>, Refusal> {
-        let known = |node: &&Node| node.key == *key;
-        let node = self.node(id).filter(known).ok_or(Refusal::NodeRejected { node: id })?;
-        match judge_counter(node.mark, mark) {
-            CounterVerdict::New => Ok(vec![Fact::SessionOpened { node: id, mark }]),
-            CounterVerdict::Again => Ok(vec![]),
-            CounterVerdict::Replayed => Err(Refusal::CounterReplayed {
-                name: node.name.clone(),
-                shown: mark.counter.0,
-                stored: node.mark.map_or(0, |stored| stored.counter.0),
-            }),
-        }
     }
 }
 

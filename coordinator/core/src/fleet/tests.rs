@@ -32,7 +32,7 @@ fn facts(memory: Bytes, disk: Bytes) -> NodeFacts {
     }
 }
 
-fn slug(name: &str) -> Slug {
+pub(super) fn slug(name: &str) -> Slug {
     name.parse().unwrap()
 }
 
@@ -53,10 +53,10 @@ fn mark(counter: u64, nonce: u8) -> SessionMark {
 }
 
 /// The fleet with its journal, so that every story is also replayed from its bytes.
-struct World {
-    fleet: Fleet,
+pub(super) struct World {
+    pub(super) fleet: Fleet,
     journal: Vec<Event>,
-    now: UnixMs,
+    pub(super) now: UnixMs,
 }
 
 impl World {
@@ -64,7 +64,7 @@ impl World {
         Self { fleet: Fleet::new(FIRST_EPOCH), journal: vec![], now: NOW }
     }
 
-    fn run(&mut self, command: &Command) -> Result<Vec<Event>, Refusal> {
+    pub(super) fn run(&mut self, command: &Command) -> Result<Vec<Event>, Refusal> {
         let events = self.fleet.decide(self.now, OPERATOR, command)?;
         for event in &events {
             self.fleet.apply(event).expect("what was decided in this state fits it");
@@ -73,14 +73,14 @@ impl World {
         Ok(events)
     }
 
-    fn refused(&mut self, command: &Command) -> Code {
+    pub(super) fn refused(&mut self, command: &Command) -> Code {
         let before = self.fleet.clone();
         let refusal = self.run(command).unwrap_err();
         assert_eq!(self.fleet, before);
         Problem::from(&refusal).code
     }
 
-    fn replayed(&self) -> Fleet {
+    pub(super) fn replayed(&self) -> Fleet {
         let mut fleet = Fleet::new(FIRST_EPOCH);
         for event in &self.journal {
             let encoded = event.encode().unwrap();
@@ -90,7 +90,7 @@ impl World {
         fleet
     }
 
-    fn with_nodes(count: u8) -> Self {
+    pub(super) fn with_nodes(count: u8) -> Self {
         let mut world = Self::new();
         for number in 1..=count {
             world.run(&token(number, &format!("n{number}"))).unwrap();
@@ -103,7 +103,7 @@ impl World {
         self.fleet.nodes().map(|node| (node.id, node.facts.clone())).collect()
     }
 
-    fn create(&self, name: &str, number: u8) -> Command {
+    pub(super) fn create(&self, name: &str, number: u8) -> Command {
         Command::CreateUser(Box::new(NewUser {
             user: UserId::from_random([number; 16]),
             cell: CellId::from_random([number; 16]),
@@ -430,6 +430,7 @@ proptest! {
     #[test]
     fn the_fleet_keeps_its_promises_over_any_story(
         story in proptest::collection::vec(some_command(), 1..80),
+        image_at in any::<proptest::sample::Index>(),
     ) {
         let mut world = World::new();
         let mut highest: BTreeMap<Slug, Generation> = BTreeMap::new();
@@ -480,6 +481,26 @@ proptest! {
                 prop_assert!(generation >= last);
             }
         }
-        prop_assert_eq!(world.replayed(), world.fleet);
+        prop_assert_eq!(&world.replayed(), &world.fleet);
+        // From an image at any place, the rest of the story leads to the same state.
+        let at = image_at.index(world.journal.len() + 1);
+        let (before, after) = world.journal.split_at(at);
+        let mut fleet = Fleet::new(FIRST_EPOCH);
+        before.iter().for_each(|event| fleet.apply(event).unwrap());
+        let mut begun = Fleet::from_image(&fleet.to_image().unwrap()).unwrap();
+        prop_assert_eq!(&begun, &fleet);
+        after.iter().for_each(|event| begun.apply(event).unwrap());
+        prop_assert_eq!(begun, world.fleet);
     }
+}
+
+#[test]
+fn an_image_with_bytes_missing_or_left_over_is_refused() {
+    let mut world = World::with_nodes(2);
+    world.run(&world.create("anna", 1)).unwrap();
+    let image = world.fleet.to_image().unwrap();
+    assert_eq!(Fleet::from_image(&image).unwrap(), world.fleet);
+    assert!(Fleet::from_image(&image[..image.len() - 1]).is_err());
+    assert!(Fleet::from_image(&[image.as_slice(), &[0]].concat()).is_err());
+    assert_eq!(CODE.len(), 32);
 }

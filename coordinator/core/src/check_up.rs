@@ -1,0 +1,230 @@
+//! What the coordinator can say of a node's health from what it knows: its session, its clock, what it is made of.
+//!
+//! What only the machine itself can see, it tells by itself (`berth-node-agent doctor`).
+
+use berth_shared::doctor::{Finding, Level};
+use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
+use berth_shared::wire::NodeFacts;
+
+use crate::fleet::{Fleet, Node};
+use crate::liveness::Seen;
+
+/// A node's clock may be this far off before it is worth a warning (DESIGN, section 4).
+pub const CLOCK_WARNING: Millis = Millis::secs(30);
+
+/// A node whose clock is further off than this is refused tokens and receipts (DESIGN, section 4).
+pub const CLOCK_PROBLEM: Millis = Millis::minutes(5);
+
+/// Examines one node. `version` is the coordinator's own.
+pub fn node(node: &Node, seen: Option<&Seen>, version: &str) -> Vec<Finding> {
+    let mut findings = vec![session(seen)];
+    findings.extend(seen.map(|seen| clock(seen.clock_offset_ms)));
+    let facts = seen.map_or(&node.facts, |seen| &seen.facts);
+    findings.push(versions(facts, version));
+    findings.extend(parts(facts));
+    findings
+}
+
+/// Examines the fleet as a whole. `autonomy` is how long a node may work alone, `None` without end.
+pub fn fleet(fleet: &Fleet, connected: usize, autonomy: Option<Millis>) -> Vec<Finding> {
+    let nodes = fleet.nodes().count();
+    let found = format!("{connected} of {nodes} connected");
+    let mut findings = vec![match (nodes, connected) {
+        (0, _) => Finding::new(
+            "nodes",
+            Level::Note,
+            "no node has joined",
+            "Let one in: `berth token create NAME`, then `berth-node-agent join` on the machine.",
+        ),
+        (nodes, connected) if connected < nodes => Finding::new(
+            "nodes",
+            Level::Warning,
+            found,
+            "`berth node ls` shows which are silent; look at the agent's log there.",
+        ),
+        _ => Finding::good("nodes", found),
+    }];
+    if let (None, 2..) = (autonomy, nodes) {
+        findings.push(Finding::new(
+            "autonomy",
+            Level::Warning,
+            format!("{nodes} nodes may work alone without end: users of a lost node can be given to another one only \
+                     with --node-is-off"),
+            "Set `autonomy`, such as 24h.",
+        ));
+    }
+    findings
+}
+
+fn session(seen: Option<&Seen>) -> Finding {
+    const CHECK: &str = "session";
+    const HOW: &str = "Look whether the machine runs, and at its log: `journalctl -u berth-node-agent`.";
+    match seen {
+        Some(seen) if seen.connection.is_some() => Finding::good(CHECK, "open"),
+        Some(seen) => {
+            Finding::new(CHECK, Level::Problem, format!("silent, last heard {}", seen.heard_at), HOW)
+        }
+        None => Finding::new(CHECK, Level::Problem, "not heard since the coordinator's start", HOW),
+    }
+}
+
+fn clock(offset_ms: i64) -> Finding {
+    const CHECK: &str = "clock";
+    let off = Millis(offset_ms.unsigned_abs());
+    let direction = if offset_ms < 0 { "behind" } else { "ahead" };
+    let found = format!("{off} {direction}, as of its last hello");
+    let level = match off {
+        off if off > CLOCK_PROBLEM => Level::Problem,
+        off if off > CLOCK_WARNING => Level::Warning,
+        _ => return Finding::good(CHECK, found),
+    };
+    Finding::new(
+        CHECK,
+        level,
+        found,
+        "Turn a time service on there (`timedatectl set-ntp true`), and look at ours.",
+    )
+}
+
+fn versions(facts: &NodeFacts, version: &str) -> Finding {
+    const CHECK: &str = "version";
+    let found = format!("agent {}, coordinator {version}", facts.agent_version);
+    if facts.agent_version == version {
+        return Finding::good(CHECK, found);
+    }
+    Finding::new(CHECK, Level::Note, found, "Upgrade the older one; neighbouring versions work together.")
+}
+
+fn parts(facts: &NodeFacts) -> Vec<Finding> {
+    let mut findings = vec![];
+    findings.push(if facts.engine_version.is_empty() {
+        Finding::new(
+            "engine",
+            Level::Problem,
+            "Docker did not answer when the agent started",
+            "Start it there: `systemctl start docker`, then the agent anew.",
+        )
+    } else {
+        Finding::good("engine", format!("Docker {}", facts.engine_version))
+    });
+    findings.push(if facts.swap == Bytes::ZERO {
+        Finding::new(
+            "swap",
+            Level::Warning,
+            "there is none: a frozen cell keeps its RAM",
+            "Make an encrypted one; `berth-node-agent doctor` there tells how.",
+        )
+    } else {
+        Finding::good("swap", facts.swap.to_string())
+    });
+    if facts.quota_backend == "none" {
+        findings.push(Finding::new(
+            "quota",
+            Level::Problem,
+            "no sized disks can be made, so no cell is started",
+            "`berth-node-agent doctor` there tells why.",
+        ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_shared::credential::SecretHash;
+    use berth_shared::ids::{NodeId, TokenId};
+    use berth_shared::signing::PublicKey;
+    use berth_shared::time::UnixMs;
+
+    use super::*;
+    use crate::actor::Actor;
+    use crate::event::{Event, Fact};
+    use crate::fleet::FIRST_EPOCH;
+
+    fn facts() -> NodeFacts {
+        NodeFacts {
+            agent_version: "1.2.3".into(),
+            kernel: "6".into(),
+            engine_version: "20".into(),
+            memory: Bytes::gib(8),
+            cpus: 2,
+            disk: Bytes::gib(80),
+            swap: Bytes::gib(8),
+            cgroup_version: 2,
+            quota_backend: "loop-ext4".into(),
+        }
+    }
+
+    fn with_nodes(count: u8) -> Fleet {
+        let mut fleet = Fleet::new(FIRST_EPOCH);
+        for number in 1..=count {
+            let (node, token) = (NodeId::from_random([number; 16]), TokenId::from_random([number; 16]));
+            let name: berth_shared::ids::NodeName = format!("n{number}").parse().unwrap();
+            let created = Fact::TokenCreated {
+                token,
+                node: name.clone(),
+                hash: SecretHash::of("x"),
+                expires_at: UnixMs(9),
+            };
+            let key = PublicKey::from_bytes([number; 32]);
+            for fact in [created, Fact::NodeJoined { node, name, key, facts: facts() }] {
+                fleet.apply(&Event { at: UnixMs(1), actor: Actor::System, fact }).unwrap();
+            }
+        }
+        fleet
+    }
+
+    fn level(findings: &[Finding], check: &str) -> Option<Level> {
+        findings.iter().find(|finding| finding.check == check).map(|finding| finding.level)
+    }
+
+    #[test]
+    fn a_clock_is_judged_by_how_far_it_is_off_in_either_direction() {
+        let cases = [
+            (0, Level::Good),
+            (-30_000, Level::Good),
+            (30_001, Level::Warning),
+            (-300_000, Level::Warning),
+            (300_001, Level::Problem),
+            (i64::MIN, Level::Problem),
+        ];
+        for (offset, expected) in cases {
+            assert_eq!(clock(offset).level, expected, "{offset}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_never_heard_is_a_problem_and_its_parts_are_as_it_joined() {
+        let fleet = with_nodes(1);
+        let known = fleet.nodes().next().unwrap();
+        let findings = node(known, None, "1.2.3");
+        assert_eq!(level(&findings, "session"), Some(Level::Problem));
+        assert_eq!(level(&findings, "clock"), None);
+        assert_eq!(level(&findings, "version"), Some(Level::Good));
+        assert_eq!(level(&node(known, None, "1.3.0"), "version"), Some(Level::Note));
+    }
+
+    #[test]
+    fn what_a_node_lacks_is_told_apart() {
+        let good = parts(&facts());
+        assert!(good.iter().all(|finding| finding.level == Level::Good));
+        let lacks = [
+            (NodeFacts { engine_version: String::new(), ..facts() }, "engine", Level::Problem),
+            (NodeFacts { swap: Bytes::ZERO, ..facts() }, "swap", Level::Warning),
+            (NodeFacts { quota_backend: "none".into(), ..facts() }, "quota", Level::Problem),
+        ];
+        for (facts, check, expected) in lacks {
+            assert_eq!(level(&parts(&facts), check), Some(expected));
+        }
+    }
+
+    #[test]
+    fn several_nodes_without_a_lease_are_worth_a_warning_and_one_is_not() {
+        let lease = Some(Millis::secs(1));
+        assert_eq!(level(&fleet(&with_nodes(0), 0, None), "nodes"), Some(Level::Note));
+        assert_eq!(level(&fleet(&with_nodes(1), 1, None), "autonomy"), None);
+        assert_eq!(level(&fleet(&with_nodes(2), 1, None), "autonomy"), Some(Level::Warning));
+        assert_eq!(level(&fleet(&with_nodes(2), 1, lease), "nodes"), Some(Level::Warning));
+        assert_eq!(level(&fleet(&with_nodes(2), 2, lease), "autonomy"), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! What can be asked about keys, and why it may be refused: rotation, revocation, locks, joining again.
+
+use berth_shared::credential::SecretHash;
+use berth_shared::ids::{NodeId, NodeName, TokenId};
+use berth_shared::link::SessionMark;
+use berth_shared::problem::Code;
+use berth_shared::signing::{PublicKey, Signature, SignatureError};
+use berth_shared::time::{Millis, UnixMs};
+
+/// How long a node may go on with its old key after its new one was accepted. It says hello with the new one within
+/// seconds; one that was away goes over to it when the old one is refused.
+pub const KEY_OVERLAP_MAX: Millis = Millis::minutes(24 * 60);
+
+/// How long after a node was given another key over the link it may be given one more: a node cannot fill the journal
+/// with keys.
+pub const KEY_AGE_MIN: Millis = Millis::minutes(1);
+
+/// A clock that is off by more is worth a person's look (DESIGN section 4).
+pub const CLOCK_OFFSET_WARNED: Millis = Millis::secs(30);
+
+/// With clocks that are further apart nobody joins (DESIGN section 4).
+pub const CLOCK_OFFSET_MAX: Millis = Millis::minutes(5);
+
+/// How many nodes' names a refusal lists.
+pub const NAMES_SHOWN_MAX: usize = 8;
+
+/// What can be asked about keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyCommand {
+    /// A node tells a new key. No events when it is known already.
+    AddNodeKey {
+        /// Which node, by its session.
+        node: NodeId,
+        /// The key that its session was opened with.
+        session_key: PublicKey,
+        /// The new key.
+        key: PublicKey,
+        /// By the new key, over [`berth_shared::signing::new_node_key`].
+        proof: Signature,
+    },
+    /// The node is not let in any more. Its cells stay assigned to it. No events when it is so already.
+    RevokeNode {
+        /// Which.
+        name: NodeName,
+    },
+    /// A hello was refused for its counter. No events when the node is locked already, or the hello would not be refused
+    /// for that.
+    LockNode {
+        /// Who it said it was.
+        node: NodeId,
+        /// The key that the link has verified.
+        key: PublicKey,
+        /// The mark that was shown.
+        mark: SessionMark,
+    },
+    /// The node may go on.
+    UnlockNode {
+        /// Which.
+        name: NodeName,
+        /// Is a session of it open? Then that machine goes on, and no counter of before is taken.
+        connected: bool,
+    },
+    /// Lets one machine in again as a node that is revoked or locked, once.
+    CreateRejoinToken {
+        /// Freshly drawn.
+        token: TokenId,
+        /// What is stored of its secret.
+        hash: SecretHash,
+        /// Which node.
+        name: NodeName,
+        /// How long it can be used.
+        ttl: Millis,
+    },
+    /// The coordinator has made its next key. No events when it is announced already.
+    AnnounceCoordinatorKey {
+        /// The key in force.
+        present: PublicKey,
+        /// The next one.
+        next: PublicKey,
+    },
+    /// A node says that it holds the coordinator's next key. No events when it has said so, or holds another one.
+    CoordinatorKeyStored {
+        /// Which node.
+        node: NodeId,
+        /// Which key.
+        key: PublicKey,
+    },
+    /// The coordinator takes its next key.
+    SwitchCoordinatorKey {
+        /// Also when nodes have not stored it: they have to join again.
+        anyway: bool,
+    },
+}
+
+/// Why it was refused. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyRefusal {
+    /// The node was revoked.
+    #[error("node `{name}` was revoked at {at}")]
+    Revoked {
+        /// Which.
+        name: NodeName,
+        /// When.
+        at: UnixMs,
+    },
+    /// The key was replaced.
+    #[error("this key of node `{name}` was replaced by a newer one")]
+    Retired {
+        /// Which.
+        name: NodeName,
+    },
+    /// The key was in use before, by whomever.
+    #[error("the key was in use before")]
+    Dead,
+    /// The key is another node's.
+    #[error("the key is that of node `{name}`")]
+    Taken {
+        /// Whose.
+        name: NodeName,
+    },
+    /// The session is not of the node's present key.
+    #[error("the session was not opened with the node's present key")]
+    NotPresent,
+    /// Whoever tells the key does not hold it.
+    #[error("the new key has not signed for itself")]
+    Proof(#[source] SignatureError),
+    /// A key was added a moment ago.
+    #[error("the last key of node `{name}` is of {since}: one a minute is taken")]
+    TooSoon {
+        /// Which.
+        name: NodeName,
+        /// Since when.
+        since: UnixMs,
+    },
+    /// There is nothing to unlock.
+    #[error("node `{name}` is not locked")]
+    NotLocked {
+        /// Which.
+        name: NodeName,
+    },
+    /// Only a node that is shut out joins again.
+    #[error("node `{name}` is neither locked nor revoked: revoke it first, if its machine shall join again")]
+    NotShutOut {
+        /// Which.
+        name: NodeName,
+    },
+    /// No next key was announced.
+    #[error("there is no next key of the coordinator: `berth coordinator-key next` makes one")]
+    NoNextKey,
+    /// Another one was announced.
+    #[error("another next key was announced: {announced}")]
+    AnotherNextKey {
+        /// Which.
+        announced: PublicKey,
+    },
+    /// Nodes would not know the coordinator any more.
+    #[error("{count} nodes have not stored the next key: {names}")]
+    NotStored {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        names: String,
+    },
+}
+
+impl KeyRefusal {
+    /// The stable code.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Revoked { .. } => Code::NodeRevoked,
+            Self::Retired { .. } => Code::KeyRetired,
+            Self::Dead
+            | Self::Taken { .. }
+            | Self::NotPresent
+            | Self::Proof(_)
+            | Self::TooSoon { .. }
+            | Self::NoNextKey
+            | Self::AnotherNextKey { .. } => Code::KeyRefused,
+            Self::NotLocked { .. } | Self::NotShutOut { .. } => Code::NodeNotLocked,
+            Self::NotStored { .. } => Code::KeyNotStored,
+        }
+    }
+}
+
+/// How far apart two clocks are, and what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClockVerdict {
+    /// Within [`CLOCK_OFFSET_WARNED`].
+    Good,
+    /// A person should look.
+    Warned,
+    /// Beyond [`CLOCK_OFFSET_MAX`].
+    Refused,
+}
+
+/// Judges a node's wall clock by the coordinator's. Neither is known to be right.
+pub fn judge_clock(theirs: UnixMs, ours: UnixMs) -> ClockVerdict {
+    match Millis(theirs.0.abs_diff(ours.0)) {
+        offset if offset > CLOCK_OFFSET_MAX => ClockVerdict::Refused,
+        offset if offset > CLOCK_OFFSET_WARNED => ClockVerdict::Warned,
+        _ => ClockVerdict::Good,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_are_judged_in_both_directions() {
+        let ours = UnixMs(1_000_000_000);
+        let cases = [
+            (0, ClockVerdict::Good),
+            (30_000, ClockVerdict::Good),
+            (30_001, ClockVerdict::Warned),
+            (300_000, ClockVerdict::Warned),
+            (300_001, ClockVerdict::Refused),
+        ];
+        for (offset, verdict) in cases {
+            assert_eq!(judge_clock(UnixMs(ours.0 + offset), ours), verdict, "{offset} ahead");
+            assert_eq!(judge_clock(UnixMs(ours.0 - offset), ours), verdict, "{offset} behind");
+        }
+        assert_eq!(judge_clock(UnixMs(u64::MAX), UnixMs(0)), ClockVerdict::Refused);
+    }
+}
