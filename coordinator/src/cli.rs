@@ -4,7 +4,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | refused: the error's code is on stderr |
+//! | 1 | refused: the error's code is on stderr; or `doctor` found a problem |
 //! | 64 | the command line is wrong |
 //! | 66 | a file that was named cannot be read |
 //! | 69 | the coordinator cannot be reached |
@@ -42,6 +42,10 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(run::run(&cli, std::io::stderr().is_terminal())),
         Err(error) => Err(Failure::Local(error.to_string())),
     };
+    let (done, exit) = match done {
+        Err(Failure::Found(text)) => (Ok(text), ExitCode::FAILURE),
+        done => (done, ExitCode::SUCCESS),
+    };
     let shown = done.and_then(|text| {
         let mut out = std::io::stdout();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| match error.kind() {
@@ -51,7 +55,7 @@ pub fn main() -> ExitCode {
         })
     });
     match shown {
-        Ok(()) | Err(Failure::Enough) => ExitCode::SUCCESS,
+        Ok(()) | Err(Failure::Enough) => exit,
         Err(failure) => {
             let _unwritten = write!(std::io::stderr(), "{}", failure.text(cli.json));
             ExitCode::from(failure.exit())

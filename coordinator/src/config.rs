@@ -21,6 +21,12 @@ pub const ENV_PREFIX: &str = "BERTH_COORDINATOR_";
 /// Longest autonomy that a node may be given (DESIGN section 2).
 const AUTONOMY_MAX: Millis = Millis::minutes(7 * 24 * 60);
 
+/// Shortest: several heartbeats, so that a session that is open never ends it.
+const AUTONOMY_MIN: Millis = Millis::secs(10);
+
+/// Most `snapshot_every`: about ten seconds of replay.
+const SNAPSHOT_EVERY_MAX: u64 = 1_000_000;
+
 /// Longest `link_address`: a host name, a colon and a port.
 const ADDRESS_BYTES_MAX: usize = 260;
 
@@ -49,12 +55,14 @@ pub struct Config {
     pub public_port: Option<u16>,
     /// Image of a user that is created without one.
     pub default_image: ImageRef,
-    /// How long a node may work alone after its last contact, or `unlimited`.
+    /// How long a node may work alone after its last contact; `unlimited`; or `auto`.
     pub autonomy: Autonomy,
     /// How much of a node may be promised.
     pub placement: Placement,
     /// Connections to the API at a time; more wait.
     pub api_connections_max: u32,
+    /// After how many events the state is written down, so that a start replays about as many at the most.
+    pub snapshot_every: u64,
     /// How long the drain at SIGTERM may take.
     pub drain_grace: Span,
 }
@@ -98,9 +106,10 @@ impl Default for Config {
             public_scheme: Scheme::Http,
             public_port: None,
             default_image: "berth/openclaw:2026.9.6".parse().expect("an image reference, written here"),
-            autonomy: Autonomy(Some(Millis::minutes(24 * 60))),
+            autonomy: Autonomy::Auto,
             placement: Placement::default(),
             api_connections_max: 256,
+            snapshot_every: 10_000,
             drain_grace: Span(Millis::secs(20)),
         }
     }
@@ -141,8 +150,10 @@ impl Config {
         if self.public_port == Some(0) {
             wrong("public_port", "must not be 0".to_owned());
         }
-        if self.autonomy.0.is_some_and(|span| span > AUTONOMY_MAX || span < Millis::minutes(1)) {
-            wrong("autonomy", "has to be from 1m to 7d, or unlimited".to_owned());
+        if let Autonomy::For(Span(span)) = self.autonomy
+            && !(AUTONOMY_MIN..=AUTONOMY_MAX).contains(&span)
+        {
+            wrong("autonomy", "has to be from 10s to 7d, or unlimited, or auto".to_owned());
         }
         let percents = [
             ("placement.memory_percent", self.placement.memory_percent, 10_000),
@@ -156,6 +167,9 @@ impl Config {
         }
         if !(1..=10_000).contains(&self.api_connections_max) {
             wrong("api_connections_max", "has to be from 1 to 10000".to_owned());
+        }
+        if !(1..=SNAPSHOT_EVERY_MAX).contains(&self.snapshot_every) {
+            wrong("snapshot_every", format!("has to be from 1 to {SNAPSHOT_EVERY_MAX}"));
         }
         if self.drain_grace.0 > Millis::minutes(10) {
             wrong("drain_grace", "has to be at most 10m".to_owned());

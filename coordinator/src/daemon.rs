@@ -11,23 +11,26 @@ use berth_daemon::exit::{Exit, ExitError};
 use berth_daemon::listen::{self, LoopbackAddr};
 use berth_daemon::metrics::Readiness;
 use berth_daemon::tasks::Tasks;
-use berth_link::{KeyFileError, ListenError, ListenLimits, keyfile, listen as link_listen};
+use berth_link::{KeyFileError, ListenError, ListenLimits, listen as link_listen};
 use berth_shared::signing::PublicKey;
 
 use crate::config::Config;
 use crate::http::{self, Api};
 use crate::hub::Hub;
 use crate::install::install;
+use crate::keys::{Keys, KeysError};
 use crate::link::Link;
 use crate::metrics::Metrics;
-use crate::store::{Writer, open_folder};
+use crate::store::{CHECKED_AT_START, Places, Writer, open_folder};
 use crate::system::wall_now;
 
 /// Folder of the journal below the data folder.
 pub const JOURNAL_FOLDER: &str = "journal";
 
-/// File of the coordinator's key below the data folder.
-pub const KEY_FILE: &str = "coordinator.key";
+/// Folder of the snapshots below the data folder. Derived: it may be removed while no coordinator runs.
+pub const SNAPSHOTS_FOLDER: &str = "snapshots";
+
+pub use crate::keys::KEY_FILE;
 
 /// A coordinator that serves.
 #[derive(Debug)]
@@ -58,12 +61,17 @@ pub async fn start(
     let metrics = Arc::new(Metrics::default());
     let readiness = Readiness::default();
     std::fs::create_dir_all(&config.data_dir).map_err(|error| Exit::CantCreate.because(error))?;
-    let key = keyfile::load_or_create(&config.data_dir.join(KEY_FILE))
-        .map_err(|error| key_exit(&error).because(error))?;
+    let keys = Keys::open(&config.data_dir).map_err(|error| key_exit(&error).because(error))?;
 
-    let folder = config.data_dir.join(JOURNAL_FOLDER);
-    let opened = tasks
-        .blocking("journal replay", move || open_folder(&folder))
+    let places = Places {
+        journal: config.data_dir.join(JOURNAL_FOLDER),
+        snapshots: Some(config.data_dir.join(SNAPSHOTS_FOLDER)),
+        snapshot_every: config.snapshot_every,
+        checked_at_start: CHECKED_AT_START,
+    };
+    let counted = Arc::clone(&metrics);
+    let mut opened = tasks
+        .blocking("journal replay", move || open_folder(&places, &counted))
         .await
         .map_err(|lost| Exit::Software.because(lost))?
         .map_err(|error| error.exit().because(error))?;
@@ -75,14 +83,23 @@ pub async fn start(
             "an unfinished group was cut"
         );
     }
-    tracing::info!(records = opened.recovery.records, "journal replayed");
+    let snapshot = opened.began_at.map_or(0, |mark| mark.head.seq.get());
+    tracing::info!(records = opened.recovery.records, snapshot, "journal replayed");
+    if let Some(check) = opened.check.take() {
+        let of_check = tasks.clone();
+        tasks.spawn_service("journal check", move |stop| check.run(of_check, stop));
+    }
     let (writer, store) = Writer::new(opened, Arc::clone(&metrics), wall_now);
     let of_writer = tasks.clone();
     tasks.spawn_service("journal writer", move |stop| writer.run(of_writer, stop));
 
+    keys.settle(store.fleet().coordinator_key()).map_err(keys_exit)?;
+    let key = keys.present();
+
     // Bound before the key is shown: a key that is shown once must not be shown in vain.
     let (api_listener, api) = listen::bind(config.api_listen).map_err(|error| error.exit().because(error))?;
     let link_listener = link_listen(config.link_listen, &key, ListenLimits::default()).map_err(link_exit)?;
+    let link_listener = Arc::new(link_listener);
     let link = link_listener.local_addr().map_err(|error| Exit::Unavailable.because(error))?;
 
     let installed_now = install(&store, operator_key_file.as_deref(), show)
@@ -100,11 +117,17 @@ pub async fn start(
     }
 
     let hub = Hub::new(Arc::clone(&metrics));
-    let autonomy = config.autonomy.0;
-    let of_link = Link { store: store.clone(), hub: hub.clone(), metrics: Arc::clone(&metrics), autonomy };
-    of_link.spawn(link_listener, tasks);
+    let autonomy = config.autonomy;
+    let of_link = Link {
+        store: store.clone(),
+        hub: hub.clone(),
+        keys: keys.clone(),
+        metrics: Arc::clone(&metrics),
+        autonomy,
+    };
+    of_link.spawn(Arc::clone(&link_listener), tasks);
     let public = key.public();
-    let api_state = Api::new(config, store, hub, metrics, readiness.clone(), key, link);
+    let api_state = Api::new(config, store, hub, metrics, readiness.clone(), keys, link_listener, link);
     http::serve(api_listener, api_state, tasks);
     readiness.set_ready();
     Ok(Coordinator { api, link, key: public, installed_now })
@@ -117,6 +140,16 @@ fn link_exit(error: ListenError) -> ExitError {
         }
         _ => Exit::Unavailable.because(error),
     }
+}
+
+fn keys_exit(error: KeysError) -> ExitError {
+    let exit = match &error {
+        KeysError::File(error) => key_exit(error),
+        KeysError::Rename(_) => Exit::CantCreate,
+        KeysError::Lost { .. } | KeysError::NoNext => Exit::DataCorrupt,
+        KeysError::Link(_) => Exit::Unavailable,
+    };
+    exit.because(error)
 }
 
 fn key_exit(error: &KeyFileError) -> Exit {

@@ -3,7 +3,11 @@
 mod auth;
 mod body;
 mod cells;
+mod coordinator_key;
+mod doctor;
 mod error;
+mod moves;
+mod node_keys;
 mod nodes;
 mod tokens;
 mod users;
@@ -22,19 +26,19 @@ use axum::routing::{get, post};
 use berth_daemon::exit::chain;
 use berth_daemon::metrics::Readiness;
 use berth_daemon::tasks::Tasks;
+use berth_link::Listener;
 use berth_shared::ids::RequestId;
 use berth_shared::problem::{Code, Problem};
-use berth_shared::signing::SigningKey;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::hub::Hub;
+use crate::keys::Keys;
 use crate::metrics::{ApiLabels, Area, Metrics, Outcome};
 use crate::store::Store;
 use crate::system::random;
@@ -69,9 +73,10 @@ pub struct Shared {
     store: Store,
     hub: Hub,
     metrics: Arc<Metrics>,
-    registry: Registry,
     readiness: Readiness,
-    key: SigningKey,
+    keys: Keys,
+    /// Takes another key when the coordinator has one.
+    listener: Arc<Listener>,
     /// Stands in join tokens.
     dial_address: String,
 }
@@ -84,19 +89,20 @@ impl std::ops::Deref for Api {
 }
 
 impl Api {
-    /// `link` is the bound UDP address, `key` the coordinator's.
+    /// `link` is the UDP address that `listener` is bound to.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the daemon, named where it is made")]
     pub fn new(
         config: Config,
         store: Store,
         hub: Hub,
         metrics: Arc<Metrics>,
         readiness: Readiness,
-        key: SigningKey,
+        keys: Keys,
+        listener: Arc<Listener>,
         link: SocketAddr,
     ) -> Self {
-        let registry = metrics.registry();
         let dial_address = config.dial_address(link);
-        Self(Arc::new(Shared { config, store, hub, metrics, registry, readiness, key, dial_address }))
+        Self(Arc::new(Shared { config, store, hub, metrics, readiness, keys, listener, dial_address }))
     }
 }
 
@@ -107,17 +113,28 @@ fn router(api: Api) -> Router {
         .route("/v1/users/{slug}/login-link", post(users::login_link))
         .route("/v1/users/{slug}/bearers", post(users::issue_bearer).delete(users::revoke_bearers))
         .route("/v1/users/{slug}/logout", post(users::logout))
+        .route("/v1/users/{slug}/move", post(moves::move_user))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{name}", get(nodes::show).delete(nodes::remove))
+        .route("/v1/nodes/{name}/off", post(moves::declare_off))
+        .route("/v1/nodes/{name}/revoke", post(node_keys::revoke))
+        .route("/v1/nodes/{name}/unlock", post(node_keys::unlock))
+        .route("/v1/nodes/{name}/rotate-key", post(node_keys::rotate))
+        .route("/v1/coordinator-key", get(coordinator_key::show))
+        .route("/v1/coordinator-key/next", post(coordinator_key::announce))
+        .route("/v1/coordinator-key/switch", post(coordinator_key::switch))
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", axum::routing::delete(tokens::remove))
+        .route("/v1/doctor", get(doctor::show))
         .route("/v1/cells", get(cells::list))
         .route("/v1/cells/{slug}", get(cells::show))
         .route("/v1/cells/{slug}/logs", get(cells::logs))
         .route("/v1/cells/{slug}/why", get(cells::why))
+        .route("/v1/cells/{slug}/quarantine", post(cells::quarantine).delete(cells::release))
         .layer(middleware::from_fn(bounded));
     // These wait for a cell, each with a bound of its own.
     let long = Router::new()
+        .route("/v1/nodes/{name}/left-behind", axum::routing::delete(moves::purge))
         .route("/v1/cells/{slug}/wake", post(cells::wake))
         .route("/v1/cells/{slug}/sleep", post(cells::sleep))
         .route("/v1/cells/{slug}/restart", post(cells::restart));
@@ -214,9 +231,10 @@ async fn around(State(api): State<Api>, request: Request, next: Next) -> Respons
 fn area(path: &str) -> Area {
     match path.split('/').nth(2) {
         Some("users") => Area::Users,
-        Some("nodes") => Area::Nodes,
+        Some("nodes" | "coordinator-key") => Area::Nodes,
         Some("tokens") => Area::Tokens,
         Some("cells") => Area::Cells,
+        Some("doctor") => Area::Doctor,
         Some(_) => Area::Unknown,
         None if path.is_empty() => Area::Unknown,
         None => Area::Pages,
@@ -237,7 +255,8 @@ async fn bounded(request: Request, next: Next) -> Response {
 /// `/healthz`, `/readyz`, `/metrics`: without a key, since only loopback reaches them.
 async fn page(State(api): State<Api>, request: Request) -> Response {
     let path = request.uri().path();
-    berth_daemon::metrics::answer(request.method(), path, &api.registry, &api.readiness).into_response()
+    berth_daemon::metrics::answer(request.method(), path, api.metrics.registry(), &api.readiness)
+        .into_response()
 }
 
 impl From<Problem> for ApiError {

@@ -4,20 +4,28 @@
 //! newest session of a node replaces an older one at once: the older one's sender is dropped, which closes its
 //! connection, and the commands that waited on it are answered.
 
+mod away;
+mod keys;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_coordinator_core::Fleet;
-use berth_coordinator_core::fleet::User;
+use berth_coordinator_core::fleet::{Standing, User};
 use berth_coordinator_core::liveness::{Connection, Heard, Heartbeat, Liveness, Seen};
 use berth_coordinator_core::pending::{NotSent, Order, Pending};
+use berth_coordinator_core::silence::Silence;
+use berth_link::boot_now;
 use berth_shared::cell::CellStatus;
 use berth_shared::ids::{JoinCounter, NodeId};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::{BootMs, UnixMs};
+use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::wire::{CommandOutcome, CoordinatorFrame, Hello, NodeFacts, NodeFrame};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use away::Greeting;
+pub use keys::Way;
 
 use crate::metrics::{CommandLabels, Metrics, Outcome, Verb};
 
@@ -31,14 +39,19 @@ pub const OUTGOING_MAX: usize = 128;
 struct Session {
     connection: Connection,
     counter: JoinCounter,
-    outgoing: mpsc::Sender<CoordinatorFrame>,
+    way: Way,
+    /// How long the node was told that it may work alone.
+    told: Option<Millis>,
     /// Ends the task that pushes desired states, when the session ends or is replaced.
     _pusher: DropGuard,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     live: Liveness,
+    silence: Silence,
+    /// Hellos that are being judged: their nodes are there, although no session is open yet.
+    greeting: BTreeMap<NodeId, usize>,
     pending: Pending<oneshot::Sender<Answer>>,
     sessions: BTreeMap<NodeId, Session>,
 }
@@ -53,7 +66,14 @@ pub struct Hub {
 impl Hub {
     /// Nobody is connected.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { inner: Arc::default(), metrics }
+        let inner = Inner {
+            live: Liveness::default(),
+            silence: Silence::new(boot_now()),
+            greeting: BTreeMap::new(),
+            pending: Pending::default(),
+            sessions: BTreeMap::new(),
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), metrics }
     }
 
     /// A hello was accepted. Gives the token that ends the session's pusher; `None` when a newer session was opened
@@ -63,16 +83,18 @@ impl Hub {
         now: UnixMs,
         connection: Connection,
         hello: &Hello,
-        outgoing: mpsc::Sender<CoordinatorFrame>,
+        way: Way,
     ) -> Option<CancellationToken> {
         let gone = CancellationToken::new();
         let counter = hello.counter;
-        let session = Session { connection, counter, outgoing, _pusher: gone.clone().drop_guard() };
+        let pusher = gone.clone().drop_guard();
+        let session = Session { connection, counter, way, told: None, _pusher: pusher };
         let mut inner = self.lock();
         if inner.sessions.get(&hello.node).is_some_and(|newer| newer.counter > counter) {
             return None;
         }
         inner.live.opened(now, connection, hello);
+        inner.silence.heard(boot_now(), hello.node);
         let unanswered = inner.pending.opened(hello.node, hello.counter);
         // Drops the older session's sender, which closes its connection.
         inner.sessions.insert(hello.node, session);
@@ -89,6 +111,7 @@ impl Hub {
         let Some(node) = node.map(|(node, _)| *node) else { return };
         inner.sessions.remove(&node);
         inner.live.closed(node, connection);
+        inner.silence.heard(boot_now(), node);
         let unanswered = inner.pending.closed(node);
         self.count(&inner);
         drop(inner);
@@ -101,6 +124,7 @@ impl Hub {
         let node = inner.sessions.iter().find(|(_, session)| session.connection == connection);
         // A frame of a session that was replaced while it was on its way.
         let Some(node) = node.map(|(node, _)| *node) else { return };
+        inner.silence.heard(boot_now(), node);
         let heard = match frame {
             NodeFrame::Observed { cells } => inner.live.observed(now, fleet, node, connection, cells),
             NodeFrame::Heartbeat { load, cells, desired } => {
@@ -112,7 +136,7 @@ impl Hub {
                     Ok(CommandOutcome::Cell(status)) => {
                         inner.live.status(now, fleet, node, connection, (**status).clone())
                     }
-                    Ok(CommandOutcome::Logs(_)) | Err(_) => Heard::default(),
+                    Ok(CommandOutcome::Logs(_) | CommandOutcome::Purged) | Err(_) => Heard::default(),
                 };
                 if let Some(ticket) = inner.pending.done(node, seq) {
                     // Whoever asked may have gone away.
@@ -120,8 +144,14 @@ impl Hub {
                 }
                 heard
             }
+            NodeFrame::Holding { left_behind, .. } => {
+                inner.live.left_behind(now, node, connection, left_behind);
+                Heard::default()
+            }
             // The session's machine lets neither through.
             NodeFrame::Join(_) | NodeFrame::Hello(_) => Heard::default(),
+            // The link has written them down before it came here: see `link::keys`.
+            NodeFrame::NewKey { .. } | NodeFrame::PinStored { .. } => Heard::default(),
         };
         drop(inner);
         if heard.stale > 0 {
@@ -155,7 +185,7 @@ impl Hub {
         let sent = inner
             .sessions
             .get(&node)
-            .map(|session| session.outgoing.try_send(CoordinatorFrame::Command(command)));
+            .map(|session| session.way.outgoing.try_send(CoordinatorFrame::Command(command)));
         let problem = match sent {
             Some(Ok(())) => return Ok(answer),
             Some(Err(mpsc::error::TrySendError::Full(_))) => {
@@ -179,10 +209,13 @@ impl Hub {
         self.lock().pending.len()
     }
 
-    /// The fleet has changed: nodes that are gone are forgotten and their sessions closed.
+    /// The fleet has changed: nodes that are gone are forgotten and their sessions closed; sessions whose key is not good
+    /// any more are cut.
     pub fn fleet_changed(&self, fleet: &Fleet) {
+        self.cut_bad_keys(fleet);
         let mut inner = self.lock();
         let mut unanswered = vec![];
+        inner.silence.forget_gone(fleet);
         for (node, _) in inner.live.forget_gone(fleet) {
             inner.sessions.remove(&node);
             unanswered.extend(inner.pending.closed(node));
@@ -191,6 +224,16 @@ impl Hub {
         drop(inner);
         self.metrics.users.set(i64::try_from(fleet.users().count()).unwrap_or(i64::MAX));
         self.metrics.nodes.set(i64::try_from(fleet.nodes().count()).unwrap_or(i64::MAX));
+        let (mut locked, mut revoked) = (0, 0);
+        for node in fleet.nodes() {
+            match node.standing {
+                Standing::Locked { .. } => locked += 1,
+                Standing::Revoked { .. } => revoked += 1,
+                Standing::Active | Standing::AnyCounter => {}
+            }
+        }
+        self.metrics.nodes_locked.set(locked);
+        self.metrics.nodes_revoked.set(revoked);
         answer_all(unanswered, &silent());
     }
 
@@ -238,7 +281,6 @@ fn answer_all(tickets: Vec<oneshot::Sender<Answer>>, problem: &Problem) {
 mod tests {
     use super::*;
     use berth_shared::ids::{CellId, Generation};
-    use berth_shared::time::Millis;
     use berth_shared::wire::CommandVerb;
 
     use crate::tests::world::hello;
@@ -249,6 +291,11 @@ mod tests {
 
     fn hub() -> Hub {
         Hub::new(Arc::default())
+    }
+
+    fn way(outgoing: mpsc::Sender<CoordinatorFrame>) -> Way {
+        let key = crate::tests::world::signing_key(1).public();
+        Way { key, version: 2, outgoing, cut: CancellationToken::new() }
     }
 
     fn order() -> Order {
@@ -268,7 +315,7 @@ mod tests {
     async fn a_command_that_nobody_answers_ends_at_its_wait_and_not_before() {
         let hub = hub();
         let (outgoing, mut to_node) = mpsc::channel(OUTGOING_MAX);
-        let _gone = hub.opened(UnixMs(0), Connection(1), &hello(node(), 1), outgoing);
+        let _gone = hub.opened(UnixMs(0), Connection(1), &hello(node(), 1), way(outgoing));
         let asking = code(hub.command(BootMs(0), node(), order()));
         let late = async {
             let Some(CoordinatorFrame::Command(command)) = to_node.recv().await else { panic!("no command") };
@@ -292,7 +339,7 @@ mod tests {
         assert_eq!(code(hub.command(BootMs(0), node(), order())).await, Code::NodeSilent);
         let (outgoing, to_node) = mpsc::channel(1);
         outgoing.try_send(CoordinatorFrame::Heard).unwrap();
-        let _gone = hub.opened(UnixMs(0), Connection(1), &hello(node(), 1), outgoing);
+        let _gone = hub.opened(UnixMs(0), Connection(1), &hello(node(), 1), way(outgoing));
         assert_eq!(code(hub.command(BootMs(0), node(), order())).await, Code::NodeBusy);
         drop(to_node);
         assert_eq!(code(hub.command(BootMs(0), node(), order())).await, Code::NodeSilent);
@@ -304,13 +351,13 @@ mod tests {
         let hub = hub();
         let (newer, mut to_newer) = mpsc::channel(1);
         let (older, mut to_older) = mpsc::channel(1);
-        let gone = hub.opened(UnixMs(0), Connection(1), &hello(node(), 7), newer).unwrap();
-        assert!(hub.opened(UnixMs(0), Connection(2), &hello(node(), 6), older).is_none());
+        let gone = hub.opened(UnixMs(0), Connection(1), &hello(node(), 7), way(newer)).unwrap();
+        assert!(hub.opened(UnixMs(0), Connection(2), &hello(node(), 6), way(older)).is_none());
         assert_eq!(to_older.recv().await, None);
         hub.closed(Connection(2));
         assert!(hub.is_connected(node()) && !gone.is_cancelled());
         let (newest, _to_newest) = mpsc::channel(1);
-        assert!(hub.opened(UnixMs(0), Connection(3), &hello(node(), 8), newest).is_some());
+        assert!(hub.opened(UnixMs(0), Connection(3), &hello(node(), 8), way(newest)).is_some());
         assert!(gone.is_cancelled());
         assert_eq!(to_newer.recv().await, None);
     }

@@ -68,6 +68,7 @@ pub async fn install(
             key
         }
     };
+    crate::failpoint::INSTALL_KEYED.reach();
     let command = Command::Install { operator: key.id, hash: key.hash() };
     store.submit(Actor::System, command).await.map_err(InstallError::Store)?;
     Ok(true)

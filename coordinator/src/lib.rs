@@ -15,20 +15,26 @@
 //! | [`daemon`] | the order of start and stop |
 //! | [`install`] | the first start: one operator key |
 //! | [`store`] | the one writer of fleet and journal |
+//! | [`records`] | the journal as a person reads it |
 //! | [`hub`] | sessions, observations, commands that wait |
 //! | [`link`] | who may open a session, and what it is sent |
+//! | [`keys`] | the coordinator's own key and the one that is to follow it |
 //! | [`http`] | the API: paths, bodies, who may call |
 //! | [`metrics`] | what is counted |
+//! | [`failpoint`] | where tests have it die (debug builds) |
 //! | [`cli`] | the `berth` command line |
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod failpoint;
 pub mod http;
 pub mod hub;
 pub mod install;
+pub mod keys;
 pub mod link;
 pub mod metrics;
+pub mod records;
 pub mod store;
 mod system;
 

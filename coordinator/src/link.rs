@@ -1,16 +1,20 @@
 //! The coordinator's side of the link: accepts connections, judges their first frame, pushes desired states, and
 //! hands what nodes say to the hub.
 
+mod keys;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use berth_coordinator_core::keys::{CLOCK_OFFSET_MAX, ClockVerdict, judge_clock};
 use berth_coordinator_core::liveness::Connection;
+use berth_coordinator_core::moves::{MoveCommand, Term};
 use berth_coordinator_core::{Actor, Command, Fleet};
 use berth_daemon::exit::chain;
 use berth_daemon::tasks::Tasks;
 use berth_link::drive::peer::Inbox;
-use berth_link::{BootClock, FirstFrame, Incoming, Judge, Listener, boot_now, run_peer};
+use berth_link::{BootClock, FirstFrame, Incoming, Judge, Listener, Stops, boot_now, run_peer};
 use berth_shared::ids::NodeId;
 use berth_shared::link::peer::Verdict;
 use berth_shared::link::{HEARTBEAT_EVERY, SessionMark};
@@ -18,12 +22,14 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::PublicKey;
 use berth_shared::time::Millis;
 use berth_shared::wire::{
-    CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, JoinRequest, NodeFrame,
+    CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, JoinRequest, NodeFrame, common_version,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::hub::{Hub, OUTGOING_MAX};
+use crate::config::Autonomy;
+use crate::hub::{Hub, OUTGOING_MAX, Way};
+use crate::keys::Keys;
 use crate::metrics::{LinkEnd, LinkLabels, Metrics};
 use crate::store::Store;
 use crate::system::{random, wall_now};
@@ -34,9 +40,6 @@ const INBOX_MAX: usize = 1024;
 /// How often commands whose time is up are looked for.
 const EXPIRE_EVERY: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// A clock that is off by more is worth a person's look (DESIGN section 4).
-const CLOCK_OFFSET_WARNED: i64 = 30_000;
-
 /// What the link needs of the rest.
 #[derive(Debug, Clone)]
 pub struct Link {
@@ -44,18 +47,19 @@ pub struct Link {
     pub store: Store,
     /// Told of sessions and frames.
     pub hub: Hub,
+    /// The coordinator's own.
+    pub keys: Keys,
     /// Counts.
     pub metrics: Arc<Metrics>,
-    /// How long a node may work alone; `None` without end.
-    pub autonomy: Option<Millis>,
+    /// How long a node may work alone.
+    pub autonomy: Autonomy,
 }
 
 impl Link {
     /// Spawns the link's tasks: accepting, delivering, expiring, following the fleet.
-    pub fn spawn(self, listener: Listener, tasks: &Tasks) {
+    pub fn spawn(self, listener: Arc<Listener>, tasks: &Tasks) {
         let (inbox, frames) = mpsc::channel(INBOX_MAX);
-        let (hub, store) = (self.hub.clone(), self.store.clone());
-        tasks.spawn_essential("link inbox", deliver(hub, store, frames));
+        tasks.spawn_essential("link inbox", deliver(self.clone(), frames));
         tasks.spawn_essential("link fleet", follow(self.hub.clone(), self.store.watch()));
         tasks.spawn_essential("link deadlines", expire(self.hub.clone()));
         let of_connections = tasks.clone();
@@ -64,7 +68,7 @@ impl Link {
 
     async fn accept(
         self,
-        listener: Listener,
+        listener: Arc<Listener>,
         inbox: mpsc::Sender<(Connection, NodeFrame)>,
         tasks: Tasks,
         stop: CancellationToken,
@@ -91,9 +95,9 @@ impl Link {
         };
         let (outgoing, to_send) = mpsc::channel(OUTGOING_MAX);
         let connection = inbox.session;
-        let stop = tasks.stopping();
-        let judge = Gate { link: self.clone(), connection, outgoing, tasks };
-        let ended = Box::pin(run_peer(handshaken, judge, inbox, to_send, BootClock, stop)).await;
+        let stops = Stops { shutdown: tasks.stopping(), cut: CancellationToken::new() };
+        let judge = Gate { link: self.clone(), connection, outgoing, cut: stops.cut.clone(), tasks };
+        let ended = Box::pin(run_peer(handshaken, judge, inbox, to_send, BootClock, stops)).await;
         self.hub.closed(connection);
         let reason = LinkEnd(ended.end.close_code());
         self.metrics.link_ended.get_or_create(&LinkLabels { reason }).inc();
@@ -101,15 +105,37 @@ impl Link {
 }
 
 async fn deliver(
-    hub: Hub,
-    store: Store,
+    link: Link,
     mut frames: mpsc::Receiver<(Connection, NodeFrame)>,
 ) -> Result<Infallible, Infallible> {
+    let Link { hub, store, .. } = &link;
     while let Some((connection, frame)) = frames.recv().await {
-        hub.frame(wall_now(), &store.fleet(), connection, frame);
+        if let NodeFrame::Holding { autonomy, .. } = &frame {
+            confirm_lease(hub, store, connection, *autonomy).await;
+        }
+        match frame {
+            NodeFrame::NewKey { key, proof } => link.new_key(connection, key, proof).await,
+            NodeFrame::PinStored { key } => link.pin_stored(connection, key).await,
+            frame => hub.frame(wall_now(), &store.fleet(), connection, frame),
+        }
     }
     // Its senders end with the accept task, which is told to stop together with this one.
     std::future::pending().await
+}
+
+/// A node says how long it works alone. Written only where that is less than was known: until then the coordinator has
+/// counted with more.
+async fn confirm_lease(hub: &Hub, store: &Store, connection: Connection, held: Option<Millis>) {
+    let Some((node, told)) = hub.told_of(connection) else { return };
+    let known = store.fleet().node(node).and_then(|node| node.lease);
+    if known.is_some_and(|known| Term::from(held) >= known) {
+        return;
+    }
+    let command = Command::Move(MoveCommand::LeaseConfirmed { node, told, held });
+    if let Err(problem) = store.submit(Actor::Node(node), command).await {
+        // The longer one is counted with, until the node says it again.
+        tracing::warn!(%node, %problem, "a node's shorter lease was not written");
+    }
 }
 
 async fn follow(hub: Hub, mut fleet: watch::Receiver<Arc<Fleet>>) -> Result<Infallible, Infallible> {
@@ -136,18 +162,19 @@ struct Gate {
     link: Link,
     connection: Connection,
     outgoing: mpsc::Sender<CoordinatorFrame>,
+    cut: CancellationToken,
     tasks: Tasks,
 }
 
 impl Judge for Gate {
     async fn judge(self, first: FirstFrame, peer: PublicKey, remote: SocketAddr) -> Verdict {
-        let judged = match first {
-            FirstFrame::Join(join) => self.join(join, peer, remote).await,
-            FirstFrame::Hello(hello) => self.hello(hello, peer, remote).await,
+        let (version_max, judged) = match first {
+            FirstFrame::Join(join) => (join.version_max, self.join(join, peer, remote).await),
+            FirstFrame::Hello(hello) => (hello.version_max, self.hello(hello, peer, remote).await),
         };
         judged.unwrap_or_else(|Problem { code, detail }| {
             tracing::warn!(%remote, key = %peer, code = %code, detail, "a node was refused");
-            Verdict::Rejected { code, detail }
+            Verdict::Rejected { code: keys::readable(code, version_max), detail }
         })
     }
 }
@@ -155,7 +182,15 @@ impl Judge for Gate {
 impl Gate {
     async fn join(self, join: JoinRequest, key: PublicKey, remote: SocketAddr) -> Result<Verdict, Problem> {
         let node = NodeId::from_random(random());
-        let JoinRequest { token, secret, facts } = join;
+        let JoinRequest { token, secret, version_min, version_max, wall, facts } = join;
+        spoken(version_min, version_max)?;
+        let ours = wall_now();
+        if judge_clock(wall, ours) == ClockVerdict::Refused {
+            let detail = format!(
+                "the node's clock shows {wall}, the coordinator's {ours}: more than {CLOCK_OFFSET_MAX} apart"
+            );
+            return Err(Problem::new(Code::ClockSkew, detail));
+        }
         let command = Command::JoinNode { node, token, secret, key, facts };
         let accepted = self.link.store.submit(Actor::Node(node), command).await?;
         let node = accepted
@@ -163,20 +198,24 @@ impl Gate {
             .node_with_key(&key)
             .ok_or_else(|| Problem::new(Code::Internal, "the node that has just joined is gone again"))?;
         let again = accepted.events.is_empty();
+        crate::failpoint::JOIN_WRITTEN.reach();
         tracing::info!(node = %node.name, id = %node.id, %remote, again, "a node has joined");
         Ok(Verdict::Joined(CoordinatorFrame::Joined { node: node.id, name: node.name.clone() }))
     }
 
     async fn hello(self, hello: Hello, key: PublicKey, remote: SocketAddr) -> Result<Verdict, Problem> {
-        if hello.version_min > FRAMES_VERSION_MAX || hello.version_max < FRAMES_VERSION_MIN {
-            let detail = format!(
-                "the node speaks versions {} to {}, the coordinator {FRAMES_VERSION_MIN} to {FRAMES_VERSION_MAX}",
-                hello.version_min, hello.version_max
-            );
-            return Err(Problem::new(Code::VersionUnsupported, detail));
-        }
+        let version = spoken(hello.version_min, hello.version_max)?;
         let mark = SessionMark { counter: hello.counter, nonce: hello.nonce };
+        // From here on the node counts as there: a user that is given away after this is not in what it is told below.
+        let greeting = self.link.hub.greeting(hello.node);
         let command = Command::OpenSession { node: hello.node, key, mark };
+        let opened = self.link.store.submit(Actor::Node(hello.node), command).await;
+        if let Err(Problem { code: Code::CounterReplayed, .. }) = &opened {
+            self.link.lock(hello.node, key, mark).await;
+        }
+        let accepted = opened?;
+        let autonomy = self.link.autonomy.of(accepted.fleet.nodes().count());
+        let command = Command::Move(MoveCommand::GreetNode { node: hello.node, autonomy });
         self.link.store.submit(Actor::Node(hello.node), command).await?;
         // Watched from before the first desired state is read, so that no change falls between the two.
         let mut fleet = self.link.store.watch();
@@ -186,46 +225,70 @@ impl Gate {
         let name = now.node(hello.node).map(|node| node.name.clone()).ok_or_else(rejected)?;
         let wall = wall_now();
         let outgoing = self.outgoing.clone();
-        let gone = self.link.hub.opened(wall, self.connection, &hello, self.outgoing);
+        let way = Way { key, version, outgoing: self.outgoing, cut: self.cut };
+        let gone = self.link.hub.opened(wall, self.connection, &hello, way);
         let gone = gone.ok_or_else(|| {
             Problem::new(Code::CounterReplayed, format!("a session newer than {} is open", hello.counter))
         })?;
+        self.link.hub.told(self.connection, autonomy);
+        drop(greeting);
         let clock_offset_ms = self.link.hub.seen(hello.node).map_or(0, |seen| seen.clock_offset_ms);
-        if clock_offset_ms.abs() > CLOCK_OFFSET_WARNED {
+        // A node that was revoked between its hello's judgement and this line: nobody has cut what was not there yet.
+        self.link.hub.fleet_changed(&self.link.store.fleet());
+        if judge_clock(hello.wall, wall) != ClockVerdict::Good {
             tracing::warn!(node = %name, clock_offset_ms, "the node's clock is off");
         }
         tracing::info!(node = %name, %remote, session = %hello.counter, "a node's session is open");
         let (hub, connection) = (self.link.hub.clone(), self.connection);
-        let pushing = push(hello.node, desired.revision, fleet, outgoing);
+        let of_fleet = self.link.autonomy;
+        let pushing =
+            push(hello.node, desired.revision, move |nodes| of_fleet.of(nodes) == autonomy, fleet, outgoing);
         self.tasks.spawn_client("link pusher", async move {
             if gone.run_until_cancelled(pushing).await.is_some() {
                 hub.closed(connection);
             }
         });
-        let welcome = CoordinatorFrame::Welcome {
-            version: FRAMES_VERSION_MAX.min(hello.version_max),
-            wall,
-            autonomy: self.link.autonomy,
-            heartbeat: HEARTBEAT_EVERY,
-        };
-        Ok(Verdict::Welcome(vec![welcome, CoordinatorFrame::Desired(desired)]))
+        let welcome = CoordinatorFrame::Welcome { version, wall, autonomy, heartbeat: HEARTBEAT_EVERY };
+        let next_key = self.link.next_key_for(hello.node, version);
+        let first = [welcome, CoordinatorFrame::Desired(desired)];
+        Ok(Verdict::Welcome(first.into_iter().chain(next_key).collect()))
     }
 }
 
-/// Sends the node's desired state whenever its revision has grown. Ends when the node is not in the fleet any more,
-/// or its connection has ended.
+/// The version that both ends speak.
+fn spoken(min: u16, max: u16) -> Result<u16, Problem> {
+    common_version(min, max).ok_or_else(|| {
+        let detail = format!(
+            "the node speaks versions {min} to {max}, the coordinator {FRAMES_VERSION_MIN} to {FRAMES_VERSION_MAX}"
+        );
+        Problem::new(Code::VersionUnsupported, detail)
+    })
+}
+
+/// Sends the node's desired state whenever its revision has grown. Ends when the node is not in the fleet any more, when
+/// its connection has ended, or when in a fleet of so many nodes another lease is due: the next session tells of it.
 async fn push(
     node: NodeId,
     mut sent: u64,
+    lease_is_due: impl Fn(usize) -> bool,
     mut fleet: watch::Receiver<Arc<Fleet>>,
     outgoing: mpsc::Sender<CoordinatorFrame>,
 ) {
-    while fleet.changed().await.is_ok() {
+    loop {
         let now = Arc::clone(&fleet.borrow_and_update());
         let Some(revision) = now.node(node).map(|node| node.revision) else { return };
-        let Some(desired) = (revision > sent).then(|| now.desired(node)).flatten() else { continue };
-        sent = revision;
-        if outgoing.send(CoordinatorFrame::Desired(desired)).await.is_err() {
+        if !lease_is_due(now.nodes().count()) {
+            return;
+        }
+        if let Some(desired) = (revision > sent).then(|| now.desired(node)).flatten() {
+            sent = revision;
+            crate::failpoint::PUSH_MADE.reach();
+            if outgoing.send(CoordinatorFrame::Desired(desired)).await.is_err() {
+                return;
+            }
+        }
+        drop(now);
+        if fleet.changed().await.is_err() {
             return;
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use berth_daemon::metrics::registered;
 use berth_link::close::CloseCode;
 use berth_shared::problem::Code;
 use berth_shared::wire::CommandVerb;
@@ -29,6 +30,7 @@ pub enum Area {
     Nodes,
     Tokens,
     Cells,
+    Doctor,
     Pages,
     Unknown,
 }
@@ -50,6 +52,7 @@ pub enum Verb {
     Sleep,
     Restart,
     Logs,
+    Purge,
 }
 
 impl From<CommandVerb> for Verb {
@@ -59,6 +62,7 @@ impl From<CommandVerb> for Verb {
             CommandVerb::Sleep { .. } => Self::Sleep,
             CommandVerb::Restart => Self::Restart,
             CommandVerb::Logs { .. } => Self::Logs,
+            CommandVerb::Purge => Self::Purge,
         }
     }
 }
@@ -96,7 +100,7 @@ pub struct LinkLabels {
 }
 
 /// Everything that is counted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
     /// Requests to the API.
     pub api_requests: Family<ApiLabels, Counter>,
@@ -108,6 +112,10 @@ pub struct Metrics {
     pub journal_events: Counter,
     /// Groups that were not written.
     pub journal_failures: Counter,
+    /// Snapshots of the state that were put up.
+    pub snapshots: Counter,
+    /// Snapshots that could not be put up; there are none until the next start then.
+    pub snapshot_failures: Counter,
     /// Connections of nodes that have ended.
     pub link_ended: Family<LinkLabels, Counter>,
     /// Handshakes of nodes, or of strangers, that failed.
@@ -120,43 +128,57 @@ pub struct Metrics {
     pub nodes: Gauge,
     /// Nodes with an open session.
     pub nodes_connected: Gauge,
+    /// Nodes that are given nothing new, since a join counter repeated.
+    pub nodes_locked: Gauge,
+    /// Nodes that are not let in any more.
+    pub nodes_revoked: Gauge,
+    registry: Registry,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("berth");
+        let of = &mut registry;
+        Self {
+            api_requests: registered(of, "api_requests", "Requests to the HTTP API"),
+            commands: registered(of, "commands", "Commands to nodes by how they ended"),
+            journal_groups: registered(of, "journal_groups", "Groups of events that were written"),
+            journal_events: registered(of, "journal_events", "Events that were written"),
+            journal_failures: registered(
+                of,
+                "journal_failures",
+                "Groups of events that could not be written",
+            ),
+            snapshots: registered(of, "snapshots", "Snapshots of the state that were put up"),
+            snapshot_failures: registered(
+                of,
+                "snapshot_failures",
+                "Snapshots of the state that could not be put up",
+            ),
+            link_ended: registered(of, "link_connections_ended", "Connections of nodes that have ended"),
+            link_handshakes_failed: registered(
+                of,
+                "link_handshakes_failed",
+                "Handshakes on the link that failed",
+            ),
+            statuses_stale: registered(
+                of,
+                "cell_statuses_stale",
+                "Statuses of cells that were of no assignment in force",
+            ),
+            users: registered(of, "users", "Users"),
+            nodes: registered(of, "nodes", "Nodes"),
+            nodes_connected: registered(of, "nodes_connected", "Nodes with an open session"),
+            nodes_locked: registered(of, "nodes_locked", "Nodes whose join counter repeated"),
+            nodes_revoked: registered(of, "nodes_revoked", "Nodes that are not let in any more"),
+            registry,
+        }
+    }
 }
 
 impl Metrics {
-    /// Makes the registry that `/metrics` shows.
-    pub fn registry(&self) -> Registry {
-        let mut registry = Registry::with_prefix("berth");
-        registry.register("api_requests", "Requests to the HTTP API", self.api_requests.clone());
-        registry.register("commands", "Commands to nodes by how they ended", self.commands.clone());
-        registry.register(
-            "journal_groups",
-            "Groups of events that were written",
-            self.journal_groups.clone(),
-        );
-        registry.register("journal_events", "Events that were written", self.journal_events.clone());
-        registry.register(
-            "journal_failures",
-            "Groups of events that could not be written",
-            self.journal_failures.clone(),
-        );
-        registry.register(
-            "link_connections_ended",
-            "Connections of nodes that have ended",
-            self.link_ended.clone(),
-        );
-        registry.register(
-            "link_handshakes_failed",
-            "Handshakes on the link that failed",
-            self.link_handshakes_failed.clone(),
-        );
-        registry.register(
-            "cell_statuses_stale",
-            "Statuses of cells that were of no assignment in force",
-            self.statuses_stale.clone(),
-        );
-        registry.register("users", "Users", self.users.clone());
-        registry.register("nodes", "Nodes", self.nodes.clone());
-        registry.register("nodes_connected", "Nodes with an open session", self.nodes_connected.clone());
-        registry
+    /// What `/metrics` shows.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
     }
 }

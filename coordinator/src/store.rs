@@ -5,20 +5,36 @@
 //! publishes the new state. When there is no room for the group, the state that was tried is thrown away, and all
 //! that was decided on top of it is refused: nothing of it was seen outside. When it is unknown what the disk
 //! holds, the process ends.
+//!
+//! | module | decides |
+//! |---|---|
+//! | `start` | from which snapshot, if any, a start replays |
+//! | `writer` | batches, groups, answers, and when a snapshot is made |
+//! | `states` | which copies of the state there are, and which may be changed |
+//! | `snapshot` | the bytes of a snapshot, and whether they are one |
+//! | `keeper`, `shelf` | where snapshots are kept; nothing that happens there ends anything else |
+//! | `check` | what is before the snapshot that a start began at is read all the same, later |
 
+mod check;
+mod keeper;
+mod shelf;
+mod snapshot;
+mod start;
+mod states;
 mod writer;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use berth_coordinator_core::event::EventError;
-use berth_coordinator_core::fleet::{FIRST_EPOCH, Misfit};
+use berth_coordinator_core::fleet::Misfit;
 use berth_coordinator_core::{Actor, Command, Event, Fleet};
 use berth_daemon::exit::Exit;
-use berth_journal::{Journal, JournalError, Options, ReadError, Recovery, StdStorage, Storage};
+use berth_journal::{JournalError, ReadError};
 use berth_shared::problem::{Code, Problem};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use check::Check;
+pub use start::{CHECKED_AT_START, Opened, Places, open, open_folder, replay_event};
 pub use writer::Writer;
 
 /// Most commands that wait for the writer. Callers are bounded by their connections, so it does not fill up.
@@ -28,7 +44,7 @@ pub const QUEUE_MAX: usize = 1024;
 pub const BATCH_MAX: usize = 128;
 
 /// What to do about a damaged journal.
-const ADVICE: &str = "Do not edit or remove its files. Keep a copy of the whole folder, then put the folder of your \
+pub(crate) const ADVICE: &str = "Do not edit or remove its files. Keep a copy of the whole folder, then put the folder of your \
                       newest backup in its place";
 
 /// A command that was carried out.
@@ -113,6 +129,10 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    pub(crate) fn journal(error: JournalError) -> Self {
+        Self::Journal(error.into())
+    }
+
     /// The exit code for a coordinator that cannot start because of it.
     pub fn exit(&self) -> Exit {
         match self {
@@ -128,41 +148,5 @@ impl OpenError {
     }
 }
 
-/// A journal that was replayed, and the state that it gave.
-pub struct Opened<S: Storage> {
-    /// Appends from here on.
-    pub journal: Journal<S>,
-    /// The state.
-    pub fleet: Fleet,
-    /// What opening found and did.
-    pub recovery: Recovery,
-}
-
-/// Opens the journal in a folder, which is made where it is missing.
-///
-/// # Errors
-/// [`OpenError`]; damage is named with its place.
-pub fn open_folder(folder: &Path) -> Result<Opened<StdStorage>, OpenError> {
-    let wrap = |source| OpenError::Folder { folder: folder.display().to_string(), source };
-    std::fs::create_dir_all(folder).map_err(wrap)?;
-    open(StdStorage::open(folder).map_err(wrap)?)
-}
-
-/// Opens and replays a journal.
-///
-/// # Errors
-/// [`OpenError::Journal`]; what was replayed until then is thrown away.
-pub fn open<S: Storage>(storage: S) -> Result<Opened<S>, OpenError> {
-    let mut fleet = Fleet::new(FIRST_EPOCH);
-    let options = Options { advice: ADVICE.to_owned(), ..Options::default() };
-    let (journal, recovery) = Journal::open(storage, options, |record| {
-        let expected = fleet.events() + 1;
-        if record.seq.get() != expected {
-            return Err(ReplayError::Gap { found: record.seq.get(), expected });
-        }
-        let event = Event::decode(record.kind.0, record.version.0, record.payload);
-        fleet.apply(&event.map_err(ReplayError::Event)?).map_err(ReplayError::Misfit)
-    })
-    .map_err(OpenError::Journal)?;
-    Ok(Opened { journal, fleet, recovery })
-}
+#[cfg(test)]
+mod tests;

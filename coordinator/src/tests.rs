@@ -3,6 +3,7 @@
 
 mod api;
 mod docs;
+mod keys;
 mod links;
 mod restarts;
 mod stores;

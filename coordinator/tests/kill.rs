@@ -1,9 +1,10 @@
 //! The real daemon, killed with SIGKILL while users are created and assigned, and started again.
-#![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic in a test is its report")]
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use berth_link::{Connected, Target, dial, join};
@@ -22,11 +23,22 @@ use zeroize::Zeroizing;
 const BOUND: Duration = Duration::from_secs(30);
 const ROUNDS: u64 = 8;
 const CALLERS: usize = 4;
+/// So few that kills meet snapshots that are being written.
+const SNAPSHOT_EVERY: u64 = 5;
+
+const TOKEN_ROUNDS: usize = 24;
+const TOKEN_CALLERS: usize = 16;
 
 struct Daemon {
     child: Child,
-    api: String,
+    api: Api,
     link: String,
+}
+
+/// Where to ask, and with which key.
+#[derive(Clone, Default)]
+struct Api {
+    address: String,
     key: String,
 }
 
@@ -44,17 +56,19 @@ impl Daemon {
         for file in [&api, &link] {
             let _absent = std::fs::remove_file(file);
         }
+        let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
         let set = |key: &str, value: &Path| format!("{key}={}", value.display());
         let child = Command::new(env!("CARGO_BIN_EXE_berth-coordinator"))
             .args(["serve", "--set", "api_listen=127.0.0.1:0", "--set", "link_listen=127.0.0.1:0"])
             .args(["--set", &set("data_dir", &folder.join("data"))])
+            .args(["--set", &format!("snapshot_every={SNAPSHOT_EVERY}")])
             .args(["--set", &set("api_port_file", &api), "--set", &set("link_port_file", &link)])
             .arg("--operator-key-file")
             .arg(folder.join("key"))
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
-        let mut daemon = Self { child, api: String::new(), link: String::new(), key: String::new() };
+        let mut daemon = Self { child, api: Api::default(), link: String::new() };
         let wait = async {
             while daemon.link.is_empty() {
                 assert!(daemon.child.try_wait().unwrap().is_none(), "the daemon has ended");
@@ -63,14 +77,20 @@ impl Daemon {
             }
         };
         tokio::time::timeout(BOUND, wait).await.expect("the daemon starts in time");
-        daemon.api = std::fs::read_to_string(&api).unwrap().trim().to_owned();
-        daemon.key = std::fs::read_to_string(folder.join("key")).unwrap().trim().to_owned();
+        daemon.api.address = std::fs::read_to_string(&api).unwrap().trim().to_owned();
+        daemon.api.key = std::fs::read_to_string(folder.join("key")).unwrap().trim().to_owned();
         daemon
     }
 
+    async fn ask(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+        self.api.ask(method, path, body).await
+    }
+}
+
+impl Api {
     /// Status and body, or `None` when the connection broke.
     async fn ask(&self, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(&self.api).await.ok()?;
+        let mut stream = TcpStream::connect(&self.address).await.ok()?;
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\
              connection: close\r\n\r\n{body}",
@@ -116,6 +136,11 @@ fn facts() -> NodeFacts {
 }
 
 /// Opens a session; gives the connection, which has to be kept, and the desired state.
+fn wall_now() -> UnixMs {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    UnixMs(u64::try_from(since.as_millis()).unwrap())
+}
+
 async fn hello(
     daemon: &Daemon,
     token: &JoinToken,
@@ -123,7 +148,8 @@ async fn hello(
     node: NodeId,
     counter: u64,
 ) -> (Connected, DesiredState) {
-    let target = Target { address: daemon.link.clone(), coordinator: token.coordinator, bind: None };
+    let target =
+        Target { address: daemon.link.clone(), coordinator: token.coordinator, next: None, bind: None };
     let mut wire = dial(&target, key).await.unwrap();
     let hello = Hello {
         version_min: 1,
@@ -155,7 +181,7 @@ async fn what_was_acknowledged_survives_sigkill_and_nothing_is_half_done() {
         assert_eq!(status, 201, "{body}");
         let token: Token = serde_json::from_str(&body).unwrap();
         let token: JoinToken = token.token.unwrap().expose().parse().unwrap();
-        let node = join(&token, &key, facts()).await.unwrap().node;
+        let node = join(&token, &key, wall_now(), facts()).await.unwrap().node;
         (token, node)
     };
     let mut acknowledged = BTreeSet::new();
@@ -180,7 +206,7 @@ async fn what_was_acknowledged_survives_sigkill_and_nothing_is_half_done() {
 
         let pid = Pid::from_child(&daemon.child);
         let callers = async {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|caller| daemon.create_until_killed(round, caller));
+            let [a, b, c, d] = [0, 1, 2, 3].map(|caller| daemon.api.create_until_killed(round, caller));
             tokio::join!(a, b, c, d)
         };
         let kill = async {
@@ -194,4 +220,129 @@ async fn what_was_acknowledged_survives_sigkill_and_nothing_is_half_done() {
         daemon.child.wait().unwrap();
     }
     assert!(acknowledged.len() > 20, "only {} users were created before the kills", acknowledged.len());
+}
+
+/// What one caller was told: tokens that are there, tokens that are gone, and one that may be either.
+#[derive(Default)]
+struct Told {
+    made: BTreeSet<String>,
+    gone: BTreeSet<String>,
+    unsure: BTreeSet<String>,
+}
+
+impl Api {
+    /// Makes tokens and takes every second one back, until the connection breaks.
+    async fn tokens_until_killed(&self, name: String) -> Told {
+        let mut told = Told::default();
+        for number in 0.. {
+            let body = format!(r#"{{"node":"{name}-{number}"}}"#);
+            let Some((201, made)) = self.ask("POST", "/v1/tokens", &body).await else { break };
+            let id = serde_json::from_str::<Token>(&made).unwrap().id.to_string();
+            told.made.insert(id.clone());
+            if number % 2 == 0 {
+                let answer = self.ask("DELETE", &format!("/v1/tokens/{id}"), "").await;
+                told.made.remove(&id);
+                match answer {
+                    Some((204, _)) => told.gone.insert(id),
+                    Some(other) => panic!("{id}: {other:?}"),
+                    None => {
+                        told.unsure.insert(id);
+                        break;
+                    }
+                };
+            }
+        }
+        told
+    }
+
+    async fn tokens(&self) -> BTreeSet<String> {
+        let (status, body) = self.ask("GET", "/v1/tokens?limit=1000", "").await.unwrap();
+        assert_eq!(status, 200, "{body}");
+        let tokens: List<Token> = serde_json::from_str(&body).unwrap();
+        tokens.items.iter().map(|token| token.id.to_string()).collect()
+    }
+}
+
+/// What `journal verify` says of a folder, as JSON; it must call the journal whole.
+fn verified(folder: &Path) -> serde_json::Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_berth-coordinator"))
+        .args(["journal", "verify", "--json", "--data"])
+        .arg(folder.join("data"))
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    serde_json::from_str(&told).unwrap()
+}
+
+/// Changes bytes all over the snapshots, another way each round.
+fn damage_snapshots(folder: &Path, round: usize) {
+    for entry in std::fs::read_dir(folder.join("data/snapshots")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_file() {
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        for at in (round * 7..bytes.len()).step_by(97 + round) {
+            bytes[at] ^= 0x55;
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn kills_while_snapshots_are_written_lose_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut made, mut gone, mut unsure) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut acknowledged = 0;
+    for round in 1..=TOKEN_ROUNDS {
+        if round % 5 == 0 {
+            damage_snapshots(folder.path(), round);
+        }
+        let mut daemon = Daemon::on(folder.path()).await;
+        let there = daemon.api.tokens().await;
+        let lost: Vec<&String> = made.difference(&there).collect();
+        assert!(lost.is_empty(), "round {round}: acknowledged and not there: {lost:?}");
+        let back: Vec<&String> = gone.intersection(&there).collect();
+        assert!(back.is_empty(), "round {round}: taken back and there again: {back:?}");
+        // What nobody was told of is at most one command of each caller in each round.
+        let untold = there.iter().filter(|id| !made.contains(*id) && !unsure.contains(*id)).count();
+        assert!(untold <= TOKEN_CALLERS * (round - 1), "round {round}: {untold} tokens from nowhere");
+        assert_eq!(verified(folder.path())["whole"], true, "beside the coordinator that runs");
+        // There is a bound on how many can be there, so each round begins with none.
+        for id in &there {
+            let (status, _) = daemon.ask("DELETE", &format!("/v1/tokens/{id}"), "").await.unwrap();
+            assert_eq!(status, 204);
+        }
+        gone.extend(there);
+        made.clear();
+        unsure.clear();
+
+        let pid = Pid::from_child(&daemon.child);
+        let mut callers = tokio::task::JoinSet::new();
+        for caller in 0..TOKEN_CALLERS {
+            let api = daemon.api.clone();
+            callers.spawn(async move { api.tokens_until_killed(format!("r{round}-c{caller}")).await });
+        }
+        // Somewhere in a commit or a snapshot, at another place each round.
+        tokio::time::sleep(Duration::from_micros(9_000 + 3_700 * round as u64)).await;
+        kill_process(pid, Signal::KILL).unwrap();
+        let all = tokio::time::timeout(BOUND, callers.join_all()).await.unwrap();
+        for told in all {
+            acknowledged += told.made.len() + 2 * told.gone.len();
+            made.extend(told.made);
+            gone.extend(told.gone);
+            unsure.extend(told.unsure);
+        }
+        daemon.child.wait().unwrap();
+        assert_eq!(verified(folder.path())["whole"], true, "as the kill left it");
+    }
+    assert!(acknowledged > 200, "only {acknowledged} commands were acknowledged before the kills");
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    let starts = |with: &str| {
+        log.lines().filter(|line| line.contains("journal replayed") && line.contains(with)).count()
+    };
+    let all = starts("");
+    assert_eq!(all, TOKEN_ROUNDS);
+    assert!(all - starts("snapshot=0") >= TOKEN_ROUNDS / 3, "too few starts began at a snapshot:\n{log}");
 }

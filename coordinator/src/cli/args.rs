@@ -14,7 +14,7 @@ use crate::config::Span;
     name = "berth",
     version,
     about,
-    after_help = "Exit codes: 0 done; 1 refused; 64 wrong command line; 66 unreadable file; 69 coordinator not \
+    after_help = "Exit codes: 0 done; 1 refused, or `doctor` found a problem; 64 wrong command line; 66 unreadable file; 69 coordinator not \
                   reached; 75 not now, try again later; 76 not a coordinator; 77 no valid operator key; 130 not confirmed."
 )]
 pub struct Cli {
@@ -56,8 +56,15 @@ pub enum Verb {
     /// Join tokens: what lets a new node in, once.
     #[command(subcommand)]
     Token(TokenVerb),
+    /// The key that nodes know the coordinator by, and its change.
+    #[command(subcommand)]
+    CoordinatorKey(CoordinatorKeyVerb),
     /// Is the coordinator alive, and ready?
     Health,
+    /// Examines the coordinator's machine and every node: what is not as it should be, and what to do about it.
+    ///
+    /// Ends with 1 when a finding is a problem. `berth-node-agent doctor` on a node looks closer, also before it joins.
+    Doctor,
 }
 
 /// Options of `user create`.
@@ -144,6 +151,23 @@ pub enum UserVerb {
         /// Who.
         slug: String,
     },
+    /// Gives a user to another node, when its own is silent for longer than it may work alone, or was declared off.
+    ///
+    /// There are no snapshots yet, so the data does not come along: the user begins with an empty folder. What it has
+    /// stays on the old node's disk; when that node comes back it keeps the disk aside and starts the cell no more.
+    Move {
+        /// Who.
+        slug: String,
+        /// Only to this node.
+        #[arg(long, value_name = "NODE")]
+        to: Option<NodeName>,
+        /// The user begins with an empty folder: everything that it has stays behind on its old node.
+        #[arg(long, required = true)]
+        without_data: bool,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// About bearer tokens.
@@ -202,6 +226,21 @@ pub enum CellVerb {
         /// Whose.
         slug: String,
     },
+    /// Cuts a cell off: it is stopped and kept, and nothing goes in or out until it is released.
+    ///
+    /// At once and without asking the workload. Its data and its user stay; wakes are refused.
+    Quarantine {
+        /// Whose.
+        slug: String,
+        /// Why, in one line; kept in the journal.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Ends a quarantine. The cell wakes again when it is needed.
+    Release {
+        /// Whose.
+        slug: String,
+    },
 }
 
 /// About nodes.
@@ -211,6 +250,47 @@ pub enum NodeVerb {
     Ls,
     /// Shows one node.
     Show {
+        /// Which.
+        name: String,
+    },
+    /// Says that a node's machine is off. Its users can be moved at once then.
+    ///
+    /// Whoever says so answers for it (it is written down): a node that still runs goes on serving its users for as long
+    /// as it may work alone, beside the one that they are given to. Refused while the node is connected. When it comes
+    /// back, it is told what still lives there before it starts anything.
+    Off {
+        /// Which.
+        name: String,
+        /// The machine is proven off: switched off at the provider, or destroyed.
+        #[arg(long, required = true)]
+        node_is_off: bool,
+    },
+    /// Destroys the disks that cells left behind on a node when they were given to other nodes.
+    PurgeLeftBehind {
+        /// Which node; it has to be connected.
+        name: String,
+        /// Only those of this user.
+        #[arg(long, value_name = "USER")]
+        user: Option<String>,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Has a node make itself a new key, and waits until it is in force.
+    RotateKey {
+        /// Which.
+        name: String,
+    },
+    /// Lets a node in no more, and closes its session at once. Its cells stay its own and go on until its lease ends.
+    Revoke {
+        /// Which.
+        name: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lets a locked node go on, after you made sure that one copy of it only runs.
+    Unlock {
         /// Which.
         name: String,
     },
@@ -224,6 +304,21 @@ pub enum NodeVerb {
     },
 }
 
+/// About the coordinator's key.
+#[derive(Debug, Subcommand)]
+pub enum CoordinatorKeyVerb {
+    /// The key that nodes pin, and the next one with who holds it.
+    Show,
+    /// Makes the next key and tells the nodes. Repeat it to tell those that were away.
+    Next,
+    /// Takes the next key. Refused while nodes do not hold it.
+    Switch {
+        /// Also when nodes do not hold it: they have to join again.
+        #[arg(long)]
+        anyway: bool,
+    },
+}
+
 /// About join tokens.
 #[derive(Debug, Subcommand)]
 pub enum TokenVerb {
@@ -234,6 +329,10 @@ pub enum TokenVerb {
         /// How long it can be used, such as 15m; a day at most.
         #[arg(long, value_name = "SPAN")]
         ttl: Option<Span>,
+        /// For the machine of a node that is there already, and locked or revoked: it comes back as the same node, with a
+        /// new key. Show it there to `berth-node-agent join --again`.
+        #[arg(long)]
+        rejoin: bool,
     },
     /// Lists the tokens, used and expired ones too.
     Ls,

@@ -33,6 +33,8 @@ pub(crate) enum Failure {
     Local(String),
     /// The question was not answered with yes.
     NotConfirmed,
+    /// The answer is there, and says that something is wrong.
+    Found(String),
     /// Whoever reads the output has closed it.
     Enough,
 }
@@ -46,7 +48,7 @@ impl Failure {
             Self::NotBerth { .. } => PROTOCOL,
             Self::Usage(_) => USAGE,
             Self::File { .. } => NO_INPUT,
-            Self::Local(_) => 1,
+            Self::Local(_) | Self::Found(_) => 1,
             Self::NotConfirmed => INTERRUPTED,
             Self::Enough => 0,
         }
@@ -81,6 +83,7 @@ impl Failure {
             Self::Usage(what) => writeln!(text, "berth: {what}\n  → See berth --help."),
             Self::File { path, cause } => writeln!(text, "berth: {path}: {cause}"),
             Self::Local(what) => writeln!(text, "berth: {what}"),
+            Self::Found(what) => write!(text, "{what}"),
             Self::NotConfirmed => writeln!(text, "berth: not confirmed, nothing was done"),
             Self::Enough => Ok(()),
         };

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use berth_daemon::secret_file::read_secret_file;
 use berth_shared::api::{
-    Bearer, Cell, CreateToken, CreateUser, List, LoginLink, Logs, Node, SleepRequest, Token, User, Why,
+    Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, List, LoginLink, Logs,
+    MoveUser, Node, Purged, QuarantineRequest, SleepRequest, SwitchKey, Token, User, Why,
 };
 use berth_shared::cell::{IdleRest, Workload};
 use berth_shared::credential::CREDENTIAL_BYTES_MAX;
+use berth_shared::doctor::Level;
 use berth_shared::secret::Secret;
 use berth_shared::units::MilliCpus;
 use bytes::Bytes;
@@ -20,7 +22,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::args;
-use super::args::{BearerVerb, CellVerb, Cli, Create, NodeVerb, Rest, TokenVerb, UserVerb, Verb};
+use super::args::{
+    BearerVerb, CellVerb, Cli, CoordinatorKeyVerb, Create, NodeVerb, Rest, TokenVerb, UserVerb, Verb,
+};
 use super::client::{Call, Client, body};
 use super::failure::Failure;
 
@@ -43,7 +47,9 @@ pub(crate) async fn run(cli: &Cli, watched: bool) -> Result<String, Failure> {
         Verb::Cell(verb) => runner.cell(verb).await,
         Verb::Node(verb) => runner.node(verb).await,
         Verb::Token(verb) => runner.token(verb).await,
+        Verb::CoordinatorKey(verb) => runner.coordinator_key(verb).await,
         Verb::Health => runner.health().await,
+        Verb::Doctor => runner.doctor().await,
     }
 }
 
@@ -99,6 +105,12 @@ impl Runner {
                 let path = of("/v1/users", slug, "/logout");
                 self.done(Method::POST, &path, &format!("browser sessions of {slug} ended")).await
             }
+            UserVerb::Move { slug, to, without_data, yes } => {
+                confirm(*yes, &format!("Give user {slug} to another node, with an empty folder?"))?;
+                let request = body(&MoveUser { to: to.clone(), without_data: *without_data })?;
+                let path = of("/v1/users", slug, "/move");
+                self.show(&self.send::<User>(Method::POST, &path, request).await?, show::moved)
+            }
         }
     }
 
@@ -118,6 +130,15 @@ impl Runner {
                 let path = of("/v1/cells", slug, &format!("/logs?lines={lines}"));
                 self.show(&self.get::<Logs>(&path).await?, show::logs)
             }
+            CellVerb::Quarantine { slug, reason } => {
+                let request = body(&QuarantineRequest { reason: reason.clone() })?;
+                let path = of("/v1/cells", slug, "/quarantine");
+                self.show(&self.send::<Cell>(Method::POST, &path, request).await?, show::cell)
+            }
+            CellVerb::Release { slug } => {
+                let path = of("/v1/cells", slug, "/quarantine");
+                self.show(&self.send::<Cell>(Method::DELETE, &path, None).await?, show::cell)
+            }
             CellVerb::Why { slug } => {
                 self.show(&self.get::<Why>(&of("/v1/cells", slug, "/why")).await?, show::why)
             }
@@ -130,6 +151,41 @@ impl Runner {
             NodeVerb::Show { name } => {
                 self.show(&self.get::<Node>(&of("/v1/nodes", name, "")).await?, show::node)
             }
+            NodeVerb::Off { name, node_is_off } => {
+                let request = body(&DeclareOff { node_is_off: *node_is_off })?;
+                let path = of("/v1/nodes", name, "/off");
+                self.show(&self.send::<Node>(Method::POST, &path, request).await?, show::node)
+            }
+            NodeVerb::PurgeLeftBehind { name, user, yes } => {
+                let whose = user.as_ref().map_or("all users".to_owned(), |user| format!("user {user}"));
+                confirm(*yes, &format!("Destroy the disks that {whose} left behind on node {name}?"))?;
+                let query = user.as_ref().map(|user| of("", user, "")).unwrap_or_default();
+                let query = query.strip_prefix('/').map(|user| format!("?user={user}")).unwrap_or_default();
+                let path = of("/v1/nodes", name, &format!("/left-behind{query}"));
+                let call = Call { method: Method::DELETE, path: &path, body: None, wait: LONG };
+                self.show(&self.client.json::<Purged>(call).await?, show::purged)
+            }
+            NodeVerb::RotateKey { name } => {
+                let path = of("/v1/nodes", name, "/rotate-key");
+                let call = Call { method: Method::POST, path: &path, body: None, wait: SHORT };
+                let node: Node =
+                    self.progress(&format!("rotating {name}'s key"), self.client.json(call)).await?;
+                self.show(&node, |node| format!("node {} has the key {}\n", node.name, node.key))
+            }
+            NodeVerb::Revoke { name, yes } => {
+                confirm(
+                    *yes,
+                    &format!("Revoke node {name}? Its session is closed; its key is not let in any more."),
+                )?;
+                let node: Node = self.send(Method::POST, &of("/v1/nodes", name, "/revoke"), None).await?;
+                self.show(&node, |node| {
+                    format!("node {} revoked; {} cells live on it\n", node.name, node.cells)
+                })
+            }
+            NodeVerb::Unlock { name } => {
+                let node: Node = self.send(Method::POST, &of("/v1/nodes", name, "/unlock"), None).await?;
+                self.show(&node, |node| format!("node {} unlocked\n", node.name))
+            }
             NodeVerb::Rm { name, yes } => {
                 confirm(*yes, &format!("Remove node {name}? It is not let in any more."))?;
                 self.done(Method::DELETE, &of("/v1/nodes", name, ""), &format!("node {name} removed")).await
@@ -139,8 +195,9 @@ impl Runner {
 
     async fn token(&self, verb: &TokenVerb) -> Result<String, Failure> {
         match verb {
-            TokenVerb::Create { node, ttl } => {
-                let request = CreateToken { node: node.clone(), ttl: ttl.map(|span| span.0) };
+            TokenVerb::Create { node, ttl, rejoin } => {
+                let request =
+                    CreateToken { node: node.clone(), ttl: ttl.map(|span| span.0), rejoin: *rejoin };
                 let token: Token = self.send(Method::POST, "/v1/tokens", body(&request)?).await?;
                 self.show(&token, show::token_made)
             }
@@ -150,6 +207,18 @@ impl Runner {
                 self.done(Method::DELETE, &path, &format!("token {id} revoked")).await
             }
         }
+    }
+
+    async fn coordinator_key(&self, verb: &CoordinatorKeyVerb) -> Result<String, Failure> {
+        let key: CoordinatorKey = match verb {
+            CoordinatorKeyVerb::Show => self.get("/v1/coordinator-key").await?,
+            CoordinatorKeyVerb::Next => self.send(Method::POST, "/v1/coordinator-key/next", None).await?,
+            CoordinatorKeyVerb::Switch { anyway } => {
+                let request = body(&SwitchKey { anyway: *anyway })?;
+                self.send(Method::POST, "/v1/coordinator-key/switch", request).await?
+            }
+        };
+        self.show(&key, show::coordinator_key)
     }
 
     async fn health(&self) -> Result<String, Failure> {
@@ -195,6 +264,16 @@ impl Runner {
     async fn done(&self, method: Method, path: &str, text: &str) -> Result<String, Failure> {
         self.client.call(Call { method, path, body: None, wait: SHORT }).await?;
         Ok(if self.json { "{}\n".to_owned() } else { format!("{text}\n") })
+    }
+
+    async fn doctor(&self) -> Result<String, Failure> {
+        let doctor: Doctor = self.get("/v1/doctor").await?;
+        let text = self.show(&doctor, show::doctor)?;
+        let findings = doctor.nodes.iter().flat_map(|node| &node.findings).chain(&doctor.coordinator);
+        if findings.map(|finding| finding.level).max() == Some(Level::Problem) {
+            return Err(Failure::Found(text));
+        }
+        Ok(text)
     }
 
     fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<String, Failure> {

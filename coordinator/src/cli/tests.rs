@@ -44,6 +44,28 @@ fn numbers_of_cpus_are_read_in_thousandths() {
 }
 
 #[tokio::test]
+async fn the_check_up_ends_with_1_when_something_is_wrong_and_shows_it_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let alone = berth(&world, "doctor").await.unwrap();
+    assert!(alone.starts_with("coordinator\n") && alone.contains("no node has joined"), "{alone}");
+    let node = world.node("n1", 1).await;
+    let connected = berth(&world, "doctor --json").await.unwrap();
+    let doctor: berth_shared::api::Doctor = serde_json::from_str(&connected).unwrap();
+    assert_eq!(doctor.nodes.len(), 1);
+    drop(node);
+    let (exit, text) = loop {
+        if let Err(found) = berth(&world, "doctor").await {
+            break found;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(exit, 1);
+    assert!(text.contains("\nnode n1\n") && text.contains("silent, last heard"), "{text}");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn users_and_tokens_are_shown_as_people_read_them() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::on(folder.path()).await;

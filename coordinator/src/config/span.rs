@@ -50,18 +50,39 @@ impl fmt::Display for Span {
     }
 }
 
-/// How long a node may work alone: a span, or `unlimited`.
+/// How long a node may work alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Autonomy(pub Option<Millis>);
+pub enum Autonomy {
+    /// Without end while it is the only node, since nobody else could have its users; else [`AUTONOMY_OF_A_FLEET`].
+    Auto,
+    /// Without end.
+    Unlimited,
+    /// For so long.
+    For(Span),
+}
+
+/// What `auto` is where there is more than one node.
+const AUTONOMY_OF_A_FLEET: Millis = Millis::minutes(24 * 60);
+
+impl Autonomy {
+    /// For a node of a fleet of so many; `None` without end.
+    pub const fn of(self, nodes: usize) -> Option<Millis> {
+        match self {
+            Self::Auto if nodes > 1 => Some(AUTONOMY_OF_A_FLEET),
+            Self::Auto | Self::Unlimited => None,
+            Self::For(Span(span)) => Some(span),
+        }
+    }
+}
 
 impl TryFrom<String> for Autonomy {
     type Error = SpanError;
     fn try_from(text: String) -> Result<Self, SpanError> {
-        if text.trim() == "unlimited" {
-            Ok(Self(None))
-        } else {
-            text.parse().map(|Span(span)| Self(Some(span)))
+        match text.trim() {
+            "auto" => Ok(Self::Auto),
+            "unlimited" => Ok(Self::Unlimited),
+            span => span.parse().map(Self::For),
         }
     }
 }

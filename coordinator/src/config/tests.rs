@@ -24,7 +24,8 @@ fn every_key_has_a_default_but_the_address_that_nodes_dial() {
     assert!(error.contains("link_address"), "{error}");
     let config = load("link_address = 'berth.example.org:7443'", &[], &[]).unwrap();
     assert_eq!(config.api_listen.to_string(), "127.0.0.1:7440");
-    assert_eq!(config.autonomy, Autonomy(Some(Millis::minutes(24 * 60))));
+    assert_eq!(config.autonomy, Autonomy::Auto);
+    assert_eq!((config.autonomy.of(1), config.autonomy.of(2)), (None, Some(Millis::minutes(24 * 60))));
     assert_eq!(config.dial_address("0.0.0.0:7443".parse().unwrap()), "berth.example.org:7443");
 }
 
@@ -35,7 +36,10 @@ fn later_layers_win() {
     let env = [("BERTH_COORDINATOR_DOMAIN", "b.org"), ("BERTH_COORDINATOR_PLACEMENT__DISK_PERCENT", "50")];
     let config = load(toml, &env, &[("domain", "c.org"), ("autonomy", "unlimited")]).unwrap();
     assert_eq!(config.domain, "c.org");
-    assert_eq!(config.autonomy, Autonomy(None));
+    assert_eq!(config.autonomy, Autonomy::Unlimited);
+    let short = load("link_listen = '127.0.0.1:1'\nautonomy = '10s'", &[], &[]).unwrap();
+    assert_eq!(short.autonomy.of(1), Some(Millis::secs(10)));
+    assert!(load("link_listen = '127.0.0.1:1'\nautonomy = '9s'", &[], &[]).is_err());
     let Placement { memory_percent, disk_percent, swap_percent } = config.placement;
     assert_eq!((memory_percent, disk_percent, swap_percent), (100, 50, 100));
 }

@@ -1,13 +1,13 @@
 //! `/v1/cells`: what cells do, and the commands that make them do something else.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use berth_coordinator_core::fleet;
 use berth_coordinator_core::fleet::Home;
 use berth_coordinator_core::pending::Order;
-use berth_coordinator_core::{Fleet, why::story};
+use berth_coordinator_core::{Actor, Command, Fleet, why::story};
 use berth_link::boot_now;
-use berth_shared::api::{Cell, List, Logs, SleepRequest, Why};
+use berth_shared::api::{Cell, List, Logs, Quarantine, QuarantineRequest, SleepRequest, Why};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 use berth_shared::wire::{CommandOutcome, CommandVerb};
@@ -56,6 +56,9 @@ pub(crate) async fn why(State(api): State<Api>, Name(name): Name) -> Result<Json
     if !cell.connected {
         lines.push(format!("node {} is not connected: what follows was heard before", cell.node));
     }
+    if let Some(Quarantine { since, reason }) = &cell.quarantine {
+        lines.push(format!("{since}: it was quarantined by an operator: {reason}"));
+    }
     match &cell.status {
         Some(status) => lines.extend(story(status)),
         None => lines.push("nothing was heard of the cell yet".to_owned()),
@@ -103,8 +106,32 @@ pub(crate) async fn logs(
     }
     match command(&api, &name, CommandVerb::Logs { lines }, LOGS_MAX).await? {
         CommandOutcome::Logs(lines) => Ok(Json(Logs { lines })),
-        CommandOutcome::Cell(_) => Err(wrong_answer()),
+        CommandOutcome::Cell(_) | CommandOutcome::Purged => Err(wrong_answer()),
     }
+}
+
+/// Cuts the cell off. The node does so as soon as it hears of it; what is there now is in the answer.
+pub(crate) async fn quarantine(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+    JsonBody(QuarantineRequest { reason }): JsonBody<QuarantineRequest>,
+) -> Result<Json<Cell>, ApiError> {
+    let slug = known_slug(&name)?;
+    api.store.submit(actor, Command::Quarantine { slug: slug.clone(), reason }).await?;
+    tracing::info!(user = %slug, %actor, "cell quarantined");
+    Ok(Json(cell(&api, &name)?))
+}
+
+pub(crate) async fn release(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<Json<Cell>, ApiError> {
+    let slug = known_slug(&name)?;
+    api.store.submit(actor, Command::Release { slug: slug.clone() }).await?;
+    tracing::info!(user = %slug, %actor, "cell released");
+    Ok(Json(cell(&api, &name)?))
 }
 
 async fn command_cell(
@@ -118,7 +145,7 @@ async fn command_cell(
             let cell = cell(api, name)?;
             Ok(Json(Cell { status: Some(*status), ..cell }))
         }
-        CommandOutcome::Logs(_) => Err(wrong_answer()),
+        CommandOutcome::Logs(_) | CommandOutcome::Purged => Err(wrong_answer()),
     }
 }
 
@@ -133,7 +160,7 @@ async fn command(api: &Api, name: &str, verb: CommandVerb, wait: Millis) -> Resu
     api.hub.command(boot_now(), node, order).await
 }
 
-fn wrong_answer() -> ApiError {
+pub(crate) fn wrong_answer() -> ApiError {
     ApiError::new(Code::Internal, "the node's answer is of another command")
 }
 
@@ -152,5 +179,9 @@ fn view(api: &Api, fleet: &Fleet, user: &fleet::User) -> Option<Cell> {
         node: node_of(fleet, user)?,
         connected: api.hub.is_connected(home.node),
         status: api.hub.cell(user),
+        quarantine: user
+            .quarantine
+            .as_ref()
+            .map(|quarantine| Quarantine { since: quarantine.since, reason: quarantine.reason.clone() }),
     })
 }

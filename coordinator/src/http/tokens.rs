@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use berth_coordinator_core::fleet;
+use berth_coordinator_core::keys::KeyCommand;
 use berth_coordinator_core::{Actor, Command};
 use berth_shared::api::{CreateToken, List, Token};
 use berth_shared::credential::JoinToken;
@@ -32,9 +33,14 @@ pub(crate) async fn create(
         ApiError::new(Code::BadSlug, format!("the node's name: {error}"))
     })?;
     let id = TokenId::from_random(random());
-    let token = JoinToken::new(id, random(), api.key.public(), api.dial_address.clone());
+    let token = JoinToken::new(id, random(), api.keys.present().public(), api.dial_address.clone());
     let ttl = body.ttl.unwrap_or(TTL_DEFAULT);
-    let command = Command::CreateToken { token: id, hash: token.hash(), node: node.clone(), ttl };
+    let hash = token.hash();
+    let command = if body.rejoin {
+        Command::Key(KeyCommand::CreateRejoinToken { token: id, hash, name: node.clone(), ttl })
+    } else {
+        Command::CreateToken { token: id, hash, node: node.clone(), ttl }
+    };
     let accepted = api.store.submit(actor, command).await?;
     let made = accepted.fleet.token(id).map(view);
     let made = made.ok_or_else(|| unknown(&id.to_string()))?;
@@ -61,6 +67,7 @@ fn view(token: &fleet::Token) -> Token {
     Token {
         id: token.id,
         node: token.node.clone(),
+        rejoin: token.rejoins.is_some(),
         created_at: token.created_at,
         expires_at: token.expires_at,
         used_at: token.used.map(|(at, _)| at),

@@ -38,10 +38,7 @@ pub(crate) async fn create(
     let new = new_user(&api, body)?;
     let slug = new.slug.clone();
     let accepted = api.store.submit(actor, Command::CreateUser(Box::new(new))).await?;
-    let user = accepted.fleet.user(&slug).and_then(|user| {
-        let placement = user.home.as_ref().map(|home| home.reasons.clone()).unwrap_or_default();
-        Some(User { placement, ..view(&accepted.fleet, user)? })
-    });
+    let user = accepted.fleet.user(&slug).and_then(|user| placed(&accepted.fleet, user));
     // Another caller may have removed it in the same group.
     let user = user.ok_or_else(|| unknown(&slug))?;
     tracing::info!(user = %user.slug, id = %user.id, node = %user.node, %actor, "user created");
@@ -108,7 +105,7 @@ pub(crate) async fn login_link(
     let accepted = api.store.submit(actor, command).await?;
     let user = accepted.fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
     let ticket = LoginTicket { user: user.id, nonce: random(), expires_at };
-    let path = format!("{LOGIN_PATH}?t={}", ticket.sign(&api.key).expose());
+    let path = format!("{LOGIN_PATH}?t={}", ticket.sign(&api.keys.present()).expose());
     let url = format!("{}{path}", api.config.public_origin(&host(&accepted.fleet, &slug)));
     let link = LoginLink { path: Secret::new(path), url: Secret::new(url), expires_at };
     Ok((StatusCode::CREATED, Json(link)))
@@ -168,6 +165,12 @@ fn host(fleet: &Fleet, slug: &Slug) -> String {
 pub(crate) fn node_of(fleet: &Fleet, user: &fleet::User) -> Option<NodeName> {
     let home = user.home.as_ref()?;
     fleet.node(home.node).map(|node| node.name.clone())
+}
+
+/// The user, and why it lives where it does.
+pub(crate) fn placed(fleet: &Fleet, user: &fleet::User) -> Option<User> {
+    let placement = user.home.as_ref().map(|home| home.reasons.clone()).unwrap_or_default();
+    Some(User { placement, ..view(fleet, user)? })
 }
 
 /// The user as the API shows it; `None` for one whose cell lives nowhere, which no command leads to.

@@ -12,17 +12,21 @@ use berth_shared::time::UnixMs;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::start::Snapshots;
+use super::states::States;
 use super::{Accepted, BATCH_MAX, Opened, QUEUE_MAX, Request, Store};
+use crate::failpoint;
 use crate::metrics::Metrics;
 
 /// Owns fleet and journal.
 pub struct Writer<S: Storage> {
     journal: Journal<S>,
-    committed: Arc<Fleet>,
+    states: States,
     requests: mpsc::Receiver<Request>,
     publish: watch::Sender<Arc<Fleet>>,
     metrics: Arc<Metrics>,
     wall: fn() -> UnixMs,
+    snapshots: Snapshots,
 }
 
 type Reply = oneshot::Sender<Result<Accepted, Problem>>;
@@ -35,10 +39,9 @@ struct Decided {
     tentative: bool,
 }
 
-/// A batch, decided: the state that it leads to, and what has to be written first.
+/// A batch, decided, and what has to be written before it counts.
 struct Batch {
     decided: Vec<Decided>,
-    fleet: Option<Fleet>,
     encoded: Vec<Encoded>,
 }
 
@@ -49,10 +52,11 @@ where
 {
     /// A writer and the way to it.
     pub fn new(opened: Opened<S>, metrics: Arc<Metrics>, wall: fn() -> UnixMs) -> (Self, Store) {
-        let committed = Arc::new(opened.fleet);
         let (to_writer, requests) = mpsc::channel(QUEUE_MAX);
-        let (publish, fleet) = watch::channel(Arc::clone(&committed));
-        let writer = Self { journal: opened.journal, committed, requests, publish, metrics, wall };
+        let Opened { journal, snapshots, fleet, .. } = opened;
+        let states = States::new(fleet);
+        let (publish, fleet) = watch::channel(Arc::clone(states.published()));
+        let writer = Self { journal, states, requests, publish, metrics, wall, snapshots };
         (writer, Store { requests: to_writer, fleet })
     }
 
@@ -80,17 +84,25 @@ where
                 .await
                 .map_err(|lost| Exit::Software.because(lost))??;
         }
-        let closed = tasks.blocking("journal close", move || self.journal.close()).await;
+        let close = move || {
+            let mark = self.journal.mark();
+            let closed = self.journal.close();
+            if closed.is_ok() {
+                self.snapshots.last(self.states.published(), mark);
+            }
+            closed
+        };
+        let closed = tasks.blocking("journal close", close).await;
         closed.map_err(|lost| Exit::Software.because(lost))?.map_err(|error| Exit::Io.because(error))
     }
 
     /// On a blocking thread: everything between taking a batch and answering it.
     fn commit(mut self, requests: Vec<Request>) -> Result<Self, ExitError> {
-        let batch = decide(&self.committed, requests, self.wall);
-        let Some(fleet) = batch.fleet else {
+        let batch = decide(&mut self.states, requests, self.wall);
+        if !self.states.is_tentative() {
             self.answer(batch.decided, None);
             return Ok(self);
-        };
+        }
         let records: Vec<NewRecord<'_>> = batch
             .encoded
             .iter()
@@ -100,14 +112,16 @@ where
                 payload: &event.payload,
             })
             .collect();
+        failpoint::STORE_DECIDED.reach();
         match self.journal.append_group(&records) {
             Ok(_committed) => {
                 self.metrics.journal_groups.inc();
                 self.metrics.journal_events.inc_by(u64::try_from(records.len()).unwrap_or(u64::MAX));
-                self.committed = Arc::new(fleet);
                 // Published before it is answered: whoever has an answer finds its effect.
-                self.publish.send_replace(Arc::clone(&self.committed));
+                self.publish.send_replace(self.states.written());
+                failpoint::STORE_PUBLISHED.reach();
                 self.answer(batch.decided, None);
+                self.snapshots.due(self.states.published(), self.journal.mark());
                 Ok(self)
             }
             Err(error) => {
@@ -120,6 +134,7 @@ where
                 };
                 tracing::error!(error = chain(&error), full, fatal, "a group of events was not written");
                 self.metrics.journal_failures.inc();
+                self.states.thrown_away();
                 self.answer(batch.decided, Some(&problem));
                 if fatal { Err(Exit::Io.because(error)) } else { Ok(self) }
             }
@@ -132,7 +147,7 @@ where
             let answer = match lost {
                 Some(problem) if tentative => Err(problem.clone()),
                 Some(_) | None => {
-                    outcome.map(|events| Accepted { events, fleet: Arc::clone(&self.committed) })
+                    outcome.map(|events| Accepted { events, fleet: Arc::clone(self.states.published()) })
                 }
             };
             // A caller that has gone does not need its answer.
@@ -141,29 +156,23 @@ where
     }
 }
 
-fn decide(committed: &Fleet, requests: Vec<Request>, wall: fn() -> UnixMs) -> Batch {
-    let mut tried: Option<Fleet> = None;
+fn decide(states: &mut States, requests: Vec<Request>, wall: fn() -> UnixMs) -> Batch {
     let mut encoded = vec![];
     let mut decided = Vec::with_capacity(requests.len());
     for Request { actor, command, reply } in requests {
-        let state = tried.as_ref().unwrap_or(committed);
-        let outcome = state
+        let outcome = states
+            .working()
             .decide(wall(), actor, &command)
             .map_err(|refusal| Problem::from(&refusal))
             .and_then(|events| encode(&events).map(|bytes| (events, bytes)));
         let outcome = outcome.map(|(events, bytes)| {
-            if !events.is_empty() {
-                let state = tried.get_or_insert_with(|| committed.clone());
-                for event in &events {
-                    state.apply(event).expect("what was decided in this state fits it");
-                }
-                encoded.extend(bytes);
-            }
+            states.try_out(&events);
+            encoded.extend(bytes);
             events
         });
-        decided.push(Decided { reply, outcome, tentative: tried.is_some() });
+        decided.push(Decided { reply, outcome, tentative: states.is_tentative() });
     }
-    Batch { decided, fleet: tried, encoded }
+    Batch { decided, encoded }
 }
 
 fn encode(events: &[Event]) -> Result<Vec<Encoded>, Problem> {

@@ -76,10 +76,11 @@ fn the_defaults_in_the_docs_are_the_defaults() {
     assert_eq!(row("link_listen"), config.link_listen.to_string());
     assert_eq!(row("domain"), config.domain);
     assert_eq!(row("default_image"), config.default_image.to_string());
-    assert_eq!(row("autonomy").parse::<crate::config::Span>().unwrap().0, config.autonomy.0.unwrap());
+    assert_eq!(crate::config::Autonomy::try_from(row("autonomy")).unwrap(), config.autonomy);
     assert_eq!(row("placement.memory_percent"), config.placement.memory_percent.to_string());
     assert_eq!(row("placement.disk_percent"), config.placement.disk_percent.to_string());
     assert_eq!(row("placement.swap_percent"), config.placement.swap_percent.to_string());
     assert_eq!(row("api_connections_max"), config.api_connections_max.to_string());
+    assert_eq!(row("snapshot_every"), config.snapshot_every.to_string());
     assert_eq!(row("drain_grace").parse::<crate::config::Span>().unwrap(), config.drain_grace);
 }

@@ -7,10 +7,12 @@ use berth_shared::problem::Code;
 use berth_shared::wire::{CoordinatorFrame, Hello, NodeFrame};
 use serde_json::json;
 
+use crate::system::wall_now;
+
 use super::world::{BOUND, FakeNode, World, connect, facts, hello, signing_key};
 
 async fn refused_join(token: &JoinToken, seed: u8) -> Code {
-    let error: JoinError = join(token, &signing_key(seed), facts()).await.unwrap_err();
+    let error: JoinError = join(token, &signing_key(seed), wall_now(), facts()).await.unwrap_err();
     error.code()
 }
 
@@ -34,8 +36,8 @@ async fn a_token_lets_one_node_in_and_nobody_else() {
     let id = TokenId::from_random([9; 16]);
     let invented = JoinToken::new(id, [9; 32], token.coordinator, token.address.clone());
     assert_eq!(refused_join(&invented, 1).await, Code::TokenForged);
-    let first = join(&token, &signing_key(1), facts()).await.unwrap();
-    let again = join(&token, &signing_key(1), facts()).await.unwrap();
+    let first = join(&token, &signing_key(1), wall_now(), facts()).await.unwrap();
+    let again = join(&token, &signing_key(1), wall_now(), facts()).await.unwrap();
     assert_eq!(first.node, again.node, "an answer that was lost can be asked for again");
     assert_eq!(refused_join(&token, 2).await, Code::TokenUsed);
     assert_eq!(world.delete("/v1/nodes/n1").await.status, 204);

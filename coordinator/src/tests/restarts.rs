@@ -3,11 +3,12 @@
 use berth_coordinator_core::Fleet;
 use berth_daemon::exit::Exit;
 use berth_daemon::tasks::Tasks;
+use berth_journal::StdStorage;
 use serde_json::{Value, json};
 
 use super::world::{FakeNode, World, config, signing_key};
 use crate::daemon::{JOURNAL_FOLDER, KEY_FILE, start};
-use crate::store::open_folder;
+use crate::store::open;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
@@ -110,7 +111,8 @@ fn what_was_acknowledged_is_there_after_the_process_was_dropped_in_the_middle() 
         assert_eq!(node.desired.domain, "localhost");
         world.end().await;
     });
-    let replayed = open_folder(&folder.path().join("data").join(JOURNAL_FOLDER)).unwrap();
+    let journal = StdStorage::existing(&folder.path().join("data").join(JOURNAL_FOLDER)).unwrap();
+    let replayed = open(journal).unwrap();
     assert_eq!(replayed.fleet.events(), replayed.recovery.head.seq.get());
     assert_ne!(replayed.fleet, Fleet::new(1));
 }

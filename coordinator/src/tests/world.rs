@@ -66,6 +66,8 @@ pub(crate) fn config(folder: &Path) -> Config {
         link_listen: "127.0.0.1:0".parse().unwrap(),
         public_port: Some(8080),
         default_image: "berth/test:1".parse().unwrap(),
+        // With `auto` the second node's joining would end the first one's session, to give it a lease.
+        autonomy: crate::config::Autonomy::For(crate::config::Span(berth_shared::time::Millis::minutes(60))),
         ..Config::default()
     }
 }
@@ -149,7 +151,7 @@ impl World {
     pub(crate) async fn node(&self, name: &str, seed: u8) -> FakeNode {
         let token = self.token(name).await;
         let key = signing_key(seed);
-        let joined = join(&token, &key, facts()).await.unwrap();
+        let joined = join(&token, &key, wall_now(), facts()).await.unwrap();
         assert_eq!(joined.name.as_str(), name);
         FakeNode::open(self.coordinator.link, self.coordinator.key, key, joined.node, 1).await
     }
@@ -187,7 +189,7 @@ pub(crate) fn hello(node: NodeId, counter: u64) -> Hello {
 }
 
 pub(crate) async fn connect(link: SocketAddr, coordinator: PublicKey, key: &SigningKey) -> Connected {
-    let target = Target { address: link.to_string(), coordinator, bind: None };
+    let target = Target { address: link.to_string(), coordinator, next: None, bind: None };
     dial(&target, key).await.unwrap()
 }
 
@@ -197,6 +199,8 @@ pub(crate) struct FakeNode {
     pub(crate) key: SigningKey,
     pub(crate) wire: Connected,
     pub(crate) desired: DesiredState,
+    /// What the session speaks.
+    pub(crate) version: u16,
 }
 
 impl FakeNode {
@@ -207,12 +211,24 @@ impl FakeNode {
         id: NodeId,
         counter: u64,
     ) -> Self {
+        Self::greet(link, coordinator, key, hello(id, counter)).await
+    }
+
+    /// Opens a session by this hello.
+    pub(crate) async fn greet(
+        link: SocketAddr,
+        coordinator: PublicKey,
+        key: SigningKey,
+        hello: Hello,
+    ) -> Self {
         let wire = connect(link, coordinator, &key).await;
-        let desired = DesiredState { revision: 0, domain: String::new(), assignments: vec![] };
-        let mut node = Self { id, key, wire, desired };
-        node.send(&NodeFrame::Hello(hello(id, counter))).await;
-        let welcome = node.receive().await;
-        assert!(matches!(welcome, CoordinatorFrame::Welcome { version: 1, .. }), "{welcome:?}");
+        let desired =
+            DesiredState { revision: 0, domain: String::new(), assignments: vec![], removed: vec![] };
+        let mut node = Self { id: hello.node, key, wire, desired, version: 0 };
+        node.send(&NodeFrame::Hello(hello)).await;
+        let CoordinatorFrame::Welcome { version, .. } = node.receive().await else { panic!("no welcome") };
+        node.version = version;
+        node.wire.sender.speak(version);
         let CoordinatorFrame::Desired(desired) = node.receive().await else { panic!("no desired state") };
         node.desired = desired;
         node.send(&NodeFrame::Observed { cells: vec![] }).await;
@@ -240,6 +256,11 @@ impl FakeNode {
     pub(crate) async fn next_command(&mut self) -> berth_shared::wire::Command {
         let CoordinatorFrame::Command(command) = self.receive().await else { panic!("not a command") };
         command
+    }
+
+    pub(crate) async fn send_heartbeat(&mut self) {
+        let desired = self.desired.revision;
+        self.send(&NodeFrame::Heartbeat { load: NodeLoad::default(), cells: vec![], desired }).await;
     }
 
     pub(crate) async fn heartbeat(&mut self, cells: Vec<CellStatus>) {

@@ -1,9 +1,22 @@
 //! Answers as text for people.
 
-use berth_shared::api::{Cell, List, LoginLink, Logs, Node, Token, User, Why};
+use berth_coordinator_core::keys::{CLOCK_OFFSET_MAX, CLOCK_OFFSET_WARNED};
+use berth_daemon::doctor::render;
+use berth_shared::api::{
+    Cell, CoordinatorKey, Doctor, List, LoginLink, Logs, Node, NodeLease, NodeStanding, Purged, Token, User,
+    Why,
+};
 use berth_shared::cell::{CellState, IdleRest, Workload};
+use berth_shared::ids::NodeName;
+use berth_shared::problem::Code;
+use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
+use berth_shared::wire::LeftBehind;
 
 use crate::cli::table::{facts, or_dash, table};
+
+/// Said of what a node did not tell.
+const UNKNOWN: &str = "unknown";
 
 const fn rest(rest: IdleRest) -> &'static str {
     match rest {
@@ -64,6 +77,32 @@ pub(super) fn created(user: &User) -> String {
     text
 }
 
+pub(super) fn moved(user: &User) -> String {
+    let mut text = format!(
+        "user {} lives on node {} now, with an empty folder, as generation {}\n",
+        user.slug, user.node, user.generation
+    );
+    for line in &user.placement {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text
+}
+
+fn left_behind(left: &LeftBehind) -> String {
+    format!("{}, {} of generation {}", left.slug, left.cell, left.generation)
+}
+
+pub(super) fn purged(purged: &Purged) -> String {
+    let mut text = format!("{} disks destroyed\n", purged.purged.len());
+    for left in &purged.purged {
+        text.push_str(&format!("  {}\n", left_behind(left)));
+    }
+    if purged.remaining > 0 {
+        text.push_str(&format!("{} are left: repeat the command\n", purged.remaining));
+    }
+    text
+}
+
 pub(super) fn login_link(link: &LoginLink) -> String {
     format!("{}\ngood once, until {}\n", link.url.expose(), link.expires_at)
 }
@@ -104,6 +143,9 @@ pub(super) fn cell(cell: &Cell) -> String {
         ("sleeps", or_dash(status.and_then(|status| status.sleeps_at))),
         ("starts", or_dash(status.map(|status| status.starts))),
     ];
+    if let Some(quarantine) = &cell.quarantine {
+        rows.push(("quarantined", format!("{}, since {}", quarantine.reason, quarantine.since)));
+    }
     if let Some(problem) = problem {
         rows.push(("problem", problem.to_string()));
         rows.push(("to do", problem.code.advice().to_owned()));
@@ -126,14 +168,24 @@ pub(super) fn why(why: &Why) -> String {
     text
 }
 
+/// A size that no machine has none of.
+fn known(size: Bytes) -> String {
+    if size == Bytes::ZERO { UNKNOWN.to_owned() } else { size.to_string() }
+}
+
+/// What a node could not find out is empty.
+fn told(text: &str) -> String {
+    if text.is_empty() { UNKNOWN.to_owned() } else { text.to_owned() }
+}
+
 pub(super) fn nodes(nodes: &List<Node>) -> String {
     let rows = nodes.items.iter().map(|node| {
         [
             node.name.to_string(),
-            if node.connected { "connected" } else { "silent" }.to_owned(),
+            standing_and_link(node),
             node.cells.to_string(),
-            format!("{} / {}", node.memory_promised, node.facts.memory),
-            format!("{} / {}", node.disk_promised, node.facts.disk),
+            format!("{} / {}", node.memory_promised, known(node.facts.memory)),
+            format!("{} / {}", node.disk_promised, known(node.facts.disk)),
             format!("{} / {}", node.swap_promised, node.facts.swap),
             or_dash(node.last_heard),
         ]
@@ -142,20 +194,97 @@ pub(super) fn nodes(nodes: &List<Node>) -> String {
     table(head, rows.collect())
 }
 
+/// Does the coordinator hear it?
+fn link(node: &Node) -> &'static str {
+    match (node.connected, node.off_since) {
+        (true, _) => "connected",
+        (false, None) => "silent",
+        (false, Some(_)) => "declared off",
+    }
+}
+
+fn works_alone(lease: NodeLease) -> String {
+    let length = lease.length.map_or("without end".to_owned(), |length| format!("for {length}"));
+    match lease.movable_in {
+        None => length,
+        Some(Millis(0)) => format!("{length}; its users can be moved"),
+        Some(wait) => format!("{length}; its users can be moved in {wait}"),
+    }
+}
+
+/// How the link stands, what matters most first.
+fn standing_and_link(node: &Node) -> String {
+    match node.standing {
+        NodeStanding::Active => link(node).to_owned(),
+        NodeStanding::Locked => format!("locked, {}", link(node)),
+        NodeStanding::Revoked => "revoked".to_owned(),
+    }
+}
+
+fn key_since(node: &Node) -> String {
+    let next = node.next_key_since.map(|since| format!(", a next one told {since}")).unwrap_or_default();
+    format!("{}{next}", node.key_since)
+}
+
+fn clock_offset(ms: i64) -> String {
+    let offset = Millis(ms.unsigned_abs());
+    let advice = match offset {
+        offset if offset > CLOCK_OFFSET_MAX => ": too far apart to join; set the clock",
+        offset if offset > CLOCK_OFFSET_WARNED => ": set the clock",
+        _ => "",
+    };
+    format!("{ms} ms{advice}")
+}
+
+/// What an operator has to know of a node that is locked or revoked.
+fn standing(node: &Node) -> Option<String> {
+    let since = or_dash(node.standing_since);
+    match node.standing {
+        NodeStanding::Active => None,
+        NodeStanding::Locked => Some(format!(
+            "locked since {since}: a join counter repeated, so that there may be two of it. Its cells go on, it is given no \
+             new one. {}",
+            Code::CounterReplayed.advice()
+        )),
+        NodeStanding::Revoked => Some(format!("revoked since {since}. {}", Code::NodeRevoked.advice())),
+    }
+}
+
+pub(super) fn coordinator_key(key: &CoordinatorKey) -> String {
+    let mut rows = vec![("key", key.key.to_string())];
+    if let Some(next) = &key.next {
+        let names = |names: &[NodeName]| {
+            let names: Vec<&str> = names.iter().map(NodeName::as_str).collect();
+            if names.is_empty() { "-".to_owned() } else { names.join(", ") }
+        };
+        rows.extend([
+            ("next", next.key.to_string()),
+            ("announced", next.since.to_string()),
+            ("held by", names(&next.stored)),
+            ("not by", names(&next.missing)),
+        ]);
+    }
+    facts(&rows)
+}
+
 pub(super) fn node(node: &Node) -> String {
     let load = node.load.as_ref();
     let facts_of = &node.facts;
-    facts(&[
+    let mut rows = vec![
         ("node", node.name.to_string()),
         ("id", node.id.to_string()),
-        ("link", if node.connected { "connected" } else { "silent" }.to_owned()),
+        ("link", standing_and_link(node)),
+        ("link version", or_dash(node.link_version)),
+        ("key", node.key.to_string()),
+        ("key since", key_since(node)),
+        ("works alone", or_dash(node.lease.map(works_alone))),
         ("heard", or_dash(node.last_heard)),
         ("joined", node.joined_at.to_string()),
-        ("clock offset", or_dash(node.clock_offset_ms.map(|ms| format!("{ms} ms")))),
+        ("clock offset", or_dash(node.clock_offset_ms.map(clock_offset))),
         ("cells", node.cells.to_string()),
-        ("memory", format!("{}, {} promised", facts_of.memory, node.memory_promised)),
+        ("memory", format!("{}, {} promised", known(facts_of.memory), node.memory_promised)),
         ("memory free", or_dash(load.map(|load| load.memory_available))),
-        ("disk", format!("{}, {} promised", facts_of.disk, node.disk_promised)),
+        ("disk", format!("{}, {} promised", known(facts_of.disk), node.disk_promised)),
         ("disk free", or_dash(load.map(|load| load.disk_available))),
         ("swap", format!("{}, {} promised", facts_of.swap, node.swap_promised)),
         ("swap free", or_dash(load.map(|load| load.swap_free))),
@@ -163,10 +292,13 @@ pub(super) fn node(node: &Node) -> String {
         ("cpus", facts_of.cpus.to_string()),
         ("uptime", or_dash(load.map(|load| load.uptime))),
         ("agent", facts_of.agent_version.clone()),
-        ("engine", facts_of.engine_version.clone()),
+        ("engine", told(&facts_of.engine_version)),
         ("kernel", format!("{}, cgroup v{}", facts_of.kernel, facts_of.cgroup_version)),
         ("quota", facts_of.quota_backend.clone()),
-    ])
+    ];
+    rows.extend(standing(node).map(|standing| ("note", standing)));
+    rows.extend(node.left_behind.iter().map(|left| ("left behind", left_behind(left))));
+    facts(&rows)
 }
 
 fn pressure(hundredths: Option<u32>) -> String {
@@ -189,4 +321,12 @@ pub(super) fn tokens(tokens: &List<Token>) -> String {
 pub(super) fn token_made(token: &Token) -> String {
     let text = token.token.as_ref().map_or("", |token| token.expose());
     format!("{text}\ngood once, for node {}, until {}\n", token.node, token.expires_at)
+}
+
+pub(super) fn doctor(doctor: &Doctor) -> String {
+    let mut text = format!("coordinator\n{}", render(&doctor.coordinator));
+    for node in &doctor.nodes {
+        text.push_str(&format!("\nnode {}\n{}", node.node, render(&node.findings)));
+    }
+    text
 }

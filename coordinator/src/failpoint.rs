@@ -1,0 +1,22 @@
+//! Where tests have the coordinator die, beside the journal's own places. Debug builds only; see `berth_failpoint`.
+
+berth_failpoint::points! {
+    /// Commands are decided, nothing of it is written.
+    STORE_DECIDED = "store:decided", Plain;
+    /// What was decided is durable and seen by readers; whoever asked is not answered.
+    STORE_PUBLISHED = "store:published", Plain;
+    /// Are there enough events for a snapshot?
+    SNAPSHOT_DUE = "store:snapshot:due", Condition;
+    /// The note that the snapshots are being opened is there: a start that finds it throws them away.
+    SHELF_OPENING = "shelf:opening", Plain;
+    /// A snapshot is in the database, not flushed.
+    SHELF_PUT = "shelf:put", Plain;
+    /// An older snapshot is removed, not flushed.
+    SHELF_REMOVED = "shelf:removed", Plain;
+    /// First start: the operator key is in its file or shown, and not stored.
+    INSTALL_KEYED = "install:keyed", Plain;
+    /// A node's new desired state is made, not sent.
+    PUSH_MADE = "push:made", Plain;
+    /// A node's joining is durable, and the node is not told.
+    JOIN_WRITTEN = "join:written", Plain;
+}

@@ -1,0 +1,73 @@
+//! `/v1/coordinator-key`: the key that nodes know the coordinator by, and its change.
+//!
+//! Calls of the running coordinator, not a program beside it: it alone holds the journal and the nodes' sessions.
+
+use axum::extract::State;
+use axum::{Extension, Json};
+use berth_coordinator_core::keys::KeyCommand;
+use berth_coordinator_core::{Actor, Command};
+use berth_daemon::exit::chain;
+use berth_shared::api::{CoordinatorKey, NextCoordinatorKey, SwitchKey};
+use berth_shared::problem::Code;
+
+use super::Api;
+use super::body::JsonBody;
+use super::error::ApiError;
+
+pub(crate) async fn show(State(api): State<Api>) -> Json<CoordinatorKey> {
+    Json(view(&api))
+}
+
+/// Makes the next key, writes it down and tells every connected node. Again, it tells those that do not hold it yet.
+pub(crate) async fn announce(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+) -> Result<Json<CoordinatorKey>, ApiError> {
+    let present = api.keys.present().public();
+    let next = api.keys.make_next().map_err(|error| {
+        tracing::error!(error = chain(&error), "no next key of the coordinator could be made");
+        ApiError::new(Code::Internal, chain(&error))
+    })?;
+    let command = Command::Key(KeyCommand::AnnounceCoordinatorKey { present, next });
+    let accepted = api.store.submit(actor, command).await?;
+    if !accepted.events.is_empty() {
+        tracing::warn!(key = %next, %actor, "the coordinator's next key is announced");
+    }
+    if let Some(frame) = api.keys.announcement(next) {
+        api.hub.tell_all(&frame);
+    }
+    Ok(Json(view(&api)))
+}
+
+/// Takes the next key. Sessions are closed and come back under it.
+pub(crate) async fn switch(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    JsonBody(SwitchKey { anyway }): JsonBody<SwitchKey>,
+) -> Result<Json<CoordinatorKey>, ApiError> {
+    api.store.submit(actor, Command::Key(KeyCommand::SwitchCoordinatorKey { anyway })).await?;
+    let key = api.keys.switch(&api.listener).map_err(|error| {
+        tracing::error!(error = chain(&error), "the coordinator's next key is decided and not in force");
+        let detail = format!("{}; a restart of the coordinator goes on from here", chain(&error));
+        ApiError::new(Code::Internal, detail)
+    })?;
+    tracing::warn!(%key, %actor, "nodes pin this key from now on");
+    api.hub.renew_sessions();
+    Ok(Json(view(&api)))
+}
+
+fn view(api: &Api) -> CoordinatorKey {
+    let fleet = api.store.fleet();
+    let next = fleet.next_coordinator_key().map(|next| NextCoordinatorKey {
+        key: next.key,
+        since: next.since,
+        stored: next
+            .stored_by
+            .iter()
+            .filter_map(|id| fleet.node(*id))
+            .map(|node| node.name.clone())
+            .collect(),
+        missing: fleet.nodes_without_next_key().into_iter().map(|node| node.name.clone()).collect(),
+    });
+    CoordinatorKey { key: api.keys.present().public(), next }
+}
