@@ -1,5 +1,10 @@
 //! All cells of a node together: which there are, which may start now, and whom an answer is for.
 //!
+//! All of it stands under the node's lease ([`crate::lease`]): when that is over, every cell is stopped and none starts.
+//!
+//! A newer generation of a cell that is here is a newer spec of it. That it was on another node in between, so that its
+//! disk here is old, cannot be: the coordinator gives a cell only to a node that has confirmed to have dropped it before.
+//!
 //! The agent owns no I/O. It hands each event to its cell, lets at most `starts_max` cells start at a time (first come,
 //! first served; the others see their place in the queue), and remembers the answers of the last commands, so that a
 //! command repeated after a lost answer is answered again and not done again.
@@ -9,12 +14,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use berth_shared::cell::{Assignment, CellStatus, WakeCause};
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
-use berth_shared::ids::CellId;
+use berth_shared::ids::{BootId, CellId, Generation};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::BootMs;
 use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 
 use crate::cell::{self, Cell, Now, Rest, Waiter};
+use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
 
 /// How many answers of commands are kept for their repetition.
@@ -46,6 +52,8 @@ pub enum Event {
     Activity(Vec<CellActivity>),
     /// Something that concerns one cell.
     Cell(CellId, cell::Event),
+    /// Something that concerns the lease. [`lease::Event::Told`] comes behind the desired state that it is about.
+    Lease(lease::Event),
     /// [`Agent::next_deadline`] has come.
     Tick,
 }
@@ -71,6 +79,19 @@ pub enum Effect {
         /// How many lines at the most.
         lines: u32,
     },
+    /// Destroy what this cell left behind under this generation, and answer the command.
+    Purge {
+        /// The command.
+        seq: u64,
+        /// Which cell.
+        cell: CellId,
+        /// Under which generation it lived here.
+        generation: Generation,
+    },
+    /// Write this durably before any later effect is carried out.
+    Lease(Mark),
+    /// The lease is over, or held again: tell it to people.
+    LeaseHeld(bool),
     /// The status of this cell changed: tell the coordinator.
     Changed(CellId),
     /// The cell is no more: take its route away, give its folder up.
@@ -87,11 +108,14 @@ pub struct Agent {
     starts_max: usize,
     commands: BTreeMap<u64, CellId>,
     answers: VecDeque<(u64, Result<CommandOutcome, Problem>)>,
+    lease: Lease,
 }
 
 impl Agent {
     /// An agent that knows what `memory` holds: it works at once, whether or not the coordinator answers.
+    /// The boot that the machine is on is the one that `memory` holds: it is written before the first step.
     pub fn new(now: Now, memory: &Memory, starts_max: usize) -> Self {
+        let boot = memory.boot.unwrap_or(BootId::from_random([0; 16]));
         let mut agent = Self {
             cells: BTreeMap::new(),
             wanted: BTreeMap::new(),
@@ -99,13 +123,15 @@ impl Agent {
             starts_max: starts_max.max(1),
             commands: BTreeMap::new(),
             answers: VecDeque::new(),
+            lease: Lease::new(now, boot, memory.lease.as_ref()),
         };
+        let held = agent.lease.is_held();
         let unknown = Remembered::default();
         let known = |cell: &CellId| memory.cells.get(cell).unwrap_or(&unknown);
         for assignment in memory.desired.iter().flat_map(|desired| &desired.assignments) {
             let id = assignment.spec.cell;
             agent.wanted.insert(id, assignment.clone());
-            agent.cells.insert(id, Cell::new(now, assignment.clone(), known(&id)));
+            agent.cells.insert(id, Cell::new(now, assignment.clone(), known(&id)).under_lease(held));
         }
         for (id, assignment) in &memory.retiring {
             agent.cells.insert(*id, Cell::retiring(now, assignment.clone(), known(id)));
@@ -130,7 +156,13 @@ impl Agent {
 
     /// When [`Event::Tick`] is due; `None` while only an event can change anything.
     pub fn next_deadline(&self) -> Option<BootMs> {
-        self.cells.values().filter_map(Cell::next_deadline).min()
+        let cells = self.cells.values().filter_map(Cell::next_deadline);
+        cells.chain(self.lease.next_deadline()).min()
+    }
+
+    /// How long the node may work alone.
+    pub const fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// Takes an event in. `random` gives a fresh number at each call.
@@ -150,7 +182,11 @@ impl Agent {
                 }
             }
             Event::Cell(cell, event) => self.give(now, cell, event, random, &mut out),
+            Event::Lease(event) => self.lease_event(now, event, random, &mut out),
             Event::Tick => {
+                if self.lease.next_deadline().is_some_and(|at| at <= now.boot) {
+                    self.lease_event(now, lease::Event::Tick, random, &mut out);
+                }
                 let due: Vec<CellId> = self
                     .cells
                     .iter()
@@ -164,6 +200,30 @@ impl Agent {
         }
         self.grant(now, random, &mut out);
         out
+    }
+
+    fn lease_event(
+        &mut self,
+        now: Now,
+        event: lease::Event,
+        random: &mut dyn FnMut() -> u64,
+        out: &mut Vec<Effect>,
+    ) {
+        for effect in self.lease.step(now, event) {
+            let held = match effect {
+                lease::Effect::Store(mark) => {
+                    out.push(Effect::Lease(mark));
+                    continue;
+                }
+                lease::Effect::Ended => false,
+                lease::Effect::Begun => true,
+            };
+            out.push(Effect::LeaseHeld(held));
+            let cells: Vec<CellId> = self.cells.keys().copied().collect();
+            for cell in cells {
+                self.give(now, cell, cell::Event::Lease { held }, random, out);
+            }
+        }
     }
 
     fn desired(
@@ -183,11 +243,13 @@ impl Agent {
             self.give(now, cell, cell::Event::Retired, random, out);
         }
         let unknown = Remembered::default();
+        let held = self.lease.is_held();
         for (id, assignment) in wanted {
             let event = match self.cells.entry(id) {
                 Entry::Occupied(_) => cell::Event::Assigned(assignment),
                 Entry::Vacant(place) => {
-                    place.insert(Cell::new(now, assignment, remembered.get(&id).unwrap_or(&unknown)));
+                    let remembered = remembered.get(&id).unwrap_or(&unknown);
+                    place.insert(Cell::new(now, assignment, remembered).under_lease(held));
                     out.extend(arrived(id));
                     cell::Event::Tick
                 }
@@ -210,6 +272,11 @@ impl Agent {
         }
         if self.commands.contains_key(&seq) {
             return; // Under way: its answer goes out once.
+        }
+        if command.verb == CommandVerb::Purge {
+            // About what lies here of a cell that does not live here any more. It can be done any number of times.
+            let (cell, generation) = (command.cell, command.generation);
+            return out.push(Effect::Purge { seq, cell, generation });
         }
         let refusal = match self.cells.get(&command.cell) {
             None => Some(Problem::new(Code::UnknownUser, "the cell does not live on this node")),
@@ -238,6 +305,7 @@ impl Agent {
                 out.push(Effect::ReadLogs { seq, cell: command.cell, lines });
                 return;
             }
+            CommandVerb::Purge => return, // Seen to above.
         };
         self.commands.insert(seq, command.cell);
         self.give(now, command.cell, event, random, out);
@@ -266,6 +334,7 @@ impl Agent {
                 | cell::Effect::Report(_)
                 | cell::Effect::Do { .. }
                 | cell::Effect::Route(_)
+                | cell::Effect::Withdraw
                 | cell::Effect::Progress(_)
                 | cell::Effect::Refuse { .. }
                 | cell::Effect::Note(_)) => out.push(Effect::Cell(id, effect)),
@@ -276,7 +345,8 @@ impl Agent {
             out.push(Effect::Gone(id));
             if let Some(assignment) = self.wanted.get(&id) {
                 let again = Remembered { last_op, ..Remembered::default() };
-                self.cells.insert(id, Cell::new(now, assignment.clone(), &again));
+                let cell = Cell::new(now, assignment.clone(), &again).under_lease(self.lease.is_held());
+                self.cells.insert(id, cell);
                 out.extend(arrived(id));
             }
         }

@@ -19,11 +19,13 @@
 //! - After every thaw, and whenever a container is found running, *resume* is called before requests go in.
 //! - Any number of wakes cause one start; each waiter is answered exactly once (invariant 4).
 
+mod bar;
 mod rest;
 mod seen;
 mod start;
 mod status;
 mod terms;
+mod wake;
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,7 @@ use std::net::SocketAddr;
 
 use berth_shared::backoff::Backoff;
 use berth_shared::cell::{Assignment, CellSpec, IdleRest, RefusalRecord, WakeCause, WakeRecord};
-use berth_shared::door::{CellActivity, RouteState, WakeStage};
+use berth_shared::door::{CellActivity, RouteState};
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
@@ -44,7 +46,7 @@ use crate::memory::{Intent, Remembered, Report};
 /// How many callers may wait for one cell's wake or rest at a time. The ingress counts as one, whatever it holds.
 pub const WAITERS_MAX: usize = 64;
 
-/// How often a failed start is tried again while somebody waits for it.
+/// How often a failed start is tried while somebody waits for it.
 pub const START_TRIES_MAX: u32 = 3;
 
 /// So many ends within [`CRASH_WINDOW`] are a crash loop.
@@ -57,6 +59,12 @@ pub const CRASH_WINDOW: Millis = Millis::minutes(10);
 pub const RESTART_FIRST: Millis = Millis(500);
 /// See [`RESTART_FIRST`].
 pub const RESTART_MAX: Millis = Millis::minutes(1);
+
+/// Shortest and longest wait between two starts of a new cell that has not come up yet, after the first
+/// [`START_TRIES_MAX`]: what keeps it down (an image, the disk, the engine) takes a person minutes to mend.
+pub const FIRST_START_RETRY_FIRST: Millis = Millis::secs(10);
+/// See [`FIRST_START_RETRY_FIRST`].
+pub const FIRST_START_RETRY_MAX: Millis = Millis::minutes(5);
 
 /// Shortest and longest wait between a refused rest and the next try.
 pub const REST_RETRY_FIRST: Millis = Millis::secs(15);
@@ -168,6 +176,10 @@ pub struct Cell {
     /// Stop it as soon as it is frozen: that was ordered while it froze.
     deeper: bool,
     retired: bool,
+    /// The node may not work alone any longer.
+    leaseless: bool,
+    /// Why it shall come up by itself once the lease is held again.
+    owed: Option<WakeCause>,
     was_up: bool,
     /// Until when the workload's consent holds for a pause: without end once the pause is confirmed, since it has not
     /// run since. `None`: a container found paused now was paused in the middle of something.
@@ -180,6 +192,7 @@ pub struct Cell {
     rest_backoff: Backoff,
     look_backoff: Backoff,
     restart_backoff: Backoff,
+    first_start_backoff: Backoff,
     start_tries: u32,
     crashes: Vec<BootMs>,
     silent_probes: u32,
@@ -219,6 +232,8 @@ impl Cell {
             ordered: false,
             deeper: false,
             retired: false,
+            leaseless: false,
+            owed: None,
             was_up: remembered.up_this_boot,
             consent_until: remembered.frozen.then_some(BootMs(u64::MAX)),
             noticed: None,
@@ -228,6 +243,7 @@ impl Cell {
             rest_backoff: Backoff::new(REST_RETRY_FIRST, REST_RETRY_MAX),
             look_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
             restart_backoff: Backoff::new(RESTART_FIRST, RESTART_MAX),
+            first_start_backoff: Backoff::new(FIRST_START_RETRY_FIRST, FIRST_START_RETRY_MAX),
             start_tries: 0,
             crashes: vec![],
             silent_probes: 0,
@@ -275,6 +291,11 @@ impl Cell {
     /// Does it hold a start permit?
     pub const fn holds_permit(&self) -> bool {
         matches!(self.phase, Phase::Starting(_) | Phase::Repairing)
+    }
+
+    /// Does its user live here no more? Then it is on its way out, and nobody is let in.
+    pub const fn is_retired(&self) -> bool {
+        self.retired
     }
 
     /// Is everything of it gone, after it was retired?
@@ -340,6 +361,7 @@ impl Cell {
             Event::Tick => self.tick(now, random, &mut out),
             Event::Assigned(assignment) => self.assigned(now, assignment, &mut out),
             Event::Retired => self.retire(now, &mut out),
+            Event::Lease { held } => self.lease(now, held, &mut out),
         }
         let down =
             matches!(self.phase, Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed);
@@ -353,6 +375,10 @@ impl Cell {
             out.push(Effect::Changed);
         }
         self.show_route(&mut out);
+        if self.retired {
+            // The ingress knows it no more, see `Effect::Withdraw`.
+            out.retain(|effect| !matches!(effect, Effect::Route(_)));
+        }
         out
     }
 
@@ -391,96 +417,6 @@ impl Cell {
         self.phase = Phase::Unknown { look_at: now.boot.after(LOOK_RETRY_FIRST) };
     }
 
-    fn wake(&mut self, now: Now, cause: WakeCause, waiter: Option<Waiter>, out: &mut Vec<Effect>) {
-        if let Some(problem) = self.refusal_of_a_wake(now) {
-            return self.refuse_wake(now, waiter, problem, out);
-        }
-        if let Some(waiter) = waiter {
-            if matches!(self.phase, Phase::Running) {
-                return out.push(Effect::Answer { waiter, result: Ok(()) });
-            }
-            if self.up_waiters.len() >= WAITERS_MAX {
-                let problem = Problem::new(Code::WakeQueueFull, "too many callers wait for this cell");
-                return out.push(Effect::Answer { waiter, result: Err(problem) });
-            }
-            self.up_waiters.push(waiter);
-        } else {
-            self.door_waits = true;
-        }
-        match self.phase {
-            Phase::Running => {
-                // The ingress missed the route, or lost it in a restart.
-                self.door_waits = false;
-                out.push(Effect::Route(self.route()));
-            }
-            Phase::Stopped | Phase::Cooling { again: false, .. } => {
-                self.want(now, cause);
-                self.queue(out);
-            }
-            Phase::Frozen => {
-                self.want(now, cause);
-                self.thaw(now, out);
-            }
-            Phase::Resting { .. } => {
-                self.want(now, cause);
-                out.push(Effect::Progress(WakeStage::Finishing));
-            }
-            Phase::Unknown { .. } | Phase::Killing | Phase::Repairing => {
-                self.want(now, cause);
-                out.push(Effect::Progress(WakeStage::Finishing));
-            }
-            Phase::Cooling { again: true, .. } | Phase::Queued | Phase::Starting(_) | Phase::Thawing(_) => {
-                self.want(now, cause);
-            }
-            Phase::Failed | Phase::Removing | Phase::Gone => {}
-        }
-    }
-
-    /// The first cause counts: it is what woke the cell.
-    fn want(&mut self, now: Now, cause: WakeCause) {
-        if self.wanted.is_none() {
-            self.wanted = Some(cause);
-            self.wanted_since = now.boot;
-            self.last_wake = Some(WakeRecord { cause, at: now.wall });
-        }
-    }
-
-    fn refusal_of_a_wake(&self, now: Now) -> Option<Problem> {
-        let stands = || {
-            self.problem
-                .clone()
-                .unwrap_or_else(|| Problem::new(Code::CellExited, "the last start failed a moment ago"))
-        };
-        match self.phase {
-            Phase::Failed => Some(stands()),
-            Phase::Cooling { until, again: false } if now.boot < until => Some(stands()),
-            Phase::Removing | Phase::Gone => Some(Problem::new(Code::UnknownUser, "the user is removed")),
-            _ if self.retired => Some(Problem::new(Code::UnknownUser, "the user is being removed")),
-            Phase::Unknown { .. }
-            | Phase::Cooling { .. }
-            | Phase::Stopped
-            | Phase::Queued
-            | Phase::Starting(_)
-            | Phase::Running
-            | Phase::Resting { .. }
-            | Phase::Frozen
-            | Phase::Thawing(_)
-            | Phase::Killing
-            | Phase::Repairing => None,
-        }
-    }
-
-    fn refuse_wake(&self, now: Now, waiter: Option<Waiter>, problem: Problem, out: &mut Vec<Effect>) {
-        let retry_after = match self.phase {
-            Phase::Cooling { until, .. } => until.since(now.boot),
-            _ => RESTART_MAX,
-        };
-        match waiter {
-            Some(waiter) => out.push(Effect::Answer { waiter, result: Err(problem) }),
-            None => out.push(Effect::Refuse { problem, retry_after }),
-        }
-    }
-
     fn activity(&mut self, now: Now, activity: CellActivity) {
         self.open_requests = activity.open_requests;
         if let Some(idle) = activity.idle {
@@ -496,6 +432,7 @@ impl Cell {
         if assignment.generation < self.generation {
             return;
         }
+        let bar = self.bar();
         if self.spec != assignment.spec {
             // Whether the container still fits is seen at the next look; until then it is taken as it is.
             let same_container = self.spec.image == assignment.spec.image
@@ -503,6 +440,10 @@ impl Cell {
                 && self.spec.workload == assignment.spec.workload;
             if !same_container {
                 self.container_fits = self.container_fits.map(|_| false);
+                if let Phase::Cooling { until, again: true } = &mut self.phase {
+                    // What failed was another container.
+                    *until = now.boot;
+                }
             }
             self.spec = assignment.spec;
             out.push(Effect::Route(self.route()));
@@ -510,9 +451,10 @@ impl Cell {
         }
         self.generation = assignment.generation;
         out.push(Effect::Changed);
+        self.bar_changed(now, bar, out);
         let at_rest =
             matches!(self.phase, Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. });
-        if at_rest && !self.retired && self.spec.rest.rest == IdleRest::AlwaysOn {
+        if at_rest && !self.must_stay_down() && self.spec.rest.rest == IdleRest::AlwaysOn {
             self.want(now, WakeCause::Recovery);
             if matches!(self.phase, Phase::Frozen) { self.thaw(now, out) } else { self.queue(out) }
         }

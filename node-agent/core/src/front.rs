@@ -139,11 +139,14 @@ pub fn passes(workload: Workload, path: &str) -> bool {
     }
 }
 
+/// What separates the segments of a path, for some server.
+const SLASHES: [char; 2] = ['/', '\\'];
+
 fn is_kept_inside(path: &str) -> bool {
     // Through upper case first: there are letters whose only ASCII relative is their upper-case form.
     let folded = path.to_uppercase().to_lowercase();
     let segments = folded
-        .split(['/', '\\'])
+        .split(SLASHES)
         .map(|segment| segment.split([';', '?', '#']).next().unwrap_or_default())
         .filter(|segment| !segment.is_empty() && *segment != ".");
     let (mut ignored, mut resolved) = (Vec::new(), Vec::new());
@@ -156,7 +159,13 @@ fn is_kept_inside(path: &str) -> bool {
         }
     }
     let inside = |read: &[&str]| read.starts_with(&["hooks"]) || read.starts_with(&["api", "v1", "admin"]);
-    inside(&ignored) || inside(&resolved)
+    // Taken for a reference, as `new URL(path, base)` does, a path with two slashes in front begins with a host.
+    let behind_host = |read: &[&str]| {
+        folded.starts_with(SLASHES)
+            && folded.get(1..).is_some_and(|rest| rest.starts_with(SLASHES))
+            && read.get(1..).is_some_and(inside)
+    };
+    inside(&ignored) || inside(&resolved) || behind_host(&ignored) || behind_host(&resolved)
 }
 
 fn decoded_once(bytes: &[u8]) -> Vec<u8> {
@@ -320,6 +329,11 @@ mod tests {
             "/%c0%af",
             "/%0d%0aX: y",
             "hooks",
+            "//x/api/v1/admin/rpc",
+            "/\\x/hooks",
+            "///x:80/hooks/wake",
+            "/%2fx/hooks",
+            "//x/../hooks/../hooks",
         ] {
             assert!(!passes(Workload::Openclaw, path), "{path}");
             assert!(passes(Workload::Http, path), "{path}");
@@ -341,6 +355,7 @@ mod tests {
             "/100%zz%4",
             "/a%20b/%C3%A9",
             "/..",
+            "//x/models",
         ] {
             assert!(passes(Workload::Openclaw, path), "{path}");
         }

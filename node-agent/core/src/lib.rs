@@ -3,7 +3,9 @@
 //! | module | decides |
 //! |---|---|
 //! | [`agent`] | which cells there are, which may start now, who gets which answer |
+//! | [`burn`] | when a cell's use of CPU is worth telling
 //! | [`cell`] | the lifecycle of one cell |
+//! | [`lease`] | how long the node may work alone |
 //! | [`memory`] | what is remembered across the agent's own death |
 //! | [`may_wake`] | who may reach and wake a cell |
 //! | [`front`] | which headers, paths and methods mean what, per workload |
@@ -11,8 +13,10 @@
 //! | [`workload`] | everything that is particular to OpenClaw |
 
 pub mod agent;
+pub mod burn;
 pub mod cell;
 pub mod front;
+pub mod lease;
 pub mod may_wake;
 pub mod memory;
 pub mod slot;

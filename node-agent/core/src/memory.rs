@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_shared::cell::Assignment;
 use berth_shared::codec::{self, CodecError};
-use berth_shared::ids::{BootId, CellId, NodeId, NodeName};
+use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
-use berth_shared::wire::{DesiredState, PAYLOAD_BYTES_MAX};
+use berth_shared::wire::{DesiredState, LeftBehind, PAYLOAD_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{OpId, Outcome, Verb};
+use crate::lease::Mark;
 use crate::slot::Slot;
 
 /// Kinds of records, with their version.
@@ -24,6 +25,11 @@ const REPORT: (u16, u16) = (5, 1);
 const SNAPSHOT: (u16, u16) = (6, 1);
 const BOOTED: (u16, u16) = (7, 1);
 const SLOT: (u16, u16) = (8, 1);
+const KEY_USED: (u16, u16) = (20, 1);
+const PIN_NEXT: (u16, u16) = (21, 1);
+const PIN: (u16, u16) = (22, 1);
+const LEASE: (u16, u16) = (25, 1);
+const PURGED: (u16, u16) = (26, 1);
 
 /// How the node came to its coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +196,16 @@ pub enum Record {
     Booted(BootId),
     /// A cell was given its slot: its uid and its subnet for as long as it lives here.
     Slot(CellId, Slot),
+    /// This key of the node is in force from now on.
+    KeyUsed(PublicKey),
+    /// The coordinator may have this key from now on, besides its present one.
+    PinNext(PublicKey),
+    /// The coordinator has this key, and no other any more.
+    Pin(PublicKey),
+    /// How much of its time alone the node has used up.
+    Lease(Mark),
+    /// The disk that a cell left behind under this generation is destroyed.
+    Purged(CellId, Generation),
     /// Everything so far: earlier records may be dropped.
     Snapshot(Box<Memory>),
 }
@@ -229,6 +245,11 @@ impl Record {
             Self::Report(body) => (REPORT, codec::encode(body)?),
             Self::Booted(body) => (BOOTED, codec::encode(body)?),
             Self::Slot(cell, slot) => (SLOT, codec::encode(&(cell, slot))?),
+            Self::KeyUsed(body) => (KEY_USED, codec::encode(body)?),
+            Self::PinNext(body) => (PIN_NEXT, codec::encode(body)?),
+            Self::Pin(body) => (PIN, codec::encode(body)?),
+            Self::Lease(body) => (LEASE, codec::encode(body)?),
+            Self::Purged(cell, generation) => (PURGED, codec::encode(&(cell, generation))?),
             Self::Snapshot(body) => (SNAPSHOT, codec::encode(body)?),
         };
         Ok((kind, version, payload))
@@ -261,6 +282,14 @@ impl Record {
                 let (cell, slot) = read(key, payload)?;
                 Self::Slot(cell, slot)
             }
+            KEY_USED => Self::KeyUsed(read(key, payload)?),
+            PIN_NEXT => Self::PinNext(read(key, payload)?),
+            PIN => Self::Pin(read(key, payload)?),
+            LEASE => Self::Lease(read(key, payload)?),
+            PURGED => {
+                let (cell, generation) = read(key, payload)?;
+                Self::Purged(cell, generation)
+            }
             SNAPSHOT => Self::Snapshot(read(key, payload)?),
             (kind, version) => return Err(RecordError::Unknown { kind, version }),
         })
@@ -282,6 +311,15 @@ pub struct Memory {
     pub cells: BTreeMap<CellId, Remembered>,
     /// Cells that are to be removed and are not gone yet: after a crash their removal goes on.
     pub retiring: BTreeMap<CellId, Assignment>,
+    /// The node's key in force; `None` while it is the one of its first join.
+    pub key: Option<PublicKey>,
+    /// The key that the coordinator said it will have.
+    pub next_pin: Option<PublicKey>,
+    /// How much of its time alone the node had used up, as far as was written.
+    pub lease: Option<Mark>,
+    /// Disks that are kept aside, or will be when their cell is retired to its end: the cell was given to another node
+    /// and its user not removed, so each may be the only copy.
+    pub left_behind: BTreeSet<LeftBehind>,
 }
 
 impl Memory {
@@ -296,15 +334,18 @@ impl Memory {
                 if self.joined.as_ref().is_some_and(|old| old.node != joined.node) {
                     self.session = None;
                 }
+                self.next_pin = None;
                 self.joined = Some(joined);
             }
             Record::Session(mark, welcomed) => self.session = Some((mark, welcomed)),
             Record::Desired(desired) => {
                 let wanted: BTreeSet<CellId> =
                     desired.assignments.iter().map(|assignment| assignment.spec.cell).collect();
+                let removed: BTreeSet<CellId> = desired.removed.iter().copied().collect();
                 let before = self.desired.replace(desired).map(|old| old.assignments).unwrap_or_default();
-                let retired = before.into_iter().filter(|old| !wanted.contains(&old.spec.cell));
-                self.retiring.extend(retired.map(|old| (old.spec.cell, old)));
+                for old in before.into_iter().filter(|old| !wanted.contains(&old.spec.cell)) {
+                    self.retire(old, &removed);
+                }
             }
             Record::Intent(intent) => {
                 let cell = self.cells.entry(intent.cell).or_default();
@@ -355,8 +396,50 @@ impl Memory {
                 self.boot = Some(boot);
             }
             Record::Slot(cell, slot) => self.cells.entry(cell).or_default().slot = Some(slot),
+            Record::KeyUsed(key) => self.key = Some(key),
+            Record::PinNext(key) => self.next_pin = Some(key),
+            Record::Pin(key) => {
+                self.next_pin = None;
+                if let Some(joined) = &mut self.joined {
+                    joined.coordinator = key;
+                }
+            }
+            Record::Lease(mark) => self.lease = Some(mark),
+            Record::Purged(cell, generation) => {
+                self.left_behind.retain(|left| (left.cell, left.generation) != (cell, generation));
+            }
             Record::Snapshot(memory) => *self = *memory,
         }
+    }
+
+    /// The cell is not wanted here any more. Only the coordinator's own word that its user was removed lets go of its
+    /// data.
+    fn retire(&mut self, old: Assignment, removed: &BTreeSet<CellId>) {
+        let cell = old.spec.cell;
+        if self.retiring.contains_key(&cell) {
+            // It came back and went again while the first retirement is under way: nothing was made of it since.
+            return;
+        }
+        if !removed.contains(&cell) {
+            let slug = old.spec.slug.clone();
+            self.left_behind.insert(LeftBehind { slug, cell, generation: old.generation });
+        }
+        self.retiring.insert(cell, old);
+    }
+
+    /// The generation under which the disk of a cell that is being retired has to be kept aside; `None` where it is of
+    /// a removed user.
+    pub fn keeps_disk_of(&self, cell: CellId) -> Option<Generation> {
+        let generation = self.retiring.get(&cell)?.generation;
+        let is_kept = self.left_behind.iter().any(|left| (left.cell, left.generation) == (cell, generation));
+        is_kept.then_some(generation)
+    }
+
+    /// Is this disk kept aside, and all that was to be done for that done?
+    pub fn is_left_behind(&self, cell: CellId, generation: Generation) -> bool {
+        let is_under_way = self.retiring.get(&cell).is_some_and(|old| old.generation == generation);
+        let mut kept = self.left_behind.iter();
+        !is_under_way && kept.any(|left| (left.cell, left.generation) == (cell, generation))
     }
 
     /// Nothing of the cell is left; its slot is free, unless the cell is wanted here again already.
@@ -408,7 +491,12 @@ mod tests {
                 container: None,
                 removed: false,
             }),
-            Record::Desired(DesiredState { revision: 4, domain: "d".into(), assignments: vec![] }),
+            Record::Desired(DesiredState {
+                revision: 4,
+                domain: "d".into(),
+                assignments: vec![],
+                removed: vec![],
+            }),
         ];
         for record in records {
             let (kind, version, payload) = record.encode().unwrap();
@@ -458,11 +546,12 @@ mod tests {
                 rest: RestPolicy::default(),
                 bearers: vec![],
                 sessions_valid_from: UnixMs(0),
+                quarantined: false,
             },
         };
         let desired = |seeds: &[u8]| {
             let assignments = seeds.iter().map(|seed| spec(*seed)).collect();
-            Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments })
+            Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] })
         };
         let gone = |seed, op| {
             Record::Report(Report {
@@ -522,6 +611,64 @@ mod tests {
     }
 
     #[test]
+    fn the_disk_of_a_cell_that_went_elsewhere_is_kept_and_that_of_a_removed_user_is_not() {
+        let of = |seed, number| Assignment {
+            generation: Generation { epoch: 1, number },
+            spec: CellSpec {
+                cell: cell(seed),
+                user: UserId::from_random([seed; 16]),
+                slug: format!("user-{seed}").parse().unwrap(),
+                workload: Workload::Openclaw,
+                image: "a:b".parse().unwrap(),
+                size: CellSize::default(),
+                rest: RestPolicy::default(),
+                bearers: vec![],
+                sessions_valid_from: UnixMs(0),
+                quarantined: false,
+            },
+        };
+        let desired = |assignments, removed| {
+            Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed })
+        };
+        let gone = |seed| {
+            Record::Report(Report {
+                cell: cell(seed),
+                op: 9,
+                ok: true,
+                up: Some(false),
+                container: None,
+                removed: true,
+            })
+        };
+        let mut memory = Memory::default();
+        memory.apply(desired(vec![of(1, 1), of(2, 1)], vec![]));
+        memory.apply(desired(vec![], vec![cell(2)]));
+        let first = Generation { epoch: 1, number: 1 };
+        assert_eq!((memory.keeps_disk_of(cell(1)), memory.keeps_disk_of(cell(2))), (Some(first), None));
+        assert!(!memory.is_left_behind(cell(1), first), "it is still being taken aside");
+        // It comes back and goes again before that is done: its disk is the one of the first time.
+        memory.apply(desired(vec![of(1, 3)], vec![]));
+        assert_eq!(memory.keeps_disk_of(cell(1)), Some(first));
+        memory.apply(desired(vec![], vec![cell(1)]));
+        assert_eq!(memory.keeps_disk_of(cell(1)), Some(first));
+        memory.apply(gone(1));
+        memory.apply(gone(2));
+        assert!(memory.is_left_behind(cell(1), first));
+        // Back under a newer generation, and away again: two disks, told apart.
+        memory.apply(desired(vec![of(1, 5)], vec![]));
+        assert!(
+            memory.is_left_behind(cell(1), first),
+            "it begins with an empty folder, the old one stays aside"
+        );
+        memory.apply(desired(vec![], vec![]));
+        memory.apply(gone(1));
+        assert_eq!(memory.left_behind.len(), 2);
+        memory.apply(Record::Purged(cell(1), first));
+        assert!(!memory.is_left_behind(cell(1), first));
+        assert!(memory.is_left_behind(cell(1), Generation { epoch: 1, number: 5 }));
+    }
+
+    #[test]
     fn nothing_is_up_after_a_reboot() {
         let mut memory = Memory::default();
         memory.apply(Record::Booted(BootId::from_random([1; 16])));
@@ -537,6 +684,32 @@ mod tests {
         assert!(memory.cells[&cell(1)].up_this_boot);
         memory.apply(Record::Booted(BootId::from_random([2; 16])));
         assert!(!memory.cells[&cell(1)].up_this_boot);
+    }
+
+    #[test]
+    fn keys_and_pins_change_by_the_journals_word_only() {
+        let key = |seed| PublicKey::from_bytes([seed; 32]);
+        let joined = |coordinator| {
+            Record::Joined(Joined {
+                node: NodeId::from_random([1; 16]),
+                name: "n1".parse().unwrap(),
+                coordinator: key(coordinator),
+                address: "a:1".into(),
+            })
+        };
+        let pins =
+            |memory: &Memory| (memory.joined.as_ref().map(|joined| joined.coordinator), memory.next_pin);
+        let mut memory = Memory::default();
+        for record in [joined(1), Record::KeyUsed(key(7)), Record::PinNext(key(2))] {
+            let (kind, version, payload) = record.encode().unwrap();
+            memory.apply(Record::decode(kind, version, &payload).unwrap());
+        }
+        assert_eq!((memory.key, pins(&memory)), (Some(key(7)), (Some(key(1)), Some(key(2)))));
+        let mut switched = memory.clone();
+        switched.apply(Record::Pin(key(2)));
+        assert_eq!(pins(&switched), (Some(key(2)), None));
+        memory.apply(joined(3));
+        assert_eq!(pins(&memory), (Some(key(3)), None), "a token's pin is the only one");
     }
 
     #[test]

@@ -58,19 +58,14 @@ impl SlotPool {
         Ok(Self { uid_base, network: address, prefix })
     }
 
-    /// How many slots there are.
-    pub const fn len(&self) -> u32 {
+    /// How many slots there are: two at least.
+    pub const fn slots(&self) -> u32 {
         1 << (32 - self.prefix as u32 - SUBNET_BITS)
-    }
-
-    /// Never: a pool has two slots at least.
-    pub const fn is_empty(&self) -> bool {
-        false
     }
 
     /// Is there such a slot?
     pub const fn holds(&self, slot: Slot) -> bool {
-        slot.0 < self.len()
+        slot.0 < self.slots()
     }
 
     /// The whole network that subnets come from, `a.b.c.d/p`.

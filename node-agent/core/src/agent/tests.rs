@@ -22,13 +22,14 @@ fn assignment(seed: u8) -> Assignment {
             rest: RestPolicy { idle_after: Millis::secs(60), rest: IdleRest::Stop },
             bearers: vec![],
             sessions_valid_from: UnixMs(0),
+            quarantined: false,
         },
     }
 }
 
 fn desired(seeds: &[u8]) -> Event {
     let assignments = seeds.iter().map(|seed| assignment(*seed)).collect();
-    let desired = DesiredState { revision: 1, domain: "d".into(), assignments };
+    let desired = DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] };
     Event::Desired { desired, remembered: BTreeMap::new() }
 }
 
@@ -79,7 +80,12 @@ fn only_so_many_cells_start_at_a_time_and_the_others_see_their_place() {
 #[test]
 fn a_repeated_command_is_answered_from_memory_and_not_done_again() {
     let mut memory = Memory {
-        desired: Some(DesiredState { revision: 1, domain: "d".into(), assignments: vec![assignment(1)] }),
+        desired: Some(DesiredState {
+            revision: 1,
+            domain: "d".into(),
+            assignments: vec![assignment(1)],
+            removed: vec![],
+        }),
         ..Memory::default()
     };
     let known = Remembered { was_started: true, frozen: true, ..Remembered::default() };
@@ -139,7 +145,8 @@ fn a_cell_that_is_not_desired_any_more_is_removed_and_its_route_taken_away() {
 
 #[test]
 fn what_the_journal_remembers_is_there_before_the_coordinator_is() {
-    let desired = DesiredState { revision: 3, domain: "d".into(), assignments: vec![assignment(1)] };
+    let desired =
+        DesiredState { revision: 3, domain: "d".into(), assignments: vec![assignment(1)], removed: vec![] };
     let memory = Memory { desired: Some(desired), ..Memory::default() };
     let mut agent = Agent::new(now(), &memory, 2);
     assert_eq!(agent.next_deadline(), Some(BootMs(1_000)));
@@ -162,3 +169,5 @@ fn a_removal_goes_on_after_a_crash_and_a_cell_that_comes_back_meanwhile_begins_a
     let looked = step(&mut agent, Event::Tick);
     assert!(matches!(operations(&looked)[..], [(_, _, Verb::Look)]), "it is there again");
 }
+
+mod lease;

@@ -1,6 +1,6 @@
 //! The ways down: fence, suspend, then pause or stop. A wake turns it round at every step.
 
-use berth_shared::cell::{BusyReason, RefusalRecord, WakeCause};
+use berth_shared::cell::{BusyReason, IdleRest, RefusalRecord, WakeCause};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis};
 
@@ -8,6 +8,17 @@ use super::{
     Cell, Effect, Event, LEASE_MARGIN, LOOK_RETRY_MAX, Note, Now, Operation, Outcome, Phase, Rest, RestStep,
     Seen, SuspendAnswer, Verb, WAITERS_MAX, Waiter,
 };
+
+/// When a rest that did not come about is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Something refused it: ever more rarely.
+    Rarely,
+    /// The workload said when; and ever more rarely.
+    Asked(Millis),
+    /// Nothing refused it, the cell was in use a moment ago: as soon as it has been idle for long enough.
+    WhenIdle,
+}
 
 impl Cell {
     pub(super) fn sleep(&mut self, now: Now, rest: Rest, waiter: Waiter, out: &mut Vec<Effect>) {
@@ -18,6 +29,14 @@ impl Cell {
                 out.push(answer(Ok(())));
             }
             (Phase::Failed, _) => out.push(answer(Ok(()))),
+            // It does not run, and an operator does not want it to be tried for ever.
+            (Phase::Cooling { until, again: true }, _)
+                if self.is_often_tried() && self.spec.rest.rest != IdleRest::AlwaysOn =>
+            {
+                self.wanted = None;
+                self.phase = Phase::Cooling { until, again: false };
+                out.push(answer(Ok(())));
+            }
             (Phase::Unknown { .. }, _) => {
                 out.push(refuse(Code::CellUnknown, "what the cell is doing is not known yet"));
             }
@@ -83,19 +102,23 @@ impl Cell {
                 let quiet = self.ordered || now.boot.since(self.last_active) >= self.spec.rest.idle_after;
                 if activity.open_requests > 0 {
                     let reason = BusyReason::OpenRequests { count: activity.open_requests };
-                    self.stay_awake(now, reason, None, random, out);
+                    self.stay_awake(now, reason, Again::Rarely, random, out);
                 } else if self.turned() || !quiet {
-                    self.stay_awake(now, BusyReason::Active, None, random, out);
+                    self.stay_awake(now, BusyReason::Active, Again::WhenIdle, random, out);
                 } else {
                     self.phase = Phase::Resting { rest, step: RestStep::Suspending };
                     self.begin(now, Verb::Suspend, out);
                 }
             }
-            (RestStep::Fencing, _) => self.stay_awake(now, BusyReason::FrontDoorSilent, None, random, out),
+            (RestStep::Fencing, _) => {
+                self.stay_awake(now, BusyReason::FrontDoorSilent, Again::Rarely, random, out);
+            }
             (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Ready { lease })) => {
                 let lease_until = operation.begun.after(Millis(lease.0.saturating_sub(LEASE_MARGIN.0)));
                 if self.turned() || now.boot >= lease_until {
-                    self.refused(now, BusyReason::Active, None, random, out);
+                    // A lease that is over before it can be used will be so at the next try, too.
+                    let again = if self.turned() { Again::WhenIdle } else { Again::Rarely };
+                    self.refused(now, BusyReason::Active, again, random, out);
                     return self.revive(now, rest, out);
                 }
                 match rest {
@@ -111,23 +134,24 @@ impl Cell {
                 }
             }
             (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Busy { blockers, retry_after })) => {
-                self.stay_awake(now, BusyReason::Workload { blockers }, retry_after, random, out);
+                let again = retry_after.map_or(Again::Rarely, Again::Asked);
+                self.stay_awake(now, BusyReason::Workload { blockers }, again, random, out);
             }
             // It may have been suspended all the same: resume before anything else.
             (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Unclear { detail })) => {
-                self.refused(now, BusyReason::HandshakeUnclear { detail }, None, random, out);
+                self.refused(now, BusyReason::HandshakeUnclear { detail }, Again::Rarely, random, out);
                 self.revive(now, rest, out);
             }
             (RestStep::Suspending, Outcome::Failed(problem)) => {
                 let detail = problem.detail;
-                self.refused(now, BusyReason::HandshakeUnclear { detail }, None, random, out);
+                self.refused(now, BusyReason::HandshakeUnclear { detail }, Again::Rarely, random, out);
                 self.revive(now, rest, out);
             }
             (RestStep::Pausing { lease_until }, Outcome::Paused) => {
                 if now.boot >= lease_until {
                     // Paused too late: the lease ended first, so work may have begun in between.
                     let detail = "the pause was not confirmed before the lease ended".to_owned();
-                    self.refused(now, BusyReason::RestFailed { detail }, None, random, out);
+                    self.refused(now, BusyReason::RestFailed { detail }, Again::Rarely, random, out);
                     self.consent_until = None;
                     self.paused(now, out);
                 } else {
@@ -144,8 +168,8 @@ impl Cell {
             (RestStep::Reviving, Outcome::Resumed) => self.up_again(now, out),
             (RestStep::Pausing { .. } | RestStep::Stopping, Outcome::Failed(problem)) => {
                 let detail = problem.detail;
-                self.refused(now, BusyReason::RestFailed { detail }, None, random, out);
-                if self.retired {
+                self.refused(now, BusyReason::RestFailed { detail }, Again::Rarely, random, out);
+                if self.must_stay_down() {
                     // It would be stopped again at once, and fail again at once.
                     self.phase = Phase::Unknown { look_at: now.boot.after(LOOK_RETRY_MAX) };
                 } else {
@@ -170,15 +194,8 @@ impl Cell {
     }
 
     /// Nothing was suspended: open the door again and go on.
-    fn stay_awake(
-        &mut self,
-        now: Now,
-        reason: BusyReason,
-        retry_after: Option<Millis>,
-        random: u64,
-        out: &mut Vec<Effect>,
-    ) {
-        self.refused(now, reason, retry_after, random, out);
+    fn stay_awake(&mut self, now: Now, reason: BusyReason, again: Again, random: u64, out: &mut Vec<Effect>) {
+        self.refused(now, reason, again, random, out);
         self.up_again(now, out);
     }
 
@@ -198,23 +215,23 @@ impl Cell {
         self.answer_up(&Ok(()), out);
         // Those who came after the refusal had been told, while the workload was being resumed.
         self.answer_rest(&Err(Problem::new(Code::CellBusy, "the cell has just been kept awake")), out);
-        if self.retired {
+        if self.must_stay_down() {
             self.stop_for_good(now, out);
         } else if self.restart_wanted {
             self.begin_rest(now, Rest::Stopped, true, out);
         }
     }
 
-    fn refused(
-        &mut self,
-        now: Now,
-        reason: BusyReason,
-        retry_after: Option<Millis>,
-        random: u64,
-        out: &mut Vec<Effect>,
-    ) {
-        let wait = self.rest_backoff.next(random).max(retry_after.unwrap_or_default());
-        self.rest_not_before = now.boot.after(wait);
+    fn refused(&mut self, now: Now, reason: BusyReason, again: Again, random: u64, out: &mut Vec<Effect>) {
+        match again {
+            Again::Rarely => self.rest_not_before = now.boot.after(self.rest_backoff.next(random)),
+            Again::Asked(wait) => {
+                self.rest_not_before = now.boot.after(self.rest_backoff.next(random).max(wait));
+            }
+            // Whoever turned it round has just used it, also where the ingress does not say so: an operator.
+            Again::WhenIdle if self.turned() => self.last_active = now.boot,
+            Again::WhenIdle => {}
+        }
         self.last_refusal = Some(RefusalRecord { reason: reason.clone(), at: now.wall });
         let problem = Problem::new(Code::CellBusy, format!("the cell stays awake: {reason}"));
         self.answer_rest(&Err(problem.clone()), out);
@@ -233,7 +250,7 @@ impl Cell {
             self.consent_until = None;
             self.want(now, WakeCause::TurnedRound);
         }
-        let always_on = self.spec.rest.rest == berth_shared::cell::IdleRest::AlwaysOn;
+        let always_on = self.spec.rest.rest == IdleRest::AlwaysOn;
         if always_on && !self.ordered {
             self.want(now, WakeCause::Recovery);
         }
@@ -246,7 +263,7 @@ impl Cell {
         }
         self.phase = Phase::Frozen;
         let deeper = std::mem::take(&mut self.deeper) && !self.turned();
-        if self.retired || ((self.restart_wanted || deeper) && self.consent_until.is_some()) {
+        if self.must_stay_down() || ((self.restart_wanted || deeper) && self.consent_until.is_some()) {
             return self.kill_frozen(now, out);
         }
         self.rest_backoff.reset();
@@ -281,7 +298,7 @@ impl Cell {
         if std::mem::take(&mut self.restart_wanted) {
             self.want(now, WakeCause::Operator);
         }
-        if self.wanted.is_none() && self.spec.rest.rest == berth_shared::cell::IdleRest::AlwaysOn {
+        if self.wanted.is_none() && self.spec.rest.rest == IdleRest::AlwaysOn {
             self.want(now, WakeCause::Recovery);
         }
         if self.wanted.is_some() {
@@ -289,8 +306,10 @@ impl Cell {
         }
     }
 
-    /// The user does not live here any more: no handshake, but the workload may still finish what it does.
+    /// The user does not live here any more, or the node may not work alone any longer: no handshake, but the workload may
+    /// still finish what it does.
     pub(super) fn stop_for_good(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.shut_the_door(out);
         self.phase = Phase::Resting { rest: Rest::Stopped, step: RestStep::Stopping };
         self.begin(now, Verb::Stop, out);
     }
@@ -300,6 +319,9 @@ impl Cell {
             return;
         }
         self.wanted = None;
+        // Whoever is held for it learns that its route is gone, and never that its wake was refused.
+        self.door_waits = false;
+        out.push(Effect::Withdraw);
         self.refuse_all(&Problem::new(Code::UnknownUser, "the user is removed"), Millis(0), out);
         match self.phase {
             Phase::Running => self.stop_for_good(now, out),

@@ -32,6 +32,9 @@ impl Cell {
             Seen::Running { address, fits } => {
                 self.container_fits = Some(fits);
                 self.address = Some(address);
+                if self.bar().is_some() {
+                    return self.stop_for_good(now, out);
+                }
                 if self.wanted.is_none() {
                     self.want(now, WakeCause::Adopted);
                 }

@@ -46,7 +46,7 @@ impl Cell {
         match (step, outcome) {
             (StartStep::Creating, Outcome::Created { .. }) => {
                 self.container_fits = Some(true);
-                if self.retired {
+                if self.must_stay_down() {
                     return self.stopped(now, out);
                 }
                 self.phase = Phase::Starting(StartStep::Starting);
@@ -55,6 +55,9 @@ impl Cell {
             (StartStep::Starting, Outcome::Started { address }) => {
                 self.starts += 1;
                 self.address = Some(address);
+                if self.bar().is_some() {
+                    return self.stop_for_good(now, out);
+                }
                 self.phase = Phase::Starting(StartStep::GettingReady);
                 out.push(Effect::Progress(WakeStage::GettingReady));
                 self.begin(now, Verb::AwaitReady, out);
@@ -108,7 +111,7 @@ impl Cell {
         // A cell that was wanted asleep while it came up is not: the last word was a wake.
         self.answer_rest(&Err(Problem::new(Code::CellBusy, "the cell was woken meanwhile")), out);
         self.answer_up(&Ok(()), out);
-        if self.retired {
+        if self.must_stay_down() {
             return self.stop_for_good(now, out);
         }
         if self.restart_wanted {
@@ -190,7 +193,7 @@ impl Cell {
         self.answer_rest(&Err(Problem::new(Code::CellExited, text.clone())), out);
         self.crashes.retain(|at| now.boot.since(*at) < CRASH_WINDOW);
         self.crashes.push(now.boot);
-        if self.retired {
+        if self.must_stay_down() {
             return self.stopped(now, out);
         }
         if code == EXIT_CONFIG {
@@ -206,7 +209,7 @@ impl Cell {
     }
 
     pub(super) fn repaired(&mut self, now: Now, outcome: Outcome, out: &mut Vec<Effect>) {
-        if self.retired {
+        if self.must_stay_down() {
             return self.stopped(now, out);
         }
         match outcome {
@@ -223,7 +226,7 @@ impl Cell {
     /// A start failed, or a running container ended: try again soon, later, or not by itself.
     pub(super) fn start_failed(&mut self, now: Now, problem: Problem, random: u64, out: &mut Vec<Effect>) {
         self.address = None;
-        if self.retired {
+        if self.must_stay_down() {
             return self.stopped(now, out);
         }
         if self.crashes.len() >= CRASHES_MAX {
@@ -232,14 +235,19 @@ impl Cell {
         }
         self.start_tries += 1;
         self.problem = Some(problem.clone());
+        // A new user expects it to come up, whether or not somebody asks: nobody would for one that never ran.
+        let is_new = self.wanted == Some(WakeCause::Created);
         let wait = if self.start_tries <= START_TRIES_MAX {
             Millis(super::RESTART_FIRST.0 << (self.start_tries - 1))
+        } else if is_new {
+            self.first_start_backoff.next(random)
         } else {
             self.restart_backoff.next(random)
         };
         let until = now.boot.after(wait);
         let was_running = self.was_up && self.wanted.is_none();
         let goes_on = was_running
+            || is_new
             || self.wanted == Some(WakeCause::Recovery)
             || self.spec.rest.rest == IdleRest::AlwaysOn;
         let awaited = self.wanted.is_some() || self.door_waits || !self.up_waiters.is_empty();
@@ -247,7 +255,7 @@ impl Cell {
             self.refuse_all(&problem, wait, out);
         }
         if goes_on {
-            self.want(now, WakeCause::Recovery);
+            self.want(now, if is_new { WakeCause::Created } else { WakeCause::Recovery });
         }
         if self.start_tries >= START_TRIES_MAX && !goes_on {
             self.start_tries = 0;
@@ -277,6 +285,9 @@ impl Cell {
     }
 
     pub(super) fn restart(&mut self, now: Now, waiter: Waiter, out: &mut Vec<Effect>) {
+        if let Some(bar) = self.bar() {
+            return out.push(Effect::Answer { waiter, result: Err(bar.problem()) });
+        }
         if self.retired || self.restart_waiters.len() >= super::WAITERS_MAX {
             let problem = Problem::new(Code::WakeQueueFull, "too many callers wait for this cell");
             return out.push(Effect::Answer { waiter, result: Err(problem) });
@@ -286,6 +297,7 @@ impl Cell {
         self.repaired = false;
         self.repair_due = false;
         self.restart_backoff.reset();
+        self.first_start_backoff.reset();
         self.restart_waiters.push(waiter);
         match self.phase {
             Phase::Stopped | Phase::Cooling { .. } | Phase::Failed => {

@@ -219,6 +219,11 @@ pub enum Event {
     Assigned(Assignment),
     /// The user does not live here any more.
     Retired,
+    /// The node's lease is over, or held again.
+    Lease {
+        /// May the cell start and run?
+        held: bool,
+    },
 }
 
 /// The rests that a running cell can go to.
@@ -246,6 +251,9 @@ pub enum Effect {
     },
     /// Tell the ingress. Ends a fence.
     Route(RouteState),
+    /// Tell the ingress that the user does not live here any more: nobody is let in or held from now on. No other word
+    /// about the route follows, however long the container takes to end.
+    Withdraw,
     /// Tell the ingress how far the wake is.
     Progress(WakeStage),
     /// Tell the ingress that the wake failed.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cell::{OpId, SuspendAnswer};
 use crate::front::owner_identity;
-use crate::workload::Probe;
+use crate::workload::{Probe, json5_value};
 
 /// The gateway's one port, HTTP and WebSocket.
 pub const PORT: u16 = 18789;
@@ -33,6 +33,13 @@ pub const RPC_PATH: &str = "/api/v1/admin/rpc";
 
 /// The workload's own repair of its configuration, run once after exit code 78.
 pub const REPAIR_ARGS: [&str; 4] = ["doctor", "--fix", "--yes", "--non-interactive"];
+
+/// Most characters of a text that a workload has a part in: it goes to the coordinator and onto terminals, and a node
+/// has many cells.
+pub const TOLD_CHARS_MAX: usize = 500;
+
+/// Most characters of one word of a workload.
+const WORD_CHARS_MAX: usize = 30;
 
 /// How long a suspension lasts when nobody resumes it, upstream.
 const LEASE: Millis = Millis::minutes(2);
@@ -94,7 +101,7 @@ pub fn configure(existing: Option<&str>, facts: &ConfigFacts<'_>) -> Result<Conf
         Some(text) if !text.trim().is_empty() => {
             // Upstream reads JSON5; plain JSON is tried first because it is what Berth writes.
             serde_json::from_str::<Value>(text)
-                .or_else(|_| json5::from_str::<Value>(text))
+                .or_else(|_| json5_value::parse(text))
                 .map_err(|error| ConfigError::Syntax(error.to_string()))?
         }
         _ => Value::Object(Map::new()),
@@ -225,6 +232,11 @@ pub fn resume_body(suspension: &str) -> String {
     json!({ "method": "gateway.suspend.resume", "params": { "suspensionId": suspension } }).to_string()
 }
 
+/// Words of a workload, cut, and without what a terminal would obey.
+fn told(text: &str, chars_max: usize) -> String {
+    text.chars().take(chars_max).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 #[derive(Deserialize)]
 struct Reply {
     ok: bool,
@@ -273,7 +285,7 @@ pub fn judge_prepare(status: u16, body: &[u8], wall: UnixMs) -> (SuspendAnswer, 
     if !reply.ok {
         let code = reply.error.get("code").and_then(Value::as_str).unwrap_or("no code");
         let message = reply.error.get("message").and_then(Value::as_str).unwrap_or("no message");
-        return unclear(format!("{code}: {message}"));
+        return unclear(told(&format!("{code}: {message}"), TOLD_CHARS_MAX));
     }
     match reply.payload.get("status").and_then(Value::as_str) {
         Some("ready") => judge_ready(reply.payload, wall).unwrap_or_else(|detail| unclear(detail.to_owned())),
@@ -282,7 +294,7 @@ pub fn judge_prepare(status: u16, body: &[u8], wall: UnixMs) -> (SuspendAnswer, 
             Err(_) => unclear("a *busy* of another shape".to_owned()),
         },
         // Draining was not asked for; any other word is new.
-        Some(other) => unclear(format!("the status is `{}`", other.chars().take(40).collect::<String>())),
+        Some(other) => unclear(format!("the status is `{}`", told(other, WORD_CHARS_MAX))),
         None => unclear("the answer has no status".to_owned()),
     }
 }
@@ -311,7 +323,7 @@ fn busy_answer(busy: &BusyPayload) -> SuspendAnswer {
         .iter()
         .take(8)
         .map(|blocker| {
-            let kind: String = blocker.kind.chars().take(40).collect();
+            let kind = told(&blocker.kind, WORD_CHARS_MAX);
             if blocker.count > 1 { format!("{kind} x{}", blocker.count) } else { kind }
         })
         .collect();

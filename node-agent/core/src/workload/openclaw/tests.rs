@@ -15,6 +15,7 @@ fn spec() -> CellSpec {
         rest: RestPolicy::default(),
         bearers: vec![],
         sessions_valid_from: UnixMs(0),
+        quarantined: false,
     }
 }
 
@@ -119,5 +120,32 @@ proptest! {
     fn no_file_panics_the_configuration(text in ".{0,200}") {
         let spec = spec();
         let _ = configure(Some(&text), &facts(&spec));
+    }
+}
+
+#[test]
+fn words_of_a_workload_are_cut_and_cannot_speak_to_a_terminal() {
+    let long = format!("\u{1b}[2J{}", "x".repeat(60_000));
+    let refused = json!({ "ok": false, "error": { "code": long, "message": long } });
+    let blockers = vec![json!({ "kind": long, "count": u64::MAX }); 20];
+    let busy = json!({ "ok": true, "payload": { "status": "busy", "blockers": blockers } });
+    let other = json!({ "ok": true, "payload": { "status": long } });
+    for body in [refused, busy, other] {
+        let said = match judge_prepare(200, body.to_string().as_bytes(), UnixMs(0)).0 {
+            SuspendAnswer::Unclear { detail } => detail,
+            SuspendAnswer::Busy { blockers, .. } => blockers,
+            SuspendAnswer::Ready { .. } => panic!("{body} is no consent"),
+        };
+        assert!(said.chars().count() <= TOLD_CHARS_MAX, "{} characters", said.chars().count());
+        assert!(!said.contains(char::is_control));
+    }
+}
+
+#[test]
+fn a_configuration_of_a_million_brackets_is_refused() {
+    let spec = spec();
+    for part in ["[", "{a:", "{\"a\":"] {
+        let error = configure(Some(&part.repeat(250_000)), &facts(&spec)).unwrap_err();
+        assert!(matches!(error, ConfigError::Syntax(_)), "{error}");
     }
 }

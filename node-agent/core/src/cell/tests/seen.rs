@@ -1,0 +1,90 @@
+//! What the container engine shows, asked for or not.
+
+use super::*;
+
+#[test]
+fn a_look_that_fails_is_repeated_and_nothing_is_guessed() {
+    let mut scene = Scene::with(IdleRest::Stop, &known());
+    for _ in 0..4 {
+        scene.done(failed(Code::DockerDown));
+        assert_eq!(scene.cell.state(), CellState::Unknown);
+        scene.wake();
+        assert!(scene.refusals().is_empty(), "a wake is kept until it is known what is there");
+        let due = scene.cell.next_deadline().unwrap();
+        scene.later(due.since(scene.now.boot));
+        assert_eq!(scene.verb(), Some(Verb::Look));
+    }
+    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 0 }));
+    assert!(scene.cell.waits_for_permit());
+}
+
+#[test]
+fn a_paused_container_found_at_start_stays_frozen_until_it_is_woken() {
+    let mut scene = Scene::with(IdleRest::Stop, &Remembered { frozen: true, ..known() });
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.cell.state(), CellState::Frozen);
+    assert_eq!(scene.verb(), None);
+}
+
+#[test]
+fn a_paused_container_whose_pause_was_never_confirmed_is_thawed() {
+    let mut scene = Scene::with(IdleRest::Freeze, &known());
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Unpause));
+    scene.done(failed(Code::DockerFailed));
+    scene.later(LOOK_RETRY_FIRST);
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Unpause), "and again, until it runs");
+}
+
+#[test]
+fn a_pause_that_comes_after_it_was_given_up_is_undone() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.event(Event::Noticed(Seen::Paused { address: address(), fits: true }));
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Unpause));
+}
+
+#[test]
+fn a_container_that_ends_during_the_handshake_is_not_taken_for_running() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.idle_until_fenced();
+    scene.event(Event::Noticed(Seen::Exited { fits: true, code: 1 }));
+    scene.done(failed(Code::DockerFailed));
+    scene.done(Outcome::Resumed);
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    assert!(!scene.routes().contains(&RouteState::Up(address())));
+    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 1 }));
+    assert!(matches!(scene.cell.phase, Phase::Cooling { again: true, .. }));
+}
+
+#[test]
+fn a_cell_that_died_while_nobody_looked_is_started_again() {
+    let mut scene = Scene::with(IdleRest::Stop, &Remembered { up_this_boot: true, ..known() });
+    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 137 }));
+    assert!(matches!(scene.cell.phase, Phase::Cooling { again: true, .. }));
+    let mut rebooted = Scene::with(IdleRest::Stop, &known());
+    rebooted.done(Outcome::Looked(Seen::Exited { fits: true, code: 137 }));
+    assert_eq!(rebooted.cell.state(), CellState::Stopped, "after a reboot it waits to be woken");
+}
+
+#[test]
+fn a_foreign_container_is_left_alone() {
+    let mut scene = Scene::with(IdleRest::Stop, &known());
+    scene.done(Outcome::Looked(Seen::Foreign { detail: "berth-anna".into() }));
+    assert_eq!(scene.cell.state(), CellState::Failed);
+    scene.wake();
+    assert_eq!(scene.refusals(), [Code::NotOurs]);
+    assert_eq!(scene.verb(), None);
+}
+
+#[test]
+fn a_container_that_was_thawed_behind_our_back_is_looked_at() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.idle_until_fenced().consent();
+    scene.done(Outcome::Paused);
+    scene.event(Event::Noticed(Seen::Running { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    scene.done(Outcome::Looked(Seen::Running { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Resume));
+}
