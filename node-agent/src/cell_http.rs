@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -97,6 +98,17 @@ impl CellHttp {
         let connecting = timeout(CONNECT_MAX, TcpStream::connect(self.address)).await;
         let stream = connecting.map_err(|_| CellHttpError::Late)?.map_err(CellHttpError::Connect)?;
         stream.set_nodelay(true).map_err(CellHttpError::Connect)?;
+        self.ask_over(stream, method, path, body).await
+    }
+
+    /// One request and its answer over a connection that is there.
+    pub(crate) async fn ask_over(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer, CellHttpError> {
         let (mut sender, connection) =
             http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.map_err(CellHttpError::Http)?;
         let request = Request::builder()

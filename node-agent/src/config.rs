@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_daemon::config::{ConfigError, Loaded, Problem, Scheme, Sources};
+use berth_daemon::credentials;
 use berth_daemon::listen::LoopbackAddr;
 use berth_node_agent_core::slot::SlotPool;
 use berth_node_agent_core::workload::openclaw::ProviderFacts;
@@ -58,14 +59,19 @@ pub struct Config {
     pub egress_allow: Vec<String>,
     /// New and open connections that a cell may have, 16 to 65536. Default 1024.
     pub connections_per_cell: u32,
+    /// The cgroup that the container engine makes cells' cgroups in: with its systemd driver a slice, such as
+    /// `berth-cells.slice`; with its cgroupfs driver an absolute path. Default none: the engine's own default.
+    pub cgroup_parent: Option<String>,
+    /// What a cell may send to the internet, and again what it may receive, in Mbit/s, 1 to 10000. Default 200.
+    pub mbit_per_cell: u32,
     /// How many cells may start at the same time, 1 to 64. Default 2.
     pub starts_max: usize,
     /// `http` or `https`: what browsers see in front of host names. Default `http`.
     pub public_scheme: Scheme,
     /// The port that browsers see, where it is not the scheme's own. Default none.
     pub public_port: Option<u16>,
-    /// Secrets for every cell's environment: name → file that holds the value, readable by the agent only.
-    /// Default none.
+    /// Secrets for every cell's environment: name → file that holds the value, readable by the agent only;
+    /// `$CREDENTIALS_DIRECTORY/NAME` is one that the service manager loaded. Default none.
     pub cell_env_files: BTreeMap<String, PathBuf>,
     /// A model provider for every cell; its key is `PLATFORM_LLM_KEY` of `cell_env_files`. Default none.
     pub provider: Option<Provider>,
@@ -88,6 +94,8 @@ impl Default for Config {
             cell_dns: vec![IpAddr::from([1, 1, 1, 1]), IpAddr::from([9, 9, 9, 9])],
             egress_allow: vec![],
             connections_per_cell: 1024,
+            mbit_per_cell: 200,
+            cgroup_parent: None,
             starts_max: 2,
             public_scheme: Scheme::Http,
             public_port: None,
@@ -135,8 +143,11 @@ impl Config {
 /// # Errors
 /// [`ConfigError`] with everything that is wrong.
 pub fn load(sources: &Sources<'_>) -> Result<Config, ConfigError> {
-    let loaded = berth_daemon::config::load_with_origins::<Config>(sources)?;
+    let mut loaded = berth_daemon::config::load_with_origins::<Config>(sources)?;
     let problems = problems(&loaded);
+    for path in loaded.value.cell_env_files.values_mut() {
+        *path = credentials::resolve(path, sources.env);
+    }
     loaded.check(problems)
 }
 
@@ -178,6 +189,14 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     if !(16..=65_536).contains(&config.connections_per_cell) {
         say("connections_per_cell", "has to be 16 to 65536".into());
     }
+    if let Some(parent) = &config.cgroup_parent
+        && let Err(text) = check_cgroup_parent(parent)
+    {
+        say("cgroup_parent", text);
+    }
+    if !(1..=10_000).contains(&config.mbit_per_cell) {
+        say("mbit_per_cell", "has to be 1 to 10000".into());
+    }
     if !(1..=64).contains(&config.starts_max) {
         say("starts_max", "has to be 1 to 64".into());
     }
@@ -189,8 +208,9 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
         if name.starts_with("OPENCLAW_") || name.starts_with("NODE_") {
             say("cell_env_files", format!("`{name}` is set by Berth or by nobody"));
         }
-        if !Path::is_absolute(path) {
-            say("cell_env_files", format!("the file of `{name}` has to be an absolute path"));
+        if !Path::is_absolute(path) && !credentials::is_credential(path) {
+            let wanted = "an absolute path, or $CREDENTIALS_DIRECTORY/NAME";
+            say("cell_env_files", format!("the file of `{name}` has to be {wanted}"));
         }
     }
     if let Some(provider) = &config.provider {
@@ -202,6 +222,24 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Longest name of a cgroup, in bytes: a slice is one folder (NAME_MAX).
+const CGROUP_PARENT_BYTES_MAX: usize = 255;
+
+fn check_cgroup_parent(parent: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '@');
+    let part = |part: &str| !part.is_empty() && part != ".." && part != "." && part.chars().all(plain);
+    let good = parent.len() <= CGROUP_PARENT_BYTES_MAX
+        && match parent.strip_prefix('/') {
+            Some(path) => path.split('/').all(part),
+            None => part(parent) && parent.strip_suffix(".slice").is_some_and(|name| !name.is_empty()),
+        };
+    if good {
+        Ok(())
+    } else {
+        Err("has to be a slice, such as `berth-cells.slice`, or an absolute path of plain names".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -235,6 +273,32 @@ mod tests {
         let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
         for key in ["data_dir", "starts_max", "cell_network", "egress_allow", "cell_env_files"] {
             assert!(keys.contains(&key), "{key} is missing in {keys:?}");
+        }
+    }
+
+    #[test]
+    fn a_credential_is_found_where_the_service_manager_put_it() {
+        let env: Env = [("CREDENTIALS_DIRECTORY", "/run/credentials/x")].into_iter().collect();
+        let files = "{KEY='$CREDENTIALS_DIRECTORY/cells_KEY', OTHER='/etc/other'}";
+        let overrides = vec![("cell_env_files".into(), files.into())];
+        let sources = Sources { file: None, env_prefix: ENV_PREFIX, env_ignored: &[], env: &env, overrides };
+        let config = load(&sources).unwrap();
+        assert_eq!(config.cell_env_files["KEY"], Path::new("/run/credentials/x/cells_KEY"));
+        assert_eq!(config.cell_env_files["OTHER"], Path::new("/etc/other"));
+        // Without the service manager the config is good all the same: it can be checked by hand.
+        assert!(with(&[("cell_env_files", files)]).is_ok());
+        assert!(with(&[("cell_env_files", "{KEY='$CREDENTIALS_DIRECTORY/../etc/shadow'}")]).is_err());
+    }
+
+    #[test]
+    fn a_cgroup_parent_is_a_slice_or_a_path() {
+        for good in ["berth-cells.slice", "/berth/cells", "/berth"] {
+            let config = with(&[("cgroup_parent", good)]).unwrap();
+            assert_eq!(config.cgroup_parent.as_deref(), Some(good));
+        }
+        for bad in ["", "berth", ".slice", "a/b.slice", "/", "/a/../b", "/a//b", "a b.slice"] {
+            let error = with(&[("cgroup_parent", bad)]).unwrap_err().to_string();
+            assert!(error.contains("cgroup_parent"), "{bad}: {error}");
         }
     }
 

@@ -14,7 +14,6 @@ use berth_daemon::tasks::Tasks;
 use berth_link::clock::BootClock;
 use berth_link::dial::Target;
 use berth_link::drive::node::{LinkState, LinkStatus, NodeDriver};
-use berth_link::keyfile;
 use berth_node_agent_core::cell::PROBE_EVERY;
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::slot::SlotPool;
@@ -26,15 +25,17 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::Config;
 use crate::door::{DoorEvent, DoorSocket};
-use crate::driver::{Driver, INPUTS_MAX, Input, NUDGE_EVERY, Wiring, wall_now};
+use crate::driver::{Driver, INPUTS_MAX, Input, NUDGE_EVERY, SWEEP_EVERY, Wiring, wall_now};
 use crate::facts::{self, Sensors};
 use crate::hands::Hands;
+use crate::keys::KeyFiles;
 use crate::link::Side;
 use crate::metrics::Metrics;
 use crate::netrules::{NetRules, RulesConfig, Standing};
 use crate::quota::{Backend, Quota};
 use crate::runtime::Runtime;
 use crate::runtime::docker::DockerRuntime;
+use crate::runtime::failing::Failing;
 use crate::store::Store;
 
 /// Largest secret of a cell's environment, in bytes.
@@ -70,7 +71,9 @@ pub struct Running {
 pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> {
     let store = Store::open(&config.journal_dir()).map_err(|error| error.exit().because(error))?;
     let joined = store.memory().joined.clone().ok_or_else(|| Exit::Config.because(NotJoined))?;
-    let key = keyfile::load(&config.key_file()).map_err(|error| Exit::NoPerm.because(error))?;
+    let files = KeyFiles::of(&config);
+    let keys = files.settle(store.memory().key).map_err(|error| Exit::NoPerm.because(error))?;
+    let next_pin = store.memory().next_pin;
     let cell_env = read_cell_env(&config)?;
     let pool =
         SlotPool::new(config.uid_base, &config.cell_network).map_err(|error| Exit::Usage.because(error))?;
@@ -81,10 +84,11 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     }
 
     let agent_uid = rustix::process::getuid().as_raw();
-    let runtime = DockerRuntime::new(&config.docker_socket);
+    let runtime = Failing::new(DockerRuntime::new(&config.docker_socket));
     let rules = NetRules::new(&RulesConfig {
         egress_allow: config.egress_rules(),
         connections_max: config.connections_per_cell,
+        mbit_per_second: config.mbit_per_cell,
         ..RulesConfig::new(pool, [agent_uid, config.ingress_uid].into())
     });
     let quota = Quota::detect(&config.data_dir).await.map_err(|error| Exit::CantCreate.because(error))?;
@@ -130,6 +134,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         metrics: Arc::clone(&metrics),
         wall: wall_now,
     });
+    let (status, watching) = watch::channel(LinkStatus::START);
     let driver = Driver::new(Wiring {
         store,
         hands: Arc::clone(&hands),
@@ -139,13 +144,19 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         outgoing,
         news: Arc::clone(&news),
         ticket_key: joined.coordinator,
+        link: watching.clone(),
     });
-    let (status, watching) = watch::channel(LinkStatus::START);
     let link = NodeDriver {
-        target: Target { address: joined.address, coordinator: joined.coordinator, bind: None },
-        key,
+        target: Target {
+            address: joined.address,
+            coordinator: joined.coordinator,
+            next: next_pin,
+            bind: None,
+        },
+        key: keys.present,
+        next_key: keys.next,
         stored,
-        side: Side::new(inputs.clone(), joined.node, boot, node_facts, sensors),
+        side: Side::new(inputs.clone(), joined.node, boot, node_facts, sensors, files, tasks.clone()),
         clock: BootClock,
         deliver,
         outgoing: to_coordinator,
@@ -153,7 +164,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         status,
     };
 
-    tasks.spawn_essential("driver", driver.run());
+    tasks.spawn_service("driver", |stop| driver.run(stop));
     tasks.spawn_service("link", |stop| link.run(stop));
     tasks.spawn_essential("frames", forward_frames(from_coordinator, inputs.clone()));
     tasks.spawn_essential("link status", watch_link(watching, Arc::clone(&metrics)));
@@ -161,6 +172,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     tasks.spawn_essential("door", socket.run(door_events, tasks.clone()));
     tasks.spawn_essential("door events", forward_door(door_queue, inputs.clone()));
     tasks.spawn_essential("probes", probe_for_ever(inputs.clone()));
+    tasks.spawn_essential("sweeps", sweep_for_ever(inputs.clone()));
     tasks.spawn_essential("engine events", watch_engine(Arc::clone(&hands), inputs, Arc::clone(&metrics)));
     tasks.spawn_essential("packet rules", keep_rules(hands));
     pages::serve(page_listener, Arc::new(registry), readiness, PageLimits::default(), tasks);
@@ -262,6 +274,14 @@ async fn watch_engine<R: Runtime>(
         }
         tracing::warn!("the container engine's events broke off, connecting anew");
         tokio::time::sleep(EVENTS_RETRY).await;
+    }
+}
+
+/// The driver looks by itself when it has first heard the coordinator.
+async fn sweep_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, Infallible> {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY.to_std()).await;
+        tell(&inputs, Input::Sweep).await;
     }
 }
 

@@ -12,18 +12,26 @@ use std::path::Path;
 use berth_daemon::exit::chain;
 use berth_daemon::tasks::Tasks;
 use berth_shared::codec::{self, CodecError};
-use berth_shared::door::{DOOR_FRAME_BYTES_MAX, DOOR_VERSION, FromIngress, ToIngress};
+use berth_shared::door::{DOOR_FRAME_BYTES_MAX, DOOR_VERSION, FromIngress, ROUTES_MAX, ToIngress};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
+use crate::failpoint;
+
 /// Frames that may wait for an ingress that reads slowly.
 pub const OUTGOING_MAX: usize = 4096;
 
 /// Connections that may be open at a time while they say hello.
 const CONNECTIONS_MAX: usize = 8;
+
+/// Largest frame of an ingress that is read. Its longest is a report of [`ROUTES_MAX`] cells, 29 bytes each; memory is
+/// taken for as much as a frame announces.
+pub const INCOMING_BYTES_MAX: usize = 256 * 1024;
+
+const _: () = assert!(INCOMING_BYTES_MAX > 2 * 29 * ROUTES_MAX);
 
 /// How long a connection may take for its hello.
 const HELLO_MAX: std::time::Duration = std::time::Duration::from_secs(5);
@@ -71,7 +79,7 @@ pub enum DoorError {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum ConnectionError {
+pub(crate) enum ConnectionError {
     #[error("the ingress's frames could not be read")]
     Read(#[source] io::Error),
     #[error("the ingress could not be written to")]
@@ -107,6 +115,7 @@ impl DoorSocket {
             _ => {}
         }
         let listener = UnixListener::bind(path).map_err(DoorError::Bind)?;
+        failpoint::DOOR_BOUND.check().map_err(DoorError::Bind)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(DoorError::Bind)?;
         if ingress_uid != agent_uid {
             std::os::unix::fs::chown(path, Some(ingress_uid), None).map_err(DoorError::Bind)?;
@@ -143,8 +152,8 @@ impl DoorSocket {
     }
 }
 
-fn framing() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().max_frame_length(DOOR_FRAME_BYTES_MAX).new_codec()
+pub(crate) fn framing(bytes_max: usize) -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(bytes_max).new_codec()
 }
 
 async fn serve(
@@ -153,8 +162,8 @@ async fn serve(
     events: &mpsc::Sender<DoorEvent>,
 ) -> Result<(), ConnectionError> {
     let (reader, writer) = stream.into_split();
-    let mut incoming = FramedRead::new(reader, framing());
-    let mut outgoing = FramedWrite::new(writer, framing());
+    let mut incoming = FramedRead::new(reader, framing(INCOMING_BYTES_MAX));
+    let mut outgoing = FramedWrite::new(writer, framing(DOOR_FRAME_BYTES_MAX));
     let hello = tokio::time::timeout(HELLO_MAX, incoming.next()).await.map_err(|_| ConnectionError::Late)?;
     match hello.transpose().map_err(ConnectionError::Read)?.map(|bytes| decode(&bytes)).transpose()? {
         Some(FromIngress::Hello { version: DOOR_VERSION }) => {}
@@ -176,7 +185,9 @@ async fn serve(
     let write = async {
         while let Some(frame) = frames.recv().await {
             let bytes = codec::encode(&frame).map_err(ConnectionError::Encode)?;
+            failpoint::ROUTE_TAKEN.reach();
             outgoing.send(Bytes::from(bytes)).await.map_err(ConnectionError::Write)?;
+            failpoint::ROUTE_PUSHED.reach();
         }
         Ok(())
     };
@@ -186,6 +197,22 @@ async fn serve(
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<FromIngress, ConnectionError> {
-    codec::decode(bytes, DOOR_FRAME_BYTES_MAX).map_err(ConnectionError::Decode)
+pub(crate) fn decode(bytes: &[u8]) -> Result<FromIngress, ConnectionError> {
+    codec::decode(bytes, INCOMING_BYTES_MAX).map_err(ConnectionError::Decode)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use tokio_util::codec::Decoder;
+
+    use super::*;
+
+    #[test]
+    fn a_length_that_no_ingress_needs_is_refused_before_memory_is_taken_for_it() {
+        let announced = u32::try_from(INCOMING_BYTES_MAX + 1).unwrap();
+        let mut bytes = BytesMut::from(&announced.to_be_bytes()[..]);
+        assert!(framing(INCOMING_BYTES_MAX).decode(&mut bytes).is_err());
+        assert!(bytes.capacity() < 4096, "{} bytes", bytes.capacity());
+    }
 }

@@ -6,32 +6,39 @@
 //! with `journal_full`, and the cells look again later.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
 use berth_daemon::exit::chain;
 use berth_daemon::tasks::Tasks;
 use berth_link::clock::{BootClock, Clock};
+use berth_link::drive::node::LinkStatus;
 use berth_node_agent_core::agent::{self, Agent};
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
-use berth_node_agent_core::memory::{Intent, Record};
+use berth_node_agent_core::memory::Record;
+use berth_node_agent_core::slot::Slot;
 use berth_shared::cell::{CellState, CellStatus};
-use berth_shared::door::{FromIngress, Route, RouteState, ToIngress};
-use berth_shared::ids::CellId;
+use berth_shared::door::{FromIngress, Route, ToIngress};
+use berth_shared::ids::{CellId, Generation};
 use berth_shared::link::SessionMark;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::PublicKey;
 use berth_shared::time::{BootMs, Millis, UnixMs};
-use berth_shared::wire::{CommandOutcome, CoordinatorFrame, DesiredState, NodeFrame};
-use tokio::sync::{Notify, mpsc, oneshot};
+use berth_shared::wire::{CoordinatorFrame, DesiredState, NodeFrame};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+mod carry;
+mod desired;
+mod lease;
+mod sweep;
 
 use crate::door::{DoorEvent, DoorId};
 use crate::failpoint::{self, Place};
-use crate::hands::{Hands, Job};
+use crate::hands::Hands;
 use crate::metrics::Metrics;
-use crate::runtime::Runtime;
+use crate::runtime::{Owned, Runtime};
 use crate::store::{Store, StoreError};
 
 /// Events that may wait for the driver.
@@ -64,8 +71,23 @@ pub enum Input {
     Noticed(CellId, Seen),
     /// It is time to ask the running cells whether they are alive.
     ProbeAll,
+    /// It is time to look for containers of this node that are nobody's.
+    Sweep,
+    /// These containers carry this node's label.
+    Listed(Vec<Owned>),
     /// A liveness probe ended.
     Probed(CellId, bool),
+    /// A purge of what a cell left behind ended.
+    Purged {
+        /// The command that asked for it.
+        seq: u64,
+        /// Which cell.
+        cell: CellId,
+        /// Under which generation it lived here.
+        generation: Generation,
+        /// How it ended.
+        outcome: Result<(), Problem>,
+    },
     /// The ingress.
     Door(DoorEvent),
     /// The coordinator.
@@ -79,6 +101,8 @@ pub enum Input {
 pub enum Ask {
     /// Write a session's mark durably.
     Store(SessionMark, bool, oneshot::Sender<Result<(), StoreError>>),
+    /// Write what became of a key durably.
+    Key(Record, oneshot::Sender<Result<(), StoreError>>),
     /// Every cell.
     Observed(oneshot::Sender<Vec<CellStatus>>),
     /// The cells that changed since the last heartbeat, and the revision of the desired state that is held durably.
@@ -108,6 +132,15 @@ pub struct Driver<R> {
     wake_heard: BTreeMap<CellId, Instant>,
     /// When a cell's readiness was seen whose route is not told yet, for the same.
     ready_seen: BTreeMap<CellId, Instant>,
+    /// How the link fares: contacts renew the lease.
+    link: watch::Receiver<LinkStatus>,
+    /// The newest contact that the lease knows of.
+    heard: Option<BootMs>,
+    online: bool,
+    /// Was the coordinator heard in this life of the agent?
+    desired_heard: bool,
+    /// The removal of containers that are nobody's, while it is under way.
+    sweeping: Option<AbortHandle>,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -116,6 +149,8 @@ struct Turn {
     records: Vec<Record>,
     effects: Vec<agent::Effect>,
     stored: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    /// What is held durably here has changed, or the coordinator does not know it yet.
+    tells_holding: bool,
 }
 
 /// How the driver is connected to everything else.
@@ -136,6 +171,8 @@ pub struct Wiring<R> {
     pub news: Arc<Notify>,
     /// Whose signature makes login links good.
     pub ticket_key: PublicKey,
+    /// How the link to the coordinator fares.
+    pub link: watch::Receiver<LinkStatus>,
 }
 
 impl<R: Runtime> Driver<R> {
@@ -145,6 +182,7 @@ impl<R: Runtime> Driver<R> {
         let agent = Agent::new(now(wiring.hands.wall), memory, wiring.hands.config.starts_max);
         let domain = memory.desired.as_ref().map(|desired| desired.domain.clone()).unwrap_or_default();
         let (loopback, inputs) = wiring.inputs;
+        wiring.hands.rules.quarantine(desired::quarantined(memory.desired.as_ref(), &memory.cells));
         Self {
             agent,
             store: Some(wiring.store),
@@ -164,19 +202,34 @@ impl<R: Runtime> Driver<R> {
             running: BTreeMap::new(),
             wake_heard: BTreeMap::new(),
             ready_seen: BTreeMap::new(),
+            link: wiring.link,
+            heard: None,
+            online: false,
+            desired_heard: false,
+            sweeping: None,
         }
     }
 
-    /// Runs for ever.
+    /// Runs until it is told to stop; then writes how much of the lease is used up.
     ///
     /// # Errors
     /// The journal is broken: nothing can be promised any more, so the process has to end.
-    pub async fn run(mut self) -> Result<Infallible, StoreError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
+        if !self.agent.lease().is_held() {
+            self.lease_held(false);
+        }
         loop {
             let mut turn = Turn::default();
             let deadline = self.agent.next_deadline();
             tokio::select! {
+                () = stop.cancelled() => {
+                    self.follow_link(&mut turn);
+                    self.parted(&mut turn);
+                    return self.finish(turn).await;
+                }
+                () = changed(&mut self.link) => self.follow_link(&mut turn),
                 input = self.inputs.recv() => {
+                    self.follow_link(&mut turn);
                     let mut next = input;
                     let mut taken = 0;
                     while let Some(input) = next.take() {
@@ -187,7 +240,7 @@ impl<R: Runtime> Driver<R> {
                         }
                     }
                 }
-                () = wait_until(deadline) => {}
+                () = wait_until(deadline) => self.follow_link(&mut turn),
             }
             let at = now(self.hands.wall);
             if self.agent.next_deadline().is_some_and(|due| due <= at.boot) {
@@ -207,6 +260,7 @@ impl<R: Runtime> Driver<R> {
                 agent::Effect::Cell(_, cell::Effect::Report(report)) => {
                     turn.records.push(Record::Report(report))
                 }
+                agent::Effect::Lease(mark) => turn.records.push(Record::Lease(mark)),
                 effect => turn.effects.push(effect),
             }
         }
@@ -231,7 +285,13 @@ impl<R: Runtime> Driver<R> {
             Input::Noticed(cell, seen) => {
                 self.step(agent::Event::Cell(cell, cell::Event::Noticed(seen)), turn);
             }
-            Input::ProbeAll => self.probe_all(),
+            Input::ProbeAll => {
+                // Also a look at the wall clock, whoever runs.
+                self.step(agent::Event::Lease(berth_node_agent_core::lease::Event::Tick), turn);
+                self.probe_all();
+            }
+            Input::Sweep => self.sweep(),
+            Input::Listed(owned) => self.listed(owned),
             Input::Probed(cell, alive) => {
                 self.step(agent::Event::Cell(cell, cell::Event::Probed { alive }), turn);
             }
@@ -240,15 +300,30 @@ impl<R: Runtime> Driver<R> {
             Input::Frame(CoordinatorFrame::Command(command)) => {
                 self.step(agent::Event::Command(command), turn);
             }
+            Input::Frame(CoordinatorFrame::Welcome { autonomy, .. }) => self.welcomed(autonomy, turn),
+            Input::Purged { seq, cell, generation, outcome } => {
+                self.purged(seq, cell, generation, outcome, turn);
+            }
             // The link's machine keeps these to itself.
             Input::Frame(
                 CoordinatorFrame::Joined { .. }
-                | CoordinatorFrame::Welcome { .. }
                 | CoordinatorFrame::Rejected { .. }
-                | CoordinatorFrame::Heard,
+                | CoordinatorFrame::Heard
+                | CoordinatorFrame::RotateKey
+                | CoordinatorFrame::KeyJudged { .. }
+                | CoordinatorFrame::NextKey { .. },
             ) => {}
             Input::Ask(Ask::Store(mark, welcomed, answer)) => {
                 turn.records.push(Record::Session(mark, welcomed));
+                turn.stored.push(answer);
+            }
+            Input::Ask(Ask::Key(record, answer)) => {
+                if let Record::Pin(key) = &record {
+                    // Login links are signed with it from now on.
+                    self.ticket_key = *key;
+                    self.send_table();
+                }
+                turn.records.push(record);
                 turn.stored.push(answer);
             }
             Input::Ask(Ask::Observed(answer)) => {
@@ -271,25 +346,34 @@ impl<R: Runtime> Driver<R> {
     /// New desired state: written with a slot for each new cell before anything follows from it.
     fn desired(&mut self, desired: DesiredState, turn: &mut Turn) {
         let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
-        if memory.desired.as_ref() == Some(&desired) {
-            return;
-        }
-        let mut scratch = memory.clone();
-        for assignment in &desired.assignments {
-            let cell = assignment.spec.cell;
-            if scratch.cells.get(&cell).is_none_or(|remembered| remembered.slot.is_none()) {
-                let record = Record::Slot(cell, scratch.free_slot());
-                scratch.apply(record.clone());
-                turn.records.push(record);
+        if let Some(mut planned) = desired::plan(memory, &turn.records, &desired) {
+            turn.records.append(&mut planned.records);
+            let rerouted = self.domain != desired.domain;
+            self.domain.clone_from(&desired.domain);
+            self.cut_off(desired::quarantined(Some(&desired), &planned.remembered));
+            self.step(agent::Event::Desired { desired, remembered: planned.remembered }, turn);
+            if rerouted {
+                self.send_table();
             }
         }
-        turn.records.push(Record::Desired(desired.clone()));
-        let rerouted = self.domain != desired.domain;
-        self.domain.clone_from(&desired.domain);
-        self.step(agent::Event::Desired { desired, remembered: scratch.cells }, turn);
-        if rerouted {
-            self.send_table();
+        self.told(turn);
+        if !std::mem::replace(&mut self.desired_heard, true) {
+            self.sweep();
         }
+    }
+
+    /// Has the packet rules cut off who is quarantined, and nobody else. What cannot be done now, the task that keeps the
+    /// rules does.
+    fn cut_off(&self, slots: BTreeSet<Slot>) {
+        if !self.hands.rules.quarantine(slots) {
+            return;
+        }
+        let hands = Arc::clone(&self.hands);
+        self.tasks.spawn_client("packet rules of quarantine", async move {
+            if let Err(error) = hands.rules.ensure().await {
+                tracing::error!(error = chain(&error), "a cell could not be cut off, trying again");
+            }
+        });
     }
 
     fn door(&mut self, event: DoorEvent, turn: &mut Turn) {
@@ -356,7 +440,8 @@ impl<R: Runtime> Driver<R> {
     }
 
     fn send_table(&mut self) {
-        let routes = self.agent.cells().map(|cell| self.route(cell)).collect();
+        let routed = self.agent.cells().filter(|cell| !cell.is_retired());
+        let routes = routed.map(|cell| self.route(cell)).collect();
         let table =
             ToIngress::Table { domain: self.domain.clone(), ticket_key: Some(self.ticket_key), routes };
         self.tell_door(table);
@@ -364,6 +449,7 @@ impl<R: Runtime> Driver<R> {
 
     fn tell_door(&mut self, frame: ToIngress) {
         let Some((_, sender)) = &self.door else { return };
+        failpoint::ROUTE_MADE.reach();
         if sender.try_send(frame).is_err() {
             // It does not read, or is gone: it comes back and gets the whole table.
             tracing::warn!("the ingress does not keep up and is cut off");
@@ -371,202 +457,12 @@ impl<R: Runtime> Driver<R> {
             self.metrics.door_connected.set(0);
         }
     }
+}
 
-    /// Writes the turn's records, then carries its effects out.
-    async fn finish(&mut self, mut turn: Turn) -> Result<(), StoreError> {
-        let written = self.write(std::mem::take(&mut turn.records)).await;
-        if let Err(error) = &written {
-            tracing::error!(error = chain(error), "the journal was not written");
-            self.metrics.journal_failures.inc();
-        }
-        let room = written.is_ok();
-        let fatal = written.as_ref().is_err_and(StoreError::is_fatal);
-        for answer in turn.stored {
-            // Whoever asked may be gone; then nobody misses the answer.
-            let _ = answer.send(written.as_ref().copied().map_err(StoreError::again));
-        }
-        if fatal {
-            return written;
-        }
-        for effect in turn.effects {
-            self.carry_out(effect, room);
-        }
-        Ok(())
-    }
-
-    async fn write(&mut self, records: Vec<Record>) -> Result<(), StoreError> {
-        if records.is_empty() {
-            return Ok(());
-        }
-        let Some(mut store) = self.store.take() else { return Err(StoreError::Gone) };
-        let lost = self.tasks.blocking("journal", move || {
-            let written = store.append(records);
-            (store, written)
-        });
-        let Ok((store, written)) = lost.await else {
-            // A panic, which ends the process by itself, or the agent's end: this task goes with it.
-            return std::future::pending().await;
-        };
-        self.store = Some(store);
-        written
-    }
-
-    fn carry_out(&mut self, effect: agent::Effect, room: bool) {
-        match effect {
-            agent::Effect::Cell(cell, effect) => self.carry_out_for(cell, effect, room),
-            agent::Effect::CommandDone { seq, outcome } => self.answer(seq, outcome),
-            agent::Effect::ReadLogs { seq, cell, lines } => self.read_logs(seq, cell, lines),
-            agent::Effect::Changed(cell) => {
-                self.changed.insert(cell);
-                self.metrics.cells(self.agent.cells());
-                self.news.notify_one();
-            }
-            agent::Effect::Gone(cell) => {
-                self.wake_heard.remove(&cell);
-                self.ready_seen.remove(&cell);
-                self.tell_door(ToIngress::Remove(cell));
-                self.metrics.cells(self.agent.cells());
-            }
-        }
-    }
-
-    fn carry_out_for(&mut self, cell: CellId, effect: cell::Effect, room: bool) {
-        match effect {
-            cell::Effect::Do { op, verb: Verb::Fence } => self.fence(cell, op),
-            cell::Effect::Do { op, verb } => {
-                if !room && Intent::of(cell, op, verb).is_some() {
-                    let problem = Problem::new(Code::JournalFull, "the intent could not be written");
-                    return self.report(cell, op, verb, Outcome::Failed(problem));
-                }
-                failpoint::reach(Place::Intent, verb);
-                self.begin(cell, op, verb);
-            }
-            cell::Effect::Route(_) => {
-                // The newest state counts, whatever it was when the effect was made.
-                let Some(route) = self.agent.cell(cell).map(|cell| self.route(cell)) else { return };
-                let is_up = matches!(route.state, RouteState::Up(_));
-                self.tell_door(ToIngress::Set(route));
-                if let Some(seen) = self.ready_seen.remove(&cell).filter(|_| is_up) {
-                    self.metrics.ready_to_route_seconds.observe(seen.elapsed().as_secs_f64());
-                }
-            }
-            cell::Effect::Progress(stage) => self.tell_door(ToIngress::Progress { cell, stage }),
-            cell::Effect::Refuse { problem, retry_after } => {
-                self.wake_heard.remove(&cell);
-                self.tell_door(ToIngress::Refused { cell, problem, retry_after });
-            }
-            cell::Effect::Note(note) => {
-                if let cell::Note::Up(_) = note {
-                    self.wake_heard.remove(&cell);
-                }
-                self.metrics.note(&note);
-                crate::notes::log(cell, self.agent.cell(cell).map(|cell| &cell.spec().slug), &note);
-            }
-            // Written before; answers and changes are the agent machine's.
-            cell::Effect::Journal(_)
-            | cell::Effect::Report(_)
-            | cell::Effect::Answer { .. }
-            | cell::Effect::Changed => {}
-        }
-    }
-
-    fn fence(&mut self, cell: CellId, op: OpId) {
-        self.last_fence += 1;
-        let fence = self.last_fence;
-        self.fences.insert(fence, (cell, op));
-        self.tell_door(ToIngress::Fence { cell, fence });
-        if self.door.is_none() {
-            self.fences.remove(&fence);
-            let problem = Problem::new(Code::Internal, "the front door is not connected");
-            self.report(cell, op, Verb::Fence, Outcome::Failed(problem));
-        }
-    }
-
-    fn job(&self, cell: CellId, op: OpId) -> Option<Job> {
-        let machine = self.agent.cell(cell)?;
-        let remembered = self.store.as_ref()?.memory().cells.get(&cell).cloned().unwrap_or_default();
-        Some(Job {
-            spec: machine.spec().clone(),
-            remembered,
-            domain: self.domain.clone(),
-            op,
-            address: machine.address(),
-            wake_heard: self.wake_heard.get(&cell).copied(),
-        })
-    }
-
-    fn begin(&mut self, cell: CellId, op: OpId, verb: Verb) {
-        let Some(job) = self.job(cell, op) else { return };
-        let (hands, loopback, metrics) =
-            (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
-        let task = self.tasks.spawn_client("operation", async move {
-            let begun = Instant::now();
-            let limit = verb.limit().to_std();
-            let outcome = match tokio::time::timeout(limit, Box::pin(hands.carry_out(verb, job))).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
-                    Outcome::Failed(Problem::new(Code::DockerFailed, format!("{verb:?} took too long")))
-                }
-            };
-            let ended = Instant::now();
-            metrics.operation(verb, ended.duration_since(begun));
-            failpoint::reach(Place::Done, verb);
-            // The driver is gone only when the agent ends.
-            let _ = loopback.send(Input::Done { cell, op, verb, outcome, ended }).await;
-        });
-        if let Some(given_up) = self.running.insert(cell, task) {
-            given_up.abort();
-        }
-    }
-
-    /// Reports through the queue, so that the machine is never re-entered; a full queue is waited for aside.
-    fn report(&self, cell: CellId, op: OpId, verb: Verb, outcome: Outcome) {
-        let loopback = self.loopback.clone();
-        let ended = Instant::now();
-        self.tasks.spawn_client("report", async move {
-            let _ = loopback.send(Input::Done { cell, op, verb, outcome, ended }).await;
-        });
-    }
-
-    /// Looks at a cell on the engine's word, beside whatever is under way.
-    fn look_aside(&self, cell: CellId) {
-        let Some(job) = self.job(cell, OpId(0)) else { return };
-        let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
-        self.tasks.spawn_client("look", async move {
-            if let Ok(seen) = hands.look(&job).await {
-                let _ = loopback.send(Input::Noticed(cell, seen)).await;
-            }
-        });
-    }
-
-    fn probe_all(&self) {
-        for machine in self.agent.cells().filter(|cell| cell.state() == CellState::Running) {
-            let cell = machine.spec().cell;
-            let Some(job) = self.job(cell, OpId(0)) else { continue };
-            let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
-            self.tasks.spawn_client("probe", async move {
-                let alive = hands.is_alive(&job).await;
-                let _ = loopback.send(Input::Probed(cell, alive)).await;
-            });
-        }
-    }
-
-    fn answer(&self, seq: u64, outcome: Result<CommandOutcome, Problem>) {
-        if self.outgoing.try_send(NodeFrame::CommandDone { seq, outcome }).is_err() {
-            // The coordinator asks again, and the agent remembers.
-            tracing::warn!(seq, "an answer to the coordinator found no room");
-        }
-    }
-
-    fn read_logs(&self, seq: u64, cell: CellId, lines: u32) {
-        let Some(job) = self.job(cell, OpId(0)) else {
-            return self.answer(seq, Err(Problem::new(Code::UnknownUser, "the cell is gone")));
-        };
-        let (hands, outgoing) = (Arc::clone(&self.hands), self.outgoing.clone());
-        self.tasks.spawn_client("logs", async move {
-            let outcome = hands.logs(&job, lines).await.map(CommandOutcome::Logs);
-            let _ = outgoing.send(NodeFrame::CommandDone { seq, outcome }).await;
-        });
+/// Ends when the link's state has changed; never when there is no link any more, as while the agent stops.
+async fn changed(link: &mut watch::Receiver<LinkStatus>) {
+    if link.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -594,3 +490,7 @@ fn random() -> u64 {
 
 /// How often every cell is looked at unasked, in case an event of the engine was lost.
 pub const NUDGE_EVERY: Millis = Millis::secs(60);
+
+/// How often containers of this node that are nobody's are looked for. They are rare, and one costs no user anything at
+/// once.
+pub const SWEEP_EVERY: Millis = Millis::minutes(60);

@@ -35,7 +35,7 @@ pub fn boot_id() -> Result<BootId, BootIdError> {
     parse_boot_id(&text).ok_or(BootIdError::Parse)
 }
 
-fn parse_boot_id(text: &str) -> Option<BootId> {
+pub(crate) fn parse_boot_id(text: &str) -> Option<BootId> {
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
     let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok()?;
     <[u8; 16]>::try_from(bytes).ok().map(BootId::from_random)
@@ -48,7 +48,7 @@ fn read_small(path: &str) -> io::Result<String> {
 }
 
 /// The `some avg10` of a pressure file, in hundredths of a percent (Documentation/accounting/psi.rst).
-fn parse_pressure_some(text: &str) -> Option<u32> {
+pub(crate) fn parse_pressure_some(text: &str) -> Option<u32> {
     let line = text.lines().find(|line| line.starts_with("some "))?;
     let number = line.split_whitespace().find_map(|word| word.strip_prefix("avg10="))?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -64,8 +64,12 @@ fn cgroup_version(root: &Path) -> u8 {
 }
 
 /// Reads the machine.
+///
+/// A size that cannot be read is told as zero. That is never taken for a machine that has something: no cell is placed on
+/// a node without memory or disk, and none that freezes on one without swap. People are shown `unknown` where no machine
+/// has zero.
 pub struct Sensors {
-    /// `None` where the platform tells nothing; all its figures are zero then.
+    /// `None` where the platform tells nothing.
     system: Option<System>,
     data_dir: PathBuf,
 }

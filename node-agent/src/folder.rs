@@ -42,6 +42,8 @@ pub use walk::{Entry, EntryKind, Skipped, WalkLimits, Walked};
 use error::{Doing, shown};
 use path::Relative;
 
+use crate::failpoint;
+
 /// How often an `openat2` that lost against a concurrent rename of the folder's parents is tried again.
 const RACES_MAX: u32 = 16;
 
@@ -134,6 +136,7 @@ impl CellFolder {
             let _ = rustix::fs::unlinkat(&parent, temporary.as_str(), AtFlags::empty());
             return Err(FolderError::io_or_hostile(doing, rel.as_str(), source));
         }
+        failpoint::FILE_NAMED.reach();
         rustix::fs::fsync(&parent).map_err(|e| FolderError::from_errno(Doing::Sync, rel.as_str(), e))
     }
 
@@ -149,10 +152,13 @@ impl CellFolder {
             rustix::fs::openat2(parent, name, flags | OFlags::NONBLOCK, Mode::RUSR | Mode::WUSR, BENEATH)
                 .map_err(|e| (Doing::Create, e.into()))?;
         let mut file = File::from(fd);
+        failpoint::FILE_CREATED.check().map_err(|e| (Doing::Create, e))?;
         file.write_all(content).map_err(|e| (Doing::Write, e))?;
+        failpoint::FILE_WRITTEN.check().map_err(|e| (Doing::Write, e))?;
         // O_EXCL made this inode: it cannot be anybody else's, whatever its name has become meanwhile.
         self.own(file.as_fd(), mode).map_err(|e| (Doing::Own, e.into()))?;
-        file.sync_all().map_err(|e| (Doing::Sync, e))
+        file.sync_all().map_err(|e| (Doing::Sync, e))?;
+        failpoint::FILE_SYNCED.check().map_err(|e| (Doing::Sync, e))
     }
 
     /// Gives something that we made to the cell.
@@ -171,8 +177,11 @@ impl CellFolder {
         let mut current = self.root()?;
         for component in rel.components() {
             match rustix::fs::mkdirat(&current, component, Mode::RWXU) {
-                Ok(()) => rustix::fs::fsync(&current)
-                    .map_err(|e| FolderError::from_errno(Doing::Sync, rel.as_str(), e))?,
+                Ok(()) => {
+                    failpoint::FOLDER_MADE.reach();
+                    rustix::fs::fsync(&current)
+                        .map_err(|e| FolderError::from_errno(Doing::Sync, rel.as_str(), e))?;
+                }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(FolderError::from_errno(Doing::Create, rel.as_str(), errno)),
             }
@@ -183,6 +192,7 @@ impl CellFolder {
                 // A directory has one name only and lies in this file system, so it is the cell's whichever it is.
                 self.own(next.as_fd(), mode)
                     .map_err(|errno| FolderError::from_errno(Doing::Own, rel.as_str(), errno))?;
+                failpoint::FOLDER_OWNED.reach();
             } else if owner != self.uid {
                 return Err(FolderError::hostile(rel.as_str(), Found::Owner(owner)));
             }

@@ -16,10 +16,10 @@ use berth_node_agent_core::memory::Remembered;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_node_agent_core::workload::{self, Probe, openclaw};
 use berth_shared::cell::{CellSpec, Workload};
-use berth_shared::ids::{CellId, NodeId};
+use berth_shared::ids::{CellId, Generation, NodeId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::{Secret, redact};
-use berth_shared::time::UnixMs;
+use berth_shared::time::{Millis, UnixMs};
 use tokio::time::{Instant, sleep};
 
 use crate::cell_http::CellHttp;
@@ -31,6 +31,9 @@ use crate::quota::Quota;
 use crate::runtime::{
     ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE,
 };
+
+/// How long a quarantined cell may go on after SIGTERM: nothing of what it does gets out any more.
+const QUARANTINE_GRACE: Millis = Millis::secs(10);
 
 /// How often a starting cell is asked whether it is ready.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
@@ -68,6 +71,8 @@ pub struct Job {
     pub address: Option<SocketAddr>,
     /// When the wake that this is a part of was heard from the ingress.
     pub wake_heard: Option<std::time::Instant>,
+    /// Of a removal: the cell only went to another node, its disk is kept aside under this generation.
+    pub keep_disk: Option<Generation>,
 }
 
 /// The parts that operations are carried out with.
@@ -111,7 +116,10 @@ impl<R: Runtime> Hands<R> {
                 self.runtime.unpause(&self.key(&job)).await.map(|()| Outcome::Unpaused).map_err(problem)
             }
             Verb::Resume => self.resume(&job).await,
-            Verb::Stop => self.runtime.stop(&self.key(&job), STOP_GRACE).await.map(ended).map_err(problem),
+            Verb::Stop => {
+                let grace = if job.spec.quarantined { QUARANTINE_GRACE } else { STOP_GRACE };
+                self.runtime.stop(&self.key(&job), grace).await.map(ended).map_err(problem)
+            }
             Verb::KillFrozen => self.runtime.kill_frozen(&self.key(&job)).await.map(ended).map_err(problem),
             Verb::Repair => self.repair(&job).await,
             Verb::Remove => self.remove(&job).await,
@@ -182,6 +190,7 @@ impl<R: Runtime> Hands<R> {
             network: NetworkPlan::of(&self.key(job), &self.pool, slot),
             dns: self.config.cell_dns.clone(),
             port: workload::port(job.spec.workload),
+            cgroup_parent: self.config.cgroup_parent.clone(),
             runtime: None,
             binds: vec![],
         })
@@ -375,12 +384,23 @@ impl<R: Runtime> Hands<R> {
     async fn remove(&self, job: &Job) -> Result<Outcome, Problem> {
         let key = self.key(job);
         self.runtime.remove(&key, &key.container_name()).await.map_err(problem)?;
-        self.quota
-            .remove(job.spec.cell)
-            .await
-            .map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        let moved = match job.keep_disk {
+            Some(generation) => self.quota.set_aside(job.spec.cell, generation).await,
+            None => self.quota.remove(job.spec.cell).await,
+        };
+        let kept = moved.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        if let (Some(generation), Some(path)) = (job.keep_disk, kept) {
+            let (cell, user, path) = (job.spec.cell, &job.spec.slug, path.display());
+            tracing::warn!(%cell, %user, %generation, %path, "the cell lives elsewhere now, its disk is kept aside");
+        }
         self.forget_suspension(job);
         Ok(Outcome::Removed)
+    }
+
+    /// Destroys the disk that a cell left behind.
+    pub async fn purge(&self, cell: CellId, generation: Generation) -> Result<(), Problem> {
+        let purged = self.quota.purge(cell, generation).await;
+        purged.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))
     }
 
     fn forget_suspension(&self, job: &Job) {

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use berth_daemon::exit::{Exit, ExitError};
 use berth_link::join::{JoinError, join as show_token};
-use berth_link::keyfile;
 use berth_node_agent_core::memory::{Joined, Record};
 use berth_shared::credential::{CredentialError, JoinToken};
 use berth_shared::ids::NodeName;
 use berth_shared::problem::Code;
 
 use crate::config::Config;
+use crate::driver::wall_now;
 use crate::facts::Sensors;
+use crate::keys::{KeyFiles, KeysError};
 use crate::quota::{Quota, QuotaError};
 use crate::runtime::Runtime;
 use crate::runtime::docker::DockerRuntime;
@@ -31,7 +32,7 @@ pub enum JoinFailed {
     Already(NodeName),
     /// The key cannot be made or read.
     #[error("the node's key cannot be used")]
-    Key(#[source] keyfile::KeyFileError),
+    Key(#[source] KeysError),
     /// The journal cannot be used; most often the agent is running.
     #[error("the node's journal cannot be used; if the agent is running, stop it first")]
     Store(#[source] StoreError),
@@ -86,17 +87,25 @@ pub async fn join(config: &Config, token: &str, again: bool) -> Result<NodeName,
     {
         return Err(JoinFailed::Already(joined.name.clone()));
     }
-    let key = keyfile::load_or_create(&config.key_file()).map_err(JoinFailed::Key)?;
+    let files = KeyFiles::of(config);
+    // Whoever joins again has a new key: the one of before may be revoked, or lie on another machine, too.
+    let joins_again = store.memory().joined.is_some();
+    let key = if joins_again { files.to_join() } else { files.first() }.map_err(JoinFailed::Key)?;
     let quota = Quota::detect(&config.data_dir).await.map_err(JoinFailed::Quota)?;
     let engine = DockerRuntime::new(&config.docker_socket).engine().await.ok();
     let facts = Sensors::new(&config.data_dir).facts(engine.as_ref(), quota.backend().as_str());
-    let joined = show_token(&token, &key, facts).await.map_err(JoinFailed::Refused)?;
-    let record = Record::Joined(Joined {
+    let joined = show_token(&token, &key, wall_now(), facts).await.map_err(JoinFailed::Refused)?;
+    crate::failpoint::JOIN_ANSWERED.reach();
+    let mut records = vec![Record::Joined(Joined {
         node: joined.node,
         name: joined.name.clone(),
         coordinator: token.coordinator,
         address: token.address.clone(),
-    });
-    store.append(vec![record]).map_err(JoinFailed::Store)?;
+    })];
+    records.extend(joins_again.then(|| Record::KeyUsed(key.public())));
+    store.append(records).map_err(JoinFailed::Store)?;
+    if joins_again {
+        files.joined().map_err(JoinFailed::Key)?;
+    }
     Ok(joined.name)
 }

@@ -11,21 +11,26 @@
 //! | [`door`] | the ingress's connection |
 //! | [`link`], [`join`] | the coordinator's connection |
 //! | [`cell_http`] | probes and the handshake |
+//! | [`doctor`] | the check-up of this machine, and what to do about each finding
 //! | [`store`] | the node's journal |
 //! | [`facts`], [`metrics`], [`notes`] | what is measured, counted and logged |
-//! | `failpoint` | where tests kill the agent (debug builds) |
+//! | [`failpoint`] | where tests kill the agent (debug builds) |
 //! | [`config`] | what can be configured |
 
 pub mod cell_http;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod door;
 pub mod driver;
 pub mod facts;
-mod failpoint;
+pub mod failpoint;
 pub mod folder;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hands;
 pub mod join;
+pub mod keys;
 pub mod link;
 pub mod metrics;
 pub mod netrules;

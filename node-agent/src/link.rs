@@ -1,14 +1,18 @@
 //! The agent as its link to the coordinator sees it: every question goes to the driver and is answered from memory.
 
+use berth_daemon::tasks::Tasks;
 use berth_link::drive::node::{Greeting, Heartbeat, NodeSide, StoreError};
+use berth_node_agent_core::memory::Record;
 use berth_shared::cell::CellStatus;
 use berth_shared::ids::{BootId, NodeId};
 use berth_shared::link::SessionMark;
+use berth_shared::signing::{PublicKey, SigningKey};
 use berth_shared::wire::NodeFacts;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::driver::{Ask, Input, wall_now};
 use crate::facts::Sensors;
+use crate::keys::{KeyFiles, KeysError};
 
 /// What the link needs of the agent.
 pub struct Side {
@@ -17,6 +21,8 @@ pub struct Side {
     boot: BootId,
     facts: NodeFacts,
     sensors: Sensors,
+    files: KeyFiles,
+    tasks: Tasks,
 }
 
 impl Side {
@@ -27,8 +33,31 @@ impl Side {
         boot: BootId,
         facts: NodeFacts,
         sensors: Sensors,
+        files: KeyFiles,
+        tasks: Tasks,
     ) -> Self {
-        Self { inputs, node, boot, facts, sensors }
+        Self { inputs, node, boot, facts, sensors, files, tasks }
+    }
+
+    /// Work on the key files, off the runtime's threads.
+    async fn with_files<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&KeyFiles) -> Result<T, KeysError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let files = self.files.clone();
+        match self.tasks.blocking("key files", move || work(&files)).await {
+            Ok(done) => done.map_err(Into::into),
+            // A panic, which ends the process by itself, or the agent's end.
+            Err(_lost) => std::future::pending().await,
+        }
+    }
+
+    async fn write(&self, record: Record) -> Result<(), StoreError> {
+        match self.ask(|answer| Ask::Key(record, answer)).await {
+            Some(stored) => stored.map_err(Into::into),
+            // The agent is ending, and this task with it.
+            None => std::future::pending().await,
+        }
     }
 
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
@@ -58,5 +87,22 @@ impl NodeSide for Side {
     async fn heartbeat(&mut self) -> Heartbeat {
         let (cells, desired) = self.ask(Ask::Changed).await.unwrap_or_default();
         Heartbeat { load: self.sensors.load(), cells, desired }
+    }
+
+    async fn next_key(&mut self) -> Result<SigningKey, StoreError> {
+        self.with_files(KeyFiles::make_next).await
+    }
+
+    async fn use_key(&mut self, key: PublicKey) -> Result<(), StoreError> {
+        self.write(Record::KeyUsed(key)).await?;
+        self.with_files(KeyFiles::rotated).await
+    }
+
+    async fn pin_next(&mut self, key: PublicKey) -> Result<(), StoreError> {
+        self.write(Record::PinNext(key)).await
+    }
+
+    async fn pin(&mut self, key: PublicKey) -> Result<(), StoreError> {
+        self.write(Record::Pin(key)).await
     }
 }

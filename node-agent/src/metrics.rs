@@ -2,21 +2,68 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use berth_daemon::metrics::{register, registered};
+use berth_link::clock::{BootClock, Clock};
 use berth_node_agent_core::cell::{Cell, Note, Rest, Verb};
+use berth_node_agent_core::lease::Lease;
 use berth_shared::cell::CellState;
-use prometheus_client::encoding::EncodeLabelSet;
+use berth_shared::time::BootMs;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 /// A word of an enum.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
+}
+
+/// What became of a container of no cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orphan {
+    /// It was ended and removed.
+    Removed,
+    /// It could not be: it is tried again at the next sweep.
+    Left,
+}
+
+impl Orphan {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Removed => "removed",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// Of a lease that never ends.
+const WITHOUT_END: u64 = u64::MAX;
+
+/// The boot time at which the lease ends, shown as what is left at the moment of the question. Not shown where it has no
+/// end.
+#[derive(Debug)]
+struct LeaseRemaining(Arc<AtomicU64>);
+
+impl Collector for LeaseRemaining {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let end = self.0.load(Ordering::Relaxed);
+        if end == WITHOUT_END {
+            return Ok(());
+        }
+        let left = BootMs(end).since(BootClock.now()).0 / 1000;
+        let gauge = ConstGauge::new(i64::try_from(left).unwrap_or(i64::MAX));
+        let help = "How long cells may still run if the coordinator is not heard again";
+        let metric =
+            encoder.encode_descriptor("lease_remaining", help, Some(&Unit::Seconds), gauge.metric_type())?;
+        gauge.encode(metric)
+    }
 }
 
 /// All metrics of the agent.
@@ -27,6 +74,7 @@ pub struct Metrics {
     refusals: Family<Kind, Counter>,
     failures: Family<Kind, Counter>,
     deaths: Counter,
+    orphans: Family<Kind, Counter>,
     wake_seconds: Histogram,
     operation_seconds: Family<Kind, Histogram, fn() -> Histogram>,
     wake_to_start_seconds: Histogram,
@@ -41,6 +89,8 @@ pub struct Metrics {
     pub journal_failures: Counter,
     /// Requests sent to the container engine.
     pub engine_calls: Gauge,
+    lease_held: Gauge,
+    lease_end: Arc<AtomicU64>,
 }
 
 fn seconds() -> Histogram {
@@ -52,64 +102,68 @@ fn seconds() -> Histogram {
 impl Metrics {
     /// Makes and registers all metrics.
     pub fn new(registry: &mut Registry) -> Arc<Self> {
+        let of = registry.sub_registry_with_prefix("berth_agent");
         let metrics = Self {
-            cells: Family::default(),
-            wakes: Family::default(),
-            rests: Family::default(),
-            refusals: Family::default(),
-            failures: Family::default(),
-            deaths: Counter::default(),
-            wake_seconds: seconds(),
-            operation_seconds: Family::new_with_constructor(seconds),
-            wake_to_start_seconds: seconds(),
-            engine_start_seconds: seconds(),
-            ready_to_route_seconds: seconds(),
-            door_connected: Gauge::default(),
-            link_connected: Gauge::default(),
-            journal_failures: Counter::default(),
-            engine_calls: Gauge::default(),
+            cells: registered(of, "cells", "Cells by state"),
+            wakes: registered(of, "wakes", "Wakes by cause"),
+            rests: registered(of, "rests", "Rests reached, by kind"),
+            refusals: registered(of, "rest_refusals", "Rests refused, by reason"),
+            failures: registered(of, "operation_failures", "Operations that failed, by verb"),
+            deaths: registered(of, "cell_deaths", "Containers that ended by themselves"),
+            orphans: registered(of, "orphans", "Containers of no cell, by what became of them"),
+            wake_seconds: register(of, "wake_seconds", "From a wake to ready", seconds()),
+            operation_seconds: register(
+                of,
+                "operation_seconds",
+                "Operations, by verb",
+                Family::new_with_constructor(seconds),
+            ),
+            wake_to_start_seconds: register(
+                of,
+                "wake_to_start_seconds",
+                "From a wake's arrival at the agent to the engine's start call",
+                seconds(),
+            ),
+            engine_start_seconds: register(
+                of,
+                "engine_start_seconds",
+                "The engine's start call, from asked to answered",
+                seconds(),
+            ),
+            ready_to_route_seconds: register(
+                of,
+                "ready_to_route_seconds",
+                "From a readiness probe's good answer to the route on its way to the ingress",
+                seconds(),
+            ),
+            door_connected: registered(of, "door_connected", "1 while an ingress is connected"),
+            link_connected: registered(of, "link_connected", "1 while the coordinator is connected"),
+            journal_failures: registered(of, "journal_failures", "Journal writes that failed"),
+            engine_calls: registered(of, "engine_calls", "Requests sent to the container engine"),
+            lease_held: registered(of, "lease_held", "1 while cells may run with the coordinator away"),
+            lease_end: Self::lease_end(of),
         };
-        let registry = registry.sub_registry_with_prefix("berth_agent");
-        registry.register("cells", "Cells by state", metrics.cells.clone());
-        registry.register("wakes", "Wakes by cause", metrics.wakes.clone());
-        registry.register("rests", "Rests reached, by kind", metrics.rests.clone());
-        registry.register("rest_refusals", "Rests refused, by reason", metrics.refusals.clone());
-        registry.register("operation_failures", "Operations that failed, by verb", metrics.failures.clone());
-        registry.register("cell_deaths", "Containers that ended by themselves", metrics.deaths.clone());
-        registry.register("wake_seconds", "From a wake to ready", metrics.wake_seconds.clone());
-        registry.register("operation_seconds", "Operations, by verb", metrics.operation_seconds.clone());
-        registry.register(
-            "wake_to_start_seconds",
-            "From a wake's arrival at the agent to the engine's start call",
-            metrics.wake_to_start_seconds.clone(),
-        );
-        registry.register(
-            "engine_start_seconds",
-            "The engine's start call, from asked to answered",
-            metrics.engine_start_seconds.clone(),
-        );
-        registry.register(
-            "ready_to_route_seconds",
-            "From a readiness probe's good answer to the route on its way to the ingress",
-            metrics.ready_to_route_seconds.clone(),
-        );
-        registry.register(
-            "door_connected",
-            "1 while an ingress is connected",
-            metrics.door_connected.clone(),
-        );
-        registry.register(
-            "link_connected",
-            "1 while the coordinator is connected",
-            metrics.link_connected.clone(),
-        );
-        registry.register("journal_failures", "Journal writes that failed", metrics.journal_failures.clone());
-        registry.register(
-            "engine_calls",
-            "Requests sent to the container engine",
-            metrics.engine_calls.clone(),
-        );
+        for orphan in [Orphan::Removed, Orphan::Left] {
+            drop(metrics.orphans.get_or_create(&Kind { kind: orphan.as_str() }));
+        }
         Arc::new(metrics)
+    }
+
+    fn lease_end(registry: &mut Registry) -> Arc<AtomicU64> {
+        let end = Arc::new(AtomicU64::new(WITHOUT_END));
+        registry.register_collector(Box::new(LeaseRemaining(Arc::clone(&end))));
+        end
+    }
+
+    /// Shows how long the node may still work alone.
+    pub fn lease(&self, lease: &Lease) {
+        self.lease_held.set(i64::from(lease.is_held()));
+        let end = match (lease.ends_at(), lease.length()) {
+            (Some(end), _) => end.0,
+            (None, None) if lease.is_held() => WITHOUT_END,
+            (None, _) => 0,
+        };
+        self.lease_end.store(end, Ordering::Relaxed);
     }
 
     /// Counts the cells by state.
@@ -149,6 +203,11 @@ impl Metrics {
             }
             Note::Surprised { .. } => count(&self.failures, "surprised"),
         }
+    }
+
+    /// Counts a container of no cell.
+    pub fn orphan(&self, orphan: Orphan) {
+        self.orphans.get_or_create(&Kind { kind: orphan.as_str() }).inc();
     }
 
     /// Counts a start call of the engine, and what Berth did before it since the wake was heard.

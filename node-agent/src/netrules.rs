@@ -6,10 +6,11 @@
 //! ```text
 //! forwarded, from a cell   IPv6, forged senders and other cells: never. Then what `egress_allow` names. Metadata
 //!                          services, link-local, private and special networks, SMTP: never. The rest may go, within
-//!                          the caps of connections.
+//!                          the caps of connections and bandwidth.
 //! forwarded, to a cell     answers to what it asked for; nothing else, from nowhere.
 //! from a cell to the node  answers to the node's own connections, and the ports that `egress_allow` opens; else nothing,
 //!                          neither ICMP nor DNS nor a port on any of the node's addresses.
+//! a quarantined cell       nothing, in no direction, not even with the node.
 //! from the node to a cell  the users of `allowed_uids` only; what belongs to their connections always.
 //! ```
 //!
@@ -25,16 +26,17 @@
 //! sit in private or link-local networks.
 
 mod egress;
-mod nft;
+pub(crate) mod nft;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use berth_node_agent_core::slot::{BRIDGE_PREFIX, SlotPool};
+use berth_node_agent_core::slot::{BRIDGE_PREFIX, Slot, SlotPool};
 use tokio::sync::Mutex;
 
 pub use egress::{EgressRule, EgressRuleError, Protocol, Target};
@@ -49,7 +51,8 @@ pub const TABLE: &str = "berth";
 pub const EGRESS_RULES_MAX: usize = 256;
 
 /// The named counters, one for each reason of a refusal.
-pub const REFUSALS: [&str; 12] = [
+pub const REFUSALS: [&str; 14] = [
+    "cell_quarantined",
     "from_cell_ipv6",
     "from_cell_forged",
     "cell_to_cell",
@@ -59,6 +62,7 @@ pub const REFUSALS: [&str; 12] = [
     "cell_invalid",
     "cell_over_rate",
     "cell_over_connections",
+    "cell_over_bandwidth",
     "cell_to_node",
     "outside_to_cell",
     "node_user_to_cell",
@@ -86,10 +90,13 @@ pub struct RulesConfig {
     pub connections_max: u32,
     /// New connections that one cell may begin in a second; ten times as many in one go.
     pub connections_per_second: u32,
+    /// What one cell may send to the outside, and again what it may receive from there, in Mbit/s; one second's worth
+    /// in one go. What goes over is dropped, so that the senders slow down.
+    pub mbit_per_second: u32,
 }
 
 impl RulesConfig {
-    /// The usual bounds and no exceptions: 1024 connections, 100 new ones in a second.
+    /// The usual bounds and no exceptions: 1024 connections, 100 new ones in a second, 200 Mbit/s.
     pub const fn new(pool: SlotPool, allowed_uids: BTreeSet<u32>) -> Self {
         Self {
             pool,
@@ -97,18 +104,23 @@ impl RulesConfig {
             egress_allow: Vec::new(),
             connections_max: 1024,
             connections_per_second: 100,
+            mbit_per_second: 200,
         }
     }
 }
 
-/// The whole table as `nft -f` takes it: what is there is replaced in one transaction.
-pub fn ruleset(config: &RulesConfig) -> String {
+/// The whole table as `nft -f` takes it: what is there is replaced in one transaction. Nothing passes from or to the cells
+/// of `quarantined` slots.
+pub fn ruleset(config: &RulesConfig, quarantined: &BTreeSet<Slot>) -> String {
     let pool = config.pool.network();
     let cells = format!("\"{BRIDGE_PREFIX}*\"");
     let uids = config.allowed_uids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     let connections = config.connections_max;
     let rate = config.connections_per_second;
     let burst = rate.saturating_mul(10);
+    let kbytes = u64::from(config.mbit_per_second) * 125;
+    let cut_off = |way| quarantine(way, &config.pool, quarantined);
+    let (no_input, no_output) = (cut_off("iifname"), cut_off("oifname"));
     let counters = REFUSALS.map(|name| format!("\tcounter {name} {{ }}\n")).concat();
     let (mut to_metadata, mut to_others, mut to_node) = (String::new(), String::new(), String::new());
     for rule in config.egress_allow.iter().take(EGRESS_RULES_MAX) {
@@ -145,10 +157,12 @@ delete table inet {TABLE}
 table inet {TABLE} {{
 {counters}\tset cell_rates {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 \tset cell_connections {{ type ipv4_addr; size 65535; flags dynamic; }}
+\tset cell_bytes_out {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+\tset cell_bytes_in {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 
 \tchain forward {{
 \t\ttype filter hook forward priority -10; policy accept;
-\t\tiifname {cells} jump from_cell
+{no_input}{no_output}\t\tiifname {cells} jump from_cell
 \t\toifname {cells} jump to_cell
 \t\tip daddr {pool} counter name outside_to_cell drop
 \t}}
@@ -166,6 +180,7 @@ table inet {TABLE} {{
 
 \tchain cell_caps {{
 \t\tct direction reply counter name outside_to_cell drop
+\t\tupdate @cell_bytes_out {{ ip saddr limit rate over {kbytes} kbytes/second burst {kbytes} kbytes }} counter name cell_over_bandwidth drop
 \t\tct state established,related accept
 \t\tct state != new counter name cell_invalid drop
 \t\tupdate @cell_rates {{ ip saddr limit rate over {rate}/second burst {burst} packets }} counter name cell_over_rate drop
@@ -174,13 +189,14 @@ table inet {TABLE} {{
 \t}}
 
 \tchain to_cell {{
+\t\tupdate @cell_bytes_in {{ ip daddr limit rate over {kbytes} kbytes/second burst {kbytes} kbytes }} counter name cell_over_bandwidth drop
 \t\tct direction reply ct state established,related accept
 \t\tcounter name outside_to_cell drop
 \t}}
 
 \tchain input {{
 \t\ttype filter hook input priority -10; policy accept;
-\t\tiifname {cells} jump cell_to_node
+{no_input}\t\tiifname {cells} jump cell_to_node
 \t\tiifname != \"lo\" ip daddr {pool} counter name outside_to_cell drop
 \t}}
 
@@ -193,7 +209,7 @@ table inet {TABLE} {{
 
 \tchain output {{
 \t\ttype filter hook output priority -10; policy accept;
-\t\toifname {cells} jump node_to_cell
+{no_output}\t\toifname {cells} jump node_to_cell
 \t\toifname != \"lo\" ip daddr {pool} jump node_to_cell
 \t}}
 
@@ -204,6 +220,16 @@ table inet {TABLE} {{
 }}
 "
     )
+}
+
+/// The rule by which nothing passes at the bridges of these slots; none without slots.
+fn quarantine(way: &str, pool: &SlotPool, slots: &BTreeSet<Slot>) -> String {
+    if slots.is_empty() {
+        return String::new();
+    }
+    let bridges = slots.iter().map(|slot| format!("\"{}\"", pool.bridge_name(*slot)));
+    let bridges = bridges.collect::<Vec<_>>().join(", ");
+    format!("\t\t{way} {{ {bridges} }} counter name cell_quarantined drop\n")
 }
 
 /// What a look at the kernel's rules told.
@@ -228,13 +254,17 @@ pub enum Standing {
 /// One `nft` runs at a time. Callers that come while one runs share the next one's result.
 #[derive(Debug)]
 pub struct NetRules {
-    text: String,
+    config: RulesConfig,
     nft: Nft,
+    /// Whose traffic is to be cut off altogether.
+    quarantined: std::sync::Mutex<BTreeSet<Slot>>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Whose traffic the rules cut off altogether.
+    quarantined: BTreeSet<Slot>,
     /// The rules as the kernel shows them when they are right.
     right: Option<Normal>,
     /// When the last look that found them right began.
@@ -248,7 +278,12 @@ impl NetRules {
     }
 
     fn with(config: &RulesConfig, nft: Nft) -> Self {
-        Self { text: ruleset(config), nft, state: Mutex::new(State::default()) }
+        Self {
+            config: config.clone(),
+            nft,
+            quarantined: std::sync::Mutex::default(),
+            state: Mutex::new(State::default()),
+        }
     }
 
     /// Looks whether the rules are in place, whole and unchanged.
@@ -258,7 +293,7 @@ impl NetRules {
     pub async fn check(&self) -> Result<Standing, NetRulesError> {
         let asked = Instant::now();
         let mut state = self.state.lock().await;
-        if state.is_right_since(asked) {
+        if state.is_right_since(asked) && state.quarantined == self.to_quarantine() {
             return Ok(Standing::InPlace);
         }
         self.look(&mut state).await
@@ -279,7 +314,8 @@ impl NetRules {
     pub async fn ensure_within(&self, age_max: Duration) -> Result<Standing, NetRulesError> {
         let asked = Instant::now();
         let mut state = self.state.lock().await;
-        if state.is_right_since(asked.checked_sub(age_max).unwrap_or(asked)) {
+        let is_recent = state.is_right_since(asked.checked_sub(age_max).unwrap_or(asked));
+        if is_recent && state.quarantined == self.to_quarantine() {
             return Ok(Standing::InPlace);
         }
         // A look that fails does not keep us from putting right what it could not see.
@@ -288,6 +324,20 @@ impl NetRules {
             self.apply(&mut state).await?;
         }
         Ok(found)
+    }
+
+    /// From the next [`Self::ensure`] on nothing passes from or to the cells of these slots, and everything that the rules
+    /// allow to all others. Connections that are open end, since their packets are dropped. False where that is so already.
+    pub fn quarantine(&self, slots: BTreeSet<Slot>) -> bool {
+        // A panic ends the process; until then any set is better than another panic.
+        let mut quarantined = self.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *quarantined != slots;
+        *quarantined = slots;
+        changed
+    }
+
+    fn to_quarantine(&self) -> BTreeSet<Slot> {
+        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Packets refused so far, by reason ([`REFUSALS`]), since the rules were last put in place.
@@ -304,7 +354,8 @@ impl NetRules {
         let began = Instant::now();
         state.right_since = None;
         let Some(listing) = self.nft.list().await? else { return Ok(Standing::Missing) };
-        if state.right.as_ref() == Some(&listing.normal()) {
+        let is_asked_for = state.quarantined == self.to_quarantine();
+        if is_asked_for && state.right.as_ref() == Some(&listing.normal()) {
             state.right_since = Some(began);
             Ok(Standing::InPlace)
         } else {
@@ -314,20 +365,29 @@ impl NetRules {
 
     async fn apply(&self, state: &mut State) -> Result<(), NetRulesError> {
         let began = Instant::now();
-        *state = State::default();
-        self.nft.apply(&self.text).await?;
+        state.forget();
+        state.quarantined = self.to_quarantine();
+        let text = ruleset(&self.config, &state.quarantined);
+        self.nft.apply(&text).await?;
         let listing = self.nft.list().await?.ok_or(NetRulesError::NotKept)?;
         let normal = listing.normal();
         // Rules and chains are lines of the text that we wrote: as many have to be there.
-        if normal.rules() != written_rules(&self.text) || normal.chains() != written_chains(&self.text) {
+        if normal.rules() != written_rules(&text) || normal.chains() != written_chains(&text) {
             return Err(NetRulesError::NotKept);
         }
-        *state = State { right: Some(normal), right_since: Some(began) };
+        state.right = Some(normal);
+        state.right_since = Some(began);
         Ok(())
     }
 }
 
 impl State {
+    /// What is in the kernel is not known any more.
+    fn forget(&mut self) {
+        self.right = None;
+        self.right_since = None;
+    }
+
     fn is_right_since(&self, when: Instant) -> bool {
         self.right_since.is_some_and(|since| since >= when)
     }

@@ -6,6 +6,7 @@
 //! <data_dir>/cells/<cell id>/disk.img.new-*       one that is being made; worthless until it is renamed
 //! <data_dir>/cells/<cell id>/data                 where it is mounted: the cell's folder
 //! <data_dir>/removed/<cell id>-<unix ms>.img      what a removed cell leaves to the operator
+//! <data_dir>/left-behind/<cell id>-<generation>.img   what is here of a cell that lives on another node now
 //! ```
 //!
 //! `loop-ext4` works on every file system that can hold a sparse file. The quota is the size of the file system
@@ -21,9 +22,9 @@
 //! The agent has to share its mount namespace with the container engine, or the engine does not see these mounts.
 
 mod error;
-mod mounts;
+pub(crate) mod mounts;
 mod place;
-mod superblock;
+pub(crate) mod superblock;
 mod tool;
 
 #[cfg(test)]
@@ -32,7 +33,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use berth_shared::ids::CellId;
+use berth_shared::ids::{CellId, Generation};
 use berth_shared::units::Bytes;
 
 pub use error::QuotaError;
@@ -40,6 +41,8 @@ use mounts::{Attached, Mounted};
 use place::{Place, PlaceLock};
 use superblock::Superblock;
 use tool::Tool;
+
+use crate::failpoint;
 
 /// Smallest disk of a cell: below this ext4 has hardly room for its own tables.
 pub const DISK_BYTES_MIN: Bytes = Bytes::mib(16);
@@ -56,6 +59,9 @@ const TAIL_BYTES_MAX: u64 = 8 << 20;
 /// How long an unmount is tried again while something still holds the file system.
 const BUSY_TRIES_MAX: u32 = 15;
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Folder of the disks of cells that live on other nodes now.
+const LEFT_BEHIND: &str = "left-behind";
 
 /// How quotas are kept on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +110,7 @@ impl Quota {
         let prepare = |path: &Path| {
             std::fs::create_dir_all(path.join("cells"))?;
             std::fs::create_dir_all(path.join("removed"))?;
+            std::fs::create_dir_all(path.join(LEFT_BEHIND))?;
             path.canonicalize()
         };
         let data_dir = prepare(data_dir)
@@ -215,6 +222,44 @@ impl Quota {
     /// # Errors
     /// As [`Self::release`], or the image cannot be moved. Can be repeated.
     pub async fn remove(&self, cell: CellId) -> Result<Option<PathBuf>, QuotaError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        self.take_away(cell, self.data_dir.join("removed").join(format!("{cell}-{now}.img"))).await
+    }
+
+    /// Takes the disk of a cell that lives on another node now out of use and keeps it as what this node holds of it
+    /// under this generation: it may be the only copy. As [`Self::remove`] otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub async fn set_aside(
+        &self,
+        cell: CellId,
+        generation: Generation,
+    ) -> Result<Option<PathBuf>, QuotaError> {
+        self.take_away(cell, self.left_behind(cell, generation)).await
+    }
+
+    /// Destroys what [`Self::set_aside`] kept. Nothing to do is fine.
+    ///
+    /// # Errors
+    /// It cannot be removed. Can be repeated.
+    pub async fn purge(&self, cell: CellId, generation: Generation) -> Result<(), QuotaError> {
+        let path = self.left_behind(cell, generation);
+        let (purged, folder) = (path.clone(), self.data_dir.join(LEFT_BEHIND));
+        // Gives blocks back by the gigabyte: not for the threads that answer.
+        let remove = move || match std::fs::remove_file(&purged) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => std::fs::File::open(folder)?.sync_all(),
+        };
+        let ended = tokio::task::spawn_blocking(remove).await.unwrap_or_else(|lost| Err(lost.into()));
+        ended.map_err(|source| QuotaError::Prepare { path, source })
+    }
+
+    fn left_behind(&self, cell: CellId, generation: Generation) -> PathBuf {
+        self.data_dir.join(LEFT_BEHIND).join(format!("{cell}-{generation}.img"))
+    }
+
+    async fn take_away(&self, cell: CellId, kept: PathBuf) -> Result<Option<PathBuf>, QuotaError> {
         let place = self.place(cell);
         if !place.dir.exists() {
             return Ok(None);
@@ -222,8 +267,6 @@ impl Quota {
         let lock = place.lock().await?;
         release(&place, &lock).await?;
         place.remove_leftovers()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        let kept = self.data_dir.join("removed").join(format!("{cell}-{now}.img"));
         let moved = place.move_image(&kept)?;
         place.remove_directories();
         drop(lock);
@@ -370,6 +413,7 @@ async fn release(place: &Place, lock: &PlaceLock) -> Result<(), QuotaError> {
 
 /// Unmounts, trying again for a while when it is in use.
 async fn unmount(place: &Place) -> Result<(), QuotaError> {
+    failpoint::QUOTA_UNMOUNT.reach();
     for attempt in 0.. {
         let data = place.data.clone();
         let unmount = move || rustix::mount::unmount(&data, rustix::mount::UnmountFlags::NOFOLLOW);
@@ -384,6 +428,7 @@ async fn unmount(place: &Place) -> Result<(), QuotaError> {
             Err(errno) => return Err(QuotaError::Unmount { path: place.data.clone(), source: errno.into() }),
         }
     }
+    failpoint::QUOTA_UNMOUNTED.reach();
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Containers: what the node agent asks of a container engine, and what it may believe of the answers.
 //!
 //! The [`Runtime`] trait is the edge. [`docker`] is the real engine, `fake` the one of fast tests; the same contract
-//! tests run against both.
+//! tests run against both. [`failing`] puts failpoints around either.
 //!
 //! Rules of every implementation:
 //! - Nothing is remembered between calls: each verb finds its container anew, by label *and* id (invariant 8).
@@ -21,9 +21,10 @@ use berth_shared::time::Millis;
 use futures_util::stream::BoxStream;
 
 mod error;
-mod plan;
+pub(crate) mod plan;
 
 pub mod docker;
+pub mod failing;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 
@@ -116,6 +117,8 @@ pub type CellEvents = BoxStream<'static, Result<CellEvent, RuntimeError>>;
 /// A container with this node's label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owned {
+    /// The engine's id of it.
+    pub id: String,
     /// Its cell, by label.
     pub cell: CellId,
     /// The create that made it, by label.
@@ -208,6 +211,15 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Every cell's container with this node's label, also of cells that nobody knows any more.
     fn list_ours(&self, node: &NodeId) -> impl Future<Output = Result<Vec<Owned>, RuntimeError>> + Send;
+
+    /// Ends a listed container that is nobody's, gently where it runs and without letting it run where it is paused,
+    /// and removes it with its network; the data stays. Gone is fine. The caller answers for that no cell needs it.
+    fn remove_orphan(
+        &self,
+        node: &NodeId,
+        orphan: &Owned,
+        grace: Millis,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// How many requests were sent to the engine so far.
     fn calls(&self) -> u64;

@@ -12,6 +12,8 @@ use berth_journal::{
 use berth_node_agent_core::memory::{Memory, Record, RecordError};
 use berth_shared::codec::CodecError;
 
+use crate::failpoint;
+
 /// So many records after a snapshot the next one is written.
 pub const SNAPSHOT_EVERY: u64 = 20_000;
 
@@ -73,6 +75,16 @@ impl StoreError {
     }
 }
 
+/// Looks at a node's journal and tells what it found. Reads only, and may run beside the agent.
+pub fn verify(dir: &Path, as_json: bool) -> Exit {
+    let mut memory = Memory::default();
+    berth_daemon::journal::verify(dir, as_json, ADVICE, |record| {
+        let read = Record::decode(record.kind.0, record.version.0, record.payload)?;
+        memory.apply(read);
+        Ok::<_, RecordError>(())
+    })
+}
+
 /// The journal and what it adds up to.
 pub struct Store {
     journal: Journal<StdStorage>,
@@ -119,7 +131,7 @@ impl Store {
         for record in records {
             self.memory.apply(record);
         }
-        if self.since_snapshot >= SNAPSHOT_EVERY
+        if (self.since_snapshot >= SNAPSHOT_EVERY || failpoint::SNAPSHOT_DUE.is_forced())
             && let Err(error) = self.snapshot()
         {
             // The records themselves are written: only a broken journal may fail the caller.
@@ -153,7 +165,9 @@ impl Store {
     fn snapshot(&mut self) -> Result<(), StoreError> {
         let snapshot = Record::Snapshot(Box::new(self.memory.clone()));
         self.journal.rotate().map_err(StoreError::Append)?;
+        failpoint::SNAPSHOT_ROTATED.reach();
         let at = self.write(std::slice::from_ref(&snapshot))?;
+        failpoint::SNAPSHOT_WRITTEN.reach();
         self.journal.drop_segments_before(at).map_err(StoreError::Append)?;
         self.since_snapshot = 0;
         Ok(())
@@ -197,6 +211,23 @@ mod tests {
         let store = Store::open(&path).unwrap();
         assert_eq!(store.memory().cells.len(), memory.cells.len());
         assert!(store.journal.first_seq() > Seq::new(1), "older segments are dropped");
+    }
+
+    #[test]
+    fn a_journal_is_verified_beside_the_agent_and_damage_ends_with_its_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        assert_eq!(verify(&path, false), Exit::NoInput);
+        let mut store = Store::open(&path).unwrap();
+        store.append(vec![intent(1)]).unwrap();
+        store.append(vec![intent(2)]).unwrap();
+        assert_eq!(verify(&path, false), Exit::Ok);
+        drop(store);
+        let segment = path.join("00000000000000000001.log");
+        let mut bytes = std::fs::read(&segment).unwrap();
+        bytes[600] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        assert_eq!(verify(&path, true), Exit::DataCorrupt);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use berth_daemon::exit::{Exit, ExitError};
 use berth_daemon::http::Limits as PageLimits;
-use berth_daemon::listen::{self, LoopbackAddr};
+use berth_daemon::listen::{self, LoopbackAddr, Passed, PassedError};
 use berth_daemon::metrics::{self, Readiness};
 use berth_daemon::tasks::Tasks;
 use prometheus_client::registry::Registry;
@@ -36,17 +36,24 @@ pub struct Running {
     pub readiness: Readiness,
 }
 
-/// Starts the front door.
+/// Name of the listening socket that a service manager may pass (`FileDescriptorName=`).
+pub const LISTENER_NAME: &str = "http";
+
+/// Starts the front door. A socket that was passed as [`LISTENER_NAME`] is listened on instead of `listen`.
 ///
 /// # Errors
-/// With the exit code it means: the state folder cannot be used, an address cannot be bound, a port file cannot be
-/// written.
-pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> {
+/// With the exit code it means: the state folder cannot be used, an address cannot be bound, what was passed cannot be
+/// used, a port file cannot be written.
+pub async fn start(config: Config, mut passed: Passed, tasks: &Tasks) -> Result<Running, ExitError> {
     let state_dir = config.state_dir.clone();
     let opening = tasks.blocking("open state", move || open_state(&state_dir));
     let (sessions, redeemed) = opening.await.map_err(|lost| Exit::Software.because(lost))??;
 
-    let (listener, address) = listen::bind(config.listen).map_err(bind_failed)?;
+    let (listener, address) = match passed.take_tcp(LISTENER_NAME).map_err(not_usable)? {
+        Some(taken) => taken,
+        None => listen::bind(config.listen).map_err(bind_failed)?,
+    };
+    passed.finish().map_err(not_usable)?;
     let (pages, metrics_address) = listen::bind(config.metrics_listen).map_err(bind_failed)?;
 
     let mut registry = Registry::default();
@@ -93,6 +100,10 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
 }
 
 fn bind_failed(error: listen::ListenError) -> ExitError {
+    error.exit().because(error)
+}
+
+fn not_usable(error: PassedError) -> ExitError {
     error.exit().because(error)
 }
 

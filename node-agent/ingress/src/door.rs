@@ -15,9 +15,9 @@ use berth_shared::door::{
 };
 use berth_shared::time::Millis;
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::bell::Bell;
@@ -70,13 +70,17 @@ pub(crate) struct Door {
 }
 
 /// Frames as they come in. Cancel safe: what was read stays in the buffer.
-struct Frames {
-    socket: OwnedReadHalf,
+pub(crate) struct Frames<R> {
+    socket: R,
     buffer: BytesMut,
 }
 
-impl Frames {
-    async fn next(&mut self) -> Result<ToIngress, DoorError> {
+impl<R: AsyncRead + Unpin> Frames<R> {
+    pub(crate) fn new(socket: R) -> Self {
+        Self { socket, buffer: BytesMut::new() }
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<ToIngress, DoorError> {
         loop {
             if let Some((head, _)) = self.buffer.split_first_chunk::<4>() {
                 let length = usize::try_from(u32::from_be_bytes(*head)).unwrap_or(usize::MAX);
@@ -141,7 +145,7 @@ impl Door {
         let opening = async {
             let stream = UnixStream::connect(path).await.map_err(DoorError::Connect)?;
             let (read, mut write) = stream.into_split();
-            let mut frames = Frames { socket: read, buffer: BytesMut::new() };
+            let mut frames = Frames::new(read);
             send(&mut write, &FromIngress::Hello { version: DOOR_VERSION }).await?;
             let first = frames.next().await?;
             Ok((frames, write, first))

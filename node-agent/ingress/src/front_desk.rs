@@ -51,7 +51,7 @@ pub(crate) fn one(headers: &HeaderMap, name: impl header::AsHeaderName) -> Optio
 }
 
 /// A header that only browsers set: present but not readable, or there twice, is not the same as absent.
-fn said(headers: &HeaderMap, name: impl header::AsHeaderName + Clone) -> Option<&str> {
+pub(crate) fn said(headers: &HeaderMap, name: impl header::AsHeaderName + Clone) -> Option<&str> {
     headers.contains_key(name.clone()).then(|| one(headers, name).unwrap_or("unreadable"))
 }
 
@@ -74,7 +74,7 @@ fn accepts_html(headers: &HeaderMap) -> bool {
 
 /// Does it ask for a WebSocket (RFC 6455, section 4.1)? Other protocols are not passed on; the request is then an
 /// ordinary one.
-fn is_upgrade(parts: &Parts) -> bool {
+pub(crate) fn is_upgrade(parts: &Parts) -> bool {
     let names = |name, word: &str| {
         parts
             .headers
@@ -90,7 +90,7 @@ fn is_upgrade(parts: &Parts) -> bool {
 }
 
 /// The one host name that a request names, or why it cannot be passed on.
-fn host(parts: &Parts) -> Result<&str, Reason> {
+pub(crate) fn host(parts: &Parts) -> Result<&str, Reason> {
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(Reason::MethodNotAllowed);
     }

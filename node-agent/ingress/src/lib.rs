@@ -29,6 +29,8 @@ pub mod config;
 pub mod daemon;
 mod door;
 mod front_desk;
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 mod listener;
 mod login;

@@ -21,6 +21,15 @@ use crate::stall::StallGuard;
 /// How long to wait when accepting fails, as when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long the first clients after a start wait in the kernel for the first route table, which comes within milliseconds
+/// when the agent is there: a restart is then no more than a short delay. When it is not there they are told so.
+const TABLE_WAIT: Duration = Duration::from_secs(2);
+const TABLE_POLL: Duration = Duration::from_millis(10);
+
+/// How long a connection that was just accepted may take for its first request when we stop. Whoever has connected has
+/// been promised an answer, and the request is on its way; an idle connection that was used before is simply closed.
+const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(2);
+
 /// Accepts until asked to stop.
 pub(crate) async fn accept(
     listener: TcpListener,
@@ -30,6 +39,14 @@ pub(crate) async fn accept(
     let permits = usize::try_from(desk.config.limits.connections).unwrap_or(Semaphore::MAX_PERMITS);
     let room = Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
     let accepting = async {
+        let first_table = async {
+            while !desk.table.is_there() {
+                tokio::time::sleep(TABLE_POLL).await;
+            }
+        };
+        if tokio::time::timeout(TABLE_WAIT, first_table).await.is_err() {
+            tracing::info!("serving without a route table: the node agent is not there yet");
+        }
         loop {
             let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
@@ -63,7 +80,10 @@ async fn serve(stream: TcpStream, peer: SocketAddr, desk: Arc<Desk>) {
     let limits = desk.config.limits;
     let metrics = Arc::clone(&desk.metrics);
     let stop = desk.tasks.stopping();
+    let asked = CancellationToken::new();
+    let was_asked = asked.clone();
     let service = service_fn(move |request| {
+        was_asked.cancel();
         let answer = front_desk::answer(Arc::clone(&desk), peer.ip(), request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
@@ -80,8 +100,14 @@ async fn serve(stream: TcpStream, peer: SocketAddr, desk: Arc<Desk>) {
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            let first = tokio::time::timeout(FIRST_REQUEST_WAIT, asked.cancelled());
+            tokio::select! {
+                ended = &mut connection => ended,
+                _asked_or_late = first => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = ended {

@@ -68,7 +68,7 @@ pub(crate) async fn answer(
 }
 
 /// The value of `t`: base64url, so nothing in it is ever encoded.
-fn ticket(form: &str) -> Result<&str, Reason> {
+pub(crate) fn ticket(form: &str) -> Result<&str, Reason> {
     let value = form.split('&').find_map(|pair| pair.strip_prefix("t=")).ok_or(Reason::LinkMalformed)?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let whole = !value.is_empty() && value.len() <= CREDENTIAL_BYTES_MAX && value.bytes().all(plain);

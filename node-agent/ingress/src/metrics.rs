@@ -1,7 +1,6 @@
 //! What is counted. Labels hold enums only: no host name, user or path can make a new one.
 
-use std::sync::atomic::AtomicU64;
-
+use berth_daemon::metrics::{register, registered};
 use berth_shared::cell::WakeCause;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -153,20 +152,36 @@ pub struct Metrics {
 impl Metrics {
     /// Makes and registers them, every label set from the start.
     pub fn new(registry: &mut Registry) -> Self {
+        let of = registry.sub_registry_with_prefix("berth_ingress");
         let metrics = Self {
-            requests: Family::default(),
-            held: Gauge::default(),
-            connections: Gauge::default(),
-            sockets: Gauge::default(),
-            wakes_asked: Family::default(),
-            fences: Counter::default(),
-            door_connected: Gauge::default(),
-            door_connects: Counter::default(),
-            retries: Counter::<u64, AtomicU64>::default(),
-            logins: Family::default(),
-            wake_ask: Histogram::new(BUCKETS),
-            release: Histogram::new(BUCKETS),
-            first_answer: Histogram::new(BUCKETS),
+            requests: registered(of, "requests", "Requests by outcome"),
+            held: registered(of, "held_requests", "Requests held now"),
+            connections: registered(of, "open_connections", "Connections of clients"),
+            sockets: registered(of, "open_sockets", "WebSockets passed through"),
+            wakes_asked: registered(of, "wakes_asked", "Wake frames written, by cause"),
+            fences: registered(of, "fences", "Fences answered"),
+            door_connected: registered(of, "door_connected", "Whether the node agent is connected"),
+            door_connects: registered(of, "door_connects", "Connections made to the node agent"),
+            retries: registered(of, "retries", "Requests sent a second time"),
+            logins: registered(of, "logins", "Login links by result"),
+            wake_ask: register(
+                of,
+                "wake_ask_seconds",
+                "From a request read to its Wake frame written",
+                Histogram::new(BUCKETS),
+            ),
+            release: register(
+                of,
+                "release_seconds",
+                "From the route being up to a held request handed to the cell's connection",
+                Histogram::new(BUCKETS),
+            ),
+            first_answer: register(
+                of,
+                "first_answer_seconds",
+                "From a held request handed to the cell's connection to the head of the cell's answer",
+                Histogram::new(BUCKETS),
+            ),
         };
         for outcome in Outcome::ALL {
             drop(metrics.requests.get_or_create(&OutcomeLabel { outcome: *outcome }));
@@ -177,32 +192,6 @@ impl Metrics {
         for result in [Login::Ok, Login::Refused] {
             drop(metrics.logins.get_or_create(&LoginLabel { result }));
         }
-        let of = registry.sub_registry_with_prefix("berth_ingress");
-        of.register("requests", "Requests by outcome", metrics.requests.clone());
-        of.register("held_requests", "Requests held now", metrics.held.clone());
-        of.register("open_connections", "Connections of clients", metrics.connections.clone());
-        of.register("open_sockets", "WebSockets passed through", metrics.sockets.clone());
-        of.register("wakes_asked", "Wake frames written, by cause", metrics.wakes_asked.clone());
-        of.register("fences", "Fences answered", metrics.fences.clone());
-        of.register("door_connected", "Whether the node agent is connected", metrics.door_connected.clone());
-        of.register("door_connects", "Connections made to the node agent", metrics.door_connects.clone());
-        of.register("retries", "Requests sent a second time", metrics.retries.clone());
-        of.register("logins", "Login links by result", metrics.logins.clone());
-        of.register(
-            "wake_ask_seconds",
-            "From a request read to its Wake frame written",
-            metrics.wake_ask.clone(),
-        );
-        of.register(
-            "release_seconds",
-            "From the route being up to a held request handed to the cell's connection",
-            metrics.release.clone(),
-        );
-        of.register(
-            "first_answer_seconds",
-            "From a held request handed to the cell's connection to the head of the cell's answer",
-            metrics.first_answer.clone(),
-        );
         metrics
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use berth_daemon::exit::chain;
 use berth_node_agent_core::front::{self, Kind};
 use berth_node_agent_core::may_wake::Known;
-use berth_shared::credential::is_bearer_shaped;
+use berth_shared::credential::holds_bearer;
 use berth_shared::door::Route;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use crate::answer::{self, Form, Reason};
 use crate::body::{Answer, BodyStalled, FromCell, FromClient, full};
 use crate::config::ms;
-use crate::front_desk::{Desk, bearer};
+use crate::front_desk::Desk;
 use crate::gate::{Gate, Inside, NotIn, Wish};
 use crate::metrics::Outcome;
 use crate::tunnel::{self, Tunnel};
@@ -213,10 +213,11 @@ fn request(
     Some(request)
 }
 
-fn copy_request_headers(from: &HeaderMap, to: &mut HeaderMap) {
+pub(crate) fn copy_request_headers(from: &HeaderMap, to: &mut HeaderMap) {
     // Any bearer of Berth's shape, also one that opened nothing: it may be another user's.
-    let own_bearer =
-        bearer(from).is_some_and(is_bearer_shaped) || from.get_all(header::AUTHORIZATION).iter().count() > 1;
+    let mut authorizations = from.get_all(header::AUTHORIZATION).iter();
+    let own_bearer = from.get_all(header::AUTHORIZATION).iter().count() > 1
+        || authorizations.any(|value| holds_bearer(value.as_bytes()));
     for (name, value) in from {
         if front::drops_request_header(name.as_str()) || named_in_connection(from, name) {
             continue;
@@ -242,7 +243,7 @@ fn named_in_connection(headers: &HeaderMap, name: &HeaderName) -> bool {
         .any(|value| front::is_named_in_connection(value.as_bytes(), name.as_str()))
 }
 
-fn copy_response_headers(from: &HeaderMap, to: &mut HeaderMap) {
+pub(crate) fn copy_response_headers(from: &HeaderMap, to: &mut HeaderMap) {
     for (name, value) in from {
         let dropped = front::drops_response_header(name.as_str())
             || named_in_connection(from, name)
@@ -288,5 +289,34 @@ fn answered(
     match head.body(full("")) {
         Ok(response) => (Outcome::Socket, response),
         Err(_) => (Outcome::Unreachable, answer::because(Reason::CellUnreachable, call.form)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_shared::credential::bearer_token;
+
+    use super::*;
+
+    #[test]
+    fn a_token_of_ours_goes_to_no_cell_however_it_is_written() {
+        let token = bearer_token([7; 32]);
+        let token = token.expose();
+        for value in [
+            format!("Bearer {token}"),
+            format!("bearer\t{token}"),
+            format!("Bearer {token}x"),
+            format!("Basic {token}"),
+            format!("Digest a=\"{token}\""),
+        ] {
+            let (mut from, mut to) = (HeaderMap::new(), HeaderMap::new());
+            from.insert(header::AUTHORIZATION, HeaderValue::from_str(&value).unwrap());
+            copy_request_headers(&from, &mut to);
+            assert!(to.is_empty(), "{value}");
+        }
+        let (mut from, mut to) = (HeaderMap::new(), HeaderMap::new());
+        from.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer of-the-cells-own-making"));
+        copy_request_headers(&from, &mut to);
+        assert_eq!(to, from);
     }
 }

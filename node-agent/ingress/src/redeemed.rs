@@ -151,7 +151,7 @@ impl Redeemed {
     }
 }
 
-fn record(nonce: &[u8; 16], expires: UnixMs) -> [u8; RECORD_BYTES] {
+pub(crate) fn record(nonce: &[u8; 16], expires: UnixMs) -> [u8; RECORD_BYTES] {
     let mut bytes = [0; RECORD_BYTES];
     let (body, sum) = bytes.split_at_mut(RECORD_BYTES - 4);
     let (head, tail) = body.split_at_mut(16);
@@ -182,6 +182,11 @@ fn read(path: &Path) -> Result<BTreeMap<[u8; 16], UnixMs>, OpenError> {
     if bytes.len() > bytes_max {
         return Err(OpenError::Corrupt { path: path.to_owned(), at: bytes_max });
     }
+    read_records(&bytes).map_err(|at| OpenError::Corrupt { path: path.to_owned(), at })
+}
+
+/// The entries of a list, or the byte where it is damaged.
+pub(crate) fn read_records(bytes: &[u8]) -> Result<BTreeMap<[u8; 16], UnixMs>, usize> {
     let (records, _torn) = bytes.as_chunks::<RECORD_BYTES>();
     let mut entries = BTreeMap::new();
     for (at, record) in records.iter().enumerate() {
@@ -191,7 +196,7 @@ fn read(path: &Path) -> Result<BTreeMap<[u8; 16], UnixMs>, OpenError> {
             }
             // A power cut can leave the last record's length without its bytes.
             None if at + 1 == records.len() => break,
-            None => return Err(OpenError::Corrupt { path: path.to_owned(), at: at * RECORD_BYTES }),
+            None => return Err(at * RECORD_BYTES),
         }
     }
     Ok(entries)

@@ -66,8 +66,11 @@ impl Sessions {
         if key.len() != KEY_BYTES {
             return Err(KeyError::Length(key.len()));
         }
-        let keyed = Hmac::new_from_slice(key).expect("HMAC takes a key of any length");
-        Ok(Self { keyed })
+        Ok(Self::with_key(key))
+    }
+
+    pub(crate) fn with_key(key: &[u8]) -> Self {
+        Self { keyed: Hmac::new_from_slice(key).expect("HMAC takes a key of any length") }
     }
 
     fn mac(&self, body: &[u8]) -> Hmac<Sha256> {
@@ -78,7 +81,7 @@ impl Sessions {
     }
 
     /// The cookie's value.
-    fn seal(&self, session: &Session) -> String {
+    pub(crate) fn seal(&self, session: &Session) -> String {
         let mut bytes = Vec::with_capacity(BODY_BYTES + MAC_BYTES);
         bytes.extend_from_slice(session.user.bytes());
         bytes.extend_from_slice(&session.issued_at.0.to_be_bytes());

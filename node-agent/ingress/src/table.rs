@@ -143,7 +143,7 @@ impl Table {
 }
 
 /// The first label of a host name of our domain: exactly one label in front of it.
-fn label<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
+pub(crate) fn label<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         Some(_) => return None,

@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a panic in a test is its report")]
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -184,4 +185,69 @@ fn a_link_that_let_somebody_in_stays_used_when_the_process_is_killed_at_once() {
     assert_eq!(run(&["run", "--set", &set, "--set", "listen=127.0.0.1:0"]).status.code(), Some(75));
     signal(&process, Signal::TERM);
     assert_eq!(process.child.wait().unwrap().code(), Some(0));
+}
+
+/// A front door on a socket that the test holds, passed as a service manager does (sd_listen_fds(3)).
+fn on_socket(folder: &Path, socket: &TcpListener, name: &str, listen: &str) -> Command {
+    let set = |key: &str, value: &Path| format!("{key}={}", value.display());
+    // The shell's pid is the program's after `exec`.
+    let script = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=$0 exec \"$@\"";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, name, env!("CARGO_BIN_EXE_berth-ingress"), "run"])
+        .args(["--set", &format!("listen={listen}"), "--set", "metrics_listen=127.0.0.1:0"])
+        .args(["--set", &set("door_socket", &folder.join("door.sock"))])
+        .args(["--set", &set("state_dir", &folder.join("state"))])
+        .stdin(Stdio::from(OwnedFd::from(socket.try_clone().unwrap())))
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_passed_socket_outlives_the_process_and_nobody_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    // The configured address is taken, by the very socket: it is not asked for.
+    let start = || on_socket(folder.path(), &socket, "http", &address.to_string()).spawn().unwrap();
+    let ask = || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: demo.localhost\r\nconnection: close\r\n\r\n").unwrap();
+        stream
+    };
+    let answered = |mut stream: TcpStream| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    };
+    // Nobody runs yet: whoever comes waits, and the first process answers.
+    let waiting = ask();
+    let mut first = start();
+    answered(waiting);
+    kill_process(Pid::from_child(&first), Signal::TERM).unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(0));
+    let waiting = ask();
+    let mut second = start();
+    answered(waiting);
+    second.kill().unwrap();
+    second.wait().unwrap();
+    // Killed as it was, it took nothing with it but its own connections.
+    let waiting = ask();
+    let mut third = start();
+    answered(waiting);
+    third.kill().unwrap();
+    third.wait().unwrap();
+}
+
+#[test]
+fn a_passed_socket_that_cannot_be_used_is_code_78() {
+    let folder = tempfile::tempdir().unwrap();
+    let loopback = TcpListener::bind("127.0.0.1:0").unwrap();
+    let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+    for (socket, name, part) in [(&loopback, "quic", "`quic`"), (&everywhere, "http", "loopback")] {
+        let output = on_socket(folder.path(), socket, name, "127.0.0.1:0").output().unwrap();
+        assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
 }

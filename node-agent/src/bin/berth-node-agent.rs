@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use berth_daemon::cli::{self, Layers};
+use berth_daemon::doctor::finish;
 use berth_daemon::env::Env;
 use berth_daemon::exit::{Exit, ExitError};
-use berth_daemon::run;
+use berth_daemon::journal::VerifyArgs;
+use berth_daemon::{failpoint, run};
 use berth_node_agent::config::{self, Config, ENV_PREFIX};
-use berth_node_agent::{daemon, join};
+use berth_node_agent::{daemon, doctor, join, store};
 use clap::{Parser, Subcommand};
 
 /// Berth's node agent: runs users' cells on this machine, puts them to sleep and wakes them.
@@ -40,9 +42,56 @@ enum Command {
     Run(Layers),
     /// Read and check the config, start nothing.
     CheckConfig(Layers),
+    /// Look at the node's journal. Reads only; may run beside the agent.
+    #[command(subcommand)]
+    Journal(JournalCommand),
+    /// Examine this machine: engine, swap, packet rules, clock, disk; says what to do about each finding.
+    ///
+    /// Ends with 0, or with 1 when a finding is a problem. Works before joining and beside a running agent.
+    Doctor {
+        /// Prints the findings as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        layers: Layers,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum JournalCommand {
+    /// Check every byte and every record; tell what is wrong, where, and what to do.
+    ///
+    /// Ends with 0 when the journal is whole (a write that a crash cut short is told, and is no damage), 65 when it is
+    /// damaged, 66 when there is none, 74 when it cannot be read.
+    Verify {
+        #[command(flatten)]
+        layers: Layers,
+        #[command(flatten)]
+        args: VerifyArgs,
+    },
+}
+
+fn verify(layers: Layers, args: VerifyArgs, env: &Env) -> Exit {
+    let config = match layers.load(ENV_PREFIX, env, config::load) {
+        Ok(config) => match args.data {
+            Some(data_dir) => Config { data_dir, ..config },
+            None => config,
+        },
+        Err(error) => return cli::complain(&error.exit().because(error)),
+    };
+    store::verify(&config.journal_dir(), args.json)
 }
 
 fn main() -> Exit {
+    let points = [
+        berth_node_agent::failpoint::POINTS,
+        berth_journal::FAILPOINTS,
+        berth_link::FAILPOINTS,
+        failpoint::POINTS,
+    ];
+    if let Some(exit) = failpoint::start(&points) {
+        return exit;
+    }
     let cli: Cli = match cli::parse() {
         Ok(cli) => cli,
         Err(exit) => return exit,
@@ -50,6 +99,11 @@ fn main() -> Exit {
     let env = Env::of_process();
     match cli.command {
         Command::CheckConfig(layers) => cli::check_config(layers.load(ENV_PREFIX, &env, config::load)),
+        Command::Journal(JournalCommand::Verify { layers, args }) => verify(layers, args, &env),
+        Command::Doctor { json, layers } => match layers.load(ENV_PREFIX, &env, config::load) {
+            Ok(config) => run::block_on(async move { finish(&doctor::examine(&config).await, json) }),
+            Err(error) => cli::complain(&error.exit().because(error)),
+        },
         Command::Join { token, token_file, again, layers } => {
             match layers.load(ENV_PREFIX, &env, config::load) {
                 Ok(config) => run::block_on(join_now(config, token, token_file, again)),

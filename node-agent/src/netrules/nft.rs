@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use super::TABLE;
+use crate::failpoint;
 
 /// After this it is killed. It needs milliseconds; only a kernel under great load needs more.
 const NFT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,11 +69,11 @@ pub(super) struct Nft {
 
 /// The table as `nft` shows it.
 #[derive(Debug)]
-pub(super) struct Listing(Vec<Value>);
+pub(crate) struct Listing(Vec<Value>);
 
 /// The part of a listing that tells what the table does.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Normal(Vec<Value>);
+pub(crate) struct Normal(Vec<Value>);
 
 impl Nft {
     pub(super) fn system() -> Self {
@@ -87,10 +88,11 @@ impl Nft {
 
     /// Carries out `text` as one transaction: all of it or nothing.
     pub(super) async fn apply(&self, text: &str) -> Result<(), NetRulesError> {
+        failpoint::NFT_BEGUN.check().map_err(NetRulesError::Spawn)?;
         self.run(&["-f", "-"], text)
             .await?
             .map_err(|(status, output)| NetRulesError::Failed { status, output })?;
-        Ok(())
+        failpoint::NFT_DONE.check().map_err(NetRulesError::Spawn)
     }
 
     /// Our table, `None` where it is not there.
@@ -171,7 +173,7 @@ async fn read(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> io::Result<V
 }
 
 impl Listing {
-    fn parse(output: &[u8]) -> Result<Self, NetRulesError> {
+    pub(crate) fn parse(output: &[u8]) -> Result<Self, NetRulesError> {
         #[derive(serde::Deserialize)]
         struct Output {
             nftables: Vec<Value>,
@@ -181,7 +183,7 @@ impl Listing {
     }
 
     /// What a named counter has counted.
-    pub(super) fn packets(&self, counter: &str) -> Option<u64> {
+    pub(crate) fn packets(&self, counter: &str) -> Option<u64> {
         self.0
             .iter()
             .filter_map(|item| item.get("counter"))
@@ -190,7 +192,7 @@ impl Listing {
     }
 
     /// Leaves out handles, counts, the elements that packets put into sets, and nft's own version.
-    pub(super) fn normal(&self) -> Normal {
+    pub(crate) fn normal(&self) -> Normal {
         let mut items = self.0.clone();
         items.retain(|item| item.get("metainfo").is_none());
         for item in &mut items {
@@ -206,11 +208,11 @@ impl Listing {
 }
 
 impl Normal {
-    pub(super) fn rules(&self) -> usize {
+    pub(crate) fn rules(&self) -> usize {
         self.0.iter().filter(|item| item.get("rule").is_some()).count()
     }
 
-    pub(super) fn chains(&self) -> usize {
+    pub(crate) fn chains(&self) -> usize {
         self.0.iter().filter(|item| item.get("chain").is_some()).count()
     }
 }

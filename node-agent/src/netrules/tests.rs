@@ -28,7 +28,7 @@ fn config() -> RulesConfig {
 fn the_rules_are_this_text() {
     // Written anew with BERTH_GOLDEN=1, to be read before it is committed.
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/src/netrules/golden.nft");
-    let text = ruleset(&config());
+    let text = ruleset(&config(), &BTreeSet::new());
     if std::env::var_os("BERTH_GOLDEN").is_some() {
         std::fs::write(golden, &text).unwrap();
     }
@@ -37,11 +37,11 @@ fn the_rules_are_this_text() {
 
 #[test]
 fn without_users_and_exceptions_there_is_no_rule_that_lets_them_in() {
-    let text = ruleset(&RulesConfig::new(config().pool, BTreeSet::new()));
+    let text = ruleset(&RulesConfig::new(config().pool, BTreeSet::new()), &BTreeSet::new());
     assert!(!text.contains("skuid"));
     assert!(!text.contains("goto cell_caps\n\t\tip daddr {"));
     // Two rules for each exception that is one address, one for each other, and three about users.
-    assert_eq!(written_rules(&text), written_rules(&ruleset(&config())) - 11);
+    assert_eq!(written_rules(&text), written_rules(&ruleset(&config(), &BTreeSet::new())) - 11);
 }
 
 #[tokio::test]
@@ -120,6 +120,31 @@ async fn a_connection_from_before_the_rules_ends_with_them() {
 }
 
 #[tokio::test]
+async fn a_cell_that_was_called_before_the_rules_does_not_go_on_answering() {
+    let lab = Lab::new();
+    let (cell, caller) =
+        (lab.datagrams("cell1", "10.231.0.2:7000"), lab.datagrams("internet", "203.0.113.2:7000"));
+    caller.send(&cell);
+    assert!(cell.hears());
+    cell.send(&caller);
+    assert!(caller.hears(), "without rules");
+    let rules = lab.rules(&config());
+    rules.ensure().await.unwrap();
+    // Nothing has to come in any more for this one to go out: for the kernel it belongs to a call that began outside.
+    let before = rules.refused().await.unwrap()["outside_to_cell"];
+    cell.send(&caller);
+    assert!(!caller.hears());
+    assert!(rules.refused().await.unwrap()["outside_to_cell"] > before);
+    // It is this one rule that keeps it in: what is established may go on.
+    let shown = lab.nft(&["-a", "list", "chain", "inet", TABLE, "cell_caps"]);
+    let rule = shown.lines().find(|line| line.contains("ct direction reply")).unwrap();
+    let handle = rule.rsplit_once("# handle ").unwrap().1;
+    lab.nft(&["delete", "rule", "inet", TABLE, "cell_caps", "handle", handle]);
+    cell.send(&caller);
+    assert!(caller.hears(), "without that rule");
+}
+
+#[tokio::test]
 async fn only_the_agent_and_the_ingress_connect_from_the_node() {
     let lab = Lab::new();
     for uid in [0, 201, 1000] {
@@ -165,6 +190,52 @@ async fn one_cell_cannot_begin_connections_faster_than_its_rate() {
     assert!(outcomes.contains(&Outcome::Lost), "{outcomes:?}");
     assert!(rules.refused().await.unwrap()["cell_over_rate"] > 0);
     assert_eq!(lab.connect("cell2", "203.0.113.2", 80), Outcome::Connected);
+}
+
+#[tokio::test]
+async fn one_cell_cannot_send_or_receive_more_than_its_bandwidth() {
+    let lab = Lab::new();
+    let narrow = RulesConfig { mbit_per_second: 1, ..config() };
+    let rules = lab.rules(&narrow);
+    rules.ensure().await.unwrap();
+    // One second's worth, 125 kB, passes at once; the echo of what is sent comes back through the other cap.
+    let wide = lab.open("cell1", "203.0.113.2", 80);
+    let seconds = wide.echo_takes(600_000);
+    assert!(seconds > 2.0, "600 kB there and back took {seconds} s at 125 kB/s");
+    assert!(rules.refused().await.unwrap()["cell_over_bandwidth"] > 0);
+    let other = lab.open("cell2", "203.0.113.2", 80);
+    assert!(other.echoes(), "the other cell has its own cap");
+}
+
+#[tokio::test]
+async fn nothing_passes_from_or_to_a_quarantined_cell() {
+    let lab = Lab::new();
+    let rules = lab.rules(&config());
+    rules.ensure().await.unwrap();
+    let to_the_internet = lab.open("cell1", "203.0.113.2", 80);
+    let by_the_ingress = lab.open_as(201, "node", "10.231.0.2", 80);
+    let to_an_open_port = lab.open("cell1", "10.231.0.1", 8081);
+    let of_another = lab.open("cell2", "203.0.113.2", 80);
+    rules.quarantine([Slot(1)].into());
+    assert_eq!(rules.check().await.unwrap(), Standing::Altered);
+    rules.ensure_within(Duration::from_secs(3600)).await.unwrap();
+    for (name, open) in
+        [("internet", &to_the_internet), ("ingress", &by_the_ingress), ("node", &to_an_open_port)]
+    {
+        assert!(open.is_cut(), "{name}");
+    }
+    assert_ne!(lab.connect("cell1", "203.0.113.2", 80), Outcome::Connected);
+    assert_ne!(lab.connect_as(0, "node", "10.231.0.2", 80), Outcome::Connected);
+    assert!(of_another.echoes());
+    assert!(rules.refused().await.unwrap()["cell_quarantined"] > 0);
+    // It stays so when the rules are put right, and ends when it is told.
+    lab.nft(&["flush", "ruleset"]);
+    assert_eq!(rules.ensure().await.unwrap(), Standing::Missing);
+    assert_ne!(lab.connect("cell1", "203.0.113.2", 80), Outcome::Connected);
+    rules.quarantine(BTreeSet::new());
+    assert_eq!(rules.ensure().await.unwrap(), Standing::Altered);
+    assert_eq!(rules.ensure().await.unwrap(), Standing::InPlace);
+    assert_eq!(lab.connect("cell1", "203.0.113.2", 80), Outcome::Connected);
 }
 
 #[tokio::test]

@@ -34,10 +34,10 @@ pub(super) struct Attached {
 
 /// One line of mountinfo.
 #[derive(Debug, PartialEq, Eq)]
-struct Line {
-    device: String,
-    point: PathBuf,
-    source: String,
+pub(crate) struct Line {
+    pub(crate) device: String,
+    pub(crate) point: PathBuf,
+    pub(crate) source: String,
 }
 
 pub(super) fn mounted(place: &Place) -> Result<Mounted, QuotaError> {
@@ -101,7 +101,7 @@ fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 }
 
 /// proc_pid_mountinfo(5): `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`.
-fn parse(line: &[u8]) -> Option<Line> {
+pub(crate) fn parse(line: &[u8]) -> Option<Line> {
     let mut fields = line.split(|b| *b == b' ');
     let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
     let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));

@@ -12,6 +12,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::QuotaError;
+use crate::failpoint;
 
 const IMAGE: &str = "disk.img";
 const TEMPORARY_PREFIX: &str = "disk.img.new-";
@@ -63,6 +64,7 @@ impl Place {
 
     fn try_lock(&self) -> io::Result<Option<PlaceLock>> {
         make_dir(&self.dir, 0o711)?;
+        failpoint::QUOTA_PLACE.check()?;
         let dir = match File::open(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -109,6 +111,7 @@ impl Place {
             let path = self.dir.join(name);
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
             file.set_len(size.0)?;
+            failpoint::QUOTA_CREATED.check()?;
             Ok(path)
         };
         create().map_err(|source| self.prepare_failed(source))
@@ -118,7 +121,9 @@ impl Place {
     pub(super) fn put_image(&self, temporary: &Path) -> Result<(), QuotaError> {
         let put = || {
             File::open(temporary)?.sync_all()?;
+            failpoint::QUOTA_SYNCED.check()?;
             std::fs::rename(temporary, &self.image)?;
+            failpoint::QUOTA_NAMED.check()?;
             File::open(&self.dir)?.sync_all()
         };
         put().map_err(|source| self.prepare_failed(source))
@@ -128,6 +133,7 @@ impl Place {
         let extend = || {
             let file = OpenOptions::new().write(true).open(&self.image)?;
             file.set_len(size.0)?;
+            failpoint::QUOTA_EXTENDED.check()?;
             file.sync_all()
         };
         extend().map_err(|source| self.prepare_failed(source))
@@ -149,7 +155,8 @@ impl Place {
 
     /// The mount point: closed to everybody while nothing is mounted there.
     pub(super) fn make_mount_point(&self) -> Result<(), QuotaError> {
-        make_dir(&self.data, 0o700).map_err(|source| self.prepare_failed(source))
+        let made = make_dir(&self.data, 0o700).and_then(|()| failpoint::QUOTA_POINT.check());
+        made.map_err(|source| self.prepare_failed(source))
     }
 
     /// Moves the image away. `false` where there is none.
@@ -159,6 +166,7 @@ impl Place {
         }
         let moved = || {
             std::fs::rename(&self.image, to)?;
+            failpoint::QUOTA_MOVED.check()?;
             let parent = to.parent().ok_or(io::ErrorKind::InvalidInput)?;
             File::open(parent)?.sync_all()?;
             File::open(&self.dir)?.sync_all()
@@ -178,6 +186,7 @@ impl Place {
     pub(super) fn remove_directories(&self) {
         let _ = std::fs::remove_dir(&self.data);
         let _ = std::fs::remove_dir(&self.dir);
+        failpoint::QUOTA_EMPTIED.reach();
     }
 }
 

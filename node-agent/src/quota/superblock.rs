@@ -10,14 +10,14 @@ use berth_shared::units::Bytes;
 use super::QuotaError;
 
 const OFFSET: u64 = 1024;
-const BYTES: usize = 1024;
+pub(crate) const BYTES: usize = 1024;
 const MAGIC: u16 = 0xEF53;
 /// `s_feature_incompat`: the upper halves of block counts are in use.
 const INCOMPAT_64BIT: u32 = 0x80;
 
 /// Size and use of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Superblock {
+pub(crate) struct Superblock {
     blocks: u64,
     free_blocks: u64,
     block_bytes: u64,
@@ -32,7 +32,7 @@ impl Superblock {
         Self::parse(&bytes).ok_or_else(|| QuotaError::NotExt4 { path: image.to_path_buf() })
     }
 
-    fn parse(bytes: &[u8; BYTES]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8; BYTES]) -> Option<Self> {
         let u16_at = |at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_le_bytes);
         let u32_at = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
         if u16_at(0x38)? != MAGIC {
@@ -48,11 +48,11 @@ impl Superblock {
         Some(Self { blocks: count(0x4, 0x150)?, free_blocks: count(0xC, 0x158)?, block_bytes: 1024 << shift })
     }
 
-    pub(super) const fn size(self) -> Bytes {
+    pub(crate) const fn size(self) -> Bytes {
         Bytes(self.blocks.saturating_mul(self.block_bytes))
     }
 
-    pub(super) const fn used(self) -> Bytes {
+    pub(crate) const fn used(self) -> Bytes {
         Bytes(self.blocks.saturating_sub(self.free_blocks).saturating_mul(self.block_bytes))
     }
 }

@@ -344,6 +344,26 @@ async fn a_removed_cells_data_is_kept_for_the_operator() {
 }
 
 #[tokio::test]
+async fn the_disk_of_a_cell_that_lives_elsewhere_is_kept_under_its_generation_until_it_is_purged() {
+    let node = Node::new();
+    let quota = node.quota().await;
+    let generation = |number| Generation { epoch: 1, number };
+    let mut kept = vec![];
+    for number in [1, 3] {
+        let folder = quota.ensure(cell(1), UID, SMALL).await.unwrap();
+        assert!(!folder.join("f").exists(), "it begins with an empty folder, whatever lies aside");
+        std::fs::write(folder.join("f"), "kept").unwrap();
+        kept.push(quota.set_aside(cell(1), generation(number)).await.unwrap().unwrap());
+        assert_eq!(quota.set_aside(cell(1), generation(number)).await.unwrap(), None, "once");
+    }
+    assert!(kept.iter().all(|image| image.is_file()) && kept[0] != kept[1]);
+    for _ in 0..2 {
+        quota.purge(cell(1), generation(1)).await.unwrap();
+        assert_eq!(kept.iter().map(|image| image.exists()).collect::<Vec<_>>(), [false, true]);
+    }
+}
+
+#[tokio::test]
 async fn something_else_at_the_mount_point_is_left_alone() {
     let node = Node::new();
     let quota = node.quota().await;

@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use berth_failpoint::Point;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use super::QuotaError;
 use super::place::PlaceLock;
+use crate::failpoint;
 
 /// How much of a program's words is read, and how much is shown.
 const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
@@ -45,6 +47,17 @@ impl Tool {
         })
     }
 
+    /// Passed while it runs, and when it has ended.
+    const fn failpoints(self) -> (&'static Point, &'static Point) {
+        match self {
+            Self::Mkfs => (&failpoint::QUOTA_MKFS, &failpoint::QUOTA_MKFS_DONE),
+            Self::Check => (&failpoint::QUOTA_CHECK, &failpoint::QUOTA_CHECK_DONE),
+            Self::Resize => (&failpoint::QUOTA_RESIZE, &failpoint::QUOTA_RESIZE_DONE),
+            Self::Losetup => (&failpoint::QUOTA_LOSETUP, &failpoint::QUOTA_LOSETUP_DONE),
+            Self::Mount => (&failpoint::QUOTA_MOUNT, &failpoint::QUOTA_MOUNT_DONE),
+        }
+    }
+
     /// Runs it with these options and, behind them, these absolute paths.
     pub(super) async fn run(
         self,
@@ -66,6 +79,8 @@ impl Tool {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         let mut child = command.spawn().map_err(spawn_failed)?;
+        let (running, done) = self.failpoints();
+        running.check().map_err(spawn_failed)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let ended = tokio::time::timeout(self.bound(), async {
             let (out, err) = tokio::join!(read_some(stdout), read_some(stderr));
@@ -78,6 +93,7 @@ impl Tool {
             return Err(QuotaError::Timeout { tool: self.name(), seconds: self.bound().as_secs() });
         };
         let (status, out, err) = ended.map_err(spawn_failed)?;
+        done.check().map_err(spawn_failed)?;
         let output = || last_words(&[out.as_slice(), err.as_slice()].concat());
         match (self, status.code()) {
             (_, Some(0)) => Ok(()),

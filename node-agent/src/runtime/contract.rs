@@ -16,7 +16,8 @@ use futures_util::StreamExt as _;
 
 use super::plan::label;
 use super::{
-    CellEventKind, ContainerKey, ContainerPlan, Created, NetworkPlan, OwnedState, Runtime, RuntimeError,
+    CellEventKind, ContainerKey, ContainerPlan, Created, NetworkPlan, Owned, OwnedState, Runtime,
+    RuntimeError,
 };
 
 mod docker;
@@ -71,6 +72,7 @@ fn plan(node: NodeId, pool: &SlotPool, slot: Slot, data_dir: &std::path::Path) -
         data_dir: data_dir.to_owned(),
         dns: Vec::new(),
         port: 18789,
+        cgroup_parent: None,
         runtime: None,
         binds: Vec::new(),
     }
@@ -300,6 +302,44 @@ async fn another_cell_is_not_touched<B: Bench>(bench: B) {
     assert_eq!((owned[0].cell, owned[0].op, owned[0].state), (other.key.cell, 1, OwnedState::Running));
 }
 
+async fn a_container_of_nobody_is_ended_and_removed_by_id_with_its_network<B: Bench>(bench: B) {
+    let (runtime, node) = (bench.runtime(), bench.node());
+    let (kept, running, frozen, made) = (bench.plan(), bench.plan(), bench.plan(), bench.plan());
+    for plan in [&kept, &running, &frozen] {
+        up(&bench, plan).await;
+    }
+    runtime.pause(&frozen.key).await.unwrap();
+    runtime.create(&made).await.unwrap();
+    let listed = runtime.list_ours(&node).await.unwrap();
+    assert_eq!(listed.len(), 4);
+    for orphan in listed.iter().filter(|it| it.cell != kept.key.cell) {
+        runtime.remove_orphan(&node, orphan, GRACE).await.unwrap();
+        assert_eq!(bench.state(&orphan.id).await, None, "{orphan:?}");
+        runtime.remove_orphan(&node, orphan, GRACE).await.unwrap();
+    }
+    assert!(is_running(&bench, &kept).await);
+    // Its network went, too: another cell may have its subnet now.
+    let mut heir = bench.plan();
+    heir.network = NetworkPlan { name: heir.network.name.clone(), ..running.network.clone() };
+    up(&bench, &heir).await;
+    assert_eq!(runtime.list_ours(&node).await.unwrap().len(), 2);
+}
+
+async fn what_is_not_what_was_listed_is_not_removed_as_an_orphan<B: Bench>(bench: B) {
+    let (runtime, node, plan) = (bench.runtime(), bench.node(), bench.plan());
+    let id = up(&bench, &plan).await;
+    let listed = runtime.list_ours(&node).await.unwrap().remove(0);
+    let another = Owned { cell: CellId::from_random(random()), ..listed.clone() };
+    let later = Owned { op: listed.op + 1, ..listed.clone() };
+    for wrong in [&another, &later] {
+        let refused = runtime.remove_orphan(&node, wrong, GRACE).await;
+        assert!(matches!(refused, Err(RuntimeError::Foreign { .. })), "{refused:?}");
+    }
+    let elsewhere = NodeId::from_random(random());
+    assert!(runtime.remove_orphan(&elsewhere, &listed, GRACE).await.is_err());
+    assert_eq!(bench.state(&id).await.as_deref(), Some("running"));
+}
+
 async fn the_engine_tells_what_happens<B: Bench>(bench: B) {
     let (runtime, plan) = (bench.runtime(), bench.plan());
     let events = runtime.events(&bench.node()).await.unwrap();
@@ -353,6 +393,8 @@ macro_rules! contract {
             a_container_that_ends_at_once_is_seen_with_its_code
             what_was_removed_behind_our_back_is_absent_and_can_be_made_anew
             another_cell_is_not_touched
+            a_container_of_nobody_is_ended_and_removed_by_id_with_its_network
+            what_is_not_what_was_listed_is_not_removed_as_an_orphan
             the_engine_tells_what_happens
             every_call_is_counted
         );

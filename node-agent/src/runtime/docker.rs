@@ -9,6 +9,7 @@
 //! | `network` | the cell's own bridge |
 //! | `image` | which images are pulled, and which have to be there |
 //! | `frozen` | how a paused container ends without running again |
+//! | `orphan` | how a container ends that belongs to no cell any more |
 //! | `watch` | output, events and lists |
 //!
 //! Works with API 1.41 (Docker 20.10) and newer.
@@ -27,12 +28,13 @@ use super::{
 
 mod create;
 mod engine;
-mod find;
-mod frozen;
+pub(crate) mod find;
+pub(crate) mod frozen;
 mod image;
 mod network;
+mod orphan;
 pub(super) mod profile;
-mod watch;
+pub(crate) mod watch;
 
 use engine::Engine;
 use find::{Mine, Up};
@@ -88,7 +90,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
-        create::create(&self.engine, plan).await
+        Box::pin(create::create(&self.engine, plan)).await
     }
 
     async fn start(&self, key: &ContainerKey, port: u16) -> Result<Started, RuntimeError> {
@@ -246,6 +248,10 @@ impl Runtime for DockerRuntime {
 
     async fn list_ours(&self, node: &NodeId) -> Result<Vec<Owned>, RuntimeError> {
         watch::list_ours(&self.engine, node).await.map_err(RuntimeError::List)
+    }
+
+    async fn remove_orphan(&self, node: &NodeId, orphan: &Owned, grace: Millis) -> Result<(), RuntimeError> {
+        Box::pin(orphan::remove(&self.engine, node, orphan, grace)).await
     }
 
     fn calls(&self) -> u64 {

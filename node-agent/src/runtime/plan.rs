@@ -13,7 +13,7 @@ use berth_shared::secret::Secret;
 use super::docker::profile;
 
 /// Labels of every container and network that Berth makes. They last: containers outlive the agent that made them.
-pub(super) mod label {
+pub(crate) mod label {
     /// The node.
     pub(in crate::runtime) const NODE: &str = "berth.node";
     /// The cell.
@@ -46,7 +46,7 @@ pub struct ContainerKey {
 
 /// Whose a container is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(crate) enum Whose {
     /// The cell's, made by this create.
     Ours { op: u64 },
     /// A repair's leftover.
@@ -65,7 +65,7 @@ impl ContainerKey {
     }
 
     /// Whose is a container with the cell's label?
-    pub(super) fn whose<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> Whose {
+    pub(crate) fn whose<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> Whose {
         let node = self.node.to_string();
         let stranger = |why: String| Whose::Stranger { why };
         if get(label::NODE) != Some(node.as_str()) {
@@ -157,6 +157,8 @@ pub struct ContainerPlan {
     pub dns: Vec<IpAddr>,
     /// Where it listens.
     pub port: u16,
+    /// The cgroup that the container's is made in; `None`: the engine's default.
+    pub cgroup_parent: Option<String>,
     /// The engine's runtime, such as `runsc`; `None`: its default.
     pub runtime: Option<String>,
     /// What else it may read.

@@ -313,6 +313,27 @@ async fn a_dead_idle_connection_is_not_seen_by_a_request_that_may_be_repeated_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_answers_whoever_had_just_connected() {
+    let world = World::start(|_| {}).await;
+    let _link = world.link(vec![]).await;
+    let mut client = world.connect().await;
+    until("the connection", || world.running.metrics.connections.get() == 1).await;
+    world.tasks.ask_to_stop();
+    // The listener is gone: the drain has begun, and the request comes only now.
+    within("the listener to be closed", async {
+        while TcpStream::connect(world.running.address.get()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: demo.localhost\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    within("the answer", client.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    world.tasks.shutdown(crate::world::PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_lets_answers_finish_and_cuts_sockets() {
     let world = World::start(|_| {}).await;
     let target_tasks = berth_daemon::tasks::Tasks::new();

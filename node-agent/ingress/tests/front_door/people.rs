@@ -137,6 +137,9 @@ async fn a_state_folder_that_cannot_be_used_is_told_before_anything_is_served() 
         state_dir: file.join("state"),
         ..Config::default()
     };
-    let error = daemon::start(config, &berth_daemon::tasks::Tasks::new()).await.unwrap_err();
+    let error =
+        daemon::start(config, berth_daemon::listen::Passed::none(), &berth_daemon::tasks::Tasks::new())
+            .await
+            .unwrap_err();
     assert_eq!(error.exit(), Exit::CantCreate);
 }

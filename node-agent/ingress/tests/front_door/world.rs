@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use berth_daemon::listen::Passed;
 use berth_daemon::tasks::Tasks;
 use berth_ingress::config::Config;
 use berth_ingress::daemon::{self, Running};
@@ -113,7 +114,7 @@ impl World {
         };
         change(&mut config);
         let tasks = Tasks::new();
-        let running = daemon::start(config, &tasks).await.unwrap();
+        let running = daemon::start(config, Passed::none(), &tasks).await.unwrap();
         (tasks, running)
     }
 

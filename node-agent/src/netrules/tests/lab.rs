@@ -8,7 +8,7 @@
 //! The internet has every outside address that a test asks for; an echo listens on some ports of everything.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -60,11 +60,45 @@ impl Open {
         !self.answers_within(LOST_AFTER)
     }
 
+    /// How many seconds it takes until so many bytes are sent and have come back.
+    pub(super) fn echo_takes(&self, bytes: usize) -> f64 {
+        let begun = std::time::Instant::now();
+        let mut sending = self.0.try_clone().unwrap();
+        let send = move || {
+            for sent in (0..bytes).step_by(1024) {
+                sending.write_all(&vec![0; 1024.min(bytes - sent)]).unwrap();
+            }
+        };
+        let sender = thread::Builder::new().name("send".to_owned()).spawn(send).unwrap();
+        self.0.set_read_timeout(Some(CONNECTED_WITHIN)).unwrap();
+        let mut left = bytes;
+        let mut buffer = [0; 16 * 1024];
+        while left > 0 {
+            left -= (&self.0).read(&mut buffer).unwrap();
+        }
+        sender.join().unwrap();
+        begun.elapsed().as_secs_f64()
+    }
+
     fn answers_within(&self, time: Duration) -> bool {
         let mut stream = &self.0;
         stream.set_read_timeout(Some(time)).unwrap();
         let mut byte = [0];
         stream.write_all(b"?").is_ok() && stream.read_exact(&mut byte).is_ok()
+    }
+}
+
+/// A socket for datagrams, which are sent whether or not anybody agreed to it.
+pub(super) struct Datagrams(UdpSocket);
+
+impl Datagrams {
+    pub(super) fn send(&self, to: &Self) {
+        self.0.send_to(b"?", to.0.local_addr().unwrap()).unwrap();
+    }
+
+    /// Does something come within a moment?
+    pub(super) fn hears(&self) -> bool {
+        self.0.recv(&mut [0]).is_ok()
     }
 }
 
@@ -235,6 +269,13 @@ impl Lab {
             TcpStream::connect_timeout(&to, CONNECTED_WITHIN)
         };
         Open(self.within(from, open).unwrap())
+    }
+
+    /// Bound in the namespace.
+    pub(super) fn datagrams(&self, name: &str, address: &str) -> Datagrams {
+        let socket = self.within(name, || UdpSocket::bind(address).unwrap());
+        socket.set_read_timeout(Some(LOST_AFTER)).unwrap();
+        Datagrams(socket)
     }
 
     /// An nft on the node whose runs are counted.

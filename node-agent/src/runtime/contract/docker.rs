@@ -22,6 +22,8 @@ use bollard::query_parameters::{
 use super::*;
 use crate::runtime::docker::DockerRuntime;
 
+mod pull;
+
 super::contract!(DockerBench::new().await);
 
 const SOCKET: &str = "/var/run/docker.sock";
@@ -142,7 +144,7 @@ impl Bench for DockerBench {
         let n = NETWORKS.fetch_add(1, Ordering::Relaxed);
         assert!(n < 64, "more networks than this scheme has");
         let pool = SlotPool::new(200_000, &format!("10.{}.0.0/16", 64 + n)).unwrap();
-        let slot = Slot(std::process::id() % pool.len());
+        let slot = Slot(std::process::id() % pool.slots());
         let folder: PathBuf = self.folder.path().join(n.to_string());
         std::fs::create_dir(&folder).unwrap();
         std::os::unix::fs::chown(&folder, Some(pool.uid(slot)), Some(pool.uid(slot))).unwrap();
@@ -299,6 +301,18 @@ async fn the_container_has_the_whole_profile() {
 }
 
 #[tokio::test]
+async fn the_data_of_a_container_of_nobody_stays() {
+    let bench = DockerBench::new().await;
+    let plan = bench.plan();
+    let address = bench.ready(&plan).await;
+    get(address, "/plant?kind=dir&path=kept").await.unwrap();
+    let orphan = bench.runtime.list_ours(&bench.node).await.unwrap().remove(0);
+    bench.runtime.remove_orphan(&bench.node, &orphan, GRACE).await.unwrap();
+    assert_eq!(bench.state(&orphan.id).await, None);
+    assert!(plan.data_dir.join("kept").is_dir());
+}
+
+#[tokio::test]
 async fn the_network_is_the_cells_own() {
     let bench = DockerBench::new().await;
     let plan = bench.plan();
@@ -445,7 +459,8 @@ async fn a_repair_runs_once_and_leaves_nothing_behind() {
     assert!(matches!(late, RuntimeError::Repair(_)), "{late:?}");
     assert!(nothing_left(&bench).await);
     bench.exits_at_start(&mut plan, 3);
-    let failed = bench.runtime.repair(&plan, &["doctor"], GRACE).await.unwrap_err();
+    // A word that it does not know is none: it starts as ever, and ends as it was told to.
+    let failed = bench.runtime.repair(&plan, &["unknown"], GRACE).await.unwrap_err();
     assert!(
         matches!(&failed, RuntimeError::RepairFailed { code: 3, said } if !said.is_empty()),
         "{failed:?}"

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use berth_shared::time::Millis;
 use bollard::{ClientVersion, Docker};
 
+use crate::failpoint;
 use crate::runtime::EngineError;
 
 /// API versions to speak, in the order in which they are tried: what Docker 20.10 speaks, and the lowest that engines
@@ -60,10 +61,12 @@ impl Engine {
         request: impl Future<Output = Result<T, bollard::errors::Error>>,
     ) -> Result<T, EngineError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
+        failpoint::engine(&failpoint::REQUEST_SENT).await?;
         let result = match tokio::time::timeout(limit.to_std(), request).await {
             Ok(result) => result.map_err(|error| meaning(error, limit)),
             Err(_) => Err(EngineError::Late { limit }),
         };
+        failpoint::engine(&failpoint::REQUEST_ANSWERED).await?;
         if let Err(error) = &result
             && speaks_another_version(error)
         {

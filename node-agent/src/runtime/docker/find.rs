@@ -19,13 +19,13 @@ use crate::runtime::{ContainerKey, EngineError};
 
 /// A container of ours.
 #[derive(Debug)]
-pub(super) struct Mine {
+pub(crate) struct Mine {
     /// Docker's id.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// The create that made it.
-    pub(super) op: u64,
+    pub(crate) op: u64,
     /// What the engine knows of it.
-    pub(super) inspected: ContainerInspectResponse,
+    pub(crate) inspected: ContainerInspectResponse,
 }
 
 /// What there is of a cell.
@@ -122,7 +122,7 @@ impl Mine {
         labels.and_then(|labels| labels.get(label::PLAN)).is_some_and(|plan| plan == fingerprint)
     }
 
-    pub(super) fn seen(&self, fingerprint: &str, port: u16) -> Seen {
+    pub(crate) fn seen(&self, fingerprint: &str, port: u16) -> Seen {
         let fits = self.fits(fingerprint);
         match (self.up(), self.address(port)) {
             (Up::Running, Some(address)) => Seen::Running { address, fits },
@@ -144,7 +144,7 @@ async fn labelled(engine: &Engine, key: &ContainerKey) -> Result<Vec<ContainerSu
     engine.call(ASK, |docker| async move { docker.list_containers(Some(options)).await }).await
 }
 
-fn whose(key: &ContainerKey, summary: &ContainerSummary) -> Whose {
+pub(crate) fn whose(key: &ContainerKey, summary: &ContainerSummary) -> Whose {
     key.whose(|name| summary.labels.as_ref()?.get(name).map(String::as_str))
 }
 

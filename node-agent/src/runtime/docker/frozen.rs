@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::engine::Engine;
 use super::find::Mine;
 use super::{ACT, ASK};
+use crate::failpoint::FROZEN_SIGNALLED;
 use crate::runtime::EngineError;
 
 /// How long Docker may take to notice the end.
@@ -69,7 +70,7 @@ fn signal_all(first: i64, id: &str) -> std::io::Result<()> {
         return Err(std::io::Error::other("the container's cgroup is not where it is expected"));
     };
     if std::fs::write(folder.join("cgroup.kill"), "1").is_ok() {
-        return Ok(());
+        return FROZEN_SIGNALLED.check();
     }
     // Frozen: nothing forks or ends while this goes on, so one pass sees them all.
     for line in std::fs::read_to_string(folder.join("cgroup.procs"))?.lines() {
@@ -79,17 +80,29 @@ fn signal_all(first: i64, id: &str) -> std::io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    FROZEN_SIGNALLED.check()
 }
+
+/// Length of a container's id, which is hexadecimal.
+const ID_DIGITS: usize = 64;
 
 /// The folder of the group that is frozen, from /proc/PID/cgroup (cgroups(7)). Only one that carries the container's
 /// id: nothing else may ever be signalled.
-fn freezer_folder(groups: &str, id: &str) -> Option<PathBuf> {
+pub(crate) fn freezer_folder(groups: &str, id: &str) -> Option<PathBuf> {
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if id.len() != ID_DIGITS || !id.bytes().all(is_hex) {
+        return None;
+    }
+    // One component has to be the id, as Docker's two cgroup drivers name groups: not only contain it.
+    let names_it = |part: &str| {
+        let scope = part.strip_prefix("docker-").and_then(|part| part.strip_suffix(".scope"));
+        part == id || scope == Some(id)
+    };
     let mut unified = None;
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        if !path.contains(id) || path.contains("..") {
+        if !path.split('/').any(names_it) || path.split('/').any(|part| part == "..") {
             continue;
         }
         let below = |root: &str| Path::new(root).join(path.trim_start_matches('/'));
@@ -107,21 +120,42 @@ fn freezer_folder(groups: &str, id: &str) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    const V1: &str = "12:pids:/docker/abc\n7:freezer:/docker/abc\n0::/docker/abc\n";
+    fn id(digits: &str) -> String {
+        digits.repeat(32)
+    }
+
+    fn v1() -> String {
+        let id = id("ab");
+        format!("12:pids:/docker/{id}\n7:freezer:/docker/{id}\n0::/docker/{id}\n")
+    }
 
     #[test]
     fn the_frozen_group_is_found_on_both_versions() {
-        assert_eq!(freezer_folder(V1, "abc").unwrap(), Path::new("/sys/fs/cgroup/freezer/docker/abc"));
-        let v2 = "0::/system.slice/docker-abc.scope\n";
-        let folder = freezer_folder(v2, "abc").unwrap();
-        assert_eq!(folder, Path::new("/sys/fs/cgroup/system.slice/docker-abc.scope"));
+        let id = id("ab");
+        let folder = freezer_folder(&v1(), &id).unwrap();
+        assert_eq!(folder, Path::new("/sys/fs/cgroup/freezer/docker").join(&id));
+        let v2 = format!("0::/system.slice/docker-{id}.scope\n");
+        let folder = freezer_folder(&v2, &id).unwrap();
+        assert_eq!(folder, Path::new("/sys/fs/cgroup/system.slice").join(format!("docker-{id}.scope")));
     }
 
     #[test]
     fn another_containers_group_is_never_taken() {
-        assert_eq!(freezer_folder(V1, "def"), None);
-        assert_eq!(freezer_folder("7:freezer:/docker/abc/../def", "abc"), None);
-        assert_eq!(freezer_folder("", "abc"), None);
-        assert_eq!(freezer_folder("nonsense", "abc"), None);
+        let id = id("ab");
+        assert_eq!(freezer_folder(&v1(), &self::id("cd")), None);
+        for groups in
+            [format!("7:freezer:/docker/{id}/../x"), format!("7:freezer:/docker/{id}0"), String::new()]
+        {
+            assert_eq!(freezer_folder(&groups, &id), None, "{groups}");
+        }
+        assert_eq!(freezer_folder("nonsense", &id), None);
+    }
+
+    #[test]
+    fn what_is_no_containers_id_names_no_group() {
+        // An empty text is in every path: it would be everybody's processes.
+        for no_id in ["", "/", "ab", "docker", &"AB".repeat(32), &id("ab")[1..]] {
+            assert_eq!(freezer_folder(&v1(), no_id), None, "`{no_id}`");
+        }
     }
 }

@@ -150,7 +150,8 @@ pub(super) async fn ensure(
     Ok(Ensured { id: made.id, fresh: true })
 }
 
-async fn remove_id(engine: &Engine, id: &str) -> Result<(), EngineError> {
+/// Removes a network that was found to be ours. Gone is fine.
+pub(super) async fn remove_id(engine: &Engine, id: &str) -> Result<(), EngineError> {
     match engine.call(ACT, |docker| async move { docker.remove_network(id).await }).await {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,

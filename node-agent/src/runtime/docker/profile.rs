@@ -100,6 +100,7 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
             ])),
         }),
         dns: (!plan.dns.is_empty()).then(|| plan.dns.iter().map(ToString::to_string).collect()),
+        cgroup_parent: plan.cgroup_parent.clone(),
         runtime: plan.runtime.clone(),
         ..Default::default()
     }

@@ -67,7 +67,7 @@ pub(super) async fn logs(
 }
 
 /// The end of an output, in bounded memory.
-struct Tail {
+pub(crate) struct Tail {
     lines: VecDeque<String>,
     line: Vec<u8>,
     bytes: usize,
@@ -76,12 +76,12 @@ struct Tail {
 }
 
 impl Tail {
-    const fn new(lines_max: usize, bytes_max: usize) -> Self {
+    pub(crate) const fn new(lines_max: usize, bytes_max: usize) -> Self {
         Self { lines: VecDeque::new(), line: Vec::new(), bytes: 0, lines_max, bytes_max }
     }
 
     /// A line may come in many pieces, and a piece may hold many lines.
-    fn push(&mut self, piece: &[u8]) {
+    pub(crate) fn push(&mut self, piece: &[u8]) {
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
             let (text, ends) = match part.strip_suffix(b"\n") {
                 Some(text) => (text, true),
@@ -109,7 +109,7 @@ impl Tail {
         }
     }
 
-    fn finish(mut self) -> Vec<String> {
+    pub(crate) fn finish(mut self) -> Vec<String> {
         if !self.line.is_empty() {
             self.end_line();
         }
@@ -172,6 +172,7 @@ pub(super) async fn list_ours(engine: &Engine, node: &NodeId) -> Result<Vec<Owne
         use ContainerSummaryStateEnum as State;
         let labels = summary.labels?;
         Some(Owned {
+            id: summary.id?,
             cell: labels.get(label::CELL)?.parse().ok()?,
             op: labels.get(label::OP)?.parse().ok()?,
             state: match summary.state? {
