@@ -16,6 +16,7 @@ readonly WORLD_LOCK=/var/tmp/berth-world.lock
 run_dir=
 bin=
 pids=()
+agent_settings=()
 declare -A PID_OF=()
 
 # stack_build debug|release: builds the programs.
@@ -118,10 +119,31 @@ stack_daemon() {
     PID_OF[$name]=$!
 }
 
+# forget_daemon NAME: it was ended on purpose and is not waited for any more.
+forget_daemon() {
+    local pid kept=()
+    for pid in "${pids[@]}"; do
+        [[ $pid == "${PID_OF[$1]}" ]] || kept+=("$pid")
+    done
+    pids=("${kept[@]}")
+    unset "PID_OF[$1]"
+}
+
+# stack_agent: starts the node agent, once more after it was ended.
+stack_agent() { stack_daemon agent "$bin/berth-node-agent" run "${agent_settings[@]}"; }
+
+# revision: what the working tree holds, for a bench to print.
+revision() {
+    local revision
+    revision=$(git -C "$BERTH_ROOT" rev-parse --short=12 HEAD 2>/dev/null) || revision=unknown
+    [[ -z $(git -C "$BERTH_ROOT" status --porcelain 2>/dev/null) ]] || revision+=-dirty
+    printf '%s' "$revision"
+}
+
 # stack_start IMAGE PORT MODEL: starts everything and waits for the node. IMAGE is what users get who ask for none;
 # PORT is the front door's, 0 for a free one; with MODEL=true a model runs, too, and the cells know of it.
 stack_start() {
-    local image=$1 wanted_port=$2 with_model=$3 model agent_settings
+    local image=$1 wanted_port=$2 with_model=$3 model
     mkdir -m 711 "$run_dir/door" "$run_dir/bin"
     install -d -m 700 -o $INGRESS_UID -g $INGRESS_UID "$run_dir/ingress"
     install -m 755 "$bin/berth-ingress" "$run_dir/bin/"
@@ -163,6 +185,6 @@ stack_start() {
         fail "the node did not join: $(tail -n 3 "$run_dir/join.log")" "see the logs above"
     rm -f "$run_dir/join-token"
     berth --json node show node-1 | jq -r .id >"$run_dir/node-id"
-    stack_daemon agent "$bin/berth-node-agent" run "${agent_settings[@]}"
+    stack_agent
     wait_for "the node" 20 node_connected
 }

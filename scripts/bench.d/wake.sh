@@ -149,13 +149,6 @@ readonly SUMMARY='
     of("claw"; "cold") + of("small"; "http_cold")
     + {load_avg_p50: (map(.load) | at(0.5)), load_avg_max: (map(.load) | max), idle_s: $idle, revision: $revision}'
 
-revision() {
-    local revision
-    revision=$(git -C "$BERTH_ROOT" rev-parse --short=12 HEAD 2>/dev/null) || revision=unknown
-    [[ -z $(git -C "$BERTH_ROOT" status --porcelain 2>/dev/null) ]] || revision+=-dirty
-    printf '%s' "$revision"
-}
-
 need_root "the bench (containers, packet rules and disk quotas)"
 need_docker
 images=()
