@@ -197,6 +197,11 @@ impl World {
         self.place.dir()
     }
 
+    /// The network that the subnets of the node's cells are taken from.
+    pub fn cell_network(&self) -> String {
+        self.place.network()
+    }
+
     /// A built program of the workspace, by its name.
     pub fn program(&self, name: &str) -> PathBuf {
         self.place.program(name)

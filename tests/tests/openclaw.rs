@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use berth_tests::world::front::Front;
+use berth_tests::world::front::{Front, Socket};
 use berth_tests::world::metrics;
-use berth_tests::world::wait::eventually;
-use berth_tests::world::{Options, World};
+use berth_tests::world::wait::{eventually, within};
+use berth_tests::world::{BOUND, Options, World};
+use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 const IMAGE: &str = "berth/openclaw:2026.9.6";
 
@@ -81,6 +83,79 @@ async fn is(world: &World, state: &str) {
     .await;
 }
 
+/// The next answer to this request, whatever events come before it.
+async fn answer(socket: &mut Socket, id: &str) -> Value {
+    let reading = async {
+        loop {
+            let message = socket.next().await.expect("the gateway goes on talking").unwrap();
+            let Ok(text) = message.to_text() else { continue };
+            let frame: Value = serde_json::from_str(text).unwrap_or_default();
+            if frame["type"] == "res" && frame["id"] == id {
+                return frame;
+            }
+        }
+    };
+    within(&format!("the answer to {id}"), START, reading).await
+}
+
+/// Gives the agent something to do over a socket that is closed before it is done, as a browser tab is: nothing is open
+/// at the front door, and only the gateway knows of the work.
+async fn leave_work_behind(model: &Model, front: &Front, text: &str) {
+    let mut socket = front.websocket("/").await.unwrap();
+    let requests = [
+        json!({ "type": "req", "id": "hello", "method": "connect", "params": {
+            "minProtocol": 4, "maxProtocol": 4, "role": "operator", "scopes": ["operator.read", "operator.write"],
+            "client": { "id": "cli", "version": "1.0.0", "platform": "linux", "mode": "cli" },
+        } }),
+        json!({ "type": "req", "id": "say", "method": "chat.send", "params": {
+            "sessionKey": "main", "message": text, "idempotencyKey": "left-behind",
+        } }),
+    ];
+    for request in requests {
+        socket.send(Message::text(request.to_string())).await.unwrap();
+        let answer = answer(&mut socket, request["id"].as_str().unwrap()).await;
+        assert_eq!(answer["ok"], true, "{request}: {answer}");
+    }
+    eventually("the model is at work", START, async || {
+        (model.calls("begun").await > model.calls("finished").await).then_some(())
+    })
+    .await;
+    socket.close(None).await.unwrap();
+}
+
+/// *Prepare* is answered `busy` by the gateway itself while no request is open; its blockers are shown; and when the work
+/// is done it may rest.
+async fn its_own_work_keeps_it_awake(world: &World, model: &Model, front: &Front) {
+    leave_work_behind(model, front, "slow:20000").await;
+    eventually("nothing is open at the front door", BOUND, async || {
+        let counted = world.metrics(&world.ingress).await;
+        (counted.value("berth_ingress_open_sockets") == 0.0).then_some(())
+    })
+    .await;
+    let refused = world.api.post("/v1/cells/claw/sleep", json!({ "freeze": true })).await;
+    let told = refused.json();
+    assert_eq!((refused.status, &told["code"]), (409, &json!("cell_busy")), "{told}");
+    assert!(model.calls("begun").await > model.calls("finished").await, "the work was over too soon to tell");
+    let blockers = eventually("the status names the gateway's blockers", BOUND, async || {
+        let refusal = world.status("claw").await["last_refusal"]["reason"].clone();
+        (refusal["reason"] == "workload").then(|| refusal["detail"].as_str().unwrap().to_owned())
+    })
+    .await;
+    assert!(blockers.contains("embedded-run"), "{blockers}");
+    assert!(told["detail"].as_str().unwrap().contains(&blockers), "{told}");
+    let why = world.api.cli(&["cell", "why", "claw"]).await;
+    assert!(why.code == 0 && why.out.contains(&blockers), "{blockers}: {why:?}");
+
+    eventually("its work is done, and it may rest", START, async || {
+        let asked = world.api.post("/v1/cells/claw/sleep", json!({ "freeze": true })).await;
+        (asked.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(model.calls("begun").await, model.calls("finished").await, "put to rest in the middle of it");
+    assert_eq!(model.calls("cut").await, 0);
+    is(world, "frozen").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_gateway_sleeps_only_when_it_has_nothing_to_do_and_remembers_everything() {
     let model = Model::start().await;
@@ -123,6 +198,8 @@ async fn a_real_gateway_sleeps_only_when_it_has_nothing_to_do_and_remembers_ever
     let (answer, ()) = tokio::join!(slow, refusal);
     assert!(answer.contains("heliotrope"), "{answer}");
     assert_eq!(model.calls("cut").await, 0);
+
+    its_own_work_keeps_it_awake(&world, &model, &front).await;
 
     // Frozen and back.
     eventually("nothing is under way any more", START, async || {

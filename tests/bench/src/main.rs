@@ -1,5 +1,5 @@
-//! Starts or wakes one cell and tells, as one line of JSON, how long each part took. `scripts/bench wake` calls it once
-//! per wake and does the rest.
+//! Starts or wakes one cell and tells, as one line of JSON, how long each part took. `scripts/bench wake` and
+//! `scripts/bench agent` call it once per wake and do the rest.
 //!
 //! Both ways end with the first byte of the same request's answer, and both poll for readiness in the same rhythm: the
 //! next probe begins [`PROBE_EVERY`] after the last one was answered, as the node agent does it.
@@ -21,6 +21,8 @@ use berth_shared::cell::Workload;
 use berth_shared::ids::UserId;
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Map, Value, json};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::engine::Engine;
 use crate::spans::{PARTS, Places, SPANS, Snapshot};
@@ -69,6 +71,24 @@ enum Way {
         #[arg(long, value_name = "IP:PORT")]
         agent_metrics: SocketAddr,
     },
+    /// With Berth: a WebSocket through the front door to the sleeping cell, one echo, and its end.
+    Websocket(Socket),
+}
+
+#[derive(Debug, Args)]
+struct Socket {
+    /// The host name that is asked for.
+    #[arg(long)]
+    host: String,
+    /// The path of the test image's echo.
+    #[arg(long, default_value = "/ws")]
+    path: String,
+    /// The front door.
+    #[arg(long, value_name = "IP:PORT")]
+    front: SocketAddr,
+    /// File with the user's bearer token.
+    #[arg(long, value_name = "FILE")]
+    bearer_file: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -94,6 +114,7 @@ fn main() -> Result<()> {
             let bearer = std::fs::read_to_string(bearer_file).context("the bearer file")?;
             wake(&request, front, bearer.trim(), Places { agent: agent_metrics, ingress: ingress_metrics })?
         }
+        Way::Websocket(socket) => websocket(&socket)?,
     };
     println!("{told}");
     Ok(())
@@ -152,6 +173,29 @@ fn floor(request: &Request, user: UserId) -> Result<Value> {
         "first_byte_ms": ms(answer.first_byte.duration_since(begun)),
         "cpu_s": cpu.as_secs_f64(),
     }))
+}
+
+fn websocket(socket: &Socket) -> Result<Value> {
+    let bearer = std::fs::read_to_string(&socket.bearer_file).context("the bearer file")?;
+    let begun = Instant::now();
+    let mut request = format!("ws://{}{}", socket.host, socket.path).into_client_request()?;
+    request.headers_mut().insert("authorization", format!("Bearer {}", bearer.trim()).parse()?);
+    let (mut socket, _answer) = tungstenite::client(request, connect(socket.front, WAKE_MAX)?)
+        .map_err(|error| anyhow::anyhow!("the WebSocket was not opened: {error}"))?;
+    socket.send(Message::text("berth"))?;
+    let echo = loop {
+        match socket.read()? {
+            Message::Text(text) => break text,
+            Message::Ping(_) | Message::Pong(_) => {}
+            other => bail!("{other:?} came instead of the echo"),
+        }
+    };
+    ensure!(echo.contains("berth"), "`{echo}` came instead of the echo");
+    let echoed = begun.elapsed();
+    socket.close(None)?;
+    // The other side's end: nothing of the connection is left open.
+    while socket.read().is_ok() {}
+    Ok(json!({"arm": "websocket", "echo_ms": ms(echoed)}))
 }
 
 fn wake(request: &Request, front: SocketAddr, bearer: &str, places: Places) -> Result<Value> {

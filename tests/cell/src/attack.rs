@@ -1,16 +1,16 @@
-//! What a hostile tenant would try from inside a cell: reach the network, plant nasty files, swap them in mid-walk,
-//! fill the disk, run out of processes, stop itself. All of it inside the state folder and bounded.
+//! What a hostile tenant would try from inside a cell: reach the network, plant nasty files, swap them in mid-walk, stop
+//! itself, and take more than its share ([`greedy`]). All of it inside the state folder and bounded.
 
-use std::io::Write as _;
+pub(crate) mod greedy;
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use rustix::fs::{AtFlags, CWD, FileType, Mode as FileMode, OFlags, RenameFlags};
+use rustix::fs::{CWD, FileType, Mode as FileMode, OFlags, RenameFlags};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UdpSocket};
@@ -19,7 +19,6 @@ use crate::body::{self, Reply};
 use crate::query::Query;
 use crate::tools::failed;
 use crate::world::World;
-use crate::{SLEEP_ARG, SLEEP_MS_MAX};
 
 const CONNECT_MS_MAX: u64 = 60_000;
 /// Apparent size of a sparse file unless told otherwise: 8 TiB less one page fits every usual file system.
@@ -29,7 +28,6 @@ const HUGE_MIB: u64 = 512;
 const DEPTH_MAX: u64 = 20_000;
 const MANY_MAX: u64 = 200_000;
 const SWAP_MS_MAX: u64 = 120_000;
-const FORK_MAX: u64 = 4096;
 const MIB: usize = 1024 * 1024;
 
 /// A hostile act that could not be done.
@@ -158,7 +156,7 @@ async fn try_plant(world: &World, query: &Query) -> Result<Value, AttackError> {
                 file.set_len(bytes).map_err(io("set the length"))?;
             }
             "huge" => {
-                let (written, end) = write_mib(&path, mib)?;
+                let (written, end) = greedy::write_mib(&path, mib)?;
                 return Ok(json!({ "ok": true, "writtenBytes": written, "end": end }));
             }
             "hardlink" => std::fs::hard_link(link.unwrap_or_default(), &path).map_err(io("hard link"))?,
@@ -194,19 +192,6 @@ fn deep(path: &Path, depth: u64) -> Result<(), AttackError> {
     Ok(())
 }
 
-/// Writes up to `mib` MiB of real blocks; returns the bytes written and what ended it.
-fn write_mib(path: &Path, mib: u64) -> Result<(u64, String), AttackError> {
-    let mut file = std::fs::File::create(path).map_err(io("create"))?;
-    let block = vec![0xA5_u8; MIB];
-    for written in 0..mib {
-        if let Err(error) = file.write_all(&block) {
-            let bytes = file.metadata().map_or(written * MIB as u64, |meta| meta.len());
-            return Ok((bytes, error.to_string()));
-        }
-    }
-    Ok((mib * MIB as u64, "done".to_owned()))
-}
-
 /// Exchanges `a` and `b` as fast as possible for `ms`. Answers when the loop runs, with `wait` when it ended.
 pub(crate) async fn swap(world: &Arc<World>, query: &Query) -> Reply {
     let paths = inside(world, query, "a").and_then(|a| Ok((a, inside(world, query, "b")?)));
@@ -235,77 +220,6 @@ pub(crate) async fn swap(world: &Arc<World>, query: &Query) -> Reply {
 
 fn exchange(a: &Path, b: &Path) -> Result<(), AttackError> {
     rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).map_err(io("exchange"))
-}
-
-/// Writes `fill.bin` until `mb` MiB or until the disk is full, and says which; `mb=0` removes it.
-pub(crate) async fn fill(world: &Arc<World>, query: &Query) -> Reply {
-    let path = world.store.dir().join("fill.bin");
-    let mib = query.number("mb", 0, FILL_MIB_MAX);
-    let filled = blocking(move || {
-        if mib > 0 {
-            return write_mib(&path, mib);
-        }
-        match rustix::fs::unlinkat(CWD, &path, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok((0, "removed".to_owned())),
-            Err(error) => Err(io("remove")(error)),
-        }
-    });
-    finish(filled.await.map(|(bytes, end)| json!({ "ok": true, "writtenBytes": bytes, "end": end })))
-}
-
-/// Starts `n` idle processes (or threads, with `kind=thread`) that live `ms`; says how many came into being.
-pub(crate) async fn fork(query: &Query) -> Reply {
-    let wanted = query.number("n", 1, FORK_MAX);
-    let life = Duration::from_millis(query.number("ms", 1000, SLEEP_MS_MAX));
-    let threads = query.get("kind") == Some("thread");
-    let started =
-        blocking(
-            move || if threads { Ok(start_threads(wanted, life)) } else { start_processes(wanted, life) },
-        );
-    finish(started.await.map(|(started, end)| json!({ "ok": true, "started": started, "end": end })))
-}
-
-fn start_threads(wanted: u64, life: Duration) -> (usize, String) {
-    let mut threads = Vec::new();
-    let mut end = "done".to_owned();
-    for index in 0..wanted {
-        let thread = std::thread::Builder::new().name(format!("fork-{index}")).stack_size(64 * 1024);
-        match thread.spawn(move || std::thread::sleep(life)) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                end = error.to_string();
-                break;
-            }
-        }
-    }
-    let started = threads.len();
-    for thread in threads {
-        // A thread that only sleeps cannot panic.
-        let _ = thread.join();
-    }
-    (started, end)
-}
-
-fn start_processes(wanted: u64, life: Duration) -> Result<(usize, String), AttackError> {
-    let program = std::env::current_exe().map_err(io("find the own program"))?;
-    let mut children = Vec::new();
-    let mut end = "done".to_owned();
-    for _ in 0..wanted {
-        let mut command = std::process::Command::new(&program);
-        command.arg(SLEEP_ARG).arg(life.as_millis().to_string()).stdin(Stdio::null()).stdout(Stdio::null());
-        match command.spawn() {
-            Ok(child) => children.push(child),
-            Err(error) => {
-                end = error.to_string();
-                break;
-            }
-        }
-    }
-    let started = children.len();
-    for mut child in children {
-        child.wait().map_err(io("wait for a child"))?;
-    }
-    Ok((started, end))
 }
 
 /// Sends itself a signal: `STOP`, `TERM`, `KILL`, `ABRT`, `SEGV`, `INT`, `HUP`.

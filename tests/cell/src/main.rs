@@ -38,15 +38,31 @@ const EXIT_CONFIG: u8 = 78;
 const BLOCKING_THREADS_MAX: usize = 16;
 /// First argument of the idle children that `/fork` starts; the second is how long they live, in milliseconds.
 const SLEEP_ARG: &str = "--sleep-ms";
+/// First argument of a process of `/bomb`; the second is how long it goes on, in milliseconds.
+const BOMB_ARG: &str = "--bomb-ms";
+/// First argument of OpenClaw's repair, `doctor --fix`.
+const REPAIR_ARG: &str = "doctor";
 /// Longest life of such a child.
 const SLEEP_MS_MAX: u64 = 600_000;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    if args.next().as_deref() == Some(SLEEP_ARG) {
-        let ms = args.next().and_then(|value| value.parse().ok()).unwrap_or(0);
-        std::thread::sleep(Duration::from_millis(std::cmp::min(ms, SLEEP_MS_MAX)));
-        return ExitCode::SUCCESS;
+    match args.next().as_deref() {
+        Some(SLEEP_ARG) => {
+            let ms = args.next().and_then(|value| value.parse().ok()).unwrap_or(0);
+            std::thread::sleep(Duration::from_millis(std::cmp::min(ms, SLEEP_MS_MAX)));
+            return ExitCode::SUCCESS;
+        }
+        Some(BOMB_ARG) => {
+            let ms = args.next().and_then(|value| value.parse().ok()).unwrap_or(0);
+            attack::greedy::be_a_bomb(Duration::from_millis(std::cmp::min(ms, SLEEP_MS_MAX)));
+            return ExitCode::SUCCESS;
+        }
+        Some(REPAIR_ARG) => {
+            log::line("repair: nothing to mend");
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     match start() {
         Ok(code) => code,

@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 
+use crate::attack::greedy;
 use crate::body::{self, Reply};
 use crate::gate::{self, Denied};
 use crate::log;
@@ -76,7 +77,11 @@ enum Tool {
     Plant,
     Swap,
     Fill,
+    Inodes,
     Fork,
+    Bomb,
+    Connections,
+    FloodLog,
     SignalSelf,
 }
 
@@ -95,7 +100,11 @@ impl Tool {
             "/plant" => Tool::Plant,
             "/swap" => Tool::Swap,
             "/fill" => Tool::Fill,
+            "/inodes" => Tool::Inodes,
             "/fork" => Tool::Fork,
+            "/bomb" => Tool::Bomb,
+            "/connections" => Tool::Connections,
+            "/flood-log" => Tool::FloodLog,
             "/signal-self" => Tool::SignalSelf,
             _ if path.starts_with("/v1/") => Tool::V1,
             _ => Tool::State { key: path.strip_prefix("/state/")?.to_owned() },
@@ -138,8 +147,12 @@ async fn use_tool(world: &Arc<World>, tool: Tool, request: Request<Incoming>) ->
         Tool::Connect => attack::connect(&query).await,
         Tool::Plant => attack::plant(world, &query).await,
         Tool::Swap => attack::swap(world, &query).await,
-        Tool::Fill => attack::fill(world, &query).await,
-        Tool::Fork => attack::fork(&query).await,
+        Tool::Fill => greedy::fill(world, &query).await,
+        Tool::Inodes => greedy::inodes(world, &query).await,
+        Tool::Fork => greedy::fork(&query).await,
+        Tool::Bomb => greedy::bomb(&query).await,
+        Tool::Connections => greedy::connections(&query).await,
+        Tool::FloodLog => greedy::flood_log(&query).await,
         Tool::SignalSelf => attack::signal_self(&query),
     }
 }

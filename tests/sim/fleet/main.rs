@@ -9,14 +9,16 @@
 //! | why | the chosen node is the first line of the explanation; every node has a line |
 //! | revision | what a node is told changes only together with its revision, which only grows |
 //! | replay | the events, encoded and read back, make the same state; what was refused changed nothing |
+//! | keys | a dead key, a revoked node, an old join counter open nothing; a token lets one machine in; a lock is written once; who is locked or revoked is given nothing new |
 //! | stale | an assignment with an older or equal generation is a misfit |
 //!
 //! `SIM_SEEDS`, `SIM_BASE` and `SIM_SEED` as in the lifecycle's simulation.
 
-#[path = "../lifecycle/dice.rs"]
+#[path = "../common/dice.rs"]
 mod dice;
 
 mod book;
+mod keys;
 mod story;
 
 fn number(name: &str) -> Option<u64> {
@@ -41,7 +43,13 @@ fn every_user_has_one_home_with_room_and_a_generation_of_its_own() {
     println!("{totals:?}");
     // A story in which these never happen tests nothing.
     assert!(
-        totals.assigned > 0 && totals.no_room > 0 && totals.removed > 0 && totals.replays > 0,
+        totals.assigned > 0
+            && totals.no_room > 0
+            && totals.removed > 0
+            && totals.replays > 0
+            && totals.rotations > 0
+            && totals.locks > 0
+            && totals.rejoins > 0,
         "{totals:?}"
     );
 }

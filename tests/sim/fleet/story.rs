@@ -8,18 +8,15 @@ use berth_coordinator_core::placement::Policy;
 use berth_coordinator_core::{Actor, Command, Event, Fact, Fleet, Refusal};
 use berth_shared::cell::{CellSize, IdleRest, RestPolicy, Workload};
 use berth_shared::credential::SecretHash;
-use berth_shared::ids::{
-    CellId, Generation, JoinCounter, NodeId, OperatorKeyId, SessionNonce, TokenId, UserId,
-};
-use berth_shared::link::SessionMark;
+use berth_shared::ids::{CellId, Generation, NodeId, OperatorKeyId, TokenId, UserId};
 use berth_shared::secret::Secret;
-use berth_shared::signing::PublicKey;
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
 use berth_shared::wire::NodeFacts;
 
 use crate::book::Book;
 use crate::dice::Dice;
+use crate::keys::{Keys, signing};
 
 const COMMANDS: u64 = 120;
 
@@ -31,12 +28,15 @@ pub(crate) struct Totals {
     pub(crate) removed: u64,
     pub(crate) refused: u64,
     pub(crate) replays: u64,
+    pub(crate) rotations: u64,
+    pub(crate) locks: u64,
+    pub(crate) rejoins: u64,
 }
 
 pub(crate) struct Story {
-    dice: Dice,
+    pub(crate) dice: Dice,
     epoch: u32,
-    fleet: Fleet,
+    pub(crate) fleet: Fleet,
     /// Everything, as bytes: kind, version, payload.
     journal: Vec<(u16, u16, Vec<u8>)>,
     book: Book,
@@ -44,20 +44,15 @@ pub(crate) struct Story {
     now: UnixMs,
     /// What each node is made of, and whether it is connected.
     machines: BTreeMap<NodeId, (NodeFacts, bool)>,
-    counters: BTreeMap<NodeId, u64>,
+    pub(crate) counters: BTreeMap<NodeId, u64>,
+    pub(crate) keys: Keys,
     drawn: u64,
 }
 
-fn bytes(number: u64) -> [u8; 16] {
+pub(crate) fn bytes(number: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&number.to_be_bytes());
     bytes
-}
-
-fn key(number: u64) -> PublicKey {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&number.to_be_bytes());
-    PublicKey::from_bytes(bytes)
 }
 
 impl Story {
@@ -79,11 +74,12 @@ impl Story {
             now: UnixMs(1_700_000_000_000),
             machines: BTreeMap::new(),
             counters: BTreeMap::new(),
+            keys: Keys::default(),
             drawn: 0,
         }
     }
 
-    fn draw(&mut self) -> u64 {
+    pub(crate) fn draw(&mut self) -> u64 {
         self.drawn += 1;
         self.drawn
     }
@@ -94,13 +90,15 @@ impl Story {
             let step = self.dice.between(0, 20 * 60_000);
             self.now = UnixMs((self.now.0 + step).saturating_sub(self.dice.between(0, 5 * 60_000)));
             self.toggle_one();
-            match self.dice.between(0, 15) {
+            match self.dice.between(0, 20) {
                 0..7 => self.create_user(totals)?,
                 7..10 => self.remove_user(totals)?,
                 10 | 11 => self.join_node(totals)?,
                 12 => self.remove_node(totals)?,
                 13 => self.say_hello(totals)?,
                 14 => self.small_things(totals)?,
+                15..=19 if self.dice.per_mille(500) => self.say_hello(totals)?,
+                15..=19 => self.turn_keys(totals)?,
                 _ => self.restart(totals)?,
             }
             self.check()?;
@@ -119,7 +117,7 @@ impl Story {
     }
 
     /// Decides, writes down, applies. A refusal must have changed nothing.
-    fn command(
+    pub(crate) fn command(
         &mut self,
         command: &Command,
         totals: &mut Totals,
@@ -218,6 +216,9 @@ impl Story {
                 });
                 let (node, reasons) = chosen.ok_or("a user was made and lives nowhere")?;
                 let facts = connected.get(&node).ok_or("a cell went to a node that is not connected")?;
+                if self.keys.barred.contains(&node) {
+                    return Err("a cell went to a node that is locked or revoked".to_owned());
+                }
                 self.book.check_room(&self.policy, node, facts)?;
                 let name = self.book.nodes.get(&node).cloned().unwrap_or_default();
                 if !reasons.first().is_some_and(|line| line.starts_with(&format!("{name}: chosen"))) {
@@ -241,6 +242,7 @@ impl Story {
                 }
                 for node in looked_at {
                     if let Some(facts) = connected.get(&node)
+                        && !self.keys.barred.contains(&node)
                         && self.book.has_room(&self.policy, node, facts, &size, rest)
                     {
                         return Err(format!("no room is said, and there is: {lines:?}"));
@@ -285,9 +287,21 @@ impl Story {
             cgroup_version: 2,
             quota_backend: String::new(),
         };
-        let join = Command::JoinNode { node, token, secret, key: key(number), facts: facts.clone() };
+        let mut join =
+            Command::JoinNode { node, token, secret, key: signing(number).public(), facts: facts.clone() };
         if self.command(&create, totals)?.is_ok() && self.command(&join, totals)?.is_ok() {
             self.machines.insert(node, (facts, true));
+            self.keys.joined(node, signing(number));
+            let another = signing(self.draw()).public();
+            if let Command::JoinNode { key, .. } = &mut join {
+                *key = another;
+            }
+            if self.command(&join, totals)?.is_ok() {
+                return Err("a token let two machines in".to_owned());
+            }
+            if let Command::JoinNode { key, .. } = &mut join {
+                *key = signing(number).public();
+            }
             // The answer was lost: the same join again changes nothing.
             if !matches!(self.command(&join, totals)?, Ok(events) if events.is_empty()) {
                 return Err("a repeated join is not recognised".to_owned());
@@ -296,7 +310,7 @@ impl Story {
         Ok(())
     }
 
-    fn some_node(&mut self) -> Option<NodeId> {
+    pub(crate) fn some_node(&mut self) -> Option<NodeId> {
         let count = self.machines.len() as u64;
         let which = usize::try_from(self.dice.between(0, count.max(1) - 1)).expect("few nodes");
         self.machines.keys().nth(which).copied()
@@ -307,23 +321,7 @@ impl Story {
         let Some(name) = self.fleet.node(node).map(|node| node.name.clone()) else { return Ok(()) };
         if self.command(&Command::RemoveNode { name }, totals)?.is_ok() {
             self.machines.remove(&node);
-        }
-        Ok(())
-    }
-
-    fn say_hello(&mut self, totals: &mut Totals) -> Result<(), String> {
-        let Some(node) = self.some_node() else { return Ok(()) };
-        let Some(key) = self.fleet.node(node).map(|node| node.key) else { return Ok(()) };
-        let last = self.counters.get(&node).copied().unwrap_or_default();
-        let shown = if self.dice.per_mille(300) { last.saturating_sub(1) } else { last + 1 };
-        let nonce = SessionNonce::from_random(bytes(self.draw()));
-        let mark = SessionMark { counter: JoinCounter(shown), nonce };
-        let opened = self.command(&Command::OpenSession { node, key, mark }, totals)?.is_ok();
-        if opened && shown <= last && last > 0 {
-            return Err(format!("session {shown} was let in after {last}"));
-        }
-        if opened {
-            self.counters.insert(node, shown.max(last));
+            self.keys.forget(node);
         }
         Ok(())
     }

@@ -122,7 +122,8 @@ impl World {
         let Some(life) = &self.life else {
             return self.later(500, Happening::DoorConnects);
         };
-        let table = (0..self.truths.len()).map(|cell| life.agent.cell(cell_id(cell)).map(|c| c.route()));
+        let believed = |cell| life.agent.cell(cell_id(cell)).filter(|believed| !believed.is_retired());
+        let table = (0..self.truths.len()).map(|cell| believed(cell).map(|believed| believed.route()));
         let table = table.collect();
         self.door.connections += 1;
         self.door.connection = Some(self.door.connections);

@@ -173,6 +173,7 @@ impl World {
             revision: self.revision,
             domain: "d".to_owned(),
             assignments: self.wanted.clone(),
+            removed: vec![],
         };
         self.remember(Record::Desired(desired.clone()));
         self.sync();
@@ -226,13 +227,14 @@ impl World {
             Effect::CommandDone { seq, outcome } => self.command_done(seq, &outcome),
             Effect::ReadLogs { seq, .. } => self.commands.logs_read(seq),
             Effect::Changed(_) => {}
+            // Nobody in this world limits how long a node may work alone, or moves a user: `tests/sim/lease` does.
+            Effect::Lease(_) | Effect::LeaseHeld(_) | Effect::Purge { .. } => {}
             Effect::Gone(id) => {
                 let cell = number_of(id);
                 self.note(|| format!("cell {cell} is gone"));
                 if self.truths[cell].container.as_ref().is_some_and(|container| container.ours) {
                     self.broken("a", &format!("cell {cell} is said to be gone and its container is there"));
                 }
-                self.tell_door(ToDoor::Remove(cell));
             }
         }
     }
@@ -253,6 +255,10 @@ impl World {
             cell::Effect::Route(state) => {
                 self.note(|| format!("cell {cell} route {state:?}"));
                 self.tell_door(ToDoor::Set(cell, state));
+            }
+            cell::Effect::Withdraw => {
+                self.note(|| format!("cell {cell} has no route any more"));
+                self.tell_door(ToDoor::Remove(cell));
             }
             cell::Effect::Refuse { problem, .. } => {
                 self.note(|| format!("cell {cell} refuses: {problem}"));

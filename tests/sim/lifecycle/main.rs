@@ -21,6 +21,7 @@
 mod actors;
 mod check;
 mod containers;
+#[path = "../common/dice.rs"]
 mod dice;
 mod door;
 mod driver;

@@ -128,6 +128,7 @@ pub(crate) fn first_assignment(number: usize, dice: &mut Dice) -> Assignment {
             rest: RestPolicy { idle_after: Millis(dice.between(20, 300) * SECOND), rest },
             bearers: vec![],
             sessions_valid_from: UnixMs(0),
+            quarantined: false,
         },
     }
 }

@@ -37,12 +37,8 @@ pub struct Spoken {
 }
 
 impl Api {
-    pub(super) fn new(
-        address: SocketAddr,
-        key_file: PathBuf,
-        berth: PathBuf,
-        namespace: Option<String>,
-    ) -> Self {
+    /// The API at this address; `berth` is the program.
+    pub fn new(address: SocketAddr, key_file: PathBuf, berth: PathBuf, namespace: Option<String>) -> Self {
         let key = std::fs::read_to_string(&key_file).unwrap().trim().to_owned();
         Self { address, key_file, key, berth, namespace }
     }

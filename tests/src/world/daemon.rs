@@ -58,7 +58,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn new(name: &'static str, dir: &Path, program: PathBuf, verb: &[&str]) -> Self {
+    /// A program with its verb, which logs into `dir`. Not started.
+    pub fn new(name: &'static str, dir: &Path, program: PathBuf, verb: &[&str]) -> Self {
         Self {
             name,
             program,
@@ -84,17 +85,23 @@ impl Daemon {
         self
     }
 
-    pub(super) fn port(mut self, port: Port) -> Self {
+    /// It listens here, too.
+    #[must_use]
+    pub fn port(mut self, port: Port) -> Self {
         self.ports.push(port);
         self
     }
 
-    pub(super) fn args(mut self, args: impl IntoIterator<Item = String>) -> Self {
+    /// With these words behind the verb.
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = String>) -> Self {
         self.args.extend(args);
         self
     }
 
-    pub(super) fn set(mut self, settings: impl IntoIterator<Item = String>) -> Self {
+    /// With these settings, `KEY=VALUE`.
+    #[must_use]
+    pub fn set(mut self, settings: impl IntoIterator<Item = String>) -> Self {
         for setting in settings {
             self.args.extend(["--set".to_owned(), setting]);
         }
@@ -153,23 +160,26 @@ impl Daemon {
         command
     }
 
-    /// Runs the program with another verb and the same settings, to its end.
+    /// Runs the program with another verb and the same settings, to its end, and says how it ended.
+    pub async fn try_once(&self, verb: &str, args: &[&str]) -> ExitStatus {
+        let mut child = self.command().arg(verb).args(args).args(&self.args).spawn().unwrap();
+        eventually(&format!("{} {verb} ends", self.name), BOUND, async || child.try_wait().unwrap()).await
+    }
+
+    /// As [`Self::try_once`].
     ///
     /// # Panics
     /// When it fails.
     pub async fn run_once(&self, verb: &str, args: &[&str]) {
-        let mut child = self.command().arg(verb).args(args).args(&self.args).spawn().unwrap();
-        let status =
-            eventually(&format!("{} {verb} ends", self.name), BOUND, async || child.try_wait().unwrap())
-                .await;
+        let status = self.try_once(verb, args).await;
         if !status.success() {
             self.show_log();
         }
         assert!(status.success(), "{} {verb} ended with {status}", self.name);
     }
 
-    /// Starts it and waits until it listens.
-    pub async fn spawn(&mut self) {
+    /// Starts it and waits for nothing: it may die before it listens.
+    pub fn begin(&mut self) {
         assert!(!self.is_running(), "the {} runs already", self.name);
         let mut command = self.command();
         command.args(&self.verb).args(&self.args);
@@ -179,7 +189,13 @@ impl Daemon {
             command.arg("--set").arg(format!("{}={address}", port.key));
             command.arg("--set").arg(format!("{}={}", port.file_key, port.file.display()));
         }
-        let mut child = command.spawn().unwrap();
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Starts it and waits until it listens.
+    pub async fn spawn(&mut self) {
+        self.begin();
+        let mut child = self.child.take().expect("it has just begun");
         let mut bound = BTreeMap::new();
         for port in &self.ports {
             let what = format!("the {} listens ({})", self.name, port.key);

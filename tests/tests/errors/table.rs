@@ -15,7 +15,7 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 6] = [
+const ELSEWHERE: [(Code, &str, &str); 17] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
@@ -38,6 +38,53 @@ const ELSEWHERE: [(Code, &str, &str); 6] = [
     (Code::StaleGeneration, "node-agent/core/src/agent/tests.rs", ""),
     // Needs a node of another version.
     (Code::VersionUnsupported, "coordinator/src/tests/links.rs", ""),
+    // Needs a coordinator that is away for longer than the lease.
+    (
+        Code::LeaseEnded,
+        "tests/tests/stories/lease.rs",
+        "a_node_works_alone_until_its_lease_is_over_and_again_when_the_coordinator_is_back",
+    ),
+    // Told apart from every other way to be down, with packets that do not pass.
+    (
+        Code::Quarantined,
+        "tests/tests/isolation/quarantine.rs",
+        "a_quarantined_cell_is_stopped_kept_and_cut_off_until_it_is_released",
+    ),
+    // These need a second node.
+    (Code::LeaseRunning, "tests/tests/stories/lease.rs", ""),
+    (Code::NodeAlive, "tests/tests/stories/lease.rs", ""),
+    // Keys, clones, clocks and versions, over real connections that may misbehave.
+    (
+        Code::NodeRevoked,
+        "coordinator/src/tests/keys.rs",
+        "revoking_a_node_cuts_its_session_and_keeps_its_key_out_over_a_restart",
+    ),
+    (
+        Code::NodeNotLocked,
+        "coordinator/src/tests/keys.rs",
+        "a_clone_is_refused_and_locks_the_node_while_its_cells_and_its_session_go_on",
+    ),
+    (
+        Code::KeyRetired,
+        "coordinator/src/tests/keys.rs",
+        "a_nodes_key_is_rotated_over_its_session_and_the_old_one_is_dead_then",
+    ),
+    (Code::KeyRefused, "coordinator/src/tests/keys.rs", ""),
+    (
+        Code::KeyNotStored,
+        "coordinator/src/tests/keys.rs",
+        "the_coordinators_key_changes_when_its_nodes_hold_the_next_one_and_stays_changed",
+    ),
+    (
+        Code::ClockSkew,
+        "coordinator/src/tests/keys.rs",
+        "nobody_joins_with_a_clock_that_is_minutes_off_and_the_token_stays_good",
+    ),
+    (
+        Code::LinkTooOld,
+        "coordinator/src/tests/keys.rs",
+        "a_node_of_the_first_version_works_and_is_never_sent_what_it_cannot_read",
+    ),
     // Needs a bug, or an impossible answer.
     (Code::Internal, "coordinator/src/tests/stores.rs", ""),
 ];

@@ -54,7 +54,7 @@ impl Attempts {
     }
 
     /// What has to work: else nothing of the rest means anything.
-    fn open(&self) -> SocketAddr {
+    pub(crate) fn open(&self) -> SocketAddr {
         SocketAddr::new(FAR.into(), WEB)
     }
 

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic in a test is its report")]
 
 mod attempts;
+mod greedy;
 mod hostile;
 mod limits;
 mod network;
 mod profile;
+mod quarantine;

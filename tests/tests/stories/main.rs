@@ -11,7 +11,10 @@
 
 mod coordinator_away;
 mod ingress_away;
+mod keys;
 mod kills;
+mod lease;
+mod orphans;
 mod walk;
 
 use std::time::Duration;
@@ -21,7 +24,7 @@ use berth_tests::world::front::Front;
 use serde_json::Value;
 
 /// Quiet time of cells: stories wait for it. The ingress reports their use once a second; were it no longer than that, a
-/// rest would often be tried on old news, be refused, and be tried again only 15 s later.
+/// rest would often be tried on old news and be refused.
 const SOON: Duration = Duration::from_millis(1500);
 
 /// Long enough that no story sees it.

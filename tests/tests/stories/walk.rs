@@ -2,6 +2,7 @@
 
 use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Options, Rest, World};
+use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::{NOT_IN_THIS_STORY, SOON, log_in, whoami};
@@ -67,7 +68,7 @@ async fn a_frozen_cell_goes_on_as_the_same_process_after_one_thaw_for_everybody(
         let front = anna.front.clone();
         async move { front.post("/echo/raw", number.to_string()).await.text() }
     });
-    let answers = futures_util::future::join_all(asked).await;
+    let answers = join_all(asked).await;
     for (number, answer) in answers.iter().enumerate() {
         assert_eq!(*answer, number.to_string(), "everybody gets their own answer");
     }
@@ -113,5 +114,31 @@ async fn work_under_way_keeps_a_cell_awake_and_its_end_lets_it_sleep() {
     world.container_is(&bob.cell, "paused").await;
     world.api.post("/v1/cells/bob/wake", json!({})).await.ok(200);
     assert_eq!(whoami(&bob.front).await["starts"], 1);
+    world.end(&[]).await;
+}
+
+/// Held for the wake, which cannot come any more: their route is gone, whatever the agent was just doing.
+#[tokio::test]
+async fn who_is_held_for_a_user_that_is_removed_learns_that_the_route_is_gone() {
+    let world = World::start(Options::default()).await;
+    let anna = world.create_running("anna", Rest::Stop, NOT_IN_THIS_STORY).await;
+    anna.front.post("/control", r#"{"listen_delay_ms":30000}"#).await.ok(200);
+    world.api.post("/v1/cells/anna/sleep", json!({})).await.ok(200);
+    let calls = (0..3).map(|_| anna.front.get("/whoami"));
+    let removed = async {
+        eventually("three calls are held, and the cell starts", BOUND, async || {
+            let held = world.metrics(&world.ingress).await.value("berth_ingress_held_requests");
+            (held == 3.0 && world.status("anna").await["state"] == "starting").then_some(())
+        })
+        .await;
+        world.api.delete("/v1/users/anna").await
+    };
+    let (replies, removed) = tokio::join!(join_all(calls), removed);
+    assert_eq!(removed.status, 204);
+    for reply in replies {
+        assert_eq!((reply.status, &reply.json()["code"]), (404, &json!("route_gone")), "{}", reply.text());
+    }
+    world.cell_leaves_nothing(&anna.cell).await;
+    assert_eq!(anna.front.get("/whoami").await.status, 401, "from then on, nobody of that name");
     world.end(&[]).await;
 }

@@ -177,6 +177,23 @@ async fn resources_are_taken_on_demand_and_given_back() {
     assert_eq!(cell.get("/burn?ms=10").await.1["ok"], true);
     assert_eq!(cell.get("/fork?n=3&ms=10").await.1["started"], 3);
     assert_eq!(cell.get("/fork?n=3&ms=10&kind=thread").await.1["started"], 3);
+    assert_eq!(cell.get("/inodes?n=5").await.1["made"], 5);
+    assert_eq!(cell.get("/inodes?n=0").await.1["end"], "removed");
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let at = listener.local_addr().unwrap();
+    assert_eq!(cell.get(&format!("/connections?addr={at}&n=7&ms=5000")).await.1["opened"], 7);
+    drop(listener);
+    let refused = cell.get(&format!("/connections?addr={at}&n=2&ms=5000")).await.1;
+    assert_eq!(refused, json!({ "opened": 0, "others": { "refused": 2 } }));
+    assert_eq!(cell.get("/bomb?ms=1").await.1["ok"], true);
+}
+
+#[tokio::test]
+async fn the_log_is_flooded_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cell = Cell::start(dir.path(), "");
+    assert_eq!(cell.get("/flood-log?kb=16&line=1024").await.1["lines"], 16);
+    cell.wait_for_line("xxxx");
 }
 
 #[tokio::test]

@@ -1,0 +1,79 @@
+//! Things that seeds and checks are made of.
+
+use berth_shared::cell::{Assignment, CellSize, CellSpec, ImageRef, RestPolicy, Workload};
+use berth_shared::codec;
+use berth_shared::credential::{SecretHash, bearer_token};
+use berth_shared::ids::{CellId, Generation, NodeId, Slug, UserId};
+use berth_shared::signing::SigningKey;
+use berth_shared::time::UnixMs;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+pub(crate) fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&Zeroizing::new([seed; 32]))
+}
+
+pub(crate) fn user() -> UserId {
+    UserId::from_random([1; 16])
+}
+
+pub(crate) fn cell() -> CellId {
+    CellId::from_random([2; 16])
+}
+
+pub(crate) fn node() -> NodeId {
+    NodeId::from_random([3; 16])
+}
+
+pub(crate) fn slug() -> Slug {
+    "anna".parse().expect("a slug, written here")
+}
+
+pub(crate) fn image() -> ImageRef {
+    "berth/openclaw:2026.9.6".parse().expect("an image reference, written here")
+}
+
+/// The user's one bearer token.
+pub(crate) fn bearer() -> String {
+    bearer_token([7; 32]).expose().to_owned()
+}
+
+pub(crate) fn spec() -> CellSpec {
+    CellSpec {
+        cell: cell(),
+        user: user(),
+        slug: slug(),
+        workload: Workload::Openclaw,
+        image: image(),
+        size: CellSize::default(),
+        rest: RestPolicy::default(),
+        bearers: vec![SecretHash::of(&bearer())],
+        sessions_valid_from: UnixMs(1_000),
+        quarantined: false,
+    }
+}
+
+pub(crate) fn assignment() -> Assignment {
+    Assignment { generation: Generation { epoch: 1, number: 7 }, spec: spec() }
+}
+
+/// What was written for these tests always has an encoding.
+pub(crate) fn encoded(value: &impl Serialize) -> Vec<u8> {
+    codec::encode(value).expect("it has an encoding")
+}
+
+/// Decodes; whatever could be decoded is written and read again as the same, and is not longer for it.
+pub(crate) fn survives<T>(bytes: &[u8], bytes_max: usize) -> Option<T>
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let value: T = codec::decode(bytes, bytes_max).ok()?;
+    assert!(bytes.len() <= bytes_max, "{} bytes were read, at most {bytes_max} may be", bytes.len());
+    let again = codec::encode(&value).expect("what was decoded can be encoded");
+    assert!(again.len() <= bytes.len(), "{value:?} has become longer");
+    let reread: T = codec::decode(&again, bytes_max).expect("what was encoded can be decoded");
+    assert_eq!(reread, value);
+    assert_eq!(codec::encode(&reread).expect("as before"), again);
+    Some(value)
+}

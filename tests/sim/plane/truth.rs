@@ -1,0 +1,249 @@
+//! What is true of the fleet, kept from the facts alone and from what everybody was told: no code of the fleet's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_coordinator_core::event::{KeyFact, MoveFact};
+use berth_coordinator_core::{Event, Fact};
+use berth_shared::credential::SecretHash;
+use berth_shared::ids::{CellId, Generation, JoinCounter, NodeId, Slug, TokenId, UserId};
+use berth_shared::signing::PublicKey;
+
+use crate::plan::{At, MINUTE};
+
+/// A start or a thaw that is under way ends, and then the stop: see the coordinator's margin.
+const UNDONE_WITHIN: At = 12 * MINUTE;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) slug: Slug,
+    pub(crate) home: Option<(NodeId, Generation)>,
+    pub(crate) bearers: Vec<SecretHash>,
+}
+
+/// A node.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    /// The keys that let it in.
+    key: PublicKey,
+    next: Option<PublicKey>,
+    pub(crate) revoked: bool,
+    pub(crate) locked: bool,
+    /// Its operator says that the machine is off.
+    pub(crate) off: bool,
+}
+
+impl Member {
+    pub(crate) fn knows(&self, key: PublicKey) -> bool {
+        self.key == key || self.next == Some(key)
+    }
+}
+
+/// What one machine was told, whatever it made of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    /// When a frame of a live session reached it last.
+    pub(crate) heard_at: At,
+    /// The most that its wall clock was ahead since then, and whether it was booted since.
+    pub(crate) ahead_most: i64,
+    pub(crate) booted: bool,
+    /// Its time alone was over when it heard again, and it was not told yet what shall run there.
+    pub(crate) lapsed: bool,
+    /// Its disk is an old one, or its operator's word about it was not true: until it hears again, nobody can keep it from
+    /// running what it knows.
+    pub(crate) excused: bool,
+    /// What it began while it was excused is undone by then.
+    pub(crate) excused_until: At,
+    /// The newest revision that reached its journal, and what was in it.
+    pub(crate) revision: u64,
+    pub(crate) here: BTreeMap<CellId, Generation>,
+    /// The newest generation of each cell that it ever heard of.
+    pub(crate) newest: BTreeMap<CellId, Generation>,
+}
+
+impl Told {
+    /// A frame of a live session reaches it.
+    pub(crate) const fn hears_at(&mut self, at: At, ahead: i64, autonomy: At) {
+        self.lapsed |= at - self.heard_at > autonomy;
+        (self.heard_at, self.ahead_most, self.booted) = (at, ahead, false);
+        if self.excused {
+            (self.excused, self.excused_until) = (false, at + UNDONE_WITHIN);
+        }
+    }
+}
+
+/// The book.
+#[derive(Debug, Default)]
+pub(crate) struct Truth {
+    // From the facts; begun anew when the journal is replayed.
+    events: u64,
+    pub(crate) cells: BTreeMap<CellId, Known>,
+    users: BTreeMap<UserId, CellId>,
+    pub(crate) nodes: BTreeMap<NodeId, Member>,
+    given: BTreeMap<Slug, Generation>,
+    used: BTreeMap<TokenId, NodeId>,
+    gone: BTreeSet<CellId>,
+    /// The counter of each node's newest session; and of whom any is taken next.
+    counters: BTreeMap<NodeId, JoinCounter>,
+    any_counter: BTreeSet<NodeId>,
+    /// Keys that let nobody in any more.
+    dead: BTreeSet<PublicKey>,
+    // Not from the facts: kept for ever.
+    let_in: BTreeMap<TokenId, PublicKey>,
+}
+
+impl Truth {
+    pub(crate) fn begin_anew(&mut self) {
+        let let_in = std::mem::take(&mut self.let_in);
+        *self = Self { let_in, ..Self::default() };
+    }
+
+    /// How many facts there are.
+    pub(crate) const fn events(&self) -> u64 {
+        self.events
+    }
+
+    pub(crate) fn cell_of(&self, user: UserId) -> Option<CellId> {
+        self.users.get(&user).copied()
+    }
+
+    /// A machine was let in by this token.
+    ///
+    /// # Errors
+    /// It let another one in before.
+    pub(crate) fn let_in(&mut self, token: TokenId, key: PublicKey) -> Result<(), String> {
+        match self.let_in.insert(token, key) {
+            Some(other) if other != key => Err(format!("{token} let two machines in")),
+            _ => Ok(()),
+        }
+    }
+
+    fn of_user(&mut self, user: UserId) -> Result<&mut Known, String> {
+        let cell = self.users.get(&user).ok_or_else(|| format!("{user} is not there"))?;
+        self.cells.get_mut(cell).ok_or_else(|| format!("the cell of {user} is not there"))
+    }
+
+    /// Writes a fact down.
+    ///
+    /// # Errors
+    /// It breaks a rule.
+    pub(crate) fn write(&mut self, event: &Event) -> Result<(), String> {
+        self.events += 1;
+        match &event.fact {
+            Fact::UserCreated { user, cell, slug, .. } => {
+                let known = Known { slug: slug.clone(), home: None, bearers: vec![] };
+                if self.cells.values().any(|other| other.slug == *slug) {
+                    return Err(format!("two users are called {slug}"));
+                }
+                if self.gone.contains(cell) || self.cells.insert(*cell, known).is_some() {
+                    return Err(format!("{cell} is made twice"));
+                }
+                self.users.insert(*user, *cell);
+            }
+            Fact::UserRemoved { user } => {
+                let cell = self.users.remove(user).ok_or("a stranger is removed")?;
+                self.cells.remove(&cell);
+                self.gone.insert(cell);
+            }
+            Fact::Assigned { user, node, generation, .. } => {
+                if !self.nodes.contains_key(node) {
+                    return Err("somebody is given to a node that is not there".to_owned());
+                }
+                let known = self.of_user(*user)?;
+                known.home = Some((*node, *generation));
+                let slug = known.slug.clone();
+                if self.given.get(&slug).is_some_and(|last| generation <= last) {
+                    return Err(format!("generation {generation} of {slug} after a newer one"));
+                }
+                self.given.insert(slug, *generation);
+            }
+            Fact::Unassigned { user, generation } => {
+                let home = self.of_user(*user)?.home.take();
+                if home.is_none_or(|(_, held)| held != *generation) {
+                    return Err("somebody is taken from where they do not live".to_owned());
+                }
+            }
+            Fact::BearerIssued { user, hash } => self.of_user(*user)?.bearers.push(*hash),
+            Fact::BearersRevoked { user } => self.of_user(*user)?.bearers.clear(),
+            Fact::NodeJoined { node, key, .. } => {
+                self.fresh_key(*key)?;
+                let member = Member { key: *key, next: None, revoked: false, locked: false, off: false };
+                self.nodes.insert(*node, member);
+            }
+            Fact::NodeRemoved { node } => {
+                self.nodes.remove(node);
+                if self.cells.values().any(|known| known.home.is_some_and(|(home, _)| home == *node)) {
+                    return Err("a node is removed on which somebody lives".to_owned());
+                }
+            }
+            Fact::TokenUsed { token, node } => {
+                let before = self.used.insert(*token, *node);
+                if before.is_some_and(|other| other != *node) {
+                    return Err(format!("{token} is used twice"));
+                }
+            }
+            Fact::SessionOpened { node, mark } => {
+                let any_counter = self.any_counter.remove(node);
+                let last = self.counters.insert(*node, mark.counter);
+                if !any_counter && last.is_some_and(|last| mark.counter <= last) {
+                    return Err(format!("session {} of {node} after {last:?}", mark.counter));
+                }
+                if self.nodes.get(node).is_none_or(|member| member.revoked) {
+                    return Err("a node is let in that is revoked or not there".to_owned());
+                }
+            }
+            Fact::Key(fact) => self.write_key(fact)?,
+            Fact::Move(MoveFact::NodeDeclaredOff { node }) => self.member(*node)?.off = true,
+            Fact::Move(MoveFact::NodeReturned { node }) => self.member(*node)?.off = false,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn member(&mut self, node: NodeId) -> Result<&mut Member, String> {
+        self.nodes.get_mut(&node).ok_or_else(|| format!("{node} is not there"))
+    }
+
+    fn fresh_key(&mut self, key: PublicKey) -> Result<(), String> {
+        if self.dead.contains(&key) {
+            return Err(format!("{key} was revoked or replaced, and is taken again"));
+        }
+        if self.nodes.values().any(|member| member.knows(key)) {
+            Err("one key is two nodes".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_key(&mut self, fact: &KeyFact) -> Result<(), String> {
+        match fact {
+            KeyFact::NodeKeyAdded { node, key } => {
+                self.fresh_key(*key)?;
+                let before = self.member(*node)?.next.replace(*key);
+                self.dead.extend(before);
+            }
+            KeyFact::NodeKeyRetired { node, key } => {
+                let member = self.member(*node)?;
+                member.key = member.next.take().ok_or("a key is retired and there is no other")?;
+                self.dead.insert(*key);
+            }
+            KeyFact::NodeRevoked { node } => self.member(*node)?.revoked = true,
+            KeyFact::NodeLocked { node, .. } => self.member(*node)?.locked = true,
+            KeyFact::NodeUnlocked { node, any_counter } => {
+                if *any_counter {
+                    self.any_counter.insert(*node);
+                }
+                self.member(*node)?.locked = false;
+            }
+            KeyFact::NodeRejoined { node, key, .. } => {
+                self.fresh_key(*key)?;
+                self.counters.remove(node);
+                let member = self.member(*node)?;
+                let before = [Some(std::mem::replace(&mut member.key, *key)), member.next.take()];
+                (member.revoked, member.locked) = (false, false);
+                self.dead.extend(before.into_iter().flatten());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! Arming, tracing and counting: what a daemon's failpoints are, which ones passed, and how often each has killed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use berth_tests::world::daemon::Daemon;
+
+const VARIABLE: &str = "BERTH_FAILPOINT";
+const TRACE_VARIABLE: &str = "BERTH_FAILPOINT_TRACE";
+
+/// How often each point kills.
+const WANTED_VARIABLE: &str = "BERTH_KILLS_PER_POINT";
+
+/// A file that gets a line for each kill: daemon, point, pass, step, milliseconds. Several tests append to it.
+const REPORT_VARIABLE: &str = "BERTH_KILLS_REPORT";
+
+/// How often each point shall kill: once, or what the environment says.
+pub(crate) fn wanted() -> u64 {
+    std::env::var(WANTED_VARIABLE).map_or(1, |text| text.parse().expect("BERTH_KILLS_PER_POINT is a number"))
+}
+
+/// The failpoints of one daemon.
+pub(crate) struct Armory {
+    daemon: &'static str,
+    armed: PathBuf,
+    trace: PathBuf,
+    /// Every point, by the program's own list, with how often it has killed.
+    kills: BTreeMap<String, u64>,
+    told: u64,
+    times_armed: u64,
+}
+
+impl Armory {
+    /// Of this program; its files lie in `dir`.
+    pub(crate) fn new(daemon: &'static str, program: &Path, dir: &Path) -> Self {
+        let listed = Command::new(program).env(VARIABLE, "list").output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        // Conditions make other points reachable and are none to die at: a kill there is the same as at what follows.
+        let names =
+            listed.lines().filter_map(|line| line.split_once(' ')).filter(|(_, kind)| *kind != "condition");
+        let kills: BTreeMap<String, u64> = names.map(|(name, _)| (name.to_owned(), 0)).collect();
+        assert!(kills.len() > 20, "{} lists its failpoints: {listed}", program.display());
+        Self {
+            daemon,
+            armed: dir.join(format!("{daemon}.armed")),
+            trace: dir.join(format!("{daemon}.trace")),
+            kills,
+            told: 0,
+            times_armed: 0,
+        }
+    }
+
+    /// From its next start on the daemon looks at our files.
+    pub(crate) fn attach(&self, daemon: &mut Daemon) {
+        daemon.with_env(VARIABLE, &format!("@{}", self.armed.display()));
+        daemon.with_env(TRACE_VARIABLE, &self.trace.display().to_string());
+    }
+
+    /// Arms this and nothing else, from its first pass on.
+    pub(crate) fn arm(&mut self, spec: &str) {
+        let new = self.armed.with_extension("new");
+        // The same again has to be another text: the daemon may not have seen that it was disarmed meanwhile.
+        self.times_armed += 1;
+        fs::write(&new, format!("{spec}\n#{}", self.times_armed)).unwrap();
+        fs::rename(&new, &self.armed).unwrap();
+    }
+
+    pub(crate) fn disarm(&self) {
+        let _absent = fs::remove_file(&self.armed);
+    }
+
+    /// Forgets what passed until now.
+    pub(crate) fn forget(&self) {
+        // The daemon appends, so it goes on from the beginning.
+        if let Ok(file) = OpenOptions::new().write(true).open(&self.trace) {
+            file.set_len(0).unwrap();
+        }
+    }
+
+    /// What has passed since, and how often.
+    pub(crate) fn passed(&self) -> BTreeMap<String, u64> {
+        let mut passed = BTreeMap::new();
+        for line in fs::read_to_string(&self.trace).unwrap_or_default().lines() {
+            *passed.entry(line.to_owned()).or_default() += 1;
+        }
+        passed
+    }
+
+    /// All points whose names begin so.
+    pub(crate) fn points(&self, areas: &[&str]) -> Vec<String> {
+        let of_areas = |name: &&String| areas.iter().any(|area| name.starts_with(area));
+        self.kills.keys().filter(of_areas).cloned().collect()
+    }
+
+    /// How often a point has killed.
+    pub(crate) fn kills(&self, point: &str) -> u64 {
+        self.kills[point]
+    }
+
+    /// One kill more, which with everything that was looked at after it took since `begun`.
+    pub(crate) fn count(&mut self, point: &str, pass: u64, step: &str, begun: Instant) {
+        *self.kills.get_mut(point).expect("only listed points are armed") += 1;
+        self.told += 1;
+        let ms = begun.elapsed().as_millis();
+        eprintln!("{:4}  {:<28} pass {pass:<3} {step:<16} {ms:>6} ms", self.told, point);
+        self.report(&format!("{}\t{point}\t{pass}\t{step}\t{ms}", self.daemon));
+    }
+
+    fn report(&self, line: &str) {
+        let Some(path) = std::env::var_os(REPORT_VARIABLE) else { return };
+        let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        file.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// Fails unless each point of these areas has killed as often as wanted, but for those that are named here with
+    /// the reason why nothing in this test passes them. A reason that is none any more fails, too.
+    pub(crate) fn judge(&self, areas: &[&str], elsewhere: impl Fn(&str) -> Option<&'static str>) {
+        let mut missed = vec![];
+        for point in self.points(areas) {
+            let kills = self.kills(&point);
+            match elsewhere(&point) {
+                Some(reason) if kills == 0 => {
+                    eprintln!("      {point:<28} not here: {reason}");
+                    self.report(&format!("{}\t{point}\t0\t{reason}\t0", self.daemon));
+                }
+                Some(reason) => missed.push(format!("{point} killed, although: {reason}")),
+                None if kills < wanted() => missed.push(format!("{point} killed {kills} times")),
+                None => {}
+            }
+        }
+        assert!(missed.is_empty(), "{} kills each were wanted:\n{}", wanted(), missed.join("\n"));
+    }
+}
+
+/// The journal of a daemon that is dead, as it lies there: whole, but for an end that was being written.
+pub(crate) fn verify_journal(dir: &Path, when: &str) {
+    let storage = berth_journal::StdStorage::existing(dir).unwrap();
+    match berth_journal::verify(&storage, "") {
+        Ok(_) => {}
+        // Killed before there was one.
+        Err(berth_journal::JournalError::Missing) => {}
+        Err(error) => panic!("{when}: the journal in {} does not verify: {error}", dir.display()),
+    }
+}

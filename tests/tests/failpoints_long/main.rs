@@ -1,0 +1,54 @@
+//! Coordinator and agent killed at every failpoint (`berth_failpoint`), one after the other, and started again: every
+//! acknowledged write is there, the journal of whoever died verifies where it lies, no container is doubled, nothing of
+//! a removed user is left, nobody else's cell is touched, and the cell wakes with its data (invariant 8).
+//!
+//! ```text
+//! tour     every step once, nothing armed: which points does which step pass, and how often?
+//! kills    walk to a step that passes a point that is due; arm; begin the step; the daemon dies; verify its journal;
+//!          start it again; finish the step; look at everything
+//! ```
+//!
+//! Points are armed through a file, so that arming costs no restart. Each point is killed at [`armory::wanted`] times, at
+//! passes spread over those that were counted. `scripts/kills` runs this with five each and prints what was covered.
+//!
+//! Five tests for the agent, by areas, since the machine's turn is held for the whole of one.
+#![cfg(debug_assertions)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a panic in a test is its report, and its output is read by people"
+)]
+
+mod armory;
+mod first;
+mod life;
+mod serving;
+mod steps;
+
+use life::Life;
+
+#[tokio::test]
+async fn an_agent_killed_between_steps_of_a_cells_disk_leads_back_to_the_truth() {
+    Life::through(&["quota:"]).await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_between_steps_of_folder_rules_and_routes_leads_back_to_the_truth() {
+    Life::through(&["folder:", "nft:", "route:", "door:", "durable:", "frozen:", "key:", "join:"]).await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_around_calls_of_the_engine_leads_back_to_the_truth() {
+    Life::through(&["docker:", "engine:"]).await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_between_intent_operation_and_report_leads_back_to_the_truth() {
+    Life::through(&["intent:", "done:", "report:"]).await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_it_writes_its_journal_leads_back_to_the_truth() {
+    Life::through(&["journal:", "store:"]).await;
+}

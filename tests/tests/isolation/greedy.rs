@@ -1,0 +1,104 @@
+//! A cell that takes all it can get, all at once where that hurts most: it gets its share, and nobody else notices.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use berth_tests::lab::shell::{run, say};
+use berth_tests::world::wait::eventually;
+use berth_tests::world::{BOUND, Member, Options, Rest, World};
+use serde_json::Value;
+
+use crate::attempts::{Attempts, inspect};
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// A neighbour's answer may take this long while an attack goes on: two cores that are both taken, and no more.
+const NEIGHBOUR_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a container's folder may take on the node's disk: two log files of 5 MB, one that is being turned over, and what
+/// the engine keeps beside them.
+const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+async fn ask(member: &Member, path: &str) -> Value {
+    member.front.get(path).await.ok(200)
+}
+
+/// The neighbour answers, and the operator is answered.
+async fn others_go_on(world: &World, neighbour: &Member, attack: &str) {
+    let begun = Instant::now();
+    ask(neighbour, "/whoami").await;
+    world.api.get(&format!("/v1/cells/{}", neighbour.slug)).await.ok(200);
+    let took = begun.elapsed();
+    say(&format!("  {attack}: the neighbour and the operator were answered within {took:?}"));
+    assert!(took <= NEIGHBOUR_WITHIN, "{attack}: {took:?}");
+}
+
+async fn a_fork_bomb_ends_at_the_limit(world: &World, hostile: &Member, neighbour: &Member) {
+    ask(hostile, "/bomb?ms=4000").await;
+    let container = &world.engine.containers_of(&hostile.cell).await[0].id;
+    let most = eventually("the bomb has filled its limit", BOUND, async || {
+        let text = run("docker", &["stats", "--no-stream", "--format", "{{.PIDs}}", container]);
+        text.trim().parse::<u64>().ok().filter(|pids| *pids > 400)
+    })
+    .await;
+    others_go_on(world, neighbour, "fork bomb").await;
+    say(&format!("  fork bomb: {most} processes and threads of 512"));
+    assert!(most <= 512);
+    eventually("the bomb is over and the cell answers", BOUND, async || {
+        hostile.front.try_get("/whoami").await.ok().filter(|reply| reply.status == 200)
+    })
+    .await;
+}
+
+async fn inodes_are_bounded(world: &World, hostile: &Member, neighbour: &Member) {
+    let made = ask(hostile, "/inodes?n=200000").await;
+    say(&format!("  inodes: {made}"));
+    assert!(made["end"].as_str().unwrap().contains("No space left"), "{made}");
+    others_go_on(world, neighbour, "inodes").await;
+    neighbour.front.post("/state/mine", "kept").await.ok(200);
+    ask(hostile, "/inodes?n=0").await;
+    hostile.front.post("/state/mine", "room again").await.ok(200);
+}
+
+async fn the_log_is_bounded(world: &World, hostile: &Member, neighbour: &Member) {
+    for line in [100, 1024 * 1024] {
+        ask(hostile, &format!("/flood-log?kb=102400&line={line}")).await;
+        others_go_on(world, neighbour, "log flood").await;
+    }
+    let inspected = inspect(world, hostile).await;
+    let folder = Path::new(inspected["HostnamePath"].as_str().unwrap()).parent().unwrap().to_owned();
+    let used: u64 = run("du", &["-sb", &folder.display().to_string()])
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    say(&format!("  log flood: 200 MiB printed, {used} bytes on the disk"));
+    assert!(used <= LOG_BYTES_MAX, "{used}");
+    let shown = world.api.get(&format!("/v1/cells/{}/logs?lines=1000", hostile.slug)).await;
+    shown.ok(200);
+    assert!(shown.text().len() < 4 << 20, "{}", shown.text().len());
+}
+
+async fn connections_are_bounded(world: &World, hostile: &Member, neighbour: &Member) {
+    let attempts = Attempts::prepare(world, hostile, neighbour).await;
+    assert!(attempts.internet_works(hostile).await);
+    let tried = ask(hostile, &format!("/connections?addr={}&n=10000&ms=4000", attempts.open())).await;
+    say(&format!("  10,000 connections: {tried}"));
+    assert!((1..=1024).contains(&tried["opened"].as_u64().unwrap()), "{tried}");
+    others_go_on(world, neighbour, "connections").await;
+}
+
+#[tokio::test]
+async fn a_hostile_cell_takes_its_share_and_nobody_else_notices() {
+    let world = World::start(Options::default()).await;
+    let hostile = world.create_running("hostile", Rest::AlwaysOn, LONG).await;
+    let neighbour = world.create_running("neighbour", Rest::AlwaysOn, LONG).await;
+    let agent = world.agent.pid();
+    inodes_are_bounded(&world, &hostile, &neighbour).await;
+    the_log_is_bounded(&world, &hostile, &neighbour).await;
+    connections_are_bounded(&world, &hostile, &neighbour).await;
+    a_fork_bomb_ends_at_the_limit(&world, &hostile, &neighbour).await;
+    assert_eq!(world.agent.pid(), agent);
+    world.end(&[]).await;
+}
