@@ -351,6 +351,10 @@ impl<R: Runtime> Driver<R> {
             let rerouted = self.domain != desired.domain;
             self.domain.clone_from(&desired.domain);
             self.cut_off(desired::quarantined(Some(&desired), &planned.remembered));
+            for assignment in desired.assignments.iter().filter(|assignment| assignment.spec.quarantined) {
+                // Behind the step the route is set again, for the refusals.
+                self.cut_sockets(assignment.spec.cell);
+            }
             self.step(agent::Event::Desired { desired, remembered: planned.remembered }, turn);
             if rerouted {
                 self.send_table();
@@ -374,6 +378,14 @@ impl<R: Runtime> Driver<R> {
                 tracing::error!(error = chain(&error), "a cell could not be cut off, trying again");
             }
         });
+    }
+
+    /// Has the ingress end what is open to a cell that is about to be quarantined: of packets that are dropped, the
+    /// client of an open socket would never hear.
+    fn cut_sockets(&mut self, cell: CellId) {
+        if self.agent.cell(cell).is_some_and(|cell| !cell.spec().quarantined) {
+            self.tell_door(ToIngress::Remove(cell));
+        }
     }
 
     fn door(&mut self, event: DoorEvent, turn: &mut Turn) {
@@ -445,6 +457,13 @@ impl<R: Runtime> Driver<R> {
         let table =
             ToIngress::Table { domain: self.domain.clone(), ticket_key: Some(self.ticket_key), routes };
         self.tell_door(table);
+        // Cut off while the ingress was away: what it kept open since then is cut now.
+        let quarantined: Vec<Route> =
+            self.agent.cells().filter(|cell| cell.spec().quarantined).map(|cell| self.route(cell)).collect();
+        for route in quarantined {
+            self.tell_door(ToIngress::Remove(route.cell));
+            self.tell_door(ToIngress::Set(route));
+        }
     }
 
     fn tell_door(&mut self, frame: ToIngress) {

@@ -13,7 +13,7 @@ use berth_fuzz::mutate::{Random, mutate};
 use berth_fuzz::{TARGETS, Target};
 
 /// Changes per target when nothing else is said.
-const INPUTS: u64 = 3_000;
+const INPUTS: u64 = 2_500;
 
 /// An input of some kilobytes that takes so long shows a loop that something outside decides about. Microseconds are
 /// usual; the rest is for a machine that does other things.
