@@ -148,6 +148,10 @@ impl Hub {
                 inner.live.left_behind(now, node, connection, left_behind);
                 Heard::default()
             }
+            NodeFrame::Findings { findings } => {
+                inner.live.findings(now, node, connection, findings);
+                Heard::default()
+            }
             // The session's machine lets neither through.
             NodeFrame::Join(_) | NodeFrame::Hello(_) => Heard::default(),
             // The link has written them down before it came here: see `link::keys`.

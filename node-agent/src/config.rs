@@ -8,8 +8,10 @@ use std::time::Duration;
 use berth_daemon::config::{ConfigError, Loaded, Problem, Scheme, Sources};
 use berth_daemon::credentials;
 use berth_daemon::listen::LoopbackAddr;
+use berth_node_agent_core::burn::Threshold;
 use berth_node_agent_core::slot::SlotPool;
 use berth_node_agent_core::workload::openclaw::ProviderFacts;
+use berth_shared::time::Millis;
 use serde::Deserialize;
 
 use crate::netrules::{EGRESS_RULES_MAX, EgressRule};
@@ -64,6 +66,10 @@ pub struct Config {
     pub cgroup_parent: Option<String>,
     /// What a cell may send to the internet, and again what it may receive, in Mbit/s, 1 to 10000. Default 200.
     pub mbit_per_cell: u32,
+    /// Mean use of CPU that is told of a cell, in percent of one core, 1 to 10000; 0: none. Default 80.
+    pub cpu_notice_percent: u32,
+    /// Over so long, in seconds, 3 to 86400. Default 1800.
+    pub cpu_notice_after_s: u64,
     /// How many cells may start at the same time, 1 to 64. Default 2.
     pub starts_max: usize,
     /// `http` or `https`: what browsers see in front of host names. Default `http`.
@@ -96,6 +102,8 @@ impl Default for Config {
             connections_per_cell: 1024,
             mbit_per_cell: 200,
             cgroup_parent: None,
+            cpu_notice_percent: 80,
+            cpu_notice_after_s: 1800,
             starts_max: 2,
             public_scheme: Scheme::Http,
             public_port: None,
@@ -124,6 +132,12 @@ impl Config {
     /// How long a drain may take.
     pub const fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_s)
+    }
+
+    /// Which use of CPU is worth telling; `None` where none is.
+    pub fn cpu_threshold(&self) -> Option<Threshold> {
+        let window = Millis::secs(self.cpu_notice_after_s);
+        (self.cpu_notice_percent > 0).then_some(Threshold { percent: self.cpu_notice_percent, window })
     }
 
     /// The origin that a browser has on a user's page.
@@ -196,6 +210,12 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     }
     if !(1..=10_000).contains(&config.mbit_per_cell) {
         say("mbit_per_cell", "has to be 1 to 10000".into());
+    }
+    if config.cpu_notice_percent > 10_000 {
+        say("cpu_notice_percent", "has to be 0 to 10000".into());
+    }
+    if !(3..=86_400).contains(&config.cpu_notice_after_s) {
+        say("cpu_notice_after_s", "has to be 3 to 86400".into());
     }
     if !(1..=64).contains(&config.starts_max) {
         say("starts_max", "has to be 1 to 64".into());
@@ -299,6 +319,19 @@ mod tests {
         for bad in ["", "berth", ".slice", "a/b.slice", "/", "/a/../b", "/a//b", "a b.slice"] {
             let error = with(&[("cgroup_parent", bad)]).unwrap_err().to_string();
             assert!(error.contains("cgroup_parent"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_cpu_notice_has_a_window_that_can_be_looked_at_or_is_off() {
+        let threshold = Threshold { percent: 80, window: Millis::minutes(30) };
+        assert_eq!(with(&[]).unwrap().cpu_threshold(), Some(threshold));
+        assert_eq!(with(&[("cpu_notice_percent", "0")]).unwrap().cpu_threshold(), None);
+        for bad in
+            [("cpu_notice_percent", "10001"), ("cpu_notice_after_s", "2"), ("cpu_notice_after_s", "86401")]
+        {
+            let error = with(&[bad]).unwrap_err().to_string();
+            assert!(error.contains(bad.0), "{error}");
         }
     }
 

@@ -18,6 +18,7 @@ use berth_node_agent_core::cell::PROBE_EVERY;
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::slot::SlotPool;
 use berth_shared::secret::Secret;
+use berth_shared::time::Millis;
 use berth_shared::wire::{CoordinatorFrame, NodeFrame};
 use futures_util::StreamExt;
 use prometheus_client::registry::Registry;
@@ -25,7 +26,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::Config;
 use crate::door::{DoorEvent, DoorSocket};
-use crate::driver::{Driver, INPUTS_MAX, Input, NUDGE_EVERY, SWEEP_EVERY, Wiring, wall_now};
+use crate::driver::{Driver, EXAMINE_EVERY, INPUTS_MAX, Input, NUDGE_EVERY, SWEEP_EVERY, Wiring, wall_now};
 use crate::facts::{self, Sensors};
 use crate::hands::Hands;
 use crate::keys::KeyFiles;
@@ -173,6 +174,10 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     tasks.spawn_essential("door events", forward_door(door_queue, inputs.clone()));
     tasks.spawn_essential("probes", probe_for_ever(inputs.clone()));
     tasks.spawn_essential("sweeps", sweep_for_ever(inputs.clone()));
+    tasks.spawn_essential("check-ups", examine_for_ever(inputs.clone()));
+    if let Some(threshold) = hands.config.cpu_threshold() {
+        tasks.spawn_essential("cpu use", look_at_cpu_for_ever(inputs.clone(), threshold.look_every()));
+    }
     tasks.spawn_essential("engine events", watch_engine(Arc::clone(&hands), inputs, Arc::clone(&metrics)));
     tasks.spawn_essential("packet rules", keep_rules(hands));
     pages::serve(page_listener, Arc::new(registry), readiness, PageLimits::default(), tasks);
@@ -282,6 +287,21 @@ async fn sweep_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, Infal
     loop {
         tokio::time::sleep(SWEEP_EVERY.to_std()).await;
         tell(&inputs, Input::Sweep).await;
+    }
+}
+
+/// The driver does it by itself when a session opens.
+async fn examine_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, Infallible> {
+    loop {
+        tokio::time::sleep(EXAMINE_EVERY.to_std()).await;
+        tell(&inputs, Input::Examine).await;
+    }
+}
+
+async fn look_at_cpu_for_ever(inputs: mpsc::Sender<Input>, every: Millis) -> Result<Infallible, Infallible> {
+    loop {
+        tokio::time::sleep(every.to_std()).await;
+        tell(&inputs, Input::LookAtCpu).await;
     }
 }
 

@@ -1,7 +1,8 @@
 //! The check-up of a node: what a person should know before trusting this machine with cells, and what to do about it.
 //!
 //! Reading and judging are apart: [`examine`] asks the machine, the `judge_` functions say what an answer means.
-//! Nothing is changed, but a disk of a few megabytes is made, mounted and removed to see that it works.
+//! Nothing is changed, but a disk of a few megabytes is made, mounted and removed to see that it works. The running agent
+//! examines itself by [`examine_running`], which leaves that out, and tells the coordinator.
 
 mod swap;
 
@@ -13,10 +14,11 @@ use berth_shared::units::Bytes;
 
 use crate::config::Config;
 use crate::facts::Sensors;
+use crate::hands::Hands;
 use crate::netrules::{NetRules, NetRulesError, RulesConfig, Standing};
 use crate::quota::{Backend, Quota};
 use crate::runtime::docker::DockerRuntime;
-use crate::runtime::{EngineFacts, Runtime as _};
+use crate::runtime::{EngineFacts, Runtime};
 
 /// The oldest engine that Berth is tested with.
 const ENGINE_MIN: (u32, u32) = (20, 10);
@@ -30,10 +32,41 @@ const KERNEL_MIN_V2: (u32, u32) = (5, 14);
 /// Less memory than this holds the daemons and next to no cell.
 const MEMORY_MIN: Bytes = Bytes::gib(1);
 
-/// Examines this machine.
+const QUOTA: &str = "quota";
+const FIREWALL: &str = "firewall";
+
+/// Examines this machine from outside, whether or not an agent runs here.
 pub async fn examine(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![judge_rights(rustix::process::geteuid().is_root())];
     let runtime = DockerRuntime::new(&config.docker_socket);
+    let quota = try_quota(config).await;
+    let rules = match net_rules(config) {
+        Some(rules) => Some(judge_rules(&rules.check().await)),
+        None => None,
+    };
+    machine(config, &runtime, quota, rules).await
+}
+
+/// The same by the agent that runs here, with its own parts: nothing is made or mounted, and it knows its packet rules.
+pub async fn examine_running<R: Runtime>(hands: &Hands<R>) -> Vec<Finding> {
+    let quota = match hands.quota.backend() {
+        Backend::None { reason } => no_quota(reason),
+        works => {
+            let found =
+                format!("{}: a sized disk was made and mounted when the agent started", works.as_str());
+            Finding::good(QUOTA, found)
+        }
+    };
+    let rules = judge_own_rules(&hands.rules.check().await);
+    machine(&hands.config, &hands.runtime, quota, Some(rules)).await
+}
+
+async fn machine<R: Runtime>(
+    config: &Config,
+    runtime: &R,
+    quota: Finding,
+    rules: Option<Finding>,
+) -> Vec<Finding> {
+    let mut findings = vec![judge_rights(rustix::process::geteuid().is_root())];
     match runtime.engine().await {
         Ok(facts) => findings.extend(judge_engine(&facts)),
         Err(error) => findings.push(Finding::new(
@@ -49,10 +82,8 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings.push(judge_memory(facts.memory, sensors.load().memory_pressure_some.is_some()));
     findings.push(swap::look());
     findings.push(room("disk_room", &config.data_dir));
-    findings.push(quota(config).await);
-    if let Some(rules) = net_rules(config) {
-        findings.push(judge_rules(&rules.check().await));
-    }
+    findings.push(quota);
+    findings.extend(rules);
     findings.push(clock().await);
     findings.push(key_file(
         "node_key",
@@ -68,23 +99,22 @@ fn net_rules(config: &Config) -> Option<NetRules> {
     Some(NetRules::new(&RulesConfig::new(pool, [config.ingress_uid].into())))
 }
 
-async fn quota(config: &Config) -> Finding {
-    const CHECK: &str = "quota";
+async fn try_quota(config: &Config) -> Finding {
     // Trying would make the folder.
     if !config.data_dir.is_dir() {
         let found = format!("{} is not there, so disks were not tried", config.data_dir.display());
-        return Finding::new(CHECK, Level::Note, found, "");
+        return Finding::new(QUOTA, Level::Note, found, "");
     }
-    let backend = Quota::detect(&config.data_dir).await.map(|quota| quota.backend().clone());
-    let why = match backend {
-        Ok(Backend::None { reason }) => reason,
-        Ok(works) => {
-            return Finding::good(CHECK, format!("{}: a sized disk was made and mounted", works.as_str()));
-        }
-        Err(error) => chain(&error),
-    };
+    match Quota::detect(&config.data_dir).await.map(|quota| quota.backend().clone()) {
+        Ok(Backend::None { reason }) => no_quota(&reason),
+        Ok(works) => Finding::good(QUOTA, format!("{}: a sized disk was made and mounted", works.as_str())),
+        Err(error) => no_quota(&chain(&error)),
+    }
+}
+
+fn no_quota(why: &str) -> Finding {
     Finding::new(
-        CHECK,
+        QUOTA,
         Level::Problem,
         format!("no sized disk can be made for a cell: {why}"),
         "Run as root on a machine with loop devices and ext4 (`modprobe loop`); without it no cell is started.",
@@ -195,23 +225,42 @@ fn judge_memory(memory: Bytes, pressure_told: bool) -> Finding {
 }
 
 fn judge_rules(standing: &Result<Standing, NetRulesError>) -> Finding {
-    const CHECK: &str = "firewall";
     match standing {
         // Only the process that put the rules there can say that they are unchanged: the running agent does, each minute.
-        Ok(Standing::InPlace | Standing::Altered) => Finding::good(CHECK, "the table `inet berth` is there"),
+        Ok(Standing::InPlace | Standing::Altered) => {
+            Finding::good(FIREWALL, "the table `inet berth` is there")
+        }
         Ok(Standing::Missing) => Finding::new(
-            CHECK,
+            FIREWALL,
             Level::Note,
             "the table `inet berth` is not there: no agent has run since the boot, or somebody removed it",
             "Start the agent: it sets the rules before any cell starts, and again every minute.",
         ),
-        Err(error) => Finding::new(
-            CHECK,
-            Level::Problem,
-            chain(error),
-            "Install `nftables`, and run as root; without the rules no cell is started.",
-        ),
+        Err(error) => rules_unknown(error),
     }
+}
+
+/// By the process that keeps the rules.
+fn judge_own_rules(standing: &Result<Standing, NetRulesError>) -> Finding {
+    match standing {
+        Ok(Standing::InPlace) => Finding::good(FIREWALL, "the table `inet berth` is as the agent has set it"),
+        Ok(Standing::Missing | Standing::Altered) => Finding::new(
+            FIREWALL,
+            Level::Warning,
+            "the table `inet berth` is not as the agent has set it; it sets it again every minute",
+            "If this is found again, look who changes it: another firewall's `nft flush ruleset`, for instance.",
+        ),
+        Err(error) => rules_unknown(error),
+    }
+}
+
+fn rules_unknown(error: &NetRulesError) -> Finding {
+    Finding::new(
+        FIREWALL,
+        Level::Problem,
+        chain(error),
+        "Install `nftables`, and run as root; without the rules no cell is started.",
+    )
 }
 
 /// The first two numbers of a version such as `20.10.24+dfsg1` or `6.1.0-28-cloud-amd64`.
@@ -269,6 +318,9 @@ mod tests {
             judge_kernel("5.10.0", 2),
             judge_memory(Bytes::mib(512), true),
             judge_rules(&Ok(Standing::Missing)),
+            judge_own_rules(&Ok(Standing::Missing)),
+            judge_own_rules(&Ok(Standing::Altered)),
+            no_quota("no loop device"),
             judge_rights(false),
         ];
         for finding in worse {

@@ -14,6 +14,7 @@ use berth_daemon::tasks::Tasks;
 use berth_link::clock::{BootClock, Clock};
 use berth_link::drive::node::LinkStatus;
 use berth_node_agent_core::agent::{self, Agent};
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::slot::Slot;
@@ -30,9 +31,13 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 mod carry;
+mod check_up;
+mod cpu;
 mod desired;
 mod lease;
 mod sweep;
+
+pub use check_up::EXAMINE_EVERY;
 
 use crate::door::{DoorEvent, DoorId};
 use crate::failpoint::{self, Place};
@@ -77,6 +82,19 @@ pub enum Input {
     Listed(Vec<Owned>),
     /// A liveness probe ended.
     Probed(CellId, bool),
+    /// It is time to look how much CPU the running cells use.
+    LookAtCpu,
+    /// So much CPU time a cell's container has used since it was started.
+    CpuUsed {
+        /// Which cell.
+        cell: CellId,
+        /// When that was read.
+        at: BootMs,
+        /// How much.
+        used: Micros,
+    },
+    /// It is time to examine this machine again.
+    Examine,
     /// A purge of what a cell left behind ended.
     Purged {
         /// The command that asked for it.
@@ -141,6 +159,12 @@ pub struct Driver<R> {
     desired_heard: bool,
     /// The removal of containers that are nobody's, while it is under way.
     sweeping: Option<AbortHandle>,
+    /// The reading of the cells' CPU time, while it is under way.
+    cpu_round: Option<AbortHandle>,
+    /// The check-up of this machine, while it is under way.
+    examining: Option<AbortHandle>,
+    /// Does the coordinator understand what a check-up finds?
+    tells_findings: bool,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -207,6 +231,9 @@ impl<R: Runtime> Driver<R> {
             online: false,
             desired_heard: false,
             sweeping: None,
+            cpu_round: None,
+            examining: None,
+            tells_findings: false,
         }
     }
 
@@ -300,7 +327,13 @@ impl<R: Runtime> Driver<R> {
             Input::Frame(CoordinatorFrame::Command(command)) => {
                 self.step(agent::Event::Command(command), turn);
             }
-            Input::Frame(CoordinatorFrame::Welcome { autonomy, .. }) => self.welcomed(autonomy, turn),
+            Input::Frame(CoordinatorFrame::Welcome { version, autonomy, .. }) => {
+                self.welcomed(autonomy, turn);
+                self.examine_for(version);
+            }
+            Input::Examine => self.examine_again(),
+            Input::LookAtCpu => self.look_at_cpu(),
+            Input::CpuUsed { cell, at, used } => self.cpu_used(cell, at, used, turn),
             Input::Purged { seq, cell, generation, outcome } => {
                 self.purged(seq, cell, generation, outcome, turn);
             }

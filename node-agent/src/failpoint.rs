@@ -6,7 +6,7 @@
 //! | `intent:VERB` | the intent is on disk, the operation has not begun |
 //! | `done:VERB` | the operation was carried out, nobody knows yet |
 //! | `report:VERB` | the machine knows, the result is not on disk |
-//! | `docker:METHOD:sent`, `:answered` | around each method of the container runtime; nothing was asked yet, nobody has seen the answer |
+//! | `docker:METHOD:sent`, `:answered` | around each method of the container runtime that does or waits for something; nothing was asked yet, nobody has seen the answer |
 //! | `engine:sent`, `engine:answered` | around each single request to the engine, of which a method may need several |
 //! | `quota:…`, `folder:…`, `nft:…` | between the steps of a cell's disk, its folder and the packet rules |
 //! | `route:…`, `door:…` | between the steps of telling the ingress |

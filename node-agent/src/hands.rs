@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_daemon::exit::chain;
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{OpId, Outcome, Seen, SuspendAnswer, Verb};
 use berth_node_agent_core::memory::Remembered;
 use berth_node_agent_core::slot::{Slot, SlotPool};
@@ -150,6 +151,14 @@ impl<R: Runtime> Hands<R> {
         let lines = lines.min(LOG_LINES_MAX);
         let raw = self.runtime.logs(&self.key(job), lines as usize, LOG_BYTES_MAX).await.map_err(problem)?;
         Ok(raw.iter().map(|line| redact(line, self.cell_env.values())).collect())
+    }
+
+    /// How much CPU time a cell's container has used since it was started; `None` while it does not run.
+    ///
+    /// # Errors
+    /// The engine does not answer, or what is there is not ours.
+    pub async fn cpu_time(&self, job: &Job) -> Result<Option<Micros>, RuntimeError> {
+        self.runtime.cpu_time(&self.key(job)).await
     }
 
     fn key(&self, job: &Job) -> ContainerKey {

@@ -74,6 +74,8 @@ pub struct Metrics {
     refusals: Family<Kind, Counter>,
     failures: Family<Kind, Counter>,
     deaths: Counter,
+    cells_burning: Gauge,
+    cpu_notices: Counter,
     orphans: Family<Kind, Counter>,
     wake_seconds: Histogram,
     operation_seconds: Family<Kind, Histogram, fn() -> Histogram>,
@@ -110,6 +112,12 @@ impl Metrics {
             refusals: registered(of, "rest_refusals", "Rests refused, by reason"),
             failures: registered(of, "operation_failures", "Operations that failed, by verb"),
             deaths: registered(of, "cell_deaths", "Containers that ended by themselves"),
+            cells_burning: registered(
+                of,
+                "cells_burning",
+                "Running cells that have used much CPU for as long as cpu_notice_after_s",
+            ),
+            cpu_notices: registered(of, "cpu_notices", "How often a cell began to be one of those"),
             orphans: registered(of, "orphans", "Containers of no cell, by what became of them"),
             wake_seconds: register(of, "wake_seconds", "From a wake to ready", seconds()),
             operation_seconds: register(
@@ -169,7 +177,9 @@ impl Metrics {
     /// Counts the cells by state.
     pub fn cells<'a>(&self, cells: impl Iterator<Item = &'a Cell>) {
         let mut counts = [0; CellState::ALL.len()];
+        let mut burning = 0;
         for cell in cells {
+            burning += i64::from(cell.cpu_notice().is_some());
             let state = cell.state();
             if let Some((_, count)) =
                 CellState::ALL.iter().zip(&mut counts).find(|(known, _)| **known == state)
@@ -177,6 +187,7 @@ impl Metrics {
                 *count += 1;
             }
         }
+        self.cells_burning.set(burning);
         for (state, count) in CellState::ALL.iter().zip(counts) {
             self.cells.get_or_create(&Kind { kind: state.as_str() }).set(count);
         }
@@ -201,6 +212,11 @@ impl Metrics {
             Note::OperationFailed { verb, .. } | Note::OperationLate(verb) => {
                 count(&self.failures, verb_name(*verb))
             }
+            Note::Burning { .. } => {
+                self.cpu_notices.inc();
+            }
+            // The gauge falls.
+            Note::BurningEnded => {}
             Note::Surprised { .. } => count(&self.failures, "surprised"),
         }
     }

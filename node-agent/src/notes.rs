@@ -14,6 +14,10 @@ pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
         Note::TurnedRound => tracing::info!(%cell, user, "woken while falling asleep"),
         Note::Died { code } => tracing::warn!(%cell, user, code, "the container ended by itself"),
         Note::Silent => tracing::warn!(%cell, user, "the cell does not answer any more, starting it again"),
+        Note::Burning { percent, window } => {
+            tracing::warn!(%cell, user, percent, %window, "the cell has used much CPU for long");
+        }
+        Note::BurningEnded => tracing::info!(%cell, user, "the cell does not use much CPU any more"),
         Note::OperationFailed { verb, problem } => {
             tracing::warn!(%cell, user, ?verb, code = %problem.code, detail = problem.detail, "operation failed");
         }

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
 
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Seen;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
@@ -205,6 +206,13 @@ pub trait Runtime: Send + Sync + 'static {
         lines: usize,
         bytes_max: usize,
     ) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;
+
+    /// CPU time that the container has used since it was started; `None` while it does not run, or where the kernel does
+    /// not tell.
+    fn cpu_time(
+        &self,
+        key: &ContainerKey,
+    ) -> impl Future<Output = Result<Option<Micros>, RuntimeError>> + Send;
 
     /// Reports about containers with this node's label, from now on.
     fn events(&self, node: &NodeId) -> impl Future<Output = Result<CellEvents, RuntimeError>> + Send;

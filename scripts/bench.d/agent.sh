@@ -97,7 +97,7 @@ memory_mb() { jq -n --argjson kb $(($(pss_kb agent) + $(pss_kb ingress))) '$kb /
 
 make_and_wake() { # NUMBER
     local user=u$1
-    berth --json user create "$user" --workload http --memory 32MiB --disk 32MiB --rest "$rest" --idle-after 1d \
+    berth --json user create "$user" --workload openclaw --memory 64MiB --disk 32MiB --rest "$rest" --idle-after 1d \
         >"$run_dir/user.json"
     wait_for "the first start of $user" 120 cell_is "$user" running
     (umask 077 && berth --json user bearer create "$user" | jq -r .token >"$run_dir/bearer")

@@ -365,6 +365,6 @@ pub struct Doctor {
 pub struct NodeFindings {
     /// Which.
     pub node: NodeName,
-    /// What the coordinator sees of it.
+    /// What the coordinator sees of it, then what its agent found there.
     pub findings: Vec<Finding>,
 }

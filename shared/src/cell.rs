@@ -417,6 +417,15 @@ pub struct RefusalRecord {
     pub at: UnixMs,
 }
 
+/// A cell has used much CPU for so long that somebody should look at what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuNotice {
+    /// Since when: the beginning of the stretch that `percent` is the mean of.
+    pub since: UnixMs,
+    /// Mean use when that was noticed, in percent of one core.
+    pub percent: u32,
+}
+
 /// What a node says of one of its cells. An observation: asked for again, never journaled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellStatus {
@@ -440,6 +449,8 @@ pub struct CellStatus {
     pub problem: Option<Problem>,
     /// Starts by Berth since the agent began.
     pub starts: u64,
+    /// It burns CPU, `None` while it does not or rests.
+    pub cpu_notice: Option<CpuNotice>,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Assignment, CellStatus};
 use crate::codec::{self, CodecError};
+use crate::doctor::Finding;
 use crate::ids::{BootId, CellId, Generation, JoinCounter, NodeId, NodeName, SessionNonce, Slug, TokenId};
 use crate::problem::{Code, Problem};
 use crate::secret::Secret;
@@ -40,7 +41,7 @@ pub const ENVELOPE_VERSION: u8 = 1;
 /// | version | what it added |
 /// |---|---|
 /// | 1 | joining, sessions, desired state, commands |
-/// | 2 | new keys of a node and of the coordinator; what a node holds, disks left behind |
+/// | 2 | new keys of a node and of the coordinator; what a node holds, disks left behind; what a node finds |
 pub const FRAMES_VERSION_MIN: u16 = 1;
 /// See [`FRAMES_VERSION_MIN`].
 pub const FRAMES_VERSION_MAX: u16 = 2;
@@ -50,6 +51,9 @@ pub const KEYS_SINCE: u16 = 2;
 
 /// The version that added [`NodeFrame::Holding`] and [`CommandVerb::Purge`].
 pub const HOLDING_SINCE: u16 = 2;
+
+/// The version that added [`NodeFrame::Findings`].
+pub const FINDINGS_SINCE: u16 = 2;
 
 /// Most disks left behind that a node tells of: as many as its cells, and as many again.
 pub const LEFT_BEHIND_MAX: usize = 4_000;
@@ -383,6 +387,11 @@ pub enum NodeFrame {
         /// Disks of cells that do not live here any more, at most [`LEFT_BEHIND_MAX`].
         left_behind: Vec<LeftBehind>,
     },
+    /// What the node found when it examined itself: after each welcome, and now and then. Since version 2.
+    Findings {
+        /// At most [`FINDINGS_MAX`](crate::doctor::FINDINGS_MAX); whoever receives them bounds their texts.
+        findings: Vec<Finding>,
+    },
 }
 
 /// A disk that stayed on a node when its cell was given to another one: it may be the only copy.
@@ -528,6 +537,7 @@ impl Versioned for NodeFrame {
             | Self::CommandDone { .. } => FRAMES_VERSION_MIN,
             Self::NewKey { .. } | Self::PinStored { .. } => KEYS_SINCE,
             Self::Holding { .. } => HOLDING_SINCE,
+            Self::Findings { .. } => FINDINGS_SINCE,
         }
     }
 }

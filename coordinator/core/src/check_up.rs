@@ -1,6 +1,7 @@
 //! What the coordinator can say of a node's health from what it knows: its session, its clock, what it is made of.
 //!
-//! What only the machine itself can see, it tells by itself (`berth-node-agent doctor`).
+//! What only the machine itself can see, its agent tells: it examines itself as `berth-node-agent doctor` does and sends
+//! what it finds.
 
 use berth_shared::doctor::{Finding, Level};
 use berth_shared::time::Millis;
@@ -16,13 +17,25 @@ pub const CLOCK_WARNING: Millis = Millis::secs(30);
 /// A node whose clock is further off than this is refused tokens and receipts (DESIGN, section 4).
 pub const CLOCK_PROBLEM: Millis = Millis::minutes(5);
 
-/// Examines one node. `version` is the coordinator's own.
+/// The checks that compare a node with the coordinator.
+const OURS: [&str; 3] = [SESSION, CLOCK_OFFSET, VERSIONS];
+const SESSION: &str = "session";
+const CLOCK_OFFSET: &str = "clock_offset";
+const VERSIONS: &str = "versions";
+
+/// Examines one node. `version` is the coordinator's own. What the coordinator finds comes first; of a check of the same
+/// name the node's own finding stands instead: it has looked later, and closer.
 pub fn node(node: &Node, seen: Option<&Seen>, version: &str) -> Vec<Finding> {
     let mut findings = vec![session(seen)];
-    findings.extend(seen.map(|seen| clock(seen.clock_offset_ms)));
+    findings.extend(seen.map(|seen| clock_offset(seen.clock_offset_ms)));
     let facts = seen.map_or(&node.facts, |seen| &seen.facts);
     findings.push(versions(facts, version));
     findings.extend(parts(facts));
+    let told = seen.map_or(&[][..], |seen| &seen.findings);
+    // What only the coordinator can judge, no node overrides.
+    findings
+        .retain(|ours| OURS.contains(&ours.check.as_str()) || told.iter().all(|own| own.check != ours.check));
+    findings.extend(told.iter().filter(|own| !OURS.contains(&own.check.as_str())).cloned());
     findings
 }
 
@@ -58,7 +71,7 @@ pub fn fleet(fleet: &Fleet, connected: usize, autonomy: Option<Millis>) -> Vec<F
 }
 
 fn session(seen: Option<&Seen>) -> Finding {
-    const CHECK: &str = "session";
+    const CHECK: &str = SESSION;
     const HOW: &str = "Look whether the machine runs, and at its log: `journalctl -u berth-node-agent`.";
     match seen {
         Some(seen) if seen.connection.is_some() => Finding::good(CHECK, "open"),
@@ -69,8 +82,8 @@ fn session(seen: Option<&Seen>) -> Finding {
     }
 }
 
-fn clock(offset_ms: i64) -> Finding {
-    const CHECK: &str = "clock";
+fn clock_offset(offset_ms: i64) -> Finding {
+    const CHECK: &str = CLOCK_OFFSET;
     let off = Millis(offset_ms.unsigned_abs());
     let direction = if offset_ms < 0 { "behind" } else { "ahead" };
     let found = format!("{off} {direction}, as of its last hello");
@@ -88,7 +101,7 @@ fn clock(offset_ms: i64) -> Finding {
 }
 
 fn versions(facts: &NodeFacts, version: &str) -> Finding {
-    const CHECK: &str = "version";
+    const CHECK: &str = VERSIONS;
     let found = format!("agent {}, coordinator {version}", facts.agent_version);
     if facts.agent_version == version {
         return Finding::good(CHECK, found);
@@ -132,9 +145,12 @@ fn parts(facts: &NodeFacts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use berth_shared::credential::SecretHash;
-    use berth_shared::ids::{NodeId, TokenId};
+    use berth_shared::ids::{BootId, JoinCounter, NodeId, SessionNonce, TokenId};
     use berth_shared::signing::PublicKey;
     use berth_shared::time::UnixMs;
+    use berth_shared::wire::Hello;
+
+    use crate::liveness::{Connection, Liveness};
 
     use super::*;
     use crate::actor::Actor;
@@ -189,7 +205,7 @@ mod tests {
             (i64::MIN, Level::Problem),
         ];
         for (offset, expected) in cases {
-            assert_eq!(clock(offset).level, expected, "{offset}");
+            assert_eq!(clock_offset(offset).level, expected, "{offset}");
         }
     }
 
@@ -199,9 +215,47 @@ mod tests {
         let known = fleet.nodes().next().unwrap();
         let findings = node(known, None, "1.2.3");
         assert_eq!(level(&findings, "session"), Some(Level::Problem));
-        assert_eq!(level(&findings, "clock"), None);
-        assert_eq!(level(&findings, "version"), Some(Level::Good));
-        assert_eq!(level(&node(known, None, "1.3.0"), "version"), Some(Level::Note));
+        assert_eq!(level(&findings, "clock_offset"), None);
+        assert_eq!(level(&findings, "versions"), Some(Level::Good));
+        assert_eq!(level(&node(known, None, "1.3.0"), "versions"), Some(Level::Note));
+    }
+
+    #[test]
+    fn what_a_node_found_itself_stands_behind_and_instead_of_what_is_seen_from_here() {
+        let fleet = with_nodes(1);
+        let known = fleet.nodes().next().unwrap();
+        let mut live = Liveness::default();
+        let hello = Hello {
+            version_min: 1,
+            version_max: 2,
+            node: known.id,
+            counter: JoinCounter(1),
+            nonce: SessionNonce::from_random([1; 16]),
+            boot: BootId::from_random([1; 16]),
+            wall: UnixMs(400_000),
+            facts: NodeFacts { swap: Bytes::ZERO, ..facts() },
+        };
+        live.opened(UnixMs(0), Connection(1), &hello);
+        let before = node(known, live.node(known.id), "1.2.3");
+        assert_eq!(level(&before, "swap"), Some(Level::Warning));
+        let own = vec![
+            Finding::good("swap", "made since"),
+            Finding::new("live_restore", Level::Problem, "no", "do"),
+            Finding::good("clock", "kept right"),
+            Finding::good("session", "I am fine"),
+            Finding::good("clock_offset", "none at all"),
+        ];
+        live.findings(UnixMs(1), known.id, Connection(1), own.clone());
+        let findings = node(known, live.node(known.id), "1.2.3");
+        let names: Vec<&str> = findings.iter().map(|finding| finding.check.as_str()).collect();
+        assert_eq!(names, ["session", "clock_offset", "versions", "engine", "swap", "live_restore", "clock"]);
+        assert_eq!(findings[4..], own[..3]);
+        assert_eq!(findings[0].found, "open");
+        assert_eq!(
+            level(&findings, "clock_offset"),
+            Some(Level::Problem),
+            "a node cannot say that it is right"
+        );
     }
 
     #[test]

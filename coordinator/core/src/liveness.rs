@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_shared::cell::CellStatus;
+use berth_shared::doctor::{FINDINGS_MAX, Finding};
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::UnixMs;
 use berth_shared::wire::{Hello, LEFT_BEHIND_MAX, LeftBehind, NodeFacts, NodeLoad};
@@ -34,6 +35,8 @@ pub struct Seen {
     pub holds_revision: u64,
     /// Disks of cells that do not live there any more.
     pub left_behind: Vec<LeftBehind>,
+    /// What it found when it examined itself last; empty before it has told.
+    pub findings: Vec<Finding>,
     cells: BTreeMap<CellId, CellStatus>,
 }
 
@@ -67,6 +70,7 @@ impl Liveness {
             load: before.as_ref().and_then(|seen| seen.load),
             holds_revision: before.as_ref().map_or(0, |seen| seen.holds_revision),
             left_behind: before.as_ref().map(|seen| seen.left_behind.clone()).unwrap_or_default(),
+            findings: before.as_ref().map(|seen| seen.findings.clone()).unwrap_or_default(),
             // What was heard before stays until the node has said anew what it sees.
             cells: before.map(|seen| seen.cells).unwrap_or_default(),
         };
@@ -136,6 +140,14 @@ impl Liveness {
             seen.heard_at = now;
             left_behind.truncate(LEFT_BEHIND_MAX);
             seen.left_behind = left_behind;
+        }
+    }
+
+    /// What the node found when it examined itself. Bounded here, whatever it sent.
+    pub fn findings(&mut self, now: UnixMs, node: NodeId, connection: Connection, findings: Vec<Finding>) {
+        if let Some(seen) = self.current(node, connection) {
+            seen.heard_at = now;
+            seen.findings = findings.into_iter().take(FINDINGS_MAX).map(Finding::bounded).collect();
         }
     }
 

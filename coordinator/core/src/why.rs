@@ -19,6 +19,13 @@ pub fn story(status: &CellStatus) -> Vec<String> {
     if let Some(problem) = &status.problem {
         lines.push(format!("{} ({}). {}", problem.detail, problem.code, problem.code.advice()));
     }
+    if let Some(notice) = status.cpu_notice {
+        lines.push(format!(
+            "{}: since then it has used {} % of a core in the mean: `berth cell logs {}` may show for what; what is \
+             not meant ends with `berth cell restart` or `berth cell quarantine`",
+            notice.since, notice.percent, status.slug
+        ));
+    }
     if let Some(at) = status.sleeps_at {
         lines.push(format!("{at}: it falls asleep, if nobody does anything until then"));
     }
@@ -29,7 +36,7 @@ pub fn story(status: &CellStatus) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_shared::cell::{BusyReason, CellState, RefusalRecord, WakeCause, WakeRecord};
+    use berth_shared::cell::{BusyReason, CellState, CpuNotice, RefusalRecord, WakeCause, WakeRecord};
     use berth_shared::ids::{CellId, Generation, Slug};
     use berth_shared::problem::{Code, Problem};
     use berth_shared::time::UnixMs;
@@ -47,9 +54,17 @@ mod tests {
             sleeps_at: Some(UnixMs(9_000)),
             problem: Some(Problem::new(Code::CellExited, "it ended with 1")),
             starts: 1,
+            cpu_notice: Some(CpuNotice { since: UnixMs(500), percent: 97 }),
         };
         let lines = story(&status);
-        let order = ["cell_exited", "falls asleep", "did not go to sleep", "it is running", "cause: session"];
+        let order = [
+            "cell_exited",
+            "97 % of a core",
+            "falls asleep",
+            "did not go to sleep",
+            "it is running",
+            "cause: session",
+        ];
         assert_eq!(lines.len(), order.len());
         for (line, part) in lines.iter().zip(order) {
             assert!(line.contains(part), "{line}");

@@ -1,4 +1,4 @@
-//! `/v1/doctor`: the check-up of the coordinator's machine, of the fleet, and of each node.
+//! `/v1/doctor`: the check-up of the coordinator's machine, of the fleet, and of each node, with what the node itself found.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,10 +1,12 @@
 //! Nodes over the link: who is let in, who replaces whom, what is pushed.
 
 use berth_link::{JoinError, join};
+use berth_shared::api::{Doctor, NodeFindings};
 use berth_shared::credential::JoinToken;
+use berth_shared::doctor::{FINDINGS_MAX, Finding, Level, TEXT_BYTES_MAX};
 use berth_shared::ids::TokenId;
 use berth_shared::problem::Code;
-use berth_shared::wire::{CoordinatorFrame, Hello, NodeFrame};
+use berth_shared::wire::{CoordinatorFrame, FINDINGS_SINCE, Hello, NodeFrame};
 use serde_json::json;
 
 use crate::system::wall_now;
@@ -106,5 +108,38 @@ async fn cells_go_to_the_node_with_the_most_room_and_to_none_that_is_silent() {
     let large = world.post("/v1/users", json!({ "slug": "d", "disk": "71GiB" })).await;
     assert!(large.body.contains("n2: lacks disk"), "{}", large.body);
     assert_eq!(large.code(), Code::NoRoom);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_a_node_finds_on_its_machine_is_in_the_check_up_bounded_and_only_with_who_speaks_that_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let mut node = world.node("n1", 1).await;
+    let mut findings = vec![
+        Finding::new("live_restore", Level::Problem, "dockerd runs without it", "Turn it on."),
+        Finding::good("swap", "encrypted"),
+    ];
+    let frame = NodeFrame::Findings { findings: findings.clone() };
+    assert!(node.wire.sender.queue(&frame).is_err(), "a session of version {}", node.version);
+
+    let hello = Hello { version_max: FINDINGS_SINCE, ..hello(node.id, 2) };
+    let mut node = FakeNode::greet(world.coordinator.link, world.coordinator.key, node.key, hello).await;
+    let long = Finding { found: "x".repeat(TEXT_BYTES_MAX + 1), ..Finding::good("long", "") };
+    findings.resize(FINDINGS_MAX + 1, long);
+    node.send(&NodeFrame::Findings { findings }).await;
+    let shown = world.until("/v1/doctor", |shown| shown.to_string().contains("live_restore")).await;
+    let Doctor { nodes, .. } = serde_json::from_value(shown).unwrap();
+    let [NodeFindings { node: name, findings }] = &nodes[..] else { panic!("{nodes:?}") };
+    assert_eq!(name.as_str(), "n1");
+    let seen_from_here = findings.iter().position(|finding| finding.check == "live_restore").unwrap();
+    assert_eq!(findings[0].check, "session");
+    assert_eq!(findings[seen_from_here].level, Level::Problem);
+    assert_eq!(findings[seen_from_here].advice, "Turn it on.");
+    assert_eq!(findings.len() - seen_from_here, FINDINGS_MAX, "what is too much is left out");
+    let swap: Vec<&str> =
+        findings.iter().filter(|it| it.check == "swap").map(|it| it.found.as_str()).collect();
+    assert_eq!(swap, ["encrypted"], "its own view, not that of its hello");
+    assert!(findings.iter().all(|finding| finding.found.len() <= TEXT_BYTES_MAX));
     world.end().await;
 }

@@ -283,5 +283,6 @@ pub(crate) fn status(assignment: &Assignment, state: CellState) -> CellStatus {
         sleeps_at: None,
         problem: None,
         starts: 1,
+        cpu_notice: None,
     }
 }

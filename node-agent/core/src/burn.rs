@@ -15,6 +15,10 @@ const LOOKS_PER_WINDOW: u64 = 30;
 /// Shortest time between two looks.
 const LOOK_EVERY_MIN: Millis = Millis::secs(1);
 
+/// CPU time in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Micros(pub u64);
+
 /// What is worth telling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Threshold {
@@ -46,14 +50,14 @@ pub enum Turn {
 /// One cell's use.
 #[derive(Debug, Clone, Default)]
 pub struct Burn {
-    /// When, and CPU time until then in microseconds; oldest first.
-    looks: VecDeque<(BootMs, u64)>,
+    /// When, and CPU time until then; oldest first.
+    looks: VecDeque<(BootMs, Micros)>,
     burning: bool,
 }
 
 impl Burn {
-    /// Takes in how much CPU time, in microseconds, the container has used since it was started.
-    pub fn look(&mut self, now: BootMs, used: u64, threshold: Threshold) -> Option<Turn> {
+    /// Takes in how much CPU time the container has used since it was started.
+    pub fn look(&mut self, now: BootMs, used: Micros, threshold: Threshold) -> Option<Turn> {
         if self.looks.back().is_some_and(|(at, before)| used < *before || now <= *at) {
             // Another container, or the same moment: nothing can be compared.
             self.looks.clear();
@@ -69,7 +73,7 @@ impl Burn {
         let over = |span: Millis| {
             let from = self.looks.iter().rev().find(|(at, _)| now.since(*at) >= span)?;
             let micros = now.since(from.0).0.saturating_mul(1000).max(1);
-            u32::try_from(used.saturating_sub(from.1).saturating_mul(100) / micros).ok()
+            u32::try_from(used.0.saturating_sub(from.1.0).saturating_mul(100) / micros).ok()
         };
         if self.burning {
             let recent = over(Millis(threshold.window.0 / 3))?;
@@ -105,7 +109,7 @@ mod tests {
         for minute in 1..=minutes {
             state.0 += 60_000;
             state.1 += 60_000_000 * percent / 100;
-            turns.extend(burn.look(BootMs(state.0), state.1, THRESHOLD).map(|turn| (minute, turn)));
+            turns.extend(burn.look(BootMs(state.0), Micros(state.1), THRESHOLD).map(|turn| (minute, turn)));
         }
         turns
     }
@@ -150,12 +154,12 @@ mod tests {
         let mut burn = Burn::default();
         for (step, count) in [(60_000, 100_000), (10, 1_000_000)] {
             for look in 0..count {
-                burn.look(BootMs(look * step), look, THRESHOLD);
+                burn.look(BootMs(look * step), Micros(look), THRESHOLD);
                 assert!(burn.looks.len() <= 62);
             }
         }
         for (at, used) in [(0, u64::MAX), (u64::MAX, u64::MAX), (u64::MAX, 0), (5, 5), (5, 5)] {
-            burn.look(BootMs(at), used, THRESHOLD);
+            burn.look(BootMs(at), Micros(used), THRESHOLD);
         }
     }
 }

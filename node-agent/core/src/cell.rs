@@ -20,6 +20,7 @@
 //! - Any number of wakes cause one start; each waiter is answered exactly once (invariant 4).
 
 mod bar;
+mod cpu;
 mod rest;
 mod seen;
 mod start;
@@ -35,12 +36,13 @@ pub use terms::{Effect, Event, Note, Now, OpId, Outcome, Rest, Seen, SuspendAnsw
 use std::net::SocketAddr;
 
 use berth_shared::backoff::Backoff;
-use berth_shared::cell::{Assignment, CellSpec, IdleRest, RefusalRecord, WakeCause, WakeRecord};
+use berth_shared::cell::{Assignment, CellSpec, CpuNotice, IdleRest, RefusalRecord, WakeCause, WakeRecord};
 use berth_shared::door::{CellActivity, RouteState};
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
 
+use crate::burn::Burn;
 use crate::memory::{Intent, Remembered, Report};
 
 /// How many callers may wait for one cell's wake or rest at a time. The ingress counts as one, whatever it holds.
@@ -205,6 +207,8 @@ pub struct Cell {
     last_refusal: Option<RefusalRecord>,
     problem: Option<Problem>,
     starts: u64,
+    burn: Burn,
+    cpu_notice: Option<CpuNotice>,
 }
 
 impl Cell {
@@ -255,6 +259,8 @@ impl Cell {
             last_refusal: None,
             problem: None,
             starts: 0,
+            burn: Burn::default(),
+            cpu_notice: None,
         }
     }
 
@@ -357,6 +363,7 @@ impl Cell {
             Event::Done { op, outcome } => self.done(now, op, outcome, random, &mut out),
             Event::Noticed(seen) => self.noticed(now, seen, random, &mut out),
             Event::Probed { alive } => self.probed(now, alive, &mut out),
+            Event::CpuUsed { at, used, threshold } => self.cpu_used(now, at, used, threshold, &mut out),
             Event::Granted => self.granted(now, &mut out),
             Event::Tick => self.tick(now, random, &mut out),
             Event::Assigned(assignment) => self.assigned(now, assignment, &mut out),
@@ -370,6 +377,7 @@ impl Cell {
             // It came up while the last step to *down* was under way: a start that was given up came after all.
             self.look(now, &mut out);
         }
+        self.cpu_rests(&mut out);
         if std::mem::discriminant(&before) != std::mem::discriminant(&self.phase) {
             self.since = now.wall;
             out.push(Effect::Changed);

@@ -144,7 +144,7 @@ impl<R: Runtime> Driver<R> {
         }
     }
 
-    fn job(&self, cell: CellId, op: OpId) -> Option<Job> {
+    pub(super) fn job(&self, cell: CellId, op: OpId) -> Option<Job> {
         let machine = self.agent.cell(cell)?;
         let memory = self.store.as_ref()?.memory();
         let remembered = memory.cells.get(&cell).cloned().unwrap_or_default();

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Seen;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_shared::cell::{CellSize, ImageRef, Workload};
@@ -44,6 +45,8 @@ trait Bench {
     async fn state(&self, id: &str) -> Option<String>;
     /// The id of the container of this name.
     async fn id_of(&self, name: &str) -> Option<String>;
+    /// Has the running container use this much CPU time, or more.
+    async fn burn(&self, plan: &ContainerPlan, used: Micros);
     /// Somebody removes it by force.
     async fn destroy(&self, id: &str);
 }
@@ -373,6 +376,30 @@ async fn every_call_is_counted<B: Bench>(bench: B) {
     assert!(runtime.calls() > after);
 }
 
+async fn the_cpu_time_of_what_runs_is_told_and_grows_with_its_work<B: Bench>(bench: B) {
+    let (runtime, plan, other) = (bench.runtime(), bench.plan(), bench.plan());
+    assert!(matches!(runtime.cpu_time(&plan.key).await, Err(RuntimeError::Gone)));
+    let id = up(&bench, &plan).await;
+    up(&bench, &other).await;
+    let before = runtime.cpu_time(&plan.key).await.unwrap().expect("it runs");
+    let others = runtime.cpu_time(&other.key).await.unwrap().expect("it runs");
+    let work = Micros(700_000);
+    bench.burn(&plan, work).await;
+    let after = runtime.cpu_time(&plan.key).await.unwrap().expect("it runs");
+    assert!(after.0 - before.0 >= work.0, "{before:?} {after:?}");
+    // The other one has started meanwhile, and no more.
+    let other_after = runtime.cpu_time(&other.key).await.unwrap().expect("it runs");
+    assert!(other_after.0 - others.0 < work.0, "{others:?} {other_after:?}");
+    let mut stranger = plan.key.clone();
+    stranger.creates = vec![7];
+    assert!(matches!(runtime.cpu_time(&stranger).await, Err(RuntimeError::Foreign { .. })));
+    runtime.pause(&plan.key).await.unwrap();
+    assert_eq!(runtime.cpu_time(&plan.key).await.unwrap(), None, "it does not run");
+    runtime.kill_frozen(&plan.key).await.unwrap();
+    assert_eq!(runtime.cpu_time(&plan.key).await.unwrap(), None);
+    assert_eq!(bench.state(&id).await.as_deref(), Some("exited"));
+}
+
 /// Runs every contract against one kind of engine.
 macro_rules! contract {
     ($bench:expr) => {
@@ -397,6 +424,7 @@ macro_rules! contract {
             what_is_not_what_was_listed_is_not_removed_as_an_orphan
             the_engine_tells_what_happens
             every_call_is_counted
+            the_cpu_time_of_what_runs_is_told_and_grows_with_its_work
         );
     };
     ($bench:expr; $($name:ident)*) => {

@@ -8,6 +8,7 @@
 //! | `create` | image, network and container are there and fit |
 //! | `network` | the cell's own bridge |
 //! | `image` | which images are pulled, and which have to be there |
+//! | `cgroup` | where the kernel keeps a container's group, and how much CPU it has used |
 //! | `frozen` | how a paused container ends without running again |
 //! | `orphan` | how a container ends that belongs to no cell any more |
 //! | `watch` | output, events and lists |
@@ -17,6 +18,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Seen;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
@@ -26,6 +28,7 @@ use super::{
     CellEvents, ContainerKey, ContainerPlan, Created, EngineFacts, Owned, Runtime, RuntimeError, Started,
 };
 
+mod cgroup;
 mod create;
 mod engine;
 pub(crate) mod find;
@@ -240,6 +243,15 @@ impl Runtime for DockerRuntime {
     ) -> Result<Vec<String>, RuntimeError> {
         let mine = self.mine(key).await?;
         watch::logs(&self.engine, &mine.id, lines, bytes_max).await.map_err(RuntimeError::Logs)
+    }
+
+    async fn cpu_time(&self, key: &ContainerKey) -> Result<Option<Micros>, RuntimeError> {
+        let mine = self.mine(key).await?;
+        let first = mine.inspected.state.as_ref().and_then(|state| state.pid).filter(|pid| *pid > 1);
+        let (Up::Running, Some(first)) = (mine.up(), first) else { return Ok(None) };
+        let read = tokio::task::spawn_blocking(move || cgroup::cpu_time(first, &mine.id)).await;
+        // A panic ends the process by itself.
+        Ok(read.ok().flatten())
     }
 
     async fn events(&self, node: &NodeId) -> Result<CellEvents, RuntimeError> {

@@ -1,7 +1,9 @@
 //! A container engine with two failpoints around each of its methods: nothing was asked yet, and nobody has seen the
-//! answer. In release builds it is the engine and nothing else.
+//! answer. In release builds it is the engine and nothing else. Only the reading of CPU time has none of its own: it
+//! changes nothing, nobody waits for it, and around its single requests are those of every request.
 
 use berth_failpoint::Point;
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Seen;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
@@ -89,6 +91,10 @@ impl<R: Runtime> Runtime for Failing<R> {
     ) -> Result<Vec<String>, RuntimeError> {
         let act = self.0.logs(key, lines, bytes_max);
         between(&at::LOGS_SENT, &at::LOGS_ANSWERED, RuntimeError::Logs, act).await
+    }
+
+    async fn cpu_time(&self, key: &ContainerKey) -> Result<Option<Micros>, RuntimeError> {
+        self.0.cpu_time(key).await
     }
 
     async fn events(&self, node: &NodeId) -> Result<CellEvents, RuntimeError> {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use berth_node_agent_core::burn::Micros;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
@@ -38,6 +39,7 @@ pub enum Call {
     Repair,
     Remove,
     Logs,
+    CpuTime,
     Events,
     ListOurs,
     RemoveOrphan,
@@ -196,6 +198,11 @@ impl FakeRuntime {
     /// What the cell's container has printed.
     pub fn say(&self, cell: CellId, line: &str) {
         self.world().said.entry(cell).or_default().push(line.to_owned());
+    }
+
+    /// The cell's container uses so much CPU time.
+    pub fn use_cpu(&self, cell: CellId, used: Micros) {
+        self.world().cpu.entry(cell).or_default().0 += used.0;
     }
 
     /// Every call so far, with its cell.

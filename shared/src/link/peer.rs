@@ -142,7 +142,8 @@ impl PeerSession {
                     | NodeFrame::CommandDone { .. }
                     | NodeFrame::NewKey { .. }
                     | NodeFrame::PinStored { .. }
-                    | NodeFrame::Holding { .. }) => {
+                    | NodeFrame::Holding { .. }
+                    | NodeFrame::Findings { .. }) => {
                         self.state = State::Live { heard: now, version, room };
                         vec![Effect::Deliver(frame)]
                     }

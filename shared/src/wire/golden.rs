@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::cell::{
-    BusyReason, CellSize, CellSpec, CellState, IdleRest, RefusalRecord, RestPolicy, WakeCause, WakeRecord,
-    Workload,
+    BusyReason, CellSize, CellSpec, CellState, CpuNotice, IdleRest, RefusalRecord, RestPolicy, WakeCause,
+    WakeRecord, Workload,
 };
 use crate::credential::SecretHash;
+use crate::doctor::{Finding, Level};
 use crate::ids::{Slug, UserId};
 use crate::units::MilliCpus;
 
@@ -65,6 +66,7 @@ fn status() -> CellStatus {
         sleeps_at: Some(UnixMs(14)),
         problem: Some(Problem::new(Code::CrashLoop, "p")),
         starts: 3,
+        cpu_notice: Some(CpuNotice { since: UnixMs(10), percent: 97 }),
     }
 }
 
@@ -125,6 +127,14 @@ fn of_nodes() -> Vec<NodeFrame> {
             left_behind: vec![LeftBehind { slug: slug(), cell: cell(), generation: generation() }],
         },
         done(Ok(CommandOutcome::Purged)),
+        NodeFrame::Findings {
+            findings: vec![Finding {
+                check: "c".into(),
+                level: Level::Warning,
+                found: "f".into(),
+                advice: "a".into(),
+            }],
+        },
     ]
 }
 
@@ -190,6 +200,7 @@ fn name_of_nodes(frame: &NodeFrame) -> &'static str {
         NodeFrame::NewKey { .. } => "new_key",
         NodeFrame::PinStored { .. } => "pin_stored",
         NodeFrame::Holding { .. } => "holding",
+        NodeFrame::Findings { .. } => "findings",
     }
 }
 

@@ -10,7 +10,10 @@
 use std::fmt::Debug;
 
 use berth_link::stream::assembly::{Assembly, LENGTH_BYTES};
-use berth_shared::cell::{BusyReason, CellState, CellStatus, RefusalRecord, WakeCause, WakeRecord};
+use berth_shared::cell::{
+    BusyReason, CellState, CellStatus, CpuNotice, RefusalRecord, WakeCause, WakeRecord,
+};
+use berth_shared::doctor::Finding;
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{Millis, UnixMs};
@@ -109,7 +112,8 @@ fn from_node(payload: &[u8]) {
         let last = UnixMs(253_402_300_799_999);
         let times = [Some(cell.since), cell.last_wake.map(|wake| wake.at), cell.sleeps_at]
             .into_iter()
-            .chain([cell.last_refusal.as_ref().map(|refusal| refusal.at)]);
+            .chain([cell.last_refusal.as_ref().map(|refusal| refusal.at)])
+            .chain([cell.cpu_notice.map(|notice| notice.since)]);
         if times.flatten().all(|at| at <= last) {
             assert_eq!(serde_json::from_str::<CellStatus>(&json).expect("its own JSON"), cell);
         }
@@ -189,6 +193,7 @@ fn status() -> CellStatus {
         sleeps_at: None,
         problem: Some(Problem::new(Code::Internal, "why")),
         starts: 3,
+        cpu_notice: Some(CpuNotice { since: UnixMs(1_763_682_000_000), percent: 98 }),
     }
 }
 
@@ -201,6 +206,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         NodeFrame::CommandDone { seq: 3, outcome: Ok(CommandOutcome::Cell(Box::new(status()))) },
         NodeFrame::CommandDone { seq: 4, outcome: Err(Problem::new(Code::Internal, "why")) },
         NodeFrame::PinStored { key: made::key(2).public() },
+        NodeFrame::Findings { findings: vec![Finding::good("swap", "there is some")] },
     ];
     let generation = Generation { epoch: 1, number: 7 };
     let command = |verb| Command { seq: 9, cell: made::cell(), generation, ttl: Millis::secs(30), verb };

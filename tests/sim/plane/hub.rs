@@ -242,7 +242,10 @@ impl World {
                 let asker = Asker::NewKey(connection, key);
                 self.submit(Request { asker, actor: Actor::Node(node), command });
             }
-            NodeFrame::Join(_) | NodeFrame::Hello(_) | NodeFrame::PinStored { .. } => {}
+            NodeFrame::Join(_)
+            | NodeFrame::Hello(_)
+            | NodeFrame::PinStored { .. }
+            | NodeFrame::Findings { .. } => {}
         }
     }
 

@@ -172,5 +172,5 @@ async fn tokens_keys_and_settings_that_are_not_right_are_named_and_let_nobody_in
     bad_tokens_are_told_apart(&world).await;
     exposed_keys_are_refused(&mut world).await;
     a_node_is_not_let_in(&mut world).await;
-    world.end(&["the coordinator refuses this node"]).await;
+    world.end(&["the coordinator refuses this node", "a join counter repeated"]).await;
 }

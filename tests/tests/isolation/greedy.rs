@@ -102,3 +102,58 @@ async fn a_hostile_cell_takes_its_share_and_nobody_else_notices() {
     assert_eq!(world.agent.pid(), agent);
     world.end(&[]).await;
 }
+
+/// Burns in requests of a few seconds, one after the other, until the future that it stands beside is done.
+async fn burning(member: &Member) {
+    loop {
+        ask(member, "/burn?ms=2000").await;
+    }
+}
+
+#[tokio::test]
+async fn a_cell_that_burns_cpu_is_told_of_until_it_stops_or_rests() {
+    // Low enough for a machine that is busy with other things, high enough for a cell that does nothing.
+    let agent = ["cpu_notice_percent=20", "cpu_notice_after_s=3"].map(str::to_owned).to_vec();
+    let world = World::start(Options { agent, ..Options::default() }).await;
+    let miner = world.create_running("miner", Rest::AlwaysOn, LONG).await;
+    let neighbour = world.create_running("neighbour", Rest::AlwaysOn, LONG).await;
+    let notice = async |slug: &str| world.status(slug).await["cpu_notice"].clone();
+    let is_told = async || {
+        eventually("the notice is there", BOUND, async || notice("miner").await.as_object().cloned()).await
+    };
+    let is_over = async || {
+        eventually("the notice is over", BOUND, async || notice("miner").await.is_null().then_some(())).await;
+    };
+    let burning_cells = async || world.metrics(&world.agent).await.value("berth_agent_cells_burning");
+
+    let told = async {
+        let told = is_told().await;
+        assert!(told["percent"].as_u64().unwrap() >= 20, "{told:?}");
+        assert_eq!(burning_cells().await, 1.0);
+        let why = world.api.cli(&["cell", "why", "miner"]).await;
+        assert!(why.out.contains("% of a core"), "{}", why.out);
+        let shown = world.api.cli(&["cell", "show", "miner"]).await;
+        assert!(shown.out.contains("% of a core in the mean since"), "{}", shown.out);
+        assert!(notice("neighbour").await.is_null(), "{}", world.status("neighbour").await);
+    };
+    tokio::select! { () = burning(&miner) => {}, () = told => {} }
+    is_over().await;
+    assert_eq!(burning_cells().await, 0.0);
+    assert_eq!(world.status("miner").await["state"], "running", "nothing else followed from it");
+
+    tokio::select! { () = burning(&miner) => {}, _ = is_told() => {} }
+    // The last request goes on for a moment, and keeps it awake.
+    eventually("it sleeps", BOUND, async || {
+        let slept = world.api.post("/v1/cells/miner/sleep", serde_json::json!({})).await;
+        (slept.status == 200).then_some(())
+    })
+    .await;
+    is_over().await;
+    assert_eq!(burning_cells().await, 0.0);
+    let notices = world.metrics(&world.agent).await.value("berth_agent_cpu_notices_total");
+    assert!(notices >= 2.0, "{notices}");
+    let log = world.agent.log();
+    assert!(log.contains("the cell has used much CPU for long") && log.contains("miner"), "{log}");
+    drop(neighbour);
+    world.end(&[]).await;
+}

@@ -3,7 +3,7 @@
 use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Options, Rest, World};
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{NOT_IN_THIS_STORY, SOON, log_in, whoami};
 
@@ -34,6 +34,18 @@ async fn a_cell_falls_asleep_wakes_with_its_data_and_leaves_nothing_when_its_use
     assert_eq!(third["dataId"], first["dataId"]);
     assert_ne!(third["bootId"], second["bootId"]);
     assert_eq!(docker.count(cell, "create").await, 1, "a container is kept over its rests");
+
+    let found = eventually("what the node found on its machine is in the check-up", BOUND, async || {
+        let shown = world.api.cli(&["doctor", "--json"]).await;
+        let shown: Value = serde_json::from_str(&shown.out).unwrap();
+        let findings = shown["nodes"][0]["findings"].as_array().unwrap().clone();
+        findings.iter().any(|finding| finding["check"] == "live_restore").then_some(findings)
+    })
+    .await;
+    for check in ["session", "engine", "quota", "firewall", "swap"] {
+        let of_check = found.iter().filter(|finding| finding["check"] == check).count();
+        assert_eq!(of_check, 1, "{check}: {found:?}");
+    }
 
     let removed = world.api.cli(&["user", "rm", "anna", "--yes"]).await;
     assert_eq!(removed.code, 0, "{}", removed.err);

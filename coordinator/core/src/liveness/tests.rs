@@ -2,6 +2,7 @@
 
 use berth_shared::cell::{CellSize, CellState, RestPolicy, Workload};
 use berth_shared::credential::SecretHash;
+use berth_shared::doctor::TEXT_BYTES_MAX;
 use berth_shared::ids::{BootId, Generation, JoinCounter, SessionNonce, Slug, TokenId, UserId};
 use berth_shared::signing::PublicKey;
 use berth_shared::units::Bytes;
@@ -87,6 +88,7 @@ fn status(number: u64, state: CellState) -> CellStatus {
         sleeps_at: None,
         problem: None,
         starts: 0,
+        cpu_notice: None,
     }
 }
 
@@ -185,4 +187,22 @@ fn a_removed_node_is_forgotten_and_its_connection_named() {
     assert_eq!(live.forget_gone(&fleet), [(node(2), second)]);
     assert_eq!(live.forget_gone(&fleet), []);
     assert!(live.node(node(2)).is_none() && live.is_connected(node(1)));
+}
+
+#[test]
+fn what_a_node_finds_is_bounded_kept_over_sessions_and_heard_of_its_newest_one_only() {
+    let mut live = Liveness::default();
+    let (first, second) = (Connection(1), Connection(2));
+    live.opened(NOW, first, &hello(1, NOW));
+    let long = Finding { check: "c".repeat(10_000), ..Finding::good("", "y".repeat(10_000)) };
+    live.findings(UnixMs(11_000), node(1), first, vec![long; FINDINGS_MAX + 1]);
+    let kept = &live.node(node(1)).unwrap().findings;
+    assert_eq!(kept.len(), FINDINGS_MAX);
+    assert!(kept.iter().all(|it| it.check.len() <= TEXT_BYTES_MAX && it.found.len() <= TEXT_BYTES_MAX));
+    assert_eq!(live.node(node(1)).unwrap().heard_at, UnixMs(11_000));
+    live.opened(UnixMs(12_000), second, &hello(1, NOW));
+    live.findings(UnixMs(13_000), node(1), first, vec![]);
+    assert_eq!(live.node(node(1)).unwrap().findings.len(), FINDINGS_MAX, "an older session's last words");
+    live.findings(UnixMs(13_000), node(1), second, vec![Finding::good("swap", "there")]);
+    assert_eq!(live.node(node(1)).unwrap().findings, [Finding::good("swap", "there")]);
 }

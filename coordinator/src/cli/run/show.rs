@@ -143,6 +143,9 @@ pub(super) fn cell(cell: &Cell) -> String {
         ("sleeps", or_dash(status.and_then(|status| status.sleeps_at))),
         ("starts", or_dash(status.map(|status| status.starts))),
     ];
+    if let Some(notice) = status.and_then(|status| status.cpu_notice) {
+        rows.push(("cpu", format!("{} % of a core in the mean since {}", notice.percent, notice.since)));
+    }
     if let Some(quarantine) = &cell.quarantine {
         rows.push(("quarantined", format!("{}, since {}", quarantine.reason, quarantine.since)));
     }

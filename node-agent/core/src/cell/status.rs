@@ -40,6 +40,7 @@ impl Cell {
             sleeps_at: self.sleeps_at(now),
             problem: self.problem.clone(),
             starts: self.starts,
+            cpu_notice: self.cpu_notice,
         }
     }
 

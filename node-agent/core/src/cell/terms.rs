@@ -7,6 +7,7 @@ use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::problem::Problem;
 use berth_shared::time::{BootMs, Millis, UnixMs};
 
+use crate::burn::{Micros, Threshold};
 use crate::memory::{Intent, Report};
 
 /// A moment, on both clocks.
@@ -211,6 +212,15 @@ pub enum Event {
         /// Did it answer?
         alive: bool,
     },
+    /// How much CPU time the container has used since it was started.
+    CpuUsed {
+        /// When that was read.
+        at: BootMs,
+        /// How much.
+        used: Micros,
+        /// What is worth telling.
+        threshold: Threshold,
+    },
     /// The cell may start now.
     Granted,
     /// [`Cell::next_deadline`] has come.
@@ -305,6 +315,15 @@ pub enum Note {
     },
     /// An operation outlived its bound.
     OperationLate(Verb),
+    /// It has used so much CPU for so long that somebody should know.
+    Burning {
+        /// The mean, in percent of one core.
+        percent: u32,
+        /// Over so long.
+        window: Millis,
+    },
+    /// It does not any more, or rests.
+    BurningEnded,
     /// What was seen is not what was believed.
     Surprised {
         /// What was believed.

@@ -9,6 +9,7 @@ use berth_shared::time::{BootMs, Millis, UnixMs};
 use super::*;
 
 mod assigned;
+mod cpu;
 mod rest;
 mod seen;
 mod start;

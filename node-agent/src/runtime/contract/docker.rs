@@ -178,6 +178,18 @@ impl Bench for DockerBench {
         self.raw.inspect_container(name, None).await.ok()?.id
     }
 
+    async fn burn(&self, plan: &ContainerPlan, used: Micros) {
+        let address = self.ready(plan).await;
+        let before = self.runtime.cpu_time(&plan.key).await.unwrap().unwrap();
+        let burned = async {
+            // Wall time is what the cell counts, and it may not have a core to itself.
+            while self.runtime.cpu_time(&plan.key).await.unwrap().unwrap().0 < before.0 + used.0 {
+                get(address, "/burn?ms=200").await.unwrap();
+            }
+        };
+        tokio::time::timeout(GRACE.to_std(), burned).await.expect("it burns");
+    }
+
     async fn destroy(&self, id: &str) {
         let options = RemoveContainerOptions { force: true, v: true, link: false };
         self.raw.remove_container(id, Some(options)).await.unwrap();

@@ -54,6 +54,10 @@ impl Bench for FakeBench {
         self.runtime.id_of(name)
     }
 
+    async fn burn(&self, plan: &ContainerPlan, used: Micros) {
+        self.runtime.use_cpu(plan.key.cell, used);
+    }
+
     async fn destroy(&self, id: &str) {
         self.runtime.remove_behind(id);
     }

@@ -5,7 +5,7 @@
 //! SIGKILL while it is frozen, where it stays pending and acts before the first instruction after the thaw. On
 //! cgroup v2 the kernel ends a frozen group by itself (`cgroup.kill`), or at the signal.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use berth_shared::time::Millis;
 use bollard::query_parameters::KillContainerOptions;
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::engine::Engine;
 use super::find::Mine;
-use super::{ACT, ASK};
+use super::{ACT, ASK, cgroup};
 use crate::failpoint::FROZEN_SIGNALLED;
 use crate::runtime::EngineError;
 
@@ -83,41 +83,15 @@ fn signal_all(first: i64, id: &str) -> std::io::Result<()> {
     FROZEN_SIGNALLED.check()
 }
 
-/// Length of a container's id, which is hexadecimal.
-const ID_DIGITS: usize = 64;
-
-/// The folder of the group that is frozen, from /proc/PID/cgroup (cgroups(7)). Only one that carries the container's
-/// id: nothing else may ever be signalled.
+/// The folder of the group that is frozen, from /proc/PID/cgroup: see [`cgroup::folder`].
 pub(crate) fn freezer_folder(groups: &str, id: &str) -> Option<PathBuf> {
-    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if id.len() != ID_DIGITS || !id.bytes().all(is_hex) {
-        return None;
-    }
-    // One component has to be the id, as Docker's two cgroup drivers name groups: not only contain it.
-    let names_it = |part: &str| {
-        let scope = part.strip_prefix("docker-").and_then(|part| part.strip_suffix(".scope"));
-        part == id || scope == Some(id)
-    };
-    let mut unified = None;
-    for line in groups.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        if !path.split('/').any(names_it) || path.split('/').any(|part| part == "..") {
-            continue;
-        }
-        let below = |root: &str| Path::new(root).join(path.trim_start_matches('/'));
-        if controllers.split(',').any(|controller| controller == "freezer") {
-            return Some(below("/sys/fs/cgroup/freezer"));
-        }
-        if controllers.is_empty() {
-            unified = Some(below("/sys/fs/cgroup"));
-        }
-    }
-    unified
+    cgroup::folder(groups, id, "freezer")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn id(digits: &str) -> String {

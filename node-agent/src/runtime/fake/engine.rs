@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Seen;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
@@ -206,6 +207,14 @@ impl Runtime for FakeRuntime {
             kept.push_front(line.clone());
         }
         Ok(kept.into())
+    }
+
+    async fn cpu_time(&self, key: &ContainerKey) -> Result<Option<Micros>, RuntimeError> {
+        self.enter(Call::CpuTime, Some(key.cell)).await.map_err(RuntimeError::Look)?;
+        let world = self.world();
+        let id = world.mine(key)?;
+        let runs = world.containers.get(&id).is_some_and(|container| container.state == State::Running);
+        Ok(runs.then(|| world.cpu.get(&key.cell).copied().unwrap_or_default()))
     }
 
     async fn events(&self, node: &NodeId) -> Result<CellEvents, RuntimeError> {

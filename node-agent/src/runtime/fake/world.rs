@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
+use berth_node_agent_core::burn::Micros;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::CellId;
 
@@ -62,6 +63,7 @@ pub(super) struct World {
     pub(super) starts: BTreeMap<CellId, VecDeque<StartScript>>,
     pub(super) serving: BTreeMap<CellId, SocketAddr>,
     pub(super) said: BTreeMap<CellId, Vec<String>>,
+    pub(super) cpu: BTreeMap<CellId, Micros>,
     pub(super) repairs: VecDeque<i64>,
     pub(super) record: Vec<(Call, Option<CellId>)>,
     pub(super) down: bool,

@@ -1,0 +1,56 @@
+//! How much CPU the running cells use: read now and then, one cell after the other, beside whatever is under way. What
+//! that means, the cell's machine decides.
+
+use std::sync::Arc;
+
+use berth_daemon::exit::chain;
+use berth_link::clock::{BootClock, Clock as _};
+use berth_node_agent_core::burn::Micros;
+use berth_node_agent_core::cell::OpId;
+use berth_node_agent_core::{agent, cell};
+use berth_shared::cell::CellState;
+use berth_shared::ids::CellId;
+use berth_shared::time::BootMs;
+
+use super::{Driver, Input, Turn};
+use crate::hands::Job;
+use crate::runtime::Runtime;
+
+impl<R: Runtime> Driver<R> {
+    /// Begins to read, unless the last round goes on still: a slow engine is not asked ever more.
+    pub(super) fn look_at_cpu(&mut self) {
+        if self.cpu_round.as_ref().is_some_and(|round| !round.is_finished()) {
+            return;
+        }
+        let running = self.agent.cells().filter(|cell| cell.state() == CellState::Running);
+        let jobs: Vec<Job> = running.filter_map(|cell| self.job(cell.spec().cell, OpId(0))).collect();
+        if jobs.is_empty() {
+            return;
+        }
+        let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
+        self.cpu_round = Some(self.tasks.spawn_client("cpu use", async move {
+            for job in jobs {
+                let cell = job.spec.cell;
+                match hands.cpu_time(&job).await {
+                    Ok(Some(used)) => {
+                        let input = Input::CpuUsed { cell, at: BootClock.now(), used };
+                        // The driver is gone only when the agent ends.
+                        if loopback.send(input).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::debug!(%cell, error = chain(&error), "a cell's use of CPU was not read")
+                    }
+                }
+            }
+        }));
+    }
+
+    pub(super) fn cpu_used(&mut self, cell: CellId, at: BootMs, used: Micros, turn: &mut Turn) {
+        if let Some(threshold) = self.hands.config.cpu_threshold() {
+            self.step(agent::Event::Cell(cell, cell::Event::CpuUsed { at, used, threshold }), turn);
+        }
+    }
+}
