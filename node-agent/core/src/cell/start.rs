@@ -67,7 +67,9 @@ impl Cell {
                 self.died(now, code, random, out);
             }
             (StartStep::GettingReady, Outcome::Failed(problem)) => {
-                // It runs and does not get ready: it must not go on eating CPU behind a refusal.
+                // It runs and does not get ready: it must not go on eating CPU behind a refusal. Who waits for it has
+                // waited for as long as a start may take, and is told now; another try would take as long again.
+                self.start_tries = START_TRIES_MAX - 1;
                 self.pending_failure = Some(problem);
                 self.phase = Phase::Starting(StartStep::GivingUp);
                 self.begin(now, Verb::Stop, out);
@@ -152,6 +154,7 @@ impl Cell {
             (ThawStep::GettingReady, Outcome::Ready) => self.up(now, out),
             (ThawStep::GettingReady, Outcome::Ended { code }) => self.died(now, code, random, out),
             (ThawStep::GettingReady, Outcome::Failed(problem)) => {
+                self.start_tries = START_TRIES_MAX - 1;
                 self.pending_failure = Some(problem);
                 self.phase = Phase::Starting(StartStep::GivingUp);
                 self.begin(now, Verb::Stop, out);

@@ -106,7 +106,7 @@ fn a_failing_start_is_tried_again_while_somebody_waits_and_then_all_are_refused(
 }
 
 #[test]
-fn a_cell_that_never_gets_ready_is_stopped_before_the_failure_is_told() {
+fn a_cell_that_never_gets_ready_is_stopped_before_the_failure_is_told_and_not_tried_again() {
     let mut scene = Scene::stopped();
     scene.event(Event::Wake { cause: WakeCause::Operator, waiter: Some(Waiter(1)) });
     scene.started();
@@ -114,7 +114,8 @@ fn a_cell_that_never_gets_ready_is_stopped_before_the_failure_is_told() {
     assert_eq!(scene.verb(), Some(Verb::Stop));
     assert!(scene.answers().is_empty());
     scene.done(Outcome::Ended { code: 0 });
-    assert!(matches!(scene.cell.phase, Phase::Cooling { again: true, .. }));
+    assert_eq!(scene.answers(), [(Waiter(1), Err(Code::ImageNeverReady))]);
+    assert_eq!(scene.cell.next_deadline(), None, "nobody waits for another three minutes");
 }
 
 #[test]
