@@ -5,10 +5,10 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
+use berth_daemon::program::command;
 use berth_shared::problem::{Code, Problem};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
 
 use super::TABLE;
 use crate::failpoint;
@@ -124,16 +124,12 @@ impl Nft {
         let Some((program, before)) = self.command.split_first() else {
             return Err(NetRulesError::Spawn(io::ErrorKind::NotFound.into()));
         };
-        let mut child = Command::new(program)
+        let mut child = command(program)
             .args(before)
             .args(arguments)
-            .env_clear()
-            .env("LC_ALL", "C")
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
             .map_err(NetRulesError::Spawn)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());

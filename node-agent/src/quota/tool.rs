@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use berth_daemon::program::command;
 use berth_failpoint::Point;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
 
 use super::QuotaError;
 use super::place::PlaceLock;
@@ -66,18 +66,13 @@ impl Tool {
         paths: &[&Path],
     ) -> Result<(), QuotaError> {
         let spawn_failed = |source| QuotaError::Spawn { tool: self.name(), source };
-        let mut command = Command::new(self.name());
+        let mut command = command(self.name());
         command
             .args(options)
             .args(paths)
-            // Readable words, and the system's own directories of programs, whatever the agent was started with.
-            .env_clear()
-            .env("LC_ALL", "C")
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .stdin(lock.shared().map_err(spawn_failed)?)
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         let mut child = command.spawn().map_err(spawn_failed)?;
         let (running, done) = self.failpoints();
         running.check().map_err(spawn_failed)?;

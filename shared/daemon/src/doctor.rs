@@ -8,9 +8,9 @@ use std::time::Duration;
 use berth_shared::doctor::{Finding, Level, worst};
 use berth_shared::units::Bytes;
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 
 use crate::exit::{Exit, chain};
+use crate::program::command;
 use crate::secret_file::{SecretFileError, read_secret_file};
 
 /// How long a program that is asked may take.
@@ -136,15 +136,11 @@ pub fn key_file(check: &str, path: &Path, missing: &str) -> Finding {
 
 /// What a program of the system says; `None` when it is not there, fails, or takes too long.
 async fn ask(program: &str, arguments: &[&str]) -> Option<String> {
-    let mut child = Command::new(program)
+    let mut child = command(program)
         .args(arguments)
-        .env_clear()
-        .env("LC_ALL", "C")
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .kill_on_drop(true)
         .spawn()
         .ok()?;
     let stdout = child.stdout.take()?;

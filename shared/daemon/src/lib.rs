@@ -18,6 +18,7 @@ pub mod listen;
 pub mod metrics;
 pub mod notify;
 pub mod panics;
+pub mod program;
 pub mod run;
 pub mod secret_file;
 pub mod signals;
