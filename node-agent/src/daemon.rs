@@ -172,11 +172,13 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     let (door_events, door_queue) = mpsc::channel(FRAMES_MAX);
     tasks.spawn_essential("door", socket.run(door_events, tasks.clone()));
     tasks.spawn_essential("door events", forward_door(door_queue, inputs.clone()));
-    tasks.spawn_essential("probes", probe_for_ever(inputs.clone()));
-    tasks.spawn_essential("sweeps", sweep_for_ever(inputs.clone()));
-    tasks.spawn_essential("check-ups", examine_for_ever(inputs.clone()));
+    let tick = |every, input| remind_for_ever(inputs.clone(), every, input);
+    tasks.spawn_essential("probes", tick(PROBE_EVERY, || Input::ProbeAll));
+    // These two the driver begins by itself when it has first heard the coordinator, and when a session opens.
+    tasks.spawn_essential("sweeps", tick(SWEEP_EVERY, || Input::Sweep));
+    tasks.spawn_essential("check-ups", tick(EXAMINE_EVERY, || Input::Examine));
     if let Some(threshold) = hands.config.cpu_threshold() {
-        tasks.spawn_essential("cpu use", look_at_cpu_for_ever(inputs.clone(), threshold.look_every()));
+        tasks.spawn_essential("cpu use", tick(threshold.look_every(), || Input::LookAtCpu));
     }
     tasks.spawn_essential("engine events", watch_engine(Arc::clone(&hands), inputs, Arc::clone(&metrics)));
     tasks.spawn_essential("packet rules", keep_rules(hands));
@@ -282,33 +284,15 @@ async fn watch_engine<R: Runtime>(
     }
 }
 
-/// The driver looks by itself when it has first heard the coordinator.
-async fn sweep_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, Infallible> {
-    loop {
-        tokio::time::sleep(SWEEP_EVERY.to_std()).await;
-        tell(&inputs, Input::Sweep).await;
-    }
-}
-
-/// The driver does it by itself when a session opens.
-async fn examine_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, Infallible> {
-    loop {
-        tokio::time::sleep(EXAMINE_EVERY.to_std()).await;
-        tell(&inputs, Input::Examine).await;
-    }
-}
-
-async fn look_at_cpu_for_ever(inputs: mpsc::Sender<Input>, every: Millis) -> Result<Infallible, Infallible> {
+/// Tells the driver again and again that something is due. The first time is one span from now.
+async fn remind_for_ever(
+    inputs: mpsc::Sender<Input>,
+    every: Millis,
+    input: fn() -> Input,
+) -> Result<Infallible, Infallible> {
     loop {
         tokio::time::sleep(every.to_std()).await;
-        tell(&inputs, Input::LookAtCpu).await;
-    }
-}
-
-async fn probe_for_ever(inputs: mpsc::Sender<Input>) -> Result<Infallible, Infallible> {
-    loop {
-        tokio::time::sleep(PROBE_EVERY.to_std()).await;
-        tell(&inputs, Input::ProbeAll).await;
+        tell(&inputs, input()).await;
     }
 }
 

@@ -384,10 +384,6 @@ impl<R: Runtime> Driver<R> {
             let rerouted = self.domain != desired.domain;
             self.domain.clone_from(&desired.domain);
             self.cut_off(desired::quarantined(Some(&desired), &planned.remembered));
-            for assignment in desired.assignments.iter().filter(|assignment| assignment.spec.quarantined) {
-                // Behind the step the route is set again, for the refusals.
-                self.cut_sockets(assignment.spec.cell);
-            }
             self.step(agent::Event::Desired { desired, remembered: planned.remembered }, turn);
             if rerouted {
                 self.send_table();
@@ -411,14 +407,6 @@ impl<R: Runtime> Driver<R> {
                 tracing::error!(error = chain(&error), "a cell could not be cut off, trying again");
             }
         });
-    }
-
-    /// Has the ingress end what is open to a cell that is about to be quarantined: of packets that are dropped, the
-    /// client of an open socket would never hear.
-    fn cut_sockets(&mut self, cell: CellId) {
-        if self.agent.cell(cell).is_some_and(|cell| !cell.spec().quarantined) {
-            self.tell_door(ToIngress::Remove(cell));
-        }
     }
 
     fn door(&mut self, event: DoorEvent, turn: &mut Turn) {
@@ -509,6 +497,11 @@ impl<R: Runtime> Driver<R> {
             self.metrics.door_connected.set(0);
         }
     }
+}
+
+/// Is work that was begun beside the driver under way still?
+fn goes_on(work: Option<&AbortHandle>) -> bool {
+    work.is_some_and(|work| !work.is_finished())
 }
 
 /// Ends when the link's state has changed; never when there is no link any more, as while the agent stops.

@@ -453,6 +453,10 @@ impl Cell {
                     *until = now.boot;
                 }
             }
+            if assignment.spec.quarantined && !self.spec.quarantined {
+                // Packets are dropped from now on, of which the client of an open socket would never hear.
+                out.push(Effect::Withdraw);
+            }
             self.spec = assignment.spec;
             out.push(Effect::Route(self.route()));
             self.shown_route = self.route();

@@ -7,7 +7,7 @@ use berth_shared::doctor::FINDINGS_MAX;
 use berth_shared::time::Millis;
 use berth_shared::wire::{FINDINGS_SINCE, NodeFrame};
 
-use super::Driver;
+use super::{Driver, goes_on};
 use crate::doctor;
 use crate::runtime::Runtime;
 
@@ -33,8 +33,7 @@ impl<R: Runtime> Driver<R> {
 
     fn examine(&mut self, after: Millis) {
         // One that goes on still is told to whoever listens when it ends.
-        let under_way = self.examining.as_ref().is_some_and(|examining| !examining.is_finished());
-        if !self.tells_findings || under_way {
+        if !self.tells_findings || goes_on(self.examining.as_ref()) {
             return;
         }
         let (hands, outgoing) = (Arc::clone(&self.hands), self.outgoing.clone());

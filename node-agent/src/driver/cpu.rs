@@ -12,14 +12,14 @@ use berth_shared::cell::CellState;
 use berth_shared::ids::CellId;
 use berth_shared::time::BootMs;
 
-use super::{Driver, Input, Turn};
+use super::{Driver, Input, Turn, goes_on};
 use crate::hands::Job;
 use crate::runtime::Runtime;
 
 impl<R: Runtime> Driver<R> {
     /// Begins to read, unless the last round goes on still: a slow engine is not asked ever more.
     pub(super) fn look_at_cpu(&mut self) {
-        if self.cpu_round.as_ref().is_some_and(|round| !round.is_finished()) {
+        if goes_on(self.cpu_round.as_ref()) {
             return;
         }
         let running = self.agent.cells().filter(|cell| cell.state() == CellState::Running);

@@ -12,15 +12,14 @@ use std::sync::Arc;
 use berth_daemon::exit::chain;
 use berth_shared::ids::CellId;
 
-use super::{Driver, Input};
+use super::{Driver, Input, goes_on};
 use crate::metrics::Orphan;
 use crate::runtime::{Owned, Runtime, STOP_GRACE};
 
 impl<R: Runtime> Driver<R> {
     /// Begins to look for them.
     pub(super) fn sweep(&mut self) {
-        let under_way = self.sweeping.as_ref().is_some_and(|sweeping| !sweeping.is_finished());
-        if !self.desired_heard || under_way {
+        if !self.desired_heard || goes_on(self.sweeping.as_ref()) {
             return;
         }
         let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());

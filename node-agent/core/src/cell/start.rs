@@ -70,9 +70,7 @@ impl Cell {
                 // It runs and does not get ready: it must not go on eating CPU behind a refusal. Who waits for it has
                 // waited for as long as a start may take, and is told now; another try would take as long again.
                 self.start_tries = START_TRIES_MAX - 1;
-                self.pending_failure = Some(problem);
-                self.phase = Phase::Starting(StartStep::GivingUp);
-                self.begin(now, Verb::Stop, out);
+                self.give_up_after_a_stop(now, problem, out);
             }
             (StartStep::GivingUp, Outcome::Ended { .. }) => {
                 let problem = self.pending_failure.take().unwrap_or_else(|| {
@@ -155,9 +153,7 @@ impl Cell {
             (ThawStep::GettingReady, Outcome::Ended { code }) => self.died(now, code, random, out),
             (ThawStep::GettingReady, Outcome::Failed(problem)) => {
                 self.start_tries = START_TRIES_MAX - 1;
-                self.pending_failure = Some(problem);
-                self.phase = Phase::Starting(StartStep::GivingUp);
-                self.begin(now, Verb::Stop, out);
+                self.give_up_after_a_stop(now, problem, out);
             }
             (ThawStep::Unpausing, Outcome::Failed(_)) => self.look_soon(now),
             (_, _) => self.look(now, out),
@@ -179,8 +175,13 @@ impl Cell {
         self.crashes.retain(|at| now.boot.since(*at) < CRASH_WINDOW);
         self.crashes.push(now.boot);
         let text = format!("it did not answer {} probes in a row", super::SILENT_PROBES_MAX);
-        self.pending_failure = Some(Problem::new(Code::ImageNeverReady, text));
         self.want(now, WakeCause::Recovery);
+        self.give_up_after_a_stop(now, Problem::new(Code::ImageNeverReady, text), out);
+    }
+
+    /// What runs is stopped, and then its start has failed for this reason.
+    fn give_up_after_a_stop(&mut self, now: Now, problem: Problem, out: &mut Vec<Effect>) {
+        self.pending_failure = Some(problem);
         self.phase = Phase::Starting(StartStep::GivingUp);
         self.begin(now, Verb::Stop, out);
     }

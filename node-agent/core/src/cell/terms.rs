@@ -261,8 +261,9 @@ pub enum Effect {
     },
     /// Tell the ingress. Ends a fence.
     Route(RouteState),
-    /// Tell the ingress that the user does not live here any more: nobody is let in or held from now on. No other word
-    /// about the route follows, however long the container takes to end.
+    /// Have the ingress forget the route: what is open over it ends, and nobody is let in or held. For a cell whose user
+    /// does not live here any more no other word about it follows, however long the container takes to end; for one
+    /// that is quarantined the route follows at once, so that whoever comes is told why.
     Withdraw,
     /// Tell the ingress how far the wake is.
     Progress(WakeStage),

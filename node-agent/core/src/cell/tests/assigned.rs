@@ -92,6 +92,9 @@ fn a_quarantined_cell_is_stopped_without_being_asked_and_nobody_wakes_it_until_i
     let mut scene = Scene::running(IdleRest::Stop);
     scene.event(quarantined(true));
     assert_eq!(scene.verb(), Some(Verb::Stop), "no handshake");
+    let of_the_door = |effect: &&Effect| matches!(effect, Effect::Withdraw | Effect::Route(_));
+    let first = scene.out.iter().find(of_the_door);
+    assert_eq!(first, Some(&Effect::Withdraw), "open sockets end, and then the route is told again");
     assert_eq!(scene.routes().last(), Some(&RouteState::Down));
     scene.done(Outcome::Ended { code: 0 });
     assert_eq!(scene.cell.state(), CellState::Stopped);

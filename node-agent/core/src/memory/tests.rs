@@ -1,0 +1,248 @@
+//! What the records add up to, and their bytes.
+
+use super::*;
+use berth_shared::cell::{CellSize, CellSpec, RestPolicy, Workload};
+use berth_shared::ids::{Generation, JoinCounter, SessionNonce, UserId};
+use berth_shared::time::UnixMs;
+
+fn cell(seed: u8) -> CellId {
+    CellId::from_random([seed; 16])
+}
+
+#[test]
+fn records_survive_the_journal() {
+    let mark = SessionMark { counter: JoinCounter(3), nonce: SessionNonce::from_random([1; 16]) };
+    let mut memory = Memory::default();
+    let records = [
+        Record::Session(mark, true),
+        Record::Intent(Intent { cell: cell(1), op: 7, verb: IntentVerb::Create }),
+        Record::Report(Report {
+            cell: cell(1),
+            op: 8,
+            ok: true,
+            up: Some(true),
+            container: None,
+            removed: false,
+        }),
+        Record::Desired(DesiredState {
+            revision: 4,
+            domain: "d".into(),
+            assignments: vec![],
+            removed: vec![],
+        }),
+    ];
+    for record in records {
+        let (kind, version, payload) = record.encode().unwrap();
+        let read = Record::decode(kind, version, &payload).unwrap();
+        assert_eq!(read, record);
+        memory.apply(read);
+    }
+    let (kind, version, payload) = Record::Snapshot(Box::new(memory.clone())).encode().unwrap();
+    let mut other = Memory::default();
+    other.apply(Record::decode(kind, version, &payload).unwrap());
+    assert_eq!(other, memory);
+    assert_eq!(memory.cells[&cell(1)].known_creates(), [7]);
+    assert!(memory.cells[&cell(1)].up_this_boot);
+}
+
+#[test]
+fn the_number_of_the_container_that_is_there_outlives_any_number_of_creates() {
+    let mut memory = Memory::default();
+    let create = |op| Record::Intent(Intent { cell: cell(1), op, verb: IntentVerb::Create });
+    let report =
+        |op, by| Report { cell: cell(1), op, ok: true, up: None, container: Some(by), removed: false };
+    memory.apply(create(3));
+    memory.apply(Record::Report(report(3, 3)));
+    for op in 4..40 {
+        memory.apply(create(op));
+        memory.apply(Record::Report(report(op, 3)));
+    }
+    for op in 40..180 {
+        memory.apply(create(op));
+    }
+    let known = memory.cells[&cell(1)].known_creates();
+    assert!(known.contains(&3) && known.contains(&179));
+    assert_eq!(known.len(), 1 + CREATES_MAX);
+}
+
+#[test]
+fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
+    let spec = |seed| Assignment {
+        generation: Generation { epoch: 1, number: 1 },
+        spec: CellSpec {
+            cell: cell(seed),
+            user: UserId::from_random([seed; 16]),
+            slug: format!("user-{seed}").parse().unwrap(),
+            workload: Workload::Openclaw,
+            image: "a:b".parse().unwrap(),
+            size: CellSize::default(),
+            rest: RestPolicy::default(),
+            bearers: vec![],
+            sessions_valid_from: UnixMs(0),
+            quarantined: false,
+        },
+    };
+    let desired = |seeds: &[u8]| {
+        let assignments = seeds.iter().map(|seed| spec(*seed)).collect();
+        Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] })
+    };
+    let gone = |seed, op| {
+        Record::Report(Report {
+            cell: cell(seed),
+            op,
+            ok: true,
+            up: Some(false),
+            container: None,
+            removed: true,
+        })
+    };
+    let mut memory = Memory::default();
+    memory.apply(Record::Slot(cell(1), Slot(0)));
+    memory.apply(desired(&[1]));
+    memory.apply(desired(&[]));
+    assert!(memory.retiring.contains_key(&cell(1)));
+    assert_eq!(memory.free_slot(), Slot(1), "its files and its uid are still there");
+    memory.apply(gone(1, 9));
+    assert!(memory.retiring.is_empty() && memory.cells.is_empty());
+    assert_eq!(memory.free_slot(), Slot(0));
+
+    memory.apply(Record::Slot(cell(2), Slot(0)));
+    memory.apply(desired(&[2]));
+    memory.apply(Record::Intent(Intent { cell: cell(2), op: 7, verb: IntentVerb::Create }));
+    memory.apply(desired(&[]));
+    memory.apply(desired(&[2]));
+    memory.apply(gone(2, 8));
+    let again = &memory.cells[&cell(2)];
+    assert_eq!((again.slot, again.last_op, again.creates.len()), (Some(Slot(0)), 7, 0));
+}
+
+#[test]
+fn a_cell_is_new_until_a_start_of_it_was_reported() {
+    let mut memory = Memory::default();
+    memory.apply(Record::Intent(Intent { cell: cell(1), op: 1, verb: IntentVerb::Create }));
+    memory.apply(Record::Intent(Intent { cell: cell(1), op: 2, verb: IntentVerb::Start }));
+    assert!(memory.cells[&cell(1)].is_new(), "it was killed before it asked for the start");
+    memory.apply(Record::Report(Report {
+        cell: cell(1),
+        op: 2,
+        ok: true,
+        up: Some(true),
+        container: None,
+        removed: false,
+    }));
+    assert!(!memory.cells[&cell(1)].is_new());
+    memory.apply(Record::Intent(Intent { cell: cell(1), op: 3, verb: IntentVerb::Stop }));
+    memory.apply(Record::Report(Report {
+        cell: cell(1),
+        op: 3,
+        ok: true,
+        up: Some(false),
+        container: None,
+        removed: false,
+    }));
+    assert!(!memory.cells[&cell(1)].is_new(), "one that sleeps is not new");
+}
+
+#[test]
+fn the_disk_of_a_cell_that_went_elsewhere_is_kept_and_that_of_a_removed_user_is_not() {
+    let of = |seed, number| Assignment {
+        generation: Generation { epoch: 1, number },
+        spec: CellSpec {
+            cell: cell(seed),
+            user: UserId::from_random([seed; 16]),
+            slug: format!("user-{seed}").parse().unwrap(),
+            workload: Workload::Openclaw,
+            image: "a:b".parse().unwrap(),
+            size: CellSize::default(),
+            rest: RestPolicy::default(),
+            bearers: vec![],
+            sessions_valid_from: UnixMs(0),
+            quarantined: false,
+        },
+    };
+    let desired = |assignments, removed| {
+        Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed })
+    };
+    let gone = |seed| {
+        Record::Report(Report {
+            cell: cell(seed),
+            op: 9,
+            ok: true,
+            up: Some(false),
+            container: None,
+            removed: true,
+        })
+    };
+    let mut memory = Memory::default();
+    memory.apply(desired(vec![of(1, 1), of(2, 1)], vec![]));
+    memory.apply(desired(vec![], vec![cell(2)]));
+    let first = Generation { epoch: 1, number: 1 };
+    assert_eq!((memory.keeps_disk_of(cell(1)), memory.keeps_disk_of(cell(2))), (Some(first), None));
+    assert!(!memory.is_left_behind(cell(1), first), "it is still being taken aside");
+    // It comes back and goes again before that is done: its disk is the one of the first time.
+    memory.apply(desired(vec![of(1, 3)], vec![]));
+    assert_eq!(memory.keeps_disk_of(cell(1)), Some(first));
+    memory.apply(desired(vec![], vec![cell(1)]));
+    assert_eq!(memory.keeps_disk_of(cell(1)), Some(first));
+    memory.apply(gone(1));
+    memory.apply(gone(2));
+    assert!(memory.is_left_behind(cell(1), first));
+    // Back under a newer generation, and away again: two disks, told apart.
+    memory.apply(desired(vec![of(1, 5)], vec![]));
+    assert!(memory.is_left_behind(cell(1), first), "it begins with an empty folder, the old one stays aside");
+    memory.apply(desired(vec![], vec![]));
+    memory.apply(gone(1));
+    assert_eq!(memory.left_behind.len(), 2);
+    memory.apply(Record::Purged(cell(1), first));
+    assert!(!memory.is_left_behind(cell(1), first));
+    assert!(memory.is_left_behind(cell(1), Generation { epoch: 1, number: 5 }));
+}
+
+#[test]
+fn nothing_is_up_after_a_reboot() {
+    let mut memory = Memory::default();
+    memory.apply(Record::Booted(BootId::from_random([1; 16])));
+    memory.apply(Record::Report(Report {
+        cell: cell(1),
+        op: 8,
+        ok: true,
+        up: Some(true),
+        container: None,
+        removed: false,
+    }));
+    memory.apply(Record::Booted(BootId::from_random([1; 16])));
+    assert!(memory.cells[&cell(1)].up_this_boot);
+    memory.apply(Record::Booted(BootId::from_random([2; 16])));
+    assert!(!memory.cells[&cell(1)].up_this_boot);
+}
+
+#[test]
+fn keys_and_pins_change_by_the_journals_word_only() {
+    let key = |seed| PublicKey::from_bytes([seed; 32]);
+    let joined = |coordinator| {
+        Record::Joined(Joined {
+            node: NodeId::from_random([1; 16]),
+            name: "n1".parse().unwrap(),
+            coordinator: key(coordinator),
+            address: "a:1".into(),
+        })
+    };
+    let pins = |memory: &Memory| (memory.joined.as_ref().map(|joined| joined.coordinator), memory.next_pin);
+    let mut memory = Memory::default();
+    for record in [joined(1), Record::KeyUsed(key(7)), Record::PinNext(key(2))] {
+        let (kind, version, payload) = record.encode().unwrap();
+        memory.apply(Record::decode(kind, version, &payload).unwrap());
+    }
+    assert_eq!((memory.key, pins(&memory)), (Some(key(7)), (Some(key(1)), Some(key(2)))));
+    let mut switched = memory.clone();
+    switched.apply(Record::Pin(key(2)));
+    assert_eq!(pins(&switched), (Some(key(2)), None));
+    memory.apply(joined(3));
+    assert_eq!(pins(&memory), (Some(key(3)), None), "a token's pin is the only one");
+}
+
+#[test]
+fn an_unknown_kind_is_an_error_and_not_skipped() {
+    assert!(matches!(Record::decode(99, 1, &[]), Err(RecordError::Unknown { .. })));
+    assert!(matches!(Record::decode(4, 1, &[1]), Err(RecordError::Payload { .. })));
+}
