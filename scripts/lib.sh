@@ -46,6 +46,11 @@ usage_fail() {
     exit 64
 }
 
+# number NAME VALUE MIN: stops the script unless the option's value is a number from MIN to 9999.
+number() {
+    if ! [[ $2 =~ ^[0-9]{1,4}$ ]] || (($2 < $3)); then fail "$1 takes a number from $3 to 9999" "$0 --help"; fi
+}
+
 # print_header FILE: a script's help is the comment at its own top, so that the two cannot drift apart.
 print_header() { awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$1"; }
 

@@ -34,11 +34,6 @@ rest=stop
 readonly SCRAPE_EVERY_S=15
 readonly ADOPT_ROUNDS=5
 
-# number NAME VALUE MIN
-number() {
-    if ! [[ $2 =~ ^[0-9]{1,4}$ ]] || (($2 < $3)); then fail "$1 takes a number from $3 to 9999" "$0 --help"; fi
-}
-
 while (($#)); do
     case $1 in
     --cells) number "$1" "${2-}" 1 && cells=$2 && shift ;;

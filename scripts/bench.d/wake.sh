@@ -36,11 +36,6 @@ rounds=9
 http_rounds=20
 idle_s=3
 
-# number NAME VALUE MIN
-number() {
-    if ! [[ $2 =~ ^[0-9]{1,4}$ ]] || (($2 < $3)); then fail "$1 takes a number from $3 to 9999" "$0 --help"; fi
-}
-
 while (($#)); do
     case $1 in
     --image)

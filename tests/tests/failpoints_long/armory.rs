@@ -146,3 +146,12 @@ pub(crate) fn verify_journal(dir: &Path, when: &str) {
         Err(error) => panic!("{when}: the journal in {} does not verify: {error}", dir.display()),
     }
 }
+
+/// At which point a daemon has to have died before, so that its next start passes this one.
+pub(crate) fn left_behind_by(point: &str) -> Option<&'static str> {
+    match point {
+        "journal:open:cut" => Some("journal:write:torn"),
+        "journal:open:rewritten" => Some("journal:append:synced"),
+        _ => None,
+    }
+}

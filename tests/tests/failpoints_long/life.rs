@@ -62,15 +62,6 @@ fn enabled_by(point: &str) -> Option<(&'static str, Step)> {
     None
 }
 
-/// At which point the agent has to have died before, so that its next start passes this one.
-fn left_behind_by(point: &str) -> Option<&'static str> {
-    match point {
-        "journal:open:cut" => Some("journal:write:torn"),
-        "journal:open:rewritten" => Some("journal:append:synced"),
-        _ => None,
-    }
-}
-
 fn elsewhere(point: &str) -> Option<&'static str> {
     match point {
         "key:replaced" | "key:removed" => Some("a node's key is changed once a minute at most"),

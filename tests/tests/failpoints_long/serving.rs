@@ -71,14 +71,6 @@ fn enabled_by(point: &str) -> Option<&'static str> {
     }
 }
 
-fn left_behind_by(point: &str) -> Option<&'static str> {
-    match point {
-        "journal:open:cut" => Some("journal:write:torn"),
-        "journal:open:rewritten" => Some("journal:append:synced"),
-        _ => None,
-    }
-}
-
 fn elsewhere(point: &str) -> Option<&'static str> {
     match point {
         "journal:synced:created" => Some("only the first start passes it: see `first`"),
