@@ -142,6 +142,26 @@ impl Default for RestPolicy {
     }
 }
 
+/// How long a cell stays frozen at the most before it is stopped (T2), where its plan says nothing.
+pub const STOP_AFTER: Millis = Millis::minutes(7 * 24 * 60);
+
+/// What a user's plan and an operator say about sleep, beside [`RestPolicy`]. Told since version 3 of the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SleepTerms {
+    /// How long it stays frozen before it is stopped (T2).
+    pub stop_after: Millis,
+    /// May it sleep although a channel of its own dials out, which nothing can wake it for?
+    pub dial_out_may_sleep: bool,
+    /// It is not put to sleep by itself before this.
+    pub awake_until: Option<UnixMs>,
+}
+
+impl Default for SleepTerms {
+    fn default() -> Self {
+        Self { stop_after: STOP_AFTER, dial_out_may_sleep: false, awake_until: None }
+    }
+}
+
 /// Everything a node must know to run a user's cell, also with the coordinator away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellSpec {
@@ -326,11 +346,21 @@ pub enum BusyReason {
         /// What was wrong.
         detail: String,
     },
+    /// The workload would rest, but its processes use CPU that it does not own up to.
+    UndeclaredWork {
+        /// How much, and by which processes.
+        detail: String,
+    },
+    /// An operator holds it awake.
+    Held {
+        /// Until when.
+        until: UnixMs,
+    },
 }
 
 // serde's internally tagged enums cannot be read by a format without field names, so JSON and bincode share a flat form.
 mod busy_json {
-    use super::BusyReason;
+    use super::{BusyReason, UnixMs};
     use serde::{Deserialize, Serialize};
 
     #[derive(Serialize, Deserialize)]
@@ -340,13 +370,21 @@ mod busy_json {
         detail: String,
     }
 
+    // A moment needs more bits than a count has.
+    fn moment(text: &str) -> Result<UnixMs, String> {
+        text.parse().map(UnixMs).map_err(|_| format!("`{text}` is not a time in milliseconds"))
+    }
+
     impl From<BusyReason> for Busy {
         fn from(busy: BusyReason) -> Self {
             let reason = busy.kind().to_owned();
             let (count, detail) = match busy {
                 BusyReason::OpenRequests { count } => (count, String::new()),
                 BusyReason::Workload { blockers } => (0, blockers),
-                BusyReason::HandshakeUnclear { detail } | BusyReason::RestFailed { detail } => (0, detail),
+                BusyReason::HandshakeUnclear { detail }
+                | BusyReason::RestFailed { detail }
+                | BusyReason::UndeclaredWork { detail } => (0, detail),
+                BusyReason::Held { until } => (0, until.0.to_string()),
                 BusyReason::Active | BusyReason::AlwaysOn | BusyReason::FrontDoorSilent => (0, String::new()),
             };
             Self { reason, count, detail }
@@ -364,6 +402,8 @@ mod busy_json {
                 "handshake-unclear" => Self::HandshakeUnclear { detail: flat.detail },
                 "front-door-silent" => Self::FrontDoorSilent,
                 "rest-failed" => Self::RestFailed { detail: flat.detail },
+                "undeclared-work" => Self::UndeclaredWork { detail: flat.detail },
+                "held" => Self::Held { until: moment(&flat.detail)? },
                 other => return Err(format!("`{other}` is not a busy reason")),
             })
         }
@@ -381,6 +421,8 @@ impl BusyReason {
             Self::HandshakeUnclear { .. } => "handshake-unclear",
             Self::FrontDoorSilent => "front-door-silent",
             Self::RestFailed { .. } => "rest-failed",
+            Self::UndeclaredWork { .. } => "undeclared-work",
+            Self::Held { .. } => "held",
         }
     }
 }
@@ -395,6 +437,10 @@ impl fmt::Display for BusyReason {
             Self::HandshakeUnclear { detail } => write!(f, "the workload's answer was unclear: {detail}"),
             Self::FrontDoorSilent => f.write_str("the front door did not confirm the fence"),
             Self::RestFailed { detail } => write!(f, "going to rest failed: {detail}"),
+            Self::UndeclaredWork { detail } => {
+                write!(f, "the workload says that it may rest, but it works: {detail}")
+            }
+            Self::Held { until } => write!(f, "an operator holds it awake until {until}"),
         }
     }
 }
@@ -424,6 +470,78 @@ pub struct CpuNotice {
     pub since: UnixMs,
     /// Mean use when that was noticed, in percent of one core.
     pub percent: u32,
+}
+
+/// Something that a cell's user should know, beside what it is doing now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellEvent {
+    /// When.
+    pub at: UnixMs,
+    /// What kind of thing.
+    pub kind: CellEventKind,
+    /// In words, bounded by whoever writes it.
+    pub detail: String,
+}
+
+/// Kinds of [`CellEvent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CellEventKind {
+    /// It did not go to sleep.
+    CouldNotSleep,
+    /// It was wanted up and did not come up.
+    CouldNotWake,
+    /// Its memory is almost at its limit.
+    NearMemoryLimit,
+    /// The kernel ended processes of it, because its memory was at the limit.
+    KilledByKernel,
+    /// It could not be frozen, and was stopped instead.
+    NotFrozen,
+}
+
+impl CellEventKind {
+    /// The kind as it is written in tables and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CouldNotSleep => "could-not-sleep",
+            Self::CouldNotWake => "could-not-wake",
+            Self::NearMemoryLimit => "near-memory-limit",
+            Self::KilledByKernel => "killed-by-kernel",
+            Self::NotFrozen => "not-frozen",
+        }
+    }
+}
+
+impl fmt::Display for CellEventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Most events that are kept of a cell: the newest.
+pub const CELL_EVENTS_MAX: usize = 16;
+
+/// What a node says of one of its cells' sleep, beside its [`CellStatus`]. Told since version 3 of the frames.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepStatus {
+    /// Which cell.
+    pub cell: CellId,
+    /// Why it is awake just now; `None` when nothing keeps it so, or it is not.
+    pub awake_because: Option<BusyReason>,
+    /// When it is woken next by its own schedule.
+    pub wakes_at: Option<UnixMs>,
+    /// When it will have been frozen for so long that it is stopped; `None` while it is not frozen.
+    pub stops_at: Option<UnixMs>,
+    /// Memory that it holds, as of the last look.
+    pub resident: Option<Bytes>,
+    /// What it has in swap, as of the last push.
+    pub swapped: Option<Bytes>,
+    /// Why it is stopped where it should be frozen; `None` where it can be.
+    pub stopped_because: Option<String>,
+    /// WebSockets of its user that are open.
+    pub open_sockets: u32,
+    /// The newest things that its user should know, oldest first, at most [`CELL_EVENTS_MAX`].
+    pub events: Vec<CellEvent>,
 }
 
 /// What a node says of one of its cells. An observation: asked for again, never journaled.
@@ -485,6 +603,8 @@ mod tests {
             BusyReason::HandshakeUnclear { detail: "no id".into() },
             BusyReason::FrontDoorSilent,
             BusyReason::RestFailed { detail: "no".into() },
+            BusyReason::UndeclaredWork { detail: "97 % of a core: ffmpeg".into() },
+            BusyReason::Held { until: UnixMs(1_800_000_000_000) },
         ] {
             let json = serde_json::to_string(&reason).unwrap();
             assert_eq!(serde_json::from_str::<BusyReason>(&json).unwrap(), reason);

@@ -20,4 +20,5 @@ pub mod lease;
 pub mod may_wake;
 pub mod memory;
 pub mod slot;
+pub mod swap;
 pub mod workload;
