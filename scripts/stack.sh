@@ -165,7 +165,7 @@ stack_start() {
     wait_for "the operator's key" 5 test -s "$run_dir/operator.key"
 
     agent_settings=(
-        --set "data_dir=$run_dir/agent" --set "door_socket=$run_dir/door/door.sock" --set "ingress_uid=$INGRESS_UID"
+        --set insecure_swap=true --set "data_dir=$run_dir/agent" --set "door_socket=$run_dir/door/door.sock" --set "ingress_uid=$INGRESS_UID"
         --set metrics_listen=127.0.0.1:0 --set "metrics_port_file=$run_dir/agent-metrics" --set "public_port=$port"
     )
     if $with_model; then
