@@ -16,7 +16,7 @@ use crate::signing::PublicKey;
 use crate::time::{Millis, UnixMs};
 
 /// Version of these frames; both are installed together, so there is one at a time.
-pub const DOOR_VERSION: u16 = 1;
+pub const DOOR_VERSION: u16 = 2;
 
 /// Largest frame: a table of [`ROUTES_MAX`] routes has room.
 pub const DOOR_FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -54,7 +54,11 @@ pub struct Route {
 pub enum RouteState {
     /// Yes, here.
     Up(SocketAddr),
-    /// Not now: hold them and ask for a wake.
+    /// Not now: it is paused or being thawed. Hold them and ask for a wake; open WebSockets are kept, since it goes on
+    /// here.
+    Frozen(SocketAddr),
+    /// Not now, and not soon: stopped, starting, failed, or nobody knows. Hold them and ask for a wake; open WebSockets
+    /// are cut unless it is back at the same address within seconds, as after a restart of the agent.
     Down,
 }
 
@@ -124,6 +128,8 @@ pub struct CellActivity {
     pub idle: Option<Millis>,
     /// Requests that have gone in and are not answered whole. Open WebSockets are not counted.
     pub open_requests: u32,
+    /// Open WebSockets of known callers. Being open is no use: what their clients send is, see [`CellActivity::idle`].
+    pub open_sockets: u32,
 }
 
 /// From the ingress.

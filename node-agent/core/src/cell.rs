@@ -368,6 +368,7 @@ impl Cell {
             (Phase::Running | Phase::Resting { step: RestStep::Observing, .. }, Some(address)) => {
                 RouteState::Up(address)
             }
+            (Phase::Frozen | Phase::Thawing(_), Some(address)) => RouteState::Frozen(address),
             _ => RouteState::Down,
         }
     }

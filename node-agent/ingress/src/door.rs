@@ -217,7 +217,7 @@ impl Door {
             ToIngress::Remove(cell) => self.table.remove(cell),
             ToIngress::Fence { cell, fence } => {
                 // A cell that is not in the table has no way in, so it is as good as fenced.
-                let nothing = CellActivity { cell, idle: None, open_requests: 0 };
+                let nothing = CellActivity { cell, idle: None, open_requests: 0, open_sockets: 0 };
                 let activity = self.table.gate(cell).map_or(nothing, |gate| gate.fence(fence));
                 self.metrics.fences.inc();
                 return Ok(Some(FromIngress::Fenced { fence, activity }));

@@ -129,7 +129,7 @@ impl Inner {
         let shut = self.removed || self.fence.is_some() || self.stale_until.is_some_and(|until| now < until);
         match self.route.state {
             RouteState::Up(addr) if !shut => Some(addr),
-            RouteState::Up(_) | RouteState::Down => None,
+            RouteState::Up(_) | RouteState::Frozen(_) | RouteState::Down => None,
         }
     }
 
@@ -143,7 +143,7 @@ impl Inner {
             let span = now.saturating_duration_since(used);
             Millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
         });
-        CellActivity { cell, idle, open_requests: self.open_requests }
+        CellActivity { cell, idle, open_requests: self.open_requests, open_sockets: 0 }
     }
 }
 
@@ -404,7 +404,7 @@ impl Gate {
                         inner.used(now);
                         return true;
                     }
-                    RouteState::Up(_) | RouteState::Down => {}
+                    RouteState::Up(_) | RouteState::Frozen(_) | RouteState::Down => {}
                 }
                 wanting.get_or_insert_with(|| self.wants(Wish { cause, since: now }));
             }

@@ -264,13 +264,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
         sessions_valid_from: UnixMs(5),
         state: RouteState::Up(([172, 31, 0, 2], 18789).into()),
     };
+    let frozen = Route { state: RouteState::Frozen(([172, 31, 0, 2], 18789).into()), ..route.clone() };
     let down = Route { state: RouteState::Down, ..route.clone() };
     let problem = Problem::new(Code::Internal, "why");
     let to = [
         ToIngress::Table {
             domain: "localhost".into(),
             ticket_key: Some(made::key(1).public()),
-            routes: vec![route.clone(), down],
+            routes: vec![route.clone(), frozen, down],
         },
         ToIngress::Set(route),
         ToIngress::Fence { cell, fence: 3 },
@@ -278,7 +279,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         ToIngress::Refused { cell, problem, retry_after: Millis::secs(5) },
         ToIngress::Remove(cell),
     ];
-    let activity = CellActivity { cell, idle: Some(Millis(5)), open_requests: 1 };
+    let activity = CellActivity { cell, idle: Some(Millis(5)), open_requests: 1, open_sockets: 0 };
     let from = [
         FromIngress::Hello { version: DOOR_VERSION },
         FromIngress::Wake { cell, cause: WakeCause::Session },

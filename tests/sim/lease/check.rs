@@ -160,7 +160,7 @@ impl World {
         if stage == 0 {
             for (cell, n, _) in users {
                 // A request that stays open: nothing falls asleep while it is looked at.
-                let activity = CellActivity { cell, idle: None, open_requests: 1 };
+                let activity = CellActivity { cell, idle: None, open_requests: 1, open_sockets: 0 };
                 self.give(n, Event::Activity(vec![activity]));
                 self.give(n, Event::DoorWake { cell, cause: WakeCause::Session });
             }

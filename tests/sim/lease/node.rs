@@ -405,7 +405,9 @@ impl World {
             (Verb::AwaitReady, Some(container)) if container.run == Run::Up => Outcome::Ready,
             (Verb::Observe, _) => Outcome::Observed(Observation::default()),
             (Verb::Push, _) => Outcome::Pushed(Pushed::default()),
-            (Verb::Fence, _) => Outcome::Fenced(CellActivity { cell, idle: None, open_requests: 0 }),
+            (Verb::Fence, _) => {
+                Outcome::Fenced(CellActivity { cell, idle: None, open_requests: 0, open_sockets: 0 })
+            }
             (Verb::Suspend, _) => Outcome::Suspend(SuspendAnswer::Ready { lease: Millis::minutes(2) }),
             (Verb::Pause, Some(container)) if container.run == Run::Up => {
                 container.run = Run::Paused;

@@ -203,6 +203,7 @@ impl World {
             cell: cell_id(cell),
             idle: gate.last_use.map(|used| Millis(self.at - used)),
             open_requests: u32::try_from(gate.open.len()).expect("few requests"),
+            open_sockets: 0,
         }
     }
 

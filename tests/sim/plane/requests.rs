@@ -70,6 +70,7 @@ impl Door {
             cell,
             idle: gate.and_then(|gate| gate.last_use).map(|used| Millis(now - used)),
             open_requests: u32::try_from(self.open(cell)).expect("few requests"),
+            open_sockets: 0,
         }
     }
 }

@@ -51,7 +51,7 @@ fn address() -> SocketAddr {
 }
 
 fn idle(open: u32) -> CellActivity {
-    CellActivity { cell: CellId::from_random([1; 16]), idle: None, open_requests: open }
+    CellActivity { cell: CellId::from_random([1; 16]), idle: None, open_requests: open, open_sockets: 0 }
 }
 
 impl Scene {

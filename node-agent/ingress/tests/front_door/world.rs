@@ -13,7 +13,7 @@ use berth_ingress::daemon::{self, Running};
 use berth_shared::cell::Workload;
 use berth_shared::codec;
 use berth_shared::credential::{LoginTicket, SecretHash, bearer_token};
-use berth_shared::door::{DOOR_FRAME_BYTES_MAX, FromIngress, Route, RouteState, ToIngress};
+use berth_shared::door::{DOOR_FRAME_BYTES_MAX, DOOR_VERSION, FromIngress, Route, RouteState, ToIngress};
 use berth_shared::ids::{CellId, UserId};
 use berth_shared::signing::SigningKey;
 use berth_shared::time::UnixMs;
@@ -132,7 +132,7 @@ impl World {
     pub(crate) async fn link(&self, routes: Vec<Route>) -> Link {
         let (stream, _) = within("the front door to connect", self.agent.accept()).await.unwrap();
         let mut link = Link(stream);
-        assert!(matches!(link.next().await, FromIngress::Hello { version: 1 }));
+        assert!(matches!(link.next().await, FromIngress::Hello { version: DOOR_VERSION }));
         let ticket_key = Some(signing_key().public());
         link.send(&ToIngress::Table { domain: "localhost".into(), ticket_key, routes }).await;
         until("readiness", || self.running.readiness.reason().is_none()).await;

@@ -22,10 +22,12 @@ fn an_idle_cell_that_may_freeze_is_paused() {
     assert_eq!(scene.verb(), Some(Verb::Pause));
     scene.done(Outcome::Paused);
     assert_eq!(scene.cell.state(), CellState::Frozen);
+    assert_eq!(scene.routes(), [RouteState::Frozen(address())], "the fence is ended, and open sockets stay");
     scene.wake();
     assert_eq!(scene.verb(), Some(Verb::Unpause));
     scene.done(Outcome::Unpaused);
     assert_eq!(scene.verb(), Some(Verb::Resume), "resume before requests go in");
+    assert_eq!(scene.cell.route(), RouteState::Frozen(address()));
     assert!(scene.routes().is_empty());
     scene.done(Outcome::Resumed);
     scene.done(Outcome::Ready);
