@@ -9,16 +9,20 @@
 //! | [`memory`] | what is remembered across the agent's own death |
 //! | [`may_wake`] | who may reach and wake a cell |
 //! | [`front`] | which headers, paths and methods mean what, per workload |
+//! | [`frames`] | where a WebSocket's frames and messages end |
+//! | [`socket`] | what of a WebSocket goes on, what is kept over a freeze, what is said meanwhile |
 //! | [`slot`] | which uid and which subnet a cell has on its node |
 //! | [`workload`] | everything that is particular to OpenClaw |
 
 pub mod agent;
 pub mod burn;
 pub mod cell;
+pub mod frames;
 pub mod front;
 pub mod lease;
 pub mod may_wake;
 pub mod memory;
 pub mod slot;
 pub mod swap;
+pub mod socket;
 pub mod workload;

@@ -1,6 +1,8 @@
 //! The OpenClaw workload, as measured on 2026.9.6: configuration keys that Berth owns, the readiness answer, and the
 //! suspend handshake over the admin RPC (package docs `gateway/external-apps.md` and `plugins/admin-http-rpc.md`).
 
+pub mod methods;
+
 use std::net::IpAddr;
 
 use berth_shared::cell::CellSpec;
