@@ -129,7 +129,7 @@ async fn its_own_work_keeps_it_awake(world: &World, model: &Model, front: &Front
     leave_work_behind(model, front, "slow:20000").await;
     eventually("nothing is open at the front door", BOUND, async || {
         let counted = world.metrics(&world.ingress).await;
-        (counted.value("berth_ingress_open_sockets") == 0.0).then_some(())
+        (counted.sum("berth_ingress_open_sockets") == 0.0).then_some(())
     })
     .await;
     let refused = world.api.post("/v1/cells/claw/sleep", json!({ "freeze": true })).await;

@@ -80,18 +80,42 @@ impl Kind {
     }
 }
 
-/// Paths that an open, abandoned tab asks for again and again, whatever they say of themselves.
+/// Paths that an open, abandoned tab asks for again and again, or that a page needs for itself, whatever they say of
+/// themselves.
 fn fetched_by_itself(workload: Workload, path: &str) -> bool {
     let everywhere = path.starts_with("/favicon") || path.starts_with("/apple-touch-icon");
     match workload {
         Workload::Http => everywhere,
         Workload::Openclaw => {
             everywhere
-                || path == "/sw.js"
-                || path.starts_with("/avatar/")
-                || path.starts_with("/__openclaw__/workspace-icon/")
+                || OPENCLAW_FILES.contains(&path)
+                || OPENCLAW_FOLDERS.iter().any(|folder| below(path, folder))
         }
     }
+}
+
+/// Single files of the Control UI: the service worker, which a tab asks for when it comes back, and what a page reads
+/// before anything else.
+const OPENCLAW_FILES: [&str; 4] =
+    ["/sw.js", "/control-ui-config.json", "/manifest.webmanifest", "/asset-manifest.json"];
+
+/// Folders of the Control UI from which pages are never opened: its bundle, and pictures that it asks for again when
+/// they fail. `/__openclaw__/canvas`, `/media` and the like are not here: a person opens those.
+const OPENCLAW_FOLDERS: [&str; 10] = [
+    "/assets",
+    "/fonts",
+    "/avatar",
+    "/__openclaw__/workspace-icon",
+    "/__openclaw__/link-favicon",
+    "/__openclaw__/plugin-icon",
+    "/__openclaw__/plugin-activity-icon",
+    "/__openclaw__/plugin-theme-art",
+    "/__openclaw__/catalog-icon",
+    "/__openclaw__/channel-avatar",
+];
+
+fn below(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Does this request, by itself, count as somebody using the cell?
@@ -111,6 +135,17 @@ pub const fn counts_as_use(kind: Kind) -> bool {
 /// that is only left open asks for it now and then.
 pub const fn may_wake_stopped(kind: Kind) -> bool {
     counts_as_use(kind)
+}
+
+/// May this request thaw a cell that is frozen?
+///
+/// A WebSocket's upgrade may: its tab has lost a connection that is otherwise kept over a freeze, and a thaw is cheap.
+/// It happens once, since the next freeze keeps the new connection.
+pub const fn may_wake_frozen(kind: Kind) -> bool {
+    match kind {
+        Kind::Navigation | Kind::Call | Kind::Socket => true,
+        Kind::Asset => false,
+    }
 }
 
 /// May this path be passed to the cell? Not OpenClaw's admin RPC, which would take the user's identity for an
@@ -379,6 +414,20 @@ mod tests {
             (kind("GET", "/favicon.svg", Some("navigate"), true), Kind::Asset),
             (kind("GET", "/favicon-32.png", None, true), Kind::Asset),
             (kind("GET", "/avatar/main", None, true), Kind::Asset),
+            (kind("GET", "/avatars", None, true), Kind::Navigation),
+            (kind("GET", "/apple-touch-icon.png", Some("navigate"), true), Kind::Asset),
+            (kind("GET", "/control-ui-config.json", Some("navigate"), true), Kind::Asset),
+            (kind("GET", "/manifest.webmanifest", None, true), Kind::Asset),
+            (kind("GET", "/assets/nope.js", Some("navigate"), true), Kind::Asset),
+            (kind("HEAD", "/fonts/x.woff2", None, true), Kind::Asset),
+            (kind("GET", "/__openclaw__/workspace-icon", None, true), Kind::Asset),
+            (kind("GET", "/__openclaw__/link-favicon/x", None, true), Kind::Asset),
+            (kind("GET", "/__openclaw__/channel-avatar/x", Some("navigate"), true), Kind::Asset),
+            (
+                kind("GET", "/__openclaw__/canvas/documents/1/index.html", Some("navigate"), true),
+                Kind::Navigation,
+            ),
+            (kind("GET", "/__openclaw__/canvas/documents/1/index.html", Some("iframe"), true), Kind::Asset),
             (kind("GET", "/__openclaw__/workspace-icon/x", None, true), Kind::Asset),
             (kind("POST", "/v1/chat/completions", Some("cors"), false), Kind::Call),
             (kind("DELETE", "/sw.js", None, false), Kind::Call),
@@ -386,7 +435,8 @@ mod tests {
         for (at, (is, expected)) in table.into_iter().enumerate() {
             assert_eq!(is, expected, "row {at}");
             let wakes = matches!(expected, Kind::Navigation | Kind::Call);
-            assert_eq!((counts_as_use(is), may_wake_stopped(is)), (wakes, wakes), "row {at}");
+            let does = (counts_as_use(is), may_wake_stopped(is), may_wake_frozen(is));
+            assert_eq!(does, (wakes, wakes, wakes), "row {at}");
         }
         let shape = Shape {
             method: "GET",
@@ -400,6 +450,7 @@ mod tests {
         let socket = Kind::of(Workload::Http, &Shape { upgrade: true, ..shape });
         assert_eq!(socket, Kind::Socket);
         assert!(!counts_as_use(socket) && !may_wake_stopped(socket));
+        assert!(may_wake_frozen(socket), "its tab lost a connection that is kept over a freeze");
     }
 
     #[test]

@@ -81,6 +81,11 @@ pub struct Limits {
     pub held_per_cell: u32,
     /// Requests held on the whole node, 1 to 100000. Default 1024.
     pub held_total: u32,
+    /// Bytes that a WebSocket's client may have sent to a cell that rests, 4096 to 67108864: they are kept until it is
+    /// awake. Default 1048576.
+    pub held_bytes_per_socket: u64,
+    /// The same on the whole node, 4096 to 17179869184. Default 67108864.
+    pub held_bytes_total: u64,
     /// How long a call is held, in milliseconds. Default 30000.
     pub hold_call_ms: u64,
     /// How long a WebSocket's upgrade is held, in milliseconds; its client gives up after 15 s. Default 14000.
@@ -105,6 +110,8 @@ impl Default for Limits {
             connect_timeout_ms: 2_000,
             held_per_cell: 64,
             held_total: 1024,
+            held_bytes_per_socket: 1024 * 1024,
+            held_bytes_total: 64 * 1024 * 1024,
             hold_call_ms: 30_000,
             hold_socket_ms: 14_000,
             hold_page_ms: 1_500,
@@ -148,6 +155,8 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     within("limits.headers", limits.headers as u64, 1, 1000);
     within("limits.held_per_cell", limits.held_per_cell.into(), 1, 10_000);
     within("limits.held_total", limits.held_total.into(), 1, 100_000);
+    within("limits.held_bytes_per_socket", limits.held_bytes_per_socket, 4096, 64 << 20);
+    within("limits.held_bytes_total", limits.held_bytes_total, 4096, 16 << 30);
     within("limits.idle_per_cell", limits.idle_per_cell as u64, 0, 1000);
     for (key, value) in [
         ("limits.header_timeout_ms", limits.header_timeout_ms),
@@ -214,7 +223,7 @@ mod tests {
         assert_eq!(config, Config::default());
         let keys =
             |text: &str| text.lines().filter(|line| line.contains(" = ") && !line.starts_with("# ")).count();
-        assert_eq!(keys(&set), 23);
+        assert_eq!(keys(&set), 25);
     }
 
     #[test]

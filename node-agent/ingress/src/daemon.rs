@@ -17,6 +17,7 @@ use crate::config::{Config, ms};
 use crate::door::Door;
 use crate::front_desk::{Desk, wall};
 use crate::gate::Shared;
+use crate::held_bytes::HeldBytes;
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::redeemed::Redeemed;
@@ -69,6 +70,11 @@ pub async fn start(config: Config, mut passed: Passed, tasks: &Tasks) -> Result<
         held: counted.held.clone(),
         stop: tasks.stopping(),
         idle_per_cell: limits.idle_per_cell,
+        held_bytes: HeldBytes::new(
+            limits.held_bytes_per_socket,
+            limits.held_bytes_total,
+            counted.held_bytes.clone(),
+        ),
     });
     let table = Arc::new(Table::new(shared));
     let door = Door {

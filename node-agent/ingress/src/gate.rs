@@ -2,7 +2,8 @@
 //!
 //! Going in and fencing happen under one lock. So a request either went in before the fence, and then the fence's
 //! answer counts it as open, or it is held; and what a WebSocket's client sends either counted as use before the
-//! fence's answer was measured, or waits. Nothing else decides whether a cell may be put to rest (invariant 6).
+//! fence's answer was measured, or waits. A message that is not known to be use by then cannot be whole inside. Nothing
+//! else decides whether a cell may be put to rest (invariant 6).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::bell::{Bell, Wanting};
+use crate::held_bytes::HeldBytes;
 use crate::upstream::Pool;
 
 /// How long an address that could not be connected to is left alone when nobody says that it is good again.
@@ -41,6 +43,8 @@ pub(crate) struct Shared {
     /// When the process drains, nobody waits any longer: nothing would release them.
     pub(crate) stop: CancellationToken,
     pub(crate) idle_per_cell: usize,
+    /// Room for what clients of WebSockets send to cells that rest, on the whole node.
+    pub(crate) held_bytes: HeldBytes,
 }
 
 /// One cell.
@@ -67,6 +71,7 @@ struct Inner {
     /// Grows at each refusal, so that those who were held before it can tell.
     refusals: u64,
     open_requests: u32,
+    open_sockets: u32,
     last_use: Option<Instant>,
     /// Use or openness changed since the last report.
     unreported: bool,
@@ -100,6 +105,35 @@ pub(crate) struct Wish {
     pub(crate) cause: WakeCause,
     /// When the request's head was read.
     pub(crate) since: Instant,
+    /// Is it asked for while the cell is frozen only?
+    pub(crate) frozen_only: bool,
+}
+
+/// What a WebSocket that was opened to an address has to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Its bytes go through.
+    Open,
+    /// What its client sends is kept: the cell is frozen, is being thawed, or is asked whether it may rest.
+    Resting,
+    /// The same for a moment: the cell is stopped, or the agent has to look first.
+    Down,
+    /// It ends: the cell answers elsewhere.
+    Elsewhere,
+    /// It ends: the route is no more.
+    Gone,
+}
+
+/// A WebSocket between a known caller and the cell; it is open until this is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenSocket(Arc<Gate>);
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        let mut inner = self.0.inner();
+        inner.open_sockets -= 1;
+        inner.unreported = true;
+    }
 }
 
 /// A request that went in; it is open until this is dropped.
@@ -133,6 +167,24 @@ impl Inner {
         }
     }
 
+    fn way(&self, addr: SocketAddr) -> Way {
+        if self.removed {
+            return Way::Gone;
+        }
+        match self.route.state {
+            RouteState::Up(here) | RouteState::Frozen(here) if here != addr => Way::Elsewhere,
+            RouteState::Up(_) if self.fence.is_none() => Way::Open,
+            RouteState::Up(_) | RouteState::Frozen(_) => Way::Resting,
+            RouteState::Down => Way::Down,
+        }
+    }
+
+    /// Is a wake to be asked for by a request that may not go in now?
+    fn asks(&self, wish: Wish) -> bool {
+        let is_frozen = self.fence.is_none() && matches!(self.route.state, RouteState::Frozen(_));
+        is_frozen || !wish.frozen_only
+    }
+
     fn used(&mut self, now: Instant) {
         self.last_use = Some(now);
         self.unreported = true;
@@ -143,7 +195,7 @@ impl Inner {
             let span = now.saturating_duration_since(used);
             Millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
         });
-        CellActivity { cell, idle, open_requests: self.open_requests, open_sockets: 0 }
+        CellActivity { cell, idle, open_requests: self.open_requests, open_sockets: self.open_sockets }
     }
 }
 
@@ -172,6 +224,7 @@ impl Gate {
             refusal: None,
             refusals: 0,
             open_requests: 0,
+            open_sockets: 0,
             last_use: None,
             unreported: true,
             held: 0,
@@ -298,7 +351,7 @@ impl Gate {
     ) -> Result<Inside, NotIn> {
         let mut changed = self.changed.subscribe();
         // The wish is made under the lock: a route that comes up afterwards settles it.
-        let (refusals, _held, _wanting) = {
+        let (refusals, _held, mut wanting) = {
             let now = Instant::now();
             let mut inner = self.inner();
             if let Some(addr) = inner.open_at(now) {
@@ -316,7 +369,8 @@ impl Gate {
             let room = Arc::clone(&self.shared.room).try_acquire_owned().map_err(|_| NotIn::Full)?;
             inner.held += 1;
             self.shared.held.inc();
-            (inner.refusals, Held { gate: self, _room: room }, wish.map(|wish| self.wants(wish)))
+            let wanting = wish.filter(|wish| inner.asks(*wish)).map(|wish| self.wants(wish));
+            (inner.refusals, Held { gate: self, _room: room }, wanting)
         };
         loop {
             changed.borrow_and_update();
@@ -333,6 +387,12 @@ impl Gate {
                 if let Some((refusal, _)) = inner.refusal.as_ref().filter(|_| inner.refusals != refusals) {
                     return Err(NotIn::Refused(refusal.clone()));
                 }
+                // What rests may have been frozen or stopped meanwhile.
+                wanting = match (wish.filter(|wish| inner.asks(*wish)), wanting) {
+                    (Some(wish), None) => Some(self.wants(wish)),
+                    (Some(_), wanting) => wanting,
+                    (None, _) => None,
+                };
                 inner.stale_until.filter(|stale| now < *stale).map_or(until, |stale| stale.min(until))
             };
             if Instant::now() >= until || self.shared.stop.is_cancelled() {
@@ -383,33 +443,52 @@ impl Gate {
 
     // What WebSockets ask.
 
-    /// Waits until what a WebSocket's client sent may go on to the cell at `addr`, and counts it as use. `false`:
-    /// never, the socket is of the past. While it waits, the cell is asked to wake: it is there, only resting.
-    pub(crate) async fn admit(&self, addr: SocketAddr, cause: WakeCause) -> bool {
-        let mut changed = self.changed.subscribe();
-        let mut wanting = None;
-        let mut first_refusals = None;
-        loop {
-            changed.borrow_and_update();
-            {
-                let now = Instant::now();
-                let mut inner = self.inner();
-                let refusals = *first_refusals.get_or_insert(inner.refusals);
-                if inner.removed || inner.refusals != refusals {
-                    return false;
-                }
-                match inner.route.state {
-                    RouteState::Up(here) if here != addr => return false,
-                    RouteState::Up(_) if inner.fence.is_none() => {
-                        inner.used(now);
-                        return true;
-                    }
-                    RouteState::Up(_) | RouteState::Frozen(_) | RouteState::Down => {}
-                }
-                wanting.get_or_insert_with(|| self.wants(Wish { cause, since: now }));
-            }
-            changed.changed().await.expect("the sender lives in self");
+    /// Counts a WebSocket in.
+    pub(crate) fn open_socket(self: &Arc<Self>) -> OpenSocket {
+        let mut inner = self.inner();
+        inner.open_sockets += 1;
+        inner.unreported = true;
+        OpenSocket(Arc::clone(self))
+    }
+
+    /// Tells when [`Gate::way`] and [`Gate::is_refused_since`] are to be asked again.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// What a WebSocket that was opened to `addr` has to do now.
+    pub(crate) fn way(&self, addr: SocketAddr) -> Way {
+        self.inner().way(addr)
+    }
+
+    /// May bytes of a WebSocket's client go on to the cell at `addr` now? Marks use if they are any.
+    pub(crate) fn passes(&self, addr: SocketAddr, is_use: bool) -> bool {
+        let mut inner = self.inner();
+        let open = inner.way(addr) == Way::Open;
+        if open && is_use {
+            inner.used(Instant::now());
         }
+        open
+    }
+
+    /// Asks for a wake until the answer is dropped, with the number of refusals so far; `None` when the cell is awake.
+    pub(crate) fn wake_for_socket(&self, addr: SocketAddr, cause: WakeCause) -> Option<(Wanting, u64)> {
+        let inner = self.inner();
+        let wish = Wish { cause, since: Instant::now(), frozen_only: false };
+        match inner.way(addr) {
+            Way::Resting | Way::Down => Some((self.wants(wish), inner.refusals)),
+            Way::Open | Way::Elsewhere | Way::Gone => None,
+        }
+    }
+
+    /// Was a wake refused since there were so many refusals?
+    pub(crate) fn is_refused_since(&self, refusals: u64) -> bool {
+        self.inner().refusals != refusals
+    }
+
+    /// Room for what is kept while cells rest.
+    pub(crate) fn held_bytes(&self) -> &HeldBytes {
+        &self.shared.held_bytes
     }
 
     /// Waits until whoever has this credential has to leave: it was withdrawn, logged out, has run out, or the route
@@ -463,4 +542,4 @@ impl Gate {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -16,7 +16,7 @@
 //! | `session`, `redeemed` | the cookie's MAC; which links were used |
 //! | `pass` | one request into a cell and its answer out |
 //! | `upstream` | connections to cells, pooled |
-//! | `tunnel` | WebSockets |
+//! | `tunnel`, `held_bytes` | WebSockets; how much of them is kept over a freeze |
 //! | `body`, `stall` | bodies and sockets that must not stand still |
 //! | `listener` | accepting, limits, drain |
 //! | [`metrics`] | what is counted |
@@ -32,6 +32,7 @@ mod front_desk;
 #[doc(hidden)]
 pub mod fuzz;
 mod gate;
+mod held_bytes;
 mod listener;
 mod login;
 pub mod metrics;

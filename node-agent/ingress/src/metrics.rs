@@ -117,6 +117,70 @@ pub struct LoginLabel {
     result: Login,
 }
 
+impl UseLabel {
+    #[cfg(test)]
+    pub(crate) const fn of(result: Use) -> Self {
+        Self { result }
+    }
+}
+
+/// What a WebSocket is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SocketState {
+    /// Its cell is awake: bytes go through.
+    Open,
+    /// Its cell rests, or may be about to: what its client sends is kept.
+    Resting,
+    /// Its end is being told to its client.
+    Closing,
+}
+
+impl SocketState {
+    const ALL: [Self; 3] = [Self::Open, Self::Resting, Self::Closing];
+}
+
+impl EncodeLabelValue for SocketState {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::Open => "open",
+            Self::Resting => "resting",
+            Self::Closing => "closing",
+        }
+        .encode(encoder)
+    }
+}
+
+/// The label of [`Metrics::sockets`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SocketLabel {
+    state: SocketState,
+}
+
+/// Is what a WebSocket's client sent use of its cell?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Use {
+    /// It counts.
+    Counted,
+    /// A tab's own polling, or a control frame.
+    NotCounted,
+}
+
+impl EncodeLabelValue for Use {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::Counted => "counted",
+            Self::NotCounted => "not_counted",
+        }
+        .encode(encoder)
+    }
+}
+
+/// The label of [`Metrics::frames`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UseLabel {
+    result: Use,
+}
+
 /// All of them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -126,8 +190,14 @@ pub struct Metrics {
     pub held: Gauge,
     /// `berth_ingress_open_connections`: of clients.
     pub connections: Gauge,
-    /// `berth_ingress_open_sockets`: WebSockets passed through.
-    pub sockets: Gauge,
+    /// `berth_ingress_open_sockets`: WebSockets by what they are doing.
+    pub sockets: Family<SocketLabel, Gauge>,
+    /// `berth_ingress_socket_frames_total`: messages and control frames of WebSockets' clients, by whether they count.
+    pub frames: Family<UseLabel, Counter>,
+    /// `berth_ingress_socket_held_bytes`: sent by WebSockets' clients and kept until their cells are awake.
+    pub held_bytes: Gauge,
+    /// `berth_ingress_ticks_total`: events said to WebSockets' clients in place of a cell that rests.
+    pub ticks: Counter,
     /// `berth_ingress_wakes_asked_total`: `Wake` frames written, by cause.
     pub wakes_asked: Family<CauseLabel, Counter>,
     /// `berth_ingress_fences_total`: fences answered.
@@ -157,7 +227,14 @@ impl Metrics {
             requests: registered(of, "requests", "Requests by outcome"),
             held: registered(of, "held_requests", "Requests held now"),
             connections: registered(of, "open_connections", "Connections of clients"),
-            sockets: registered(of, "open_sockets", "WebSockets passed through"),
+            sockets: registered(of, "open_sockets", "WebSockets by what they are doing"),
+            frames: registered(
+                of,
+                "socket_frames",
+                "Messages and control frames of WebSockets' clients, by whether they are use of the cell",
+            ),
+            held_bytes: registered(of, "socket_held_bytes", "Bytes kept until their cells are awake"),
+            ticks: registered(of, "ticks", "Events said in place of a cell that rests"),
             wakes_asked: registered(of, "wakes_asked", "Wake frames written, by cause"),
             fences: registered(of, "fences", "Fences answered"),
             door_connected: registered(of, "door_connected", "Whether the node agent is connected"),
@@ -189,6 +266,12 @@ impl Metrics {
         for cause in [WakeCause::Session, WakeCause::Bearer] {
             drop(metrics.wakes_asked.get_or_create(&CauseLabel { cause: Cause(cause) }));
         }
+        for state in SocketState::ALL {
+            drop(metrics.sockets.get_or_create(&SocketLabel { state }));
+        }
+        for result in [Use::Counted, Use::NotCounted] {
+            drop(metrics.frames.get_or_create(&UseLabel { result }));
+        }
         for result in [Login::Ok, Login::Refused] {
             drop(metrics.logins.get_or_create(&LoginLabel { result }));
         }
@@ -201,6 +284,26 @@ impl Metrics {
 
     pub(crate) fn wake_asked(&self, cause: WakeCause) {
         self.wakes_asked.get_or_create(&CauseLabel { cause: Cause(cause) }).inc();
+    }
+
+    /// How many WebSockets are doing this.
+    pub fn sockets(&self, state: SocketState) -> i64 {
+        self.sockets.get_or_create(&SocketLabel { state }).get()
+    }
+
+    pub(crate) fn socket_became(&self, before: Option<SocketState>, state: Option<SocketState>) {
+        if let Some(state) = before {
+            self.sockets.get_or_create(&SocketLabel { state }).dec();
+        }
+        if let Some(state) = state {
+            self.sockets.get_or_create(&SocketLabel { state }).inc();
+        }
+    }
+
+    pub(crate) fn frames_taken(&self, result: Use, count: u64) {
+        if count > 0 {
+            self.frames.get_or_create(&UseLabel { result }).inc_by(count);
+        }
     }
 
     pub(crate) fn login(&self, result: Login) {
@@ -229,6 +332,8 @@ mod tests {
         }
         metrics.wake_asked(WakeCause::Bearer);
         metrics.login(Login::Ok);
+        metrics.socket_became(None, Some(SocketState::Resting));
+        metrics.frames_taken(Use::Counted, 3);
         metrics.release.observe(0.003);
         assert_eq!(names(&registry), before);
         assert!(

@@ -99,8 +99,9 @@ fn hold(desk: &Desk, call: &Call) -> Duration {
 }
 
 async fn enter(call: &Call, until: Instant) -> Result<Inside, NotIn> {
-    let wish =
-        front::may_wake_stopped(call.kind).then_some(Wish { cause: call.known.cause, since: call.since });
+    let (stopped, frozen) = (front::may_wake_stopped(call.kind), front::may_wake_frozen(call.kind));
+    let wish = Wish { cause: call.known.cause, since: call.since, frozen_only: !stopped };
+    let wish = (stopped || frozen).then_some(wish);
     call.gate.enter(until, wish, front::counts_as_use(call.kind)).await
 }
 
@@ -282,10 +283,12 @@ fn answered(
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
-    let addr = inside.addr;
+    let (addr, open) = (inside.addr, call.gate.open_socket());
     // From here on it is an open socket, not an open request.
     drop(inside);
-    tunnel::open(desk, Tunnel { gate: call.gate, known: call.known, addr }, call.on_upgrade, on_cell);
+    let tunnel =
+        Tunnel { gate: call.gate, known: call.known, workload: call.route.workload, addr, _open: open };
+    tunnel::open(desk, tunnel, call.on_upgrade, on_cell);
     match head.body(full("")) {
         Ok(response) => (Outcome::Socket, response),
         Err(_) => (Outcome::Unreachable, answer::because(Reason::CellUnreachable, call.form)),

@@ -3,11 +3,11 @@ use berth_shared::cell::Workload;
 use berth_shared::ids::UserId;
 use berth_shared::problem::Code;
 
-fn addr(port: u16) -> SocketAddr {
+pub(crate) fn addr(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-fn route(state: RouteState) -> Route {
+pub(crate) fn route(state: RouteState) -> Route {
     Route {
         slug: "demo".parse().unwrap(),
         cell: CellId::from_random([1; 16]),
@@ -19,7 +19,7 @@ fn route(state: RouteState) -> Route {
     }
 }
 
-fn gate(state: RouteState) -> (Arc<Gate>, Arc<Bell>) {
+pub(crate) fn gate(state: RouteState) -> (Arc<Gate>, Arc<Bell>) {
     let bell = Arc::new(Bell::default());
     let shared = Shared {
         bell: Arc::clone(&bell),
@@ -28,12 +28,13 @@ fn gate(state: RouteState) -> (Arc<Gate>, Arc<Bell>) {
         held: Gauge::default(),
         stop: CancellationToken::new(),
         idle_per_cell: 1,
+        held_bytes: HeldBytes::new(1024, 2048, Gauge::default()),
     };
     (Gate::new(route(state), Arc::new(shared)), bell)
 }
 
 fn wish() -> Option<Wish> {
-    Some(Wish { cause: WakeCause::Bearer, since: Instant::now() })
+    Some(Wish { cause: WakeCause::Bearer, since: Instant::now(), frozen_only: false })
 }
 
 fn soon() -> Instant {
@@ -125,21 +126,73 @@ async fn an_address_that_does_not_answer_is_asked_about_once_and_tried_again_aft
     assert!(inside.is_ok() && began.elapsed() == STALE_FOR);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_sockets_bytes_wait_for_the_same_address_and_never_go_to_another() {
+#[test]
+fn a_sockets_bytes_pass_at_its_own_address_while_the_cell_is_awake() {
     let (gate, bell) = gate(RouteState::Up(addr(1)));
-    assert!(gate.admit(addr(1), WakeCause::Session).await);
-    assert_eq!(gate.fence(1).idle, Some(Millis(0)));
-    let (admitted, ()) = tokio::join!(gate.admit(addr(1), WakeCause::Session), async {
-        assert_eq!(bell.due(Instant::now()).0.len(), 1);
+    let asked = |gate: &Gate| gate.wake_for_socket(addr(1), WakeCause::Session).is_some();
+    let look = |gate: &Gate| (gate.way(addr(1)), gate.passes(addr(1), false), asked(gate));
+    assert_eq!(look(&gate), (Way::Open, true, false));
+    assert_eq!(gate.fence(1).idle, None, "what does not count is no use");
+    assert_eq!(look(&gate), (Way::Resting, false, true));
+    for state in [RouteState::Frozen(addr(1)), RouteState::Down] {
+        gate.set(route(state));
+        let way = if state == RouteState::Down { Way::Down } else { Way::Resting };
+        assert_eq!(look(&gate), (way, false, true));
+    }
+    assert!(!gate.passes(addr(1), true));
+    assert_eq!(gate.fence(2).idle, None, "what is kept is no use yet");
+    gate.set(route(RouteState::Up(addr(1))));
+    assert!(gate.passes(addr(1), true));
+    assert!(gate.fence(3).idle.is_some());
+    for state in [RouteState::Up(addr(2)), RouteState::Frozen(addr(2))] {
+        gate.set(route(state));
+        assert_eq!(look(&gate), (Way::Elsewhere, false, false));
+    }
+    gate.remove();
+    assert_eq!(look(&gate), (Way::Gone, false, false));
+    assert_eq!(bell.due(Instant::now()).0.len(), 0, "nobody wants it any more");
+}
+
+#[test]
+fn open_sockets_are_told_and_are_no_requests() {
+    let (gate, _bell) = gate(RouteState::Up(addr(1)));
+    let (one, other) = (gate.open_socket(), gate.open_socket());
+    let told = |activity: CellActivity| (activity.open_requests, activity.open_sockets, activity.idle);
+    assert_eq!(gate.report().map(told), Some((0, 2, None)));
+    drop(one);
+    assert_eq!(gate.report().map(told), Some((0, 1, None)));
+    assert_eq!(told(gate.fence(1)), (0, 1, None));
+    drop(other);
+    assert_eq!(gate.report().map(told), Some((0, 0, None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upgrade_asks_for_a_frozen_cell_and_for_no_other() {
+    let (gate, bell) = gate(RouteState::Down);
+    let upgrade = Some(Wish { frozen_only: true, ..wish().unwrap() });
+    let asks = || bell.due(Instant::now()).0.len();
+    let steps = async {
+        tokio::task::yield_now().await;
+        assert_eq!(asks(), 0, "stopped");
+        gate.set(route(RouteState::Frozen(addr(1))));
+        tokio::task::yield_now().await;
+        assert_eq!(asks(), 1, "frozen");
         gate.set(route(RouteState::Down));
+        tokio::task::yield_now().await;
+        tokio::time::advance(WAKE_REPEAT.to_std()).await;
+        tokio::task::yield_now().await;
+        assert_eq!(asks(), 0, "killed while it was frozen");
+        gate.set(route(RouteState::Up(addr(1))));
+    };
+    let (inside, ()) = tokio::join!(gate.enter(soon(), upgrade, false), steps);
+    assert!(inside.is_ok());
+    gate.fence(1);
+    let (inside, ()) = tokio::join!(gate.enter(soon(), upgrade, false), async {
+        assert_eq!(asks(), 0, "falling asleep");
         gate.set(route(RouteState::Up(addr(1))));
     });
-    assert!(admitted);
-    gate.set(route(RouteState::Up(addr(2))));
-    assert!(!gate.admit(addr(1), WakeCause::Session).await);
-    gate.remove();
-    assert!(!gate.admit(addr(2), WakeCause::Session).await);
+    drop(inside.unwrap());
+    assert_eq!(gate.fence(2).idle, None, "it is no use by itself");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,9 +7,10 @@ use berth_shared::door::{FromIngress, RouteState, ToIngress, WakeStage};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 use futures_util::future::join_all;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
+use crate::inside::{heard, message};
 use crate::world::{Cell, World, body, call, cell, empty, get, route, token, until, within};
 
 const DOWN: RouteState = RouteState::Down;
@@ -215,10 +216,8 @@ async fn what_is_open_goes_on_while_the_agent_is_away_and_new_requests_go_in() {
 
     drop(link);
     until("the agent to be missed", || world.running.metrics.door_connected.get() == 0).await;
-    socket.write_all(b"while away").await.unwrap();
-    let mut echo = [0; 10];
-    within("an echo", socket.read_exact(&mut echo)).await.unwrap();
-    assert_eq!(&echo, b"while away");
+    socket.write_all(&message("while away")).await.unwrap();
+    heard(&mut socket, &["hello", "while away"]).await;
     assert_eq!(world.ask(call(1, "demo", "/new").body(empty()).unwrap()).await.status(), 200);
 
     let other = call(2, "other", "/held").body(empty()).unwrap();
@@ -234,8 +233,8 @@ async fn what_is_open_goes_on_while_the_agent_is_away_and_new_requests_go_in() {
     pieces.send("here").await.unwrap();
     drop(pieces);
     assert_eq!(body(answer).await, "still here");
-    socket.write_all(b"back again").await.unwrap();
-    within("an echo", socket.read_exact(&mut echo)).await.unwrap();
+    socket.write_all(&message("back again")).await.unwrap();
+    heard(&mut socket, &["back again"]).await;
     drop(link);
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use berth_node_agent_core::frames::{Kind, server_frame};
 use berth_shared::door::{RouteState, ToIngress};
 use http::Method;
 use http_body_util::BodyExt;
@@ -35,6 +36,34 @@ pub(crate) async fn open_socket_as(world: &World, slug: &str, name: &str, value:
     let head = String::from_utf8(head).unwrap();
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     stream
+}
+
+/// A message of text as a client sends it.
+pub(crate) fn message(text: &str) -> Vec<u8> {
+    let mask = [1, 2, 3, 4];
+    let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap()];
+    assert!(text.len() < 126);
+    frame.extend(mask);
+    frame.extend(text.bytes().zip(mask.into_iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+/// The client hears these messages next.
+pub(crate) async fn heard(socket: &mut TcpStream, messages: &[&str]) {
+    for message in messages {
+        let frame = server_frame(Kind::Text, message.as_bytes());
+        let mut got = vec![0; frame.len()];
+        within("a message", socket.read_exact(&mut got)).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(&frame));
+    }
+}
+
+/// The client hears a close of this number, and nothing else.
+pub(crate) async fn hears_the_end(socket: &mut TcpStream, number: u16) {
+    let mut rest = Vec::new();
+    within("the socket to be closed", socket.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!((rest[0], &rest[2..4]), (0x88, &number.to_be_bytes()[..]));
+    assert_eq!(rest.len(), 2 + usize::from(rest[1]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,24 +262,23 @@ async fn a_socket_passes_bytes_and_its_client_waits_at_a_fence_and_wakes() {
     let mut socket = open_socket(&world, 1, "demo").await;
     let headers = target.seen.lock().unwrap()[0].1.clone();
     assert!(headers.contains_key("sec-websocket-key") && !headers.contains_key("sec-websocket-extensions"));
-    let got = || target.socket.lock().unwrap().clone();
-    socket.write_all(b"before").await.unwrap();
-    until("bytes to pass", || got() == "before").await;
+    let got = || target.socket.lock().unwrap().concat();
+    socket.write_all(&message("before")).await.unwrap();
+    until("a message to pass", || got() == "before").await;
 
     assert_eq!(link.fence(1, 1).await, 0, "an open socket is no open request");
-    socket.write_all(b" after").await.unwrap();
+    socket.write_all(&message(" after")).await.unwrap();
     link.wake(1).await;
     assert_eq!(got(), "before");
     link.send(&ToIngress::Set(route(1, "demo", RouteState::Down))).await;
     link.wake(1).await;
     assert_eq!(got(), "before");
     link.send(&ToIngress::Set(up)).await;
-    until("bytes to pass", || got() == "before after").await;
+    until("a message to pass", || got() == "before after").await;
+    heard(&mut socket, &["hello", "before", " after"]).await;
 
     link.send(&ToIngress::Remove(cell(1))).await;
-    let mut rest = Vec::new();
-    let _reset = within("the socket to be cut", socket.read_to_end(&mut rest)).await;
-    assert_eq!(rest, b"before after");
+    hears_the_end(&mut socket, 1008).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -262,7 +290,8 @@ async fn a_socket_is_cut_when_its_token_is_withdrawn() {
     let mut without = route(1, "demo", target.up());
     without.bearers.clear();
     link.send(&ToIngress::Set(without)).await;
-    let _reset = within("the socket to be cut", socket.read_to_end(&mut Vec::new())).await;
+    heard(&mut socket, &["hello"]).await;
+    hears_the_end(&mut socket, 1008).await;
 }
 
 /// A cell that drops the connection without a word at its second request, and answers all others.
@@ -344,7 +373,8 @@ async fn a_drain_lets_answers_finish_and_cuts_sockets() {
     let answer = world.ask(call(1, "demo", "/stream").body(empty()).unwrap()).await;
     let mut socket = open_socket(&world, 1, "demo").await;
     world.tasks.ask_to_stop();
-    let _reset = within("the socket to be cut", socket.read_to_end(&mut Vec::new())).await;
+    heard(&mut socket, &["hello"]).await;
+    hears_the_end(&mut socket, 1012).await;
     within("the listener to be closed", async {
         while TcpStream::connect(world.running.address.get()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(2)).await;

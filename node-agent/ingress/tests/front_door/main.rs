@@ -5,4 +5,5 @@
 mod hold;
 mod inside;
 mod people;
+mod tabs;
 mod world;

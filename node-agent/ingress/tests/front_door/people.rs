@@ -8,7 +8,6 @@ use berth_shared::door::{RouteState, ToIngress};
 use berth_shared::time::UnixMs;
 use http::{Method, Response};
 use hyper::body::Incoming;
-use tokio::io::AsyncReadExt;
 
 use crate::world::{Cell, World, body, empty, get, route, text, ticket, wall_in, within};
 
@@ -120,8 +119,8 @@ async fn logging_out_ends_the_session_its_sockets_and_what_the_browser_keeps() {
     assert_eq!(answer.headers()["clear-site-data"], "\"cache\", \"storage\"");
     let cleared = answer.headers()["set-cookie"].to_str().unwrap();
     assert!(cleared.contains("Max-Age=0") && cleared.contains("Secure"));
-    let mut end = Vec::new();
-    let _reset = within("the socket to be cut", socket.read_to_end(&mut end)).await;
+    crate::inside::heard(&mut socket, &["hello"]).await;
+    crate::inside::hears_the_end(&mut socket, 1008).await;
     let again = world.ask(get("demo", "/").header("cookie", &cookie).body(empty()).unwrap()).await;
     assert_eq!(again.status(), 401);
 }

@@ -10,6 +10,7 @@ use berth_daemon::listen::Passed;
 use berth_daemon::tasks::Tasks;
 use berth_ingress::config::Config;
 use berth_ingress::daemon::{self, Running};
+use berth_node_agent_core::frames::{Ends, Frames, Kind, Sender, server_frame};
 use berth_shared::cell::Workload;
 use berth_shared::codec;
 use berth_shared::credential::{LoginTicket, SecretHash, bearer_token};
@@ -27,6 +28,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Long enough for a busy machine; only ever waited out by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -277,8 +279,10 @@ pub(crate) struct Cell {
     pub(crate) bodies: Arc<Mutex<BTreeMap<String, String>>>,
     /// Pieces for the answer to `/stream`.
     stream: Arc<Mutex<Option<mpsc::Receiver<&'static str>>>>,
-    /// What came through sockets.
-    pub(crate) socket: Arc<Mutex<String>>,
+    /// The messages that came through sockets; each is said again.
+    pub(crate) socket: Arc<Mutex<Vec<String>>>,
+    /// Drops its open sockets without a word, as a process that is killed does.
+    pub(crate) dies: CancellationToken,
 }
 
 impl Cell {
@@ -290,6 +294,7 @@ impl Cell {
             bodies: Arc::default(),
             stream: Arc::default(),
             socket: Arc::default(),
+            dies: CancellationToken::new(),
         };
         let (served, stop, spawner) = (cell.clone(), tasks.stopping(), tasks.clone());
         tasks.spawn_client("cell", async move {
@@ -319,6 +324,10 @@ impl Cell {
         RouteState::Up(self.addr)
     }
 
+    pub(crate) fn frozen(&self) -> RouteState {
+        RouteState::Frozen(self.addr)
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
@@ -340,13 +349,33 @@ impl Cell {
         if request.headers().contains_key("upgrade") {
             let (upgraded, socket, stop) =
                 (hyper::upgrade::on(&mut request), Arc::clone(&self.socket), tasks.stopping());
+            let dies = self.dies.clone();
             tasks.spawn_client("cell socket", async move {
                 let Ok(upgraded) = upgraded.await else { return };
                 let mut io = TokioIo::new(upgraded);
-                let mut buffer = [0; 1024];
-                while let Some(Ok(count @ 1..)) = stop.run_until_cancelled(io.read(&mut buffer)).await {
-                    socket.lock().unwrap().push_str(std::str::from_utf8(&buffer[..count]).unwrap());
-                    io.write_all(&buffer[..count]).await.unwrap();
+                io.write_all(&server_frame(Kind::Text, b"hello")).await.unwrap();
+                let (mut frames, mut message, mut buffer) =
+                    (Frames::of(Sender::Client), Vec::new(), [0; 1024]);
+                loop {
+                    let count = tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = dies.cancelled() => break,
+                        count = io.read(&mut buffer) => count.unwrap_or(0),
+                    };
+                    let mut rest = &buffer[..count];
+                    if count == 0 {
+                        break;
+                    }
+                    while let Some(part) = frames.next(&mut rest).unwrap() {
+                        message.extend(part.payload());
+                        if part.ends == Ends::Message {
+                            io.write_all(&server_frame(Kind::Text, &message)).await.unwrap();
+                            socket
+                                .lock()
+                                .unwrap()
+                                .push(String::from_utf8(std::mem::take(&mut message)).unwrap());
+                        }
+                    }
                 }
             });
             let response = Response::builder()
