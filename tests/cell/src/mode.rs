@@ -97,6 +97,8 @@ pub(crate) struct Mode {
     pub(crate) next_wake_at_ms: Option<u64>,
     /// How many jobs `cron.status` reports.
     pub(crate) cron_jobs: u64,
+    /// How often a gateway socket says `tick` once it is connected; upstream's is half a minute.
+    pub(crate) tick_ms: Option<u64>,
 }
 
 /// The wanted behaviour cannot be understood or kept.

@@ -1,8 +1,9 @@
 //! WebSockets: a plain echo at `/ws`, and at `/` as much of a gateway as a proxy can see.
 //!
 //! The gateway socket opens with `connect.challenge`, answers request frames, says `shutdown` and closes with 1012 when
-//! the process leaves, and closes with 1008 when the proxy names no user. An open socket is no work under way; a
-//! `chat.send` with `params.ms` is, for that long.
+//! the process leaves, and closes with 1008 when the proxy names no user. After `connect` it says `tick` every half
+//! minute and pings, as upstream does. An open socket is no work under way; a `chat.send` with `params.ms` is, for that
+//! long.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -30,6 +32,10 @@ use crate::world::{Phase, World};
 
 /// Largest message taken or sent.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How often `tick` is said; a client that hears nothing for two of them gives up.
+const TICK_EVERY_MS: u64 = 30_000;
+/// How often a client is pinged.
+const PING_EVERY: Duration = Duration::from_secs(25);
 /// How long a peer may take to answer a close.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
@@ -67,6 +73,7 @@ pub(crate) fn echo(world: &Arc<World>, request: Request<Incoming>) -> Reply {
 /// Accepts a socket that behaves like the gateway's.
 pub(crate) fn gateway(world: &Arc<World>, mode: &Mode, request: Request<Incoming>) -> Reply {
     let known = gate::user(request.headers(), &mode.allow_users).is_ok();
+    let tick_ms = mode.tick_ms.unwrap_or(TICK_EVERY_MS).max(1);
     let shared = Arc::clone(world);
     accept(world, request, move |mut socket| async move {
         if !known {
@@ -76,19 +83,34 @@ pub(crate) fn gateway(world: &Arc<World>, mode: &Mode, request: Request<Incoming
         let nonce = store::random_id().unwrap_or_default();
         let ts = shared.clock.now().wall_ms;
         send(&mut socket, &event("connect.challenge", json!({ "nonce": nonce, "ts": ts }))).await?;
+        let mut connected = false;
+        let (mut tick, mut ping) = (every(Duration::from_millis(tick_ms)), every(PING_EVERY));
         loop {
             let message = tokio::select! {
                 () = shared.leaving.cancelled() => {
                     send(&mut socket, &event("shutdown", json!({ "reason": "service restart" }))).await?;
                     return restart(&mut socket).await;
                 }
+                _ = tick.tick(), if connected => {
+                    let ts = shared.clock.now().wall_ms;
+                    send(&mut socket, &event("tick", json!({ "ts": ts }))).await?;
+                    continue;
+                }
+                _ = ping.tick(), if connected => {
+                    socket.send(Message::Ping(Bytes::new())).await?;
+                    continue;
+                }
                 message = socket.next() => message,
             };
             match message {
                 Some(Ok(Message::Text(text))) => match request_frame(&text) {
                     Some(frame) => {
-                        let answer = call(&shared, &frame).await;
+                        let answer = call(&shared, &frame, tick_ms).await;
                         send(&mut socket, &answer).await?;
+                        if frame.method == "connect" && !connected {
+                            connected = true;
+                            (tick, ping) = (every(Duration::from_millis(tick_ms)), every(PING_EVERY));
+                        }
                     }
                     None => socket.send(Message::Text(text)).await?,
                 },
@@ -119,7 +141,14 @@ fn request_frame(text: &str) -> Option<RequestFrame> {
     })
 }
 
-async fn call(world: &Arc<World>, frame: &RequestFrame) -> Value {
+/// Beats from one `span` from now on; those that were missed, as in a freeze, are not made up for.
+fn every(span: Duration) -> Interval {
+    let mut beats = interval_at(Instant::now() + span, span);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
+}
+
+async fn call(world: &Arc<World>, frame: &RequestFrame, tick_ms: u64) -> Value {
     let answer = |payload: Value| json!({ "type": "res", "id": frame.id, "ok": true, "payload": payload });
     let refuse = |message: String, retry_after_ms: u64, reason: &str| {
         json!({ "type": "res", "id": frame.id, "ok": false, "error": {
@@ -128,7 +157,9 @@ async fn call(world: &Arc<World>, frame: &RequestFrame) -> Value {
         } })
     };
     if frame.method == "connect" {
-        return answer(json!({ "type": "hello-ok", "protocol": 4, "bootId": world.boot_id }));
+        let policy = json!({ "maxPayload": MESSAGE_BYTES_MAX, "tickIntervalMs": tick_ms });
+        let hello = json!({ "type": "hello-ok", "protocol": 4, "bootId": world.boot_id, "policy": policy });
+        return answer(hello);
     }
     let now = world.clock.now();
     if world.phase(&world.mode.current(), now) == Phase::Starting {

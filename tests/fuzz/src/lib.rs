@@ -10,6 +10,7 @@
 //! | [`config`] | config files, variables and flags of the three daemons; key files |
 //! | [`front`] | what strangers send to the front door; tokens, keys, links, cookies |
 //! | [`workload`] | what a cell answers, and its hostile configuration |
+//! | [`socket`] | what comes through an open WebSocket, from its client and its cell |
 //! | [`system`] | what the kernel, Docker and `nft` say; bodies of the HTTP API |
 //!
 //! The first byte of an input says which of a target's parsers is meant, so one corpus serves several. The same targets
@@ -24,6 +25,7 @@ pub mod link;
 mod made;
 pub mod mutate;
 pub mod records;
+pub mod socket;
 pub mod system;
 pub mod workload;
 
@@ -56,7 +58,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "link",
         run: link::run,
@@ -105,6 +107,15 @@ pub const TARGETS: [Target; 7] = [
         seeds: workload::seeds,
         input_bytes_max: 16 << 10,
         memory_bytes: 512 << 10,
+        memory_per_byte: 512,
+    },
+    Target {
+        name: "socket",
+        run: socket::run,
+        seeds: socket::seeds,
+        input_bytes_max: 4096,
+        // Two queues, what is looked at of a text, and what the checks themselves keep.
+        memory_bytes: 256 << 10,
         memory_per_byte: 512,
     },
     Target {

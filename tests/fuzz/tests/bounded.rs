@@ -97,6 +97,11 @@ fn no_answer_of_a_cell_harms_the_agent() {
 }
 
 #[test]
+fn no_byte_of_a_socket_is_lost_overtaken_or_misunderstood() {
+    run("socket");
+}
+
+#[test]
 fn nothing_that_the_machine_says_harms_the_agent() {
     run("system");
 }

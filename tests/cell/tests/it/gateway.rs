@@ -314,6 +314,24 @@ async fn the_gateway_socket_challenges_answers_and_says_goodbye() {
 }
 
 #[tokio::test]
+async fn a_connected_gateway_socket_hears_ticks_and_others_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let cell = Cell::start(dir.path(), "tick_ms=50");
+    let mut socket = dial(&cell, "/", &OWNER).await.unwrap();
+    assert_eq!(next_json(&mut socket).await["event"], "connect.challenge");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let connect = json!({ "type": "req", "id": "c", "method": "connect", "params": {} });
+    socket.send(Message::text(connect.to_string())).await.unwrap();
+    let hello = next_json(&mut socket).await;
+    assert_eq!((&hello["id"], &hello["payload"]["policy"]["tickIntervalMs"]), (&json!("c"), &json!(50)));
+    for _ in 0..3 {
+        let tick = next_json(&mut socket).await;
+        assert_eq!((&tick["type"], &tick["event"]), (&json!("event"), &json!("tick")));
+        assert!(tick["payload"]["ts"].is_u64());
+    }
+}
+
+#[tokio::test]
 async fn the_gateway_socket_closes_when_no_user_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let cell = Cell::start(dir.path(), "");

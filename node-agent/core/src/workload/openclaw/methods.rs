@@ -87,8 +87,9 @@ struct Request<'a> {
 
 /// Is this text of a client use of the cell? One that is cut off, no request, or ambiguous is.
 pub fn message_is_use(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return true };
     // A key that is there twice is an error here; the gateway takes the last one.
-    match serde_json::from_slice::<Request<'_>>(text) {
+    match serde_json::from_str::<Request<'_>>(text) {
         Ok(request) => request.kind != "req" || is_use(&request.method),
         Err(_) => true,
     }
@@ -198,6 +199,7 @@ mod tests {
             assert!(message_is_use(text.as_bytes()), "{text}");
         }
         assert!(message_is_use(b"{\"type\":\"req\",\"method\":\"health\xff\"}"));
+        assert!(message_is_use(b"{\"type\":\"req\",\"method\":\"health\",\"params\":\"\xff\"}"));
     }
 
     #[test]
