@@ -44,6 +44,9 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one side may stay open after the other has ended.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a client may take to hear why it has to go: a restart of the front door waits for it.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long what a client sent before it left is kept for a cell that is being woken for it.
 const DELIVER_WITHIN: Duration = Duration::from_secs(60);
 
@@ -461,7 +464,7 @@ where
         };
         if client_takes {
             // A client that does not take its leave is left.
-            let _ended = timeout(LINGER, telling).await;
+            let _ended = timeout(TOLD_WITHIN, telling).await;
         }
     }
 }
