@@ -23,6 +23,13 @@ const SEND: &str = r#"{"type":"req","id":"2","method":"chat.send","params":{"tex
 const UP: fn() -> RouteState = || RouteState::Up(addr(1));
 const FROZEN: fn() -> RouteState = || RouteState::Frozen(addr(1));
 
+/// Longer than anything here takes, in a time that is only waited out by a test that fails.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("it never came")
+}
+
 /// A socket of a tab, with both of its ends in the test's hands.
 struct Scene {
     gate: Arc<Gate>,
@@ -124,14 +131,14 @@ impl Scene {
     /// The client's next bytes are these.
     async fn hears(&mut self, bytes: &[u8]) {
         let mut got = vec![0; bytes.len()];
-        self.client.read_exact(&mut got).await.unwrap();
+        soon(self.client.read_exact(&mut got)).await.unwrap();
         assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(bytes));
     }
 
     /// The cell's next bytes are these.
     async fn gets(&mut self, bytes: &[u8]) {
         let mut got = vec![0; bytes.len()];
-        self.cell.read_exact(&mut got).await.unwrap();
+        soon(self.cell.read_exact(&mut got)).await.unwrap();
         assert_eq!(got, bytes);
     }
 
@@ -143,7 +150,7 @@ impl Scene {
         let head =
             server_frame(Kind::Text, br#"{"type":"event","event":"tick","payload":{"ts":1700000000000}}"#);
         let mut got = vec![0; head.len()];
-        self.client.read_exact(&mut got).await.unwrap();
+        soon(self.client.read_exact(&mut got)).await.unwrap();
         assert!(got.starts_with(&head[..48]), "{}", String::from_utf8_lossy(&got));
     }
 
@@ -152,11 +159,11 @@ impl Scene {
         let mut payload = number.to_be_bytes().to_vec();
         payload.extend(reason.as_bytes());
         self.hears(&server_frame(Kind::Close, &payload)).await;
-        assert_eq!(self.client.read(&mut [0; 16]).await.unwrap(), 0);
+        assert_eq!(soon(self.client.read(&mut [0; 16])).await.unwrap(), 0);
     }
 
     async fn cell_is_left(&mut self) {
-        let left = self.cell.read(&mut [0; 16]).await;
+        let left = soon(self.cell.read(&mut [0; 16])).await;
         assert!(matches!(left, Ok(0)) || left.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe));
     }
 
@@ -290,7 +297,7 @@ async fn a_frozen_cells_client_is_answered_its_pings_and_its_close() {
     scene.hears(&server_frame(Kind::Pong, b"there?")).await;
     scene.client.write_all(&[text(POLL), masked(8, true, &[3, 233])].concat()).await.unwrap();
     scene.hears(&server_frame(Kind::Close, &[3, 233])).await;
-    assert_eq!(scene.client.read(&mut [0; 16]).await.unwrap(), 0);
+    assert_eq!(soon(scene.client.read(&mut [0; 16])).await.unwrap(), 0);
     scene.cell_is_left().await;
     assert_eq!(scene.wakes_asked(), 0);
     drop(scene.client.shutdown().await);
@@ -331,7 +338,7 @@ async fn a_cell_that_dies_is_told_as_a_restart_and_one_that_says_so_itself_is_no
     scene.cell.write_all(&own).await.unwrap();
     scene.cell.shutdown().await.unwrap();
     scene.hears(&own).await;
-    assert_eq!(scene.client.read(&mut [0; 16]).await.unwrap(), 0);
+    assert_eq!(soon(scene.client.read(&mut [0; 16])).await.unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -389,7 +396,7 @@ async fn a_refused_wake_ends_the_socket_that_asked_for_it_and_no_other() {
     scene.hears_the_end(1013, "try again later").await;
     other.write_all(&masked(9, true, b"x")).await.unwrap();
     let mut pong = [0; 3];
-    other.read_exact(&mut pong).await.unwrap();
+    soon(other.read_exact(&mut pong)).await.unwrap();
     assert_eq!(pong, server_frame(Kind::Pong, b"x")[..]);
 }
 
@@ -411,7 +418,7 @@ async fn a_client_that_sends_more_than_is_kept_wakes_its_cell_and_loses_nothing(
         assert_eq!(bell.due(Instant::now()).0.len(), 1);
         gate.set(route(UP()));
         let mut got = vec![0; polls.len()];
-        cell.read_exact(&mut got).await.unwrap();
+        soon(cell.read_exact(&mut got)).await.unwrap();
         got
     });
     assert!(got == polls);
@@ -428,7 +435,7 @@ async fn a_client_that_reads_nothing_holds_up_nobody_else_and_gets_no_heap_of_ti
     assert!(blocked.is_err(), "no more is read from the cell than is taken from it");
     other_cell.write_all(&long).await.unwrap();
     let mut got = vec![0; long.len()];
-    other.read_exact(&mut got).await.unwrap();
+    soon(other.read_exact(&mut got)).await.unwrap();
     scene.freeze();
     let waited = timeout(Duration::from_secs(600), scene.gets_nothing_for(Duration::from_secs(599))).await;
     waited.unwrap();
@@ -443,7 +450,7 @@ async fn a_client_that_breaks_the_protocol_is_told_so() {
     scene.cell_is_left().await;
     let mut scene = Scene::tab().await;
     scene.cell.write_all(b"not a frame").await.unwrap();
-    assert_eq!(scene.client.read(&mut [0; 64]).await.unwrap(), 0);
+    assert_eq!(soon(scene.client.read(&mut [0; 64])).await.unwrap(), 0);
 }
 
 #[tokio::test(start_paused = true)]
