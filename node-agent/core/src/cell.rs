@@ -478,6 +478,7 @@ impl Cell {
 
     fn activity(&mut self, now: Now, activity: CellActivity) {
         self.open_requests = activity.open_requests;
+        self.open_sockets = activity.open_sockets;
         if let Some(idle) = activity.idle {
             let active = BootMs(now.boot.0.saturating_sub(idle.0));
             self.last_active = self.last_active.max(active);

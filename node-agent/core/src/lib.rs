@@ -23,6 +23,6 @@ pub mod lease;
 pub mod may_wake;
 pub mod memory;
 pub mod slot;
-pub mod swap;
 pub mod socket;
+pub mod swap;
 pub mod workload;

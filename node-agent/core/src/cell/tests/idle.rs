@@ -80,6 +80,23 @@ fn a_cell_that_is_woken_again_and_again_stays_up_longer() {
 }
 
 #[test]
+fn a_cell_with_an_open_page_is_frozen_where_it_would_be_stopped() {
+    let open_page = CellActivity { open_sockets: 1, ..idle(0) };
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.event(Event::Activity(open_page));
+    scene.later(Millis::secs(61)).looked_at();
+    scene.done(Outcome::Fenced(open_page)).consent();
+    assert_eq!(scene.verb(), Some(Verb::Pause));
+
+    let mut cannot = Scene::running(IdleRest::Stop);
+    cannot.room = Err("there is no swap".to_owned());
+    cannot.event(Event::Activity(open_page));
+    cannot.later(Millis::secs(61)).looked_at();
+    cannot.done(Outcome::Fenced(open_page)).consent();
+    assert_eq!(cannot.verb(), Some(Verb::Stop));
+}
+
+#[test]
 fn the_newest_events_are_kept_and_the_same_one_once() {
     let mut scene = Scene::running(IdleRest::Freeze);
     for round in 0..40_u32 {
