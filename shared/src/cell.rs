@@ -262,11 +262,13 @@ pub enum WakeCause {
     Adopted,
     /// A request came while it was falling asleep.
     TurnedRound,
+    /// A job of its own schedule is due.
+    Schedule,
 }
 
 impl WakeCause {
     /// Every cause.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Created,
         Self::Session,
         Self::Bearer,
@@ -274,6 +276,7 @@ impl WakeCause {
         Self::Recovery,
         Self::Adopted,
         Self::TurnedRound,
+        Self::Schedule,
     ];
 
     /// The cause as it is written in metrics, tables and JSON.
@@ -286,6 +289,7 @@ impl WakeCause {
             Self::Recovery => "recovery",
             Self::Adopted => "adopted",
             Self::TurnedRound => "turned-round",
+            Self::Schedule => "schedule",
         }
     }
 }
@@ -326,6 +330,23 @@ pub enum BusyReason {
         /// What was wrong.
         detail: String,
     },
+    /// A job of its schedule is due so soon that a rest would not be worth it, or is due and has not run yet.
+    ScheduleDue {
+        /// How many of its jobs are.
+        count: u32,
+        /// When the first of them is due.
+        detail: String,
+    },
+    /// What it will run next is not certain, so it might sleep over that.
+    ScheduleUnclear {
+        /// What is not known, or does not agree.
+        detail: String,
+    },
+    /// Channels of it dial out: nobody outside could wake it for them.
+    DialsOut {
+        /// Their names.
+        channels: String,
+    },
 }
 
 // serde's internally tagged enums cannot be read by a format without field names, so JSON and bincode share a flat form.
@@ -346,7 +367,11 @@ mod busy_json {
             let (count, detail) = match busy {
                 BusyReason::OpenRequests { count } => (count, String::new()),
                 BusyReason::Workload { blockers } => (0, blockers),
-                BusyReason::HandshakeUnclear { detail } | BusyReason::RestFailed { detail } => (0, detail),
+                BusyReason::HandshakeUnclear { detail }
+                | BusyReason::RestFailed { detail }
+                | BusyReason::ScheduleUnclear { detail } => (0, detail),
+                BusyReason::ScheduleDue { count, detail } => (count, detail),
+                BusyReason::DialsOut { channels } => (0, channels),
                 BusyReason::Active | BusyReason::AlwaysOn | BusyReason::FrontDoorSilent => (0, String::new()),
             };
             Self { reason, count, detail }
@@ -364,6 +389,9 @@ mod busy_json {
                 "handshake-unclear" => Self::HandshakeUnclear { detail: flat.detail },
                 "front-door-silent" => Self::FrontDoorSilent,
                 "rest-failed" => Self::RestFailed { detail: flat.detail },
+                "schedule-due" => Self::ScheduleDue { count: flat.count, detail: flat.detail },
+                "schedule-unclear" => Self::ScheduleUnclear { detail: flat.detail },
+                "dials-out" => Self::DialsOut { channels: flat.detail },
                 other => return Err(format!("`{other}` is not a busy reason")),
             })
         }
@@ -381,6 +409,9 @@ impl BusyReason {
             Self::HandshakeUnclear { .. } => "handshake-unclear",
             Self::FrontDoorSilent => "front-door-silent",
             Self::RestFailed { .. } => "rest-failed",
+            Self::ScheduleDue { .. } => "schedule-due",
+            Self::ScheduleUnclear { .. } => "schedule-unclear",
+            Self::DialsOut { .. } => "dials-out",
         }
     }
 }
@@ -395,6 +426,12 @@ impl fmt::Display for BusyReason {
             Self::HandshakeUnclear { detail } => write!(f, "the workload's answer was unclear: {detail}"),
             Self::FrontDoorSilent => f.write_str("the front door did not confirm the fence"),
             Self::RestFailed { detail } => write!(f, "going to rest failed: {detail}"),
+            Self::ScheduleDue { count: 0 | 1, detail } => write!(f, "a job of its schedule is due {detail}"),
+            Self::ScheduleDue { count, detail } => {
+                write!(f, "{count} jobs of its schedule are due, the first {detail}")
+            }
+            Self::ScheduleUnclear { detail } => write!(f, "what it runs next is not certain: {detail}"),
+            Self::DialsOut { channels } => write!(f, "nobody outside could wake it for: {channels}"),
         }
     }
 }
@@ -485,6 +522,9 @@ mod tests {
             BusyReason::HandshakeUnclear { detail: "no id".into() },
             BusyReason::FrontDoorSilent,
             BusyReason::RestFailed { detail: "no".into() },
+            BusyReason::ScheduleDue { count: 2, detail: "2026-01-31T12:00:00Z".into() },
+            BusyReason::ScheduleUnclear { detail: "no answer".into() },
+            BusyReason::DialsOut { channels: "whatsapp".into() },
         ] {
             let json = serde_json::to_string(&reason).unwrap();
             assert_eq!(serde_json::from_str::<BusyReason>(&json).unwrap(), reason);

@@ -22,6 +22,7 @@
 mod bar;
 mod cpu;
 mod rest;
+mod scheduled;
 mod seen;
 mod start;
 mod status;
@@ -31,6 +32,7 @@ mod wake;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use scheduled::CHANNELS_MAX;
 pub use terms::{Effect, Event, Note, Now, OpId, Outcome, Rest, Seen, SuspendAnswer, Verb, Waiter};
 
 use std::net::SocketAddr;
@@ -209,6 +211,7 @@ pub struct Cell {
     starts: u64,
     burn: Burn,
     cpu_notice: Option<CpuNotice>,
+    scheduled: scheduled::Scheduled,
 }
 
 impl Cell {
@@ -261,6 +264,7 @@ impl Cell {
             starts: 0,
             burn: Burn::default(),
             cpu_notice: None,
+            scheduled: scheduled::Scheduled::new(remembered.schedule.clone()),
         }
     }
 
@@ -338,15 +342,17 @@ impl Cell {
             | Phase::Removing
             | Phase::Gone => None,
         };
-        operation.into_iter().chain(phase).min()
+        operation.into_iter().chain(phase).chain(self.schedule_look_at()).min()
     }
 
     /// When it would fall asleep if nothing happened any more; `None` when never.
     fn rest_due_at(&self) -> Option<BootMs> {
         match self.spec.rest.rest {
             IdleRest::AlwaysOn => None,
+            IdleRest::Stop | IdleRest::Freeze if self.dial_out_reason().is_some() => None,
             IdleRest::Stop | IdleRest::Freeze => {
-                Some(self.last_active.after(self.spec.rest.idle_after).max(self.rest_not_before))
+                let idle = self.last_active.after(self.spec.rest.idle_after).max(self.rest_not_before);
+                Some(self.held_until().map_or(idle, |held| idle.max(held)))
             }
         }
     }
@@ -365,11 +371,18 @@ impl Cell {
             Event::Probed { alive } => self.probed(now, alive, &mut out),
             Event::CpuUsed { at, used, threshold } => self.cpu_used(now, at, used, threshold, &mut out),
             Event::Granted => self.granted(now, &mut out),
-            Event::Tick => self.tick(now, random, &mut out),
+            Event::Tick => {
+                self.follow_schedule(now, &mut out);
+                self.tick(now, random, &mut out);
+            }
             Event::Assigned(assignment) => self.assigned(now, assignment, &mut out),
             Event::Retired => self.retire(now, &mut out),
             Event::Lease { held } => self.lease(now, held, &mut out),
+            Event::Schedule(list) => self.schedule_heard(now, list, &mut out),
+            Event::ScheduleDoubted => self.scheduled.agenda.doubt(),
+            Event::DialsOut(channels) => self.channels_seen(channels, &mut out),
         }
+        self.follow_schedule(now, &mut out);
         let down =
             matches!(self.phase, Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed);
         if down && matches!(self.noticed.take_if(|_| down), Some(Seen::Running { .. } | Seen::Paused { .. }))

@@ -9,6 +9,7 @@
 //! | [`memory`] | what is remembered across the agent's own death |
 //! | [`may_wake`] | who may reach and wake a cell |
 //! | [`front`] | which headers, paths and methods mean what, per workload |
+//! | [`schedule`] | when a cell is woken for its own schedule, and how long it is kept up |
 //! | [`slot`] | which uid and which subnet a cell has on its node |
 //! | [`workload`] | everything that is particular to OpenClaw |
 
@@ -19,5 +20,6 @@ pub mod front;
 pub mod lease;
 pub mod may_wake;
 pub mod memory;
+pub mod schedule;
 pub mod slot;
 pub mod workload;

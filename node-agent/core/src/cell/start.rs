@@ -54,6 +54,7 @@ impl Cell {
             }
             (StartStep::Starting, Outcome::Started { address }) => {
                 self.starts += 1;
+                self.scheduled.agenda.doubt();
                 self.address = Some(address);
                 if self.bar().is_some() {
                     return self.stop_for_good(now, out);
@@ -95,9 +96,12 @@ impl Cell {
             return self.look(now, out);
         }
         self.consent_until = None;
+        self.schedule_up(now);
+        if !self.is_up_for_schedule_only() {
+            self.last_active = self.last_active.max(now.boot);
+        }
         self.phase = Phase::Running;
         self.was_up = true;
-        self.last_active = self.last_active.max(now.boot);
         self.start_tries = 0;
         self.repaired = false;
         self.repair_due = false;

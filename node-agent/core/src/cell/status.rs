@@ -60,6 +60,8 @@ impl Cell {
             BusyReason::AlwaysOn
         } else if self.open_requests > 0 {
             BusyReason::OpenRequests { count: self.open_requests }
+        } else if let Some(reason) = self.dial_out_reason() {
+            reason
         } else {
             BusyReason::Active
         })

@@ -11,6 +11,7 @@ use super::*;
 mod assigned;
 mod cpu;
 mod rest;
+mod scheduled;
 mod seen;
 mod start;
 
