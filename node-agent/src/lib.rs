@@ -35,6 +35,7 @@ pub mod link;
 pub mod metrics;
 pub mod netrules;
 mod notes;
+pub mod projection;
 pub mod quota;
 pub mod runtime;
 pub mod store;
