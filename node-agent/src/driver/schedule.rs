@@ -48,14 +48,14 @@ pub(super) fn telling(
     cells.collect()
 }
 
-/// Does the journal hold this list already, or will it once this turn is written?
-fn is_held(memory: &Memory, pending: &[Record], cell: CellId, list: &Schedule) -> bool {
+/// What has to be written for this list; nothing where the journal holds it already, or will once this turn is written.
+fn to_write(memory: &Memory, pending: &[Record], cell: CellId, list: &Schedule) -> Option<Record> {
     let newer = pending.iter().rev().find_map(|record| match record {
         Record::Schedule(of, list) if *of == cell => Some(list),
         _ => None,
     });
     let held = memory.cells.get(&cell).and_then(|known| known.schedule.as_ref());
-    newer.or(held) == Some(list)
+    (newer.or(held) != Some(list)).then(|| Record::Schedule(cell, list.clone()))
 }
 
 impl<R: Runtime> Driver<R> {
@@ -73,9 +73,7 @@ impl<R: Runtime> Driver<R> {
         if self.agent.cell(id).is_none() {
             return; // Its last words.
         }
-        if !is_held(memory, &turn.records, id, &schedule) {
-            turn.records.push(Record::Schedule(id, schedule.clone()));
-        }
+        turn.records.extend(to_write(memory, &turn.records, id, &schedule));
         self.step(agent::Event::Cell(id, cell::Event::Schedule(schedule)), turn);
     }
 }
@@ -218,4 +216,59 @@ async fn habits<R: Runtime>(hands: &Arc<Hands<R>>, job: &Job) -> Result<Habits, 
     let read = tokio::task::spawn_blocking(work).await;
     read.map_err(|_| "openclaw.json was not read".to_owned())?
         .map_err(|detail| format!("openclaw.json cannot be used: {detail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(seed: u8) -> CellId {
+        CellId::from_random([seed; 16])
+    }
+
+    fn list(at: u64) -> Schedule {
+        Schedule::new([(UnixMs(at), true)])
+    }
+
+    #[test]
+    fn a_list_is_written_unless_the_journal_has_that_very_one() {
+        let mut memory = Memory::default();
+        memory.apply(Record::Slot(cell(1), Slot(0)));
+        let first = to_write(&memory, &[], cell(1), &list(5)).unwrap();
+        assert_eq!(first, Record::Schedule(cell(1), list(5)));
+        assert_eq!(to_write(&memory, std::slice::from_ref(&first), cell(1), &list(5)), None);
+        memory.apply(first);
+        assert_eq!(to_write(&memory, &[], cell(1), &list(5)), None, "the same again");
+        let second = to_write(&memory, &[], cell(1), &list(6)).unwrap();
+        let back = to_write(&memory, &[second], cell(1), &list(5));
+        assert_eq!(back, Some(Record::Schedule(cell(1), list(5))), "the last word of one turn counts");
+        assert!(to_write(&memory, &[], cell(2), &list(5)).is_some());
+    }
+
+    #[test]
+    fn only_gateways_have_a_socket_for_their_schedule() {
+        use berth_shared::cell::{Assignment, CellSize, CellSpec, RestPolicy};
+        use berth_shared::ids::{Generation, UserId};
+        let of = |seed, workload| Assignment {
+            generation: Generation { epoch: 1, number: 1 },
+            spec: CellSpec {
+                cell: cell(seed),
+                user: UserId::from_random([seed; 16]),
+                slug: format!("user-{seed}").parse().unwrap(),
+                workload,
+                image: "a:b".parse().unwrap(),
+                size: CellSize::default(),
+                rest: RestPolicy::default(),
+                bearers: vec![],
+                sessions_valid_from: UnixMs(0),
+                quarantined: false,
+            },
+        };
+        let assignments = vec![of(1, Workload::Openclaw), of(2, Workload::Http), of(3, Workload::Openclaw)];
+        let desired = DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] };
+        let slot = |slot| Remembered { slot: Some(Slot(slot)), ..Remembered::default() };
+        let known =
+            BTreeMap::from([(cell(1), slot(4)), (cell(2), slot(5)), (cell(3), Remembered::default())]);
+        assert_eq!(telling(Some(&desired), &known), BTreeMap::from([(Slot(4), cell(1))]));
+    }
 }
