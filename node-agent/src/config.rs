@@ -61,7 +61,7 @@ pub struct Config {
     pub egress_allow: Vec<String>,
     /// New and open connections that a cell may have, 16 to 65536. Default 1024.
     pub connections_per_cell: u32,
-    /// The port at which a cell tells its schedule, on the address of its own bridge, 1 to 65535. Default 9183.
+    /// The port at which a cell tells its schedule, on the address of its own bridge, 1 to 65535. Default 9184.
     pub projection_port: u16,
     /// The cgroup that the container engine makes cells' cgroups in: with its systemd driver a slice, such as
     /// `berth-cells.slice`; with its cgroupfs driver an absolute path. Default none: the engine's own default.
@@ -102,7 +102,7 @@ impl Default for Config {
             cell_dns: vec![IpAddr::from([1, 1, 1, 1]), IpAddr::from([9, 9, 9, 9])],
             egress_allow: vec![],
             connections_per_cell: 1024,
-            projection_port: 9183,
+            projection_port: 9184,
             mbit_per_cell: 200,
             cgroup_parent: None,
             cpu_notice_percent: 80,

@@ -108,7 +108,7 @@ impl RulesConfig {
             connections_max: 1024,
             connections_per_second: 100,
             mbit_per_second: 200,
-            projection_port: 9183,
+            projection_port: 9184,
         }
     }
 }

@@ -126,16 +126,20 @@ pub(super) async fn channels_of<R: Runtime>(hands: &Arc<Hands<R>>, job: &Job) ->
 
 async fn look<R: Runtime>(hands: &Arc<Hands<R>>, job: &Job, survey: &mut Survey) {
     let unclear = |detail: String| Some(BusyReason::ScheduleUnclear { detail });
-    let habits = match habits(hands, job).await {
-        Ok(habits) => habits,
-        Err(detail) => {
+    let (mut built_in, mut dials_out) = (false, String::new());
+    match habits(hands, job).await {
+        Ok(habits) => {
+            built_in = habits.built_in_jobs;
+            dials_out = habits.dials_out.join(", ");
+            survey.habits = Some(habits);
+        }
+        Err(detail) if job.minds_channels => {
             survey.refusal = unclear(detail);
             return;
         }
-    };
-    let built_in = habits.built_in_jobs;
-    let dials_out = habits.dials_out.join(", ");
-    survey.habits = Some(habits);
+        // Whoever has ordered the rest gets it, whatever lies in the cell's folder.
+        Err(detail) => tracing::info!(cell = %job.spec.cell, detail, "a cell's channels are not known"),
+    }
     if job.minds_channels && !dials_out.is_empty() {
         survey.refusal = Some(BusyReason::DialsOut { channels: dials_out });
         return;

@@ -249,28 +249,28 @@ async fn a_slot_that_another_cell_got_hears_only_that() {
 fn tokens_are_the_nodes_and_the_cells_own_and_outlive_the_agent() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let pool = SlotPool::new(200_000, "10.231.0.0/16").unwrap();
-    let first = Projection::prepare(one.path(), 9183, pool).unwrap();
-    let again = Projection::prepare(one.path(), 9183, pool).unwrap();
-    let other = Projection::prepare(two.path(), 9183, pool).unwrap();
+    let first = Projection::prepare(one.path(), 9184, pool).unwrap();
+    let again = Projection::prepare(one.path(), 9184, pool).unwrap();
+    let other = Projection::prepare(two.path(), 9184, pool).unwrap();
     let token = |projection: &Projection, of| projection.token(cell(of)).expose().to_owned();
     assert_eq!(token(&first, 1), token(&again, 1));
     assert_ne!(token(&first, 1), token(&first, 2));
     assert_ne!(token(&first, 1), token(&other, 1));
     assert_eq!(token(&first, 1).len(), 64);
-    assert_eq!(first.url(Slot(2)), "http://10.231.0.17:9183/v1/schedule");
+    assert_eq!(first.url(Slot(2)), "http://10.231.0.17:9184/v1/schedule");
     fs::write(one.path().join(SECRET_FILE), "short").unwrap();
-    assert!(matches!(Projection::prepare(one.path(), 9183, pool), Err(ProjectionError::Size { .. })));
+    assert!(matches!(Projection::prepare(one.path(), 9184, pool), Err(ProjectionError::Size { .. })));
 }
 
 #[test]
 fn the_plugin_is_roots_and_mended_at_each_start() {
     let dir = tempfile::tempdir().unwrap();
     let pool = SlotPool::new(200_000, "10.231.0.0/16").unwrap();
-    let bind = Projection::prepare(dir.path(), 9183, pool).unwrap().bind();
+    let bind = Projection::prepare(dir.path(), 9184, pool).unwrap().bind();
     assert_eq!(bind.target, "/opt/berth/wake-projection");
     let file = bind.source.join("index.js");
     fs::write(&file, "changed").unwrap();
-    Projection::prepare(dir.path(), 9183, pool).unwrap();
+    Projection::prepare(dir.path(), 9184, pool).unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), PLUGIN[2].1);
     for path in [file, bind.source.join("openclaw.plugin.json")] {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);

@@ -107,7 +107,7 @@ fn config(text: &str) {
     let (spec, proxy) = (made::spec(), std::net::IpAddr::from([172, 31, 0, 1]));
     let provider = ProviderFacts { base_url: "http://10.0.0.5:9000/v1".into(), model: "m".into() };
     let origins = vec!["http://anna.localhost:8080".to_owned()];
-    let schedule_url = "http://172.31.0.1:9183/v1/schedule".to_owned();
+    let schedule_url = "http://172.31.0.1:9184/v1/schedule".to_owned();
     let facts = ConfigFacts { spec: &spec, proxy, origins, provider: Some(&provider), schedule_url };
     if let Ok(habits) = channels::habits(text) {
         assert!(habits.dials_out.len() <= 32);

@@ -116,8 +116,8 @@ impl Cell {
     /// It is about to count as up, by the way that its phase tells.
     pub(super) fn schedule_up(&mut self, now: Now) {
         let took = match (self.phase, self.wanted) {
-            // Found running: nothing was woken.
-            (_, None | Some(WakeCause::Adopted | WakeCause::TurnedRound)) => None,
+            // Found running, so that nothing was woken; or new: an image and a disk took their time, too.
+            (_, None | Some(WakeCause::Adopted | WakeCause::TurnedRound | WakeCause::Created)) => None,
             (Phase::Thawing(_), Some(_)) => Some((Way::Thaw, now.boot.since(self.wanted_since))),
             (_, Some(_)) => Some((Way::Boot, now.boot.since(self.wanted_since))),
         };

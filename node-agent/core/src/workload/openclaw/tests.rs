@@ -25,7 +25,7 @@ fn facts(spec: &CellSpec) -> ConfigFacts<'_> {
         proxy: "10.231.0.1".parse().unwrap(),
         origins: vec!["https://anna.example.test".into()],
         provider: None,
-        schedule_url: "http://10.231.0.1:9183/v1/schedule".into(),
+        schedule_url: "http://10.231.0.1:9184/v1/schedule".into(),
     }
 }
 
