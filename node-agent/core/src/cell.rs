@@ -349,10 +349,14 @@ impl Cell {
     fn rest_due_at(&self) -> Option<BootMs> {
         match self.spec.rest.rest {
             IdleRest::AlwaysOn => None,
-            IdleRest::Stop | IdleRest::Freeze if self.dial_out_reason().is_some() => None,
             IdleRest::Stop | IdleRest::Freeze => {
                 let idle = self.last_active.after(self.spec.rest.idle_after).max(self.rest_not_before);
-                Some(self.held_until().map_or(idle, |held| idle.max(held)))
+                // That it is kept up is told when it would have fallen asleep.
+                if !self.is_hold_told() {
+                    return Some(idle);
+                }
+                let stays = self.dial_out_reason().is_some();
+                (!stays).then(|| self.held_until().map_or(idle, |held| idle.max(held)))
             }
         }
     }

@@ -102,7 +102,8 @@ async fn a_cell_does_not_sleep_over_a_job_that_is_near_nor_over_one_that_it_neve
 
     // Its plugin says nothing; the scheduler itself is asked before the rest.
     bob.front.post("/control", json!({ "no_projection": true }).to_string()).await.ok(200);
-    let hidden = add_job(&bob, "hidden", LATER).await;
+    // A refused rest is tried again after a quarter of a minute.
+    let hidden = add_job(&bob, "hidden", LATER * 2).await;
     refused_for(&world, "bob", "schedule-unclear").await;
     eventually("bob sleeps once his list was asked for", BOUND, async || {
         (world.status("bob").await["state"] == "frozen").then_some(())
@@ -128,7 +129,7 @@ async fn a_cell_does_not_sleep_over_a_job_that_is_near_nor_over_one_that_it_neve
         (wall_ms() > due && world.status("anna").await["state"] == "frozen").then_some(())
     })
     .await;
-    eventually("bob is woken for the job that was never told", BOUND, async || {
+    eventually("bob is woken for the job that was never told", LATER * 2, async || {
         (world.status("bob").await["last_wake"]["cause"] == "schedule").then_some(())
     })
     .await;

@@ -145,6 +145,11 @@ impl Cell {
         self.scheduled.hold_until
     }
 
+    /// Was it told that its schedule or its channels keep it up?
+    pub(super) const fn is_hold_told(&self) -> bool {
+        self.scheduled.told
+    }
+
     /// To be called behind every event: what the schedule asks for at this moment.
     pub(super) fn follow_schedule(&mut self, now: Now, out: &mut Vec<Effect>) {
         (self.scheduled.look_at, self.scheduled.hold_until) = (None, None);

@@ -198,8 +198,7 @@ impl World {
 
     fn ends(&mut self, seed: u8, op: OpId, verb: Verb) {
         let address = "10.0.0.2:1".parse().unwrap();
-        let heard =
-            self.agent.as_ref().and_then(|agent| agent.cell(id(seed))).map(Cell::is_schedule_heard);
+        let heard = self.agent.as_ref().and_then(|agent| agent.cell(id(seed))).map(Cell::is_schedule_heard);
         if verb == Verb::Suspend && heard == Some(false) {
             // The look before a rest asks for the list of a workload that has not told it.
             self.tells(seed);

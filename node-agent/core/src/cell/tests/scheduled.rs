@@ -160,9 +160,8 @@ fn a_schedule_wakes_nothing_that_must_stay_down_and_a_failing_start_is_not_tried
 fn a_cell_that_dials_out_rests_only_where_that_is_accepted() {
     let mut scene = Scene::running(IdleRest::Stop);
     scene.event(Event::DialsOut(vec!["whatsapp".into(), "discord".into()]));
-    assert_eq!(scene.cell.next_deadline(), None);
-    scene.later(HOUR);
-    assert_eq!(scene.verb(), None);
+    scene.passes(HOUR);
+    assert_eq!((scene.verb(), scene.cell.next_deadline()), (None, None));
     let reason = BusyReason::DialsOut { channels: "whatsapp, discord".into() };
     assert_eq!(scene.cell.busy_now(), Some(reason.clone()));
     assert_eq!(scene.cell.last_refusal.as_ref().unwrap().reason, reason);
