@@ -10,8 +10,10 @@ use berth_daemon::credentials;
 use berth_daemon::listen::LoopbackAddr;
 use berth_node_agent_core::burn::Threshold;
 use berth_node_agent_core::slot::SlotPool;
+use berth_node_agent_core::swap;
 use berth_node_agent_core::workload::openclaw::ProviderFacts;
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 use serde::Deserialize;
 
 use crate::netrules::{EGRESS_RULES_MAX, EgressRule};
@@ -72,6 +74,11 @@ pub struct Config {
     pub cpu_notice_percent: u32,
     /// Over so long, in seconds, 3 to 86400. Default 1800.
     pub cpu_notice_after_s: u64,
+    /// Freeze cells onto swap that is not encrypted, too: whoever gets at the disk can read their secrets. Default false.
+    pub insecure_swap: bool,
+    /// What may be written to swap in a day, in GiB, before cells are stopped instead of frozen, 1 to 100000; 0: without
+    /// end. Default 200: a disk that stands 300 full writes of 250 GB a year does so for a year.
+    pub swap_gib_per_day: u32,
     /// How many cells may start at the same time, 1 to 64. Default 2.
     pub starts_max: usize,
     /// `http` or `https`: what browsers see in front of host names. Default `http`.
@@ -107,6 +114,8 @@ impl Default for Config {
             cgroup_parent: None,
             cpu_notice_percent: 80,
             cpu_notice_after_s: 1800,
+            insecure_swap: false,
+            swap_gib_per_day: 200,
             starts_max: 2,
             public_scheme: Scheme::Http,
             public_port: None,
@@ -141,6 +150,13 @@ impl Config {
     pub fn cpu_threshold(&self) -> Option<Threshold> {
         let window = Millis::secs(self.cpu_notice_after_s);
         (self.cpu_notice_percent > 0).then_some(Threshold { percent: self.cpu_notice_percent, window })
+    }
+
+    /// What is not to be gone over of swap.
+    pub fn swap_limits(&self) -> swap::Limits {
+        let written_per_day =
+            (self.swap_gib_per_day > 0).then(|| Bytes::gib(u64::from(self.swap_gib_per_day)));
+        swap::Limits { written_per_day, ..swap::Limits::default() }
     }
 
     /// The origin that a browser has on a user's page.
@@ -184,6 +200,9 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     // sun_path of unix(7) holds 108 bytes with its end.
     if config.door_socket.as_os_str().len() > 100 {
         say("door_socket", "is too long for a socket: 100 bytes at most".into());
+    }
+    if config.swap_gib_per_day > 100_000 {
+        say("swap_gib_per_day", "has to be 0 to 100000".into());
     }
     if config.grace_s > 3600 {
         say("grace_s", "has to be 0 to 3600".into());

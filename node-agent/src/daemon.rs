@@ -26,7 +26,9 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::Config;
 use crate::door::{DoorEvent, DoorSocket};
-use crate::driver::{Driver, EXAMINE_EVERY, INPUTS_MAX, Input, NUDGE_EVERY, SWEEP_EVERY, Wiring, wall_now};
+use crate::driver::{
+    Driver, EXAMINE_EVERY, INPUTS_MAX, Input, LOOK_AT_SWAP_EVERY, NUDGE_EVERY, SWEEP_EVERY, Wiring, wall_now,
+};
 use crate::facts::{self, Sensors};
 use crate::hands::Hands;
 use crate::keys::KeyFiles;
@@ -186,6 +188,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     // These two the driver begins by itself when it has first heard the coordinator, and when a session opens.
     tasks.spawn_essential("sweeps", tick(SWEEP_EVERY, || Input::Sweep));
     tasks.spawn_essential("check-ups", tick(EXAMINE_EVERY, || Input::Examine));
+    tasks.spawn_essential("swap", tick(LOOK_AT_SWAP_EVERY, || Input::LookAtSwap));
     if let Some(threshold) = hands.config.cpu_threshold() {
         tasks.spawn_essential("cpu use", tick(threshold.look_every(), || Input::LookAtCpu));
     }
@@ -278,6 +281,10 @@ async fn watch_engine<R: Runtime>(
 ) -> Result<Infallible, Infallible> {
     loop {
         let events = hands.runtime.events(&hands.node).await;
+        // It may be another one than before, or have another configuration.
+        if let Ok(engine) = hands.runtime.engine().await {
+            tell(&inputs, Input::LiveRestore(engine.live_restore)).await;
+        }
         tell(&inputs, Input::NudgeAll).await;
         let mut events = match events {
             Ok(events) => events,

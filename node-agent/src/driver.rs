@@ -37,9 +37,11 @@ mod cpu;
 mod desired;
 mod lease;
 mod schedule;
+mod swap;
 mod sweep;
 
 pub use check_up::EXAMINE_EVERY;
+pub use swap::LOOK_AT_SWAP_EVERY;
 
 use crate::door::{DoorEvent, DoorId};
 use crate::failpoint::{self, Place};
@@ -48,6 +50,7 @@ use crate::metrics::Metrics;
 use crate::projection::{Endpoint, List};
 use crate::runtime::{Owned, Runtime};
 use crate::store::{Store, StoreError};
+use crate::swap::Reading;
 
 /// Events that may wait for the driver.
 pub const INPUTS_MAX: usize = 4096;
@@ -96,6 +99,12 @@ pub enum Input {
         /// How much.
         used: Micros,
     },
+    /// The engine says whether containers survive its restart.
+    LiveRestore(bool),
+    /// It is time to look at the node's swap.
+    LookAtSwap,
+    /// This is what the node's swap is like.
+    Swap(Reading),
     /// It is time to examine this machine again.
     Examine,
     /// A purge of what a cell left behind ended.
@@ -170,6 +179,12 @@ pub struct Driver<R> {
     sweeping: Option<AbortHandle>,
     /// The reading of the cells' CPU time, while it is under way.
     cpu_round: Option<AbortHandle>,
+    /// The look at swap, while it is under way.
+    swap_round: Option<AbortHandle>,
+    /// What the engine said of itself last.
+    live_restore: Option<bool>,
+    /// How memory is pushed out here, or why no cell is frozen: as it was told last.
+    freezes: Option<Result<&'static str, String>>,
     /// The check-up of this machine, while it is under way.
     examining: Option<AbortHandle>,
     /// Does the coordinator understand what a check-up finds?
@@ -216,7 +231,8 @@ impl<R: Runtime> Driver<R> {
     /// A driver that goes on from what the journal holds.
     pub fn new(wiring: Wiring<R>) -> Self {
         let memory = wiring.store.memory();
-        let agent = Agent::new(now(wiring.hands.wall), memory, wiring.hands.config.starts_max);
+        let agent = Agent::new(now(wiring.hands.wall), memory, wiring.hands.config.starts_max)
+            .with_swap(wiring.hands.config.swap_limits());
         let domain = memory.desired.as_ref().map(|desired| desired.domain.clone()).unwrap_or_default();
         let (loopback, inputs) = wiring.inputs;
         wiring.hands.rules.quarantine(desired::quarantined(memory.desired.as_ref(), &memory.cells));
@@ -246,6 +262,9 @@ impl<R: Runtime> Driver<R> {
             desired_heard: false,
             sweeping: None,
             cpu_round: None,
+            swap_round: None,
+            live_restore: None,
+            freezes: None,
             examining: None,
             tells_findings: false,
             endpoint: wiring.endpoint,
@@ -351,6 +370,12 @@ impl<R: Runtime> Driver<R> {
                 self.welcomed(autonomy, turn);
                 self.examine_for(version);
             }
+            Input::LiveRestore(on) => {
+                self.live_restore = Some(on);
+                self.look_at_swap();
+            }
+            Input::LookAtSwap => self.look_at_swap(),
+            Input::Swap(reading) => self.swap_read(reading, turn),
             Input::Examine => self.examine_again(),
             Input::LookAtCpu => self.look_at_cpu(),
             Input::CpuUsed { cell, at, used } => self.cpu_used(cell, at, used, turn),

@@ -73,8 +73,10 @@ agent_points! {
         Start INTENT_START DONE_START REPORT_START "start";
         AwaitReady INTENT_AWAIT_READY DONE_AWAIT_READY REPORT_AWAIT_READY "await_ready";
         Fence INTENT_FENCE DONE_FENCE REPORT_FENCE "fence";
+        Observe INTENT_OBSERVE DONE_OBSERVE REPORT_OBSERVE "observe";
         Suspend INTENT_SUSPEND DONE_SUSPEND REPORT_SUSPEND "suspend";
         Pause INTENT_PAUSE DONE_PAUSE REPORT_PAUSE "pause";
+        Push INTENT_PUSH DONE_PUSH REPORT_PUSH "push";
         Unpause INTENT_UNPAUSE DONE_UNPAUSE REPORT_UNPAUSE "unpause";
         Resume INTENT_RESUME DONE_RESUME REPORT_RESUME "resume";
         Stop INTENT_STOP DONE_STOP REPORT_STOP "stop";
@@ -95,6 +97,8 @@ agent_points! {
         PAUSE_ANSWERED = "docker:pause:answered", Fallible;
         UNPAUSE_SENT = "docker:unpause:sent", Fallible;
         UNPAUSE_ANSWERED = "docker:unpause:answered", Fallible;
+        PUSH_SENT = "docker:push:sent", Fallible;
+        PUSH_ANSWERED = "docker:push:answered", Fallible;
         STOP_SENT = "docker:stop:sent", Fallible;
         STOP_ANSWERED = "docker:stop:answered", Fallible;
         KILL_FROZEN_SENT = "docker:kill_frozen:sent", Fallible;

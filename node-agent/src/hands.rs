@@ -37,6 +37,10 @@ use crate::runtime::{
 /// How long a quarantined cell may go on after SIGTERM: nothing of what it does gets out any more.
 const QUARANTINE_GRACE: Millis = Millis::secs(10);
 
+/// How long a cell that is about to rest is looked at. Long enough to tell work from a timer's moment; nobody waits
+/// meanwhile but an operator.
+const OBSERVE_FOR: Millis = Millis::secs(1);
+
 /// How often a starting cell is asked whether it is ready.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
 
@@ -117,11 +121,18 @@ impl<R: Runtime> Hands<R> {
             Verb::Create => self.create(&job).await,
             Verb::Start => self.start(&job).await,
             Verb::AwaitReady => self.await_ready(&job).await,
+            Verb::Observe => self
+                .runtime
+                .observe(&self.key(&job), OBSERVE_FOR)
+                .await
+                .map(Outcome::Observed)
+                .map_err(problem),
             Verb::Fence => Err(Problem::new(Code::Internal, "the fence is not an operation of the hands")),
             Verb::Suspend => Ok(Outcome::Suspend(self.suspend(&job).await)),
             Verb::Pause => {
                 self.runtime.pause(&self.key(&job)).await.map(|()| Outcome::Paused).map_err(problem)
             }
+            Verb::Push => self.runtime.push(&self.key(&job)).await.map(Outcome::Pushed).map_err(problem),
             Verb::Unpause => {
                 self.runtime.unpause(&self.key(&job)).await.map(|()| Outcome::Unpaused).map_err(problem)
             }

@@ -6,6 +6,7 @@
 //! | [`driver`] | owns the agent machine and the journal: journal first, then act |
 //! | [`hands`] | carries each operation out with real parts |
 //! | [`runtime`] | the container engine |
+//! | [`swap`] | the node's swap, and whether cells can be frozen onto it |
 //! | [`folder`], [`quota`] | a cell's folder, which is hostile, and its sized disk |
 //! | [`netrules`] | the packet rules between cells, the node and the world |
 //! | [`door`] | the ingress's connection |
@@ -39,3 +40,4 @@ pub mod projection;
 pub mod quota;
 pub mod runtime;
 pub mod store;
+pub mod swap;

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use berth_daemon::metrics::{register, registered};
 use berth_link::clock::{BootClock, Clock};
-use berth_node_agent_core::cell::{Cell, Note, Rest, Verb};
+use berth_node_agent_core::cell::{Cell, Leave, Note, Rest, Verb};
 use berth_node_agent_core::lease::Lease;
+use berth_node_agent_core::swap::{Sample, Swap};
 use berth_shared::cell::CellState;
 use berth_shared::time::BootMs;
+use berth_shared::units::Bytes;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
@@ -25,6 +27,13 @@ use crate::projection::Fate;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
+}
+
+/// A wake's tier and cause.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Wake {
+    tier: &'static str,
+    cause: &'static str,
 }
 
 /// What became of a container of no cell.
@@ -80,7 +89,13 @@ pub struct Metrics {
     cpu_notices: Counter,
     orphans: Family<Kind, Counter>,
     schedule_lists: Family<Kind, Counter>,
-    wake_seconds: Histogram,
+    wake_seconds: Family<Wake, Histogram, fn() -> Histogram>,
+    pushed_bytes: Counter,
+    push_seconds: Histogram,
+    pushes_short: Counter,
+    swap_total_bytes: Gauge,
+    swap_free_bytes: Gauge,
+    swap_day_bytes: Gauge,
     operation_seconds: Family<Kind, Histogram, fn() -> Histogram>,
     wake_to_start_seconds: Histogram,
     engine_start_seconds: Histogram,
@@ -127,7 +142,22 @@ impl Metrics {
                 "schedule_lists",
                 "Lists of what cells will run that they have put, by what became of them",
             ),
-            wake_seconds: register(of, "wake_seconds", "From a wake to ready", seconds()),
+            wake_seconds: register(
+                of,
+                "wake_seconds",
+                "From a wake to ready, by what the cell rested as and why it was woken",
+                Family::new_with_constructor(seconds),
+            ),
+            pushed_bytes: registered(
+                of,
+                "pushed_out_bytes",
+                "Memory of frozen cells that was pushed out to swap",
+            ),
+            push_seconds: register(of, "push_seconds", "Pushes of a frozen cell's memory", seconds()),
+            pushes_short: registered(of, "pushes_short", "Pushes that left more in memory than they should"),
+            swap_total_bytes: registered(of, "swap_total_bytes", "Swap of the node"),
+            swap_free_bytes: registered(of, "swap_free_bytes", "Swap that nothing lies in"),
+            swap_day_bytes: registered(of, "swap_day_bytes", "Written to swap within the last day"),
             operation_seconds: register(
                 of,
                 "operation_seconds",
@@ -211,7 +241,22 @@ impl Metrics {
         };
         match note {
             Note::Waking(cause) => count(&self.wakes, cause.as_str()),
-            Note::Up(after) => self.wake_seconds.observe(after.to_std().as_secs_f64()),
+            Note::Up { after, thawed, cause } => {
+                let tier = if *thawed { "frozen" } else { "stopped" };
+                let wake = self.wake_seconds.get_or_create(&Wake { tier, cause: cause.as_str() });
+                wake.observe(after.to_std().as_secs_f64());
+            }
+            Note::Pushed(pushed) => {
+                self.pushed_bytes.inc_by(pushed.before.saturating_sub(pushed.resident).0);
+                self.push_seconds.observe(pushed.took.to_std().as_secs_f64());
+                if pushed.fell_short() {
+                    self.pushes_short.inc();
+                }
+            }
+            Note::NotFrozen { .. } => count(&self.rests, "not_frozen"),
+            Note::LeftSwap(Leave::Long) => count(&self.rests, "left_swap_long"),
+            Note::LeftSwap(Leave::SwapShort) => count(&self.rests, "left_swap_short"),
+            Note::LeftSwap(Leave::OutOfDate) => count(&self.rests, "left_swap_out_of_date"),
             Note::Rested(Rest::Frozen) => count(&self.rests, "frozen"),
             Note::Rested(Rest::Stopped) => count(&self.rests, "stopped"),
             Note::RestRefused(reason) => count(&self.refusals, reason.kind()),
@@ -230,6 +275,14 @@ impl Metrics {
             Note::BurningEnded => {}
             Note::Surprised { .. } => count(&self.failures, "surprised"),
         }
+    }
+
+    /// Shows the node's swap.
+    pub fn swap(&self, swap: &Swap, sample: Sample) {
+        let shown = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
+        self.swap_total_bytes.set(shown(sample.total));
+        self.swap_free_bytes.set(shown(sample.free));
+        self.swap_day_bytes.set(shown(swap.written_in_a_day(BootClock.now())));
     }
 
     /// Counts a container of no cell.
@@ -262,9 +315,11 @@ pub(crate) const fn verb_name(verb: Verb) -> &'static str {
         Verb::Create => "create",
         Verb::Start => "start",
         Verb::AwaitReady => "await_ready",
+        Verb::Observe => "observe",
         Verb::Fence => "fence",
         Verb::Suspend => "suspend",
         Verb::Pause => "pause",
+        Verb::Push => "push",
         Verb::Unpause => "unpause",
         Verb::Resume => "resume",
         Verb::Stop => "stop",

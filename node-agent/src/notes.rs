@@ -8,7 +8,19 @@ pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
     let user = user.map(ToString::to_string).unwrap_or_default();
     match note {
         Note::Waking(cause) => tracing::info!(%cell, user, %cause, "waking"),
-        Note::Up(after) => tracing::info!(%cell, user, after_ms = after.0, "up"),
+        Note::Up { after, thawed, cause } => {
+            tracing::info!(%cell, user, after_ms = after.0, thawed, %cause, "up");
+        }
+        Note::Pushed(pushed) if pushed.fell_short() => {
+            tracing::warn!(%cell, user, before = %pushed.before, resident = %pushed.resident,
+                swapped = %pushed.swapped, took = %pushed.took, "a frozen cell's memory was not pushed out as it should be");
+        }
+        Note::Pushed(pushed) => {
+            tracing::info!(%cell, user, before = %pushed.before, resident = %pushed.resident,
+                swapped = %pushed.swapped, took = %pushed.took, "its memory is pushed out");
+        }
+        Note::NotFrozen { reason } => tracing::warn!(%cell, user, reason, "stopped, not frozen"),
+        Note::LeftSwap(why) => tracing::info!(%cell, user, ?why, "frozen no more: ended while frozen"),
         Note::Rested(rest) => tracing::info!(%cell, user, ?rest, "at rest"),
         Note::RestRefused(reason) => tracing::info!(%cell, user, %reason, "rest refused"),
         Note::TurnedRound => tracing::info!(%cell, user, "woken while falling asleep"),

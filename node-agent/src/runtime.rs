@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use berth_node_agent_core::burn::Micros;
-use berth_node_agent_core::cell::Seen;
+use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
 use futures_util::stream::BoxStream;
@@ -170,6 +170,17 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Unpauses the container and confirms it.
     fn unpause(&self, key: &ContainerKey) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Looks for `span` at what a running container does and holds. One that does not run is refused.
+    fn observe(
+        &self,
+        key: &ContainerKey,
+        span: Millis,
+    ) -> impl Future<Output = Result<Observation, RuntimeError>> + Send;
+
+    /// Pushes the memory of a paused container out to swap, and reads back what is left in memory. One that is not paused
+    /// is refused. Ends at once when nobody waits for it any more; what is out by then is out.
+    fn push(&self, key: &ContainerKey) -> impl Future<Output = Result<Pushed, RuntimeError>> + Send;
 
     /// Ends the container: SIGTERM, and SIGKILL when `grace` is over. A paused one is refused. Gives the exit code,
     /// also of one that had ended before.

@@ -142,6 +142,26 @@ impl Default for RestPolicy {
     }
 }
 
+/// How long a cell stays frozen at the most before it is stopped (T2), where its plan says nothing.
+pub const STOP_AFTER: Millis = Millis::minutes(7 * 24 * 60);
+
+/// What a user's plan and an operator say about sleep, beside [`RestPolicy`]. Told since version 3 of the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SleepTerms {
+    /// How long it stays frozen before it is stopped (T2).
+    pub stop_after: Millis,
+    /// May it sleep although a channel of its own dials out, which nothing can wake it for?
+    pub dial_out_may_sleep: bool,
+    /// It is not put to sleep by itself before this.
+    pub awake_until: Option<UnixMs>,
+}
+
+impl Default for SleepTerms {
+    fn default() -> Self {
+        Self { stop_after: STOP_AFTER, dial_out_may_sleep: false, awake_until: None }
+    }
+}
+
 /// Everything a node must know to run a user's cell, also with the coordinator away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellSpec {
@@ -347,11 +367,21 @@ pub enum BusyReason {
         /// Their names.
         channels: String,
     },
+    /// The workload would rest, but its processes use CPU that it does not own up to.
+    UndeclaredWork {
+        /// How much, and by which processes.
+        detail: String,
+    },
+    /// An operator holds it awake.
+    Held {
+        /// Until when.
+        until: UnixMs,
+    },
 }
 
 // serde's internally tagged enums cannot be read by a format without field names, so JSON and bincode share a flat form.
 mod busy_json {
-    use super::BusyReason;
+    use super::{BusyReason, UnixMs};
     use serde::{Deserialize, Serialize};
 
     #[derive(Serialize, Deserialize)]
@@ -359,6 +389,11 @@ mod busy_json {
         reason: String,
         count: u32,
         detail: String,
+    }
+
+    // A moment needs more bits than a count has.
+    fn moment(text: &str) -> Result<UnixMs, String> {
+        text.parse().map(UnixMs).map_err(|_| format!("`{text}` is not a time in milliseconds"))
     }
 
     impl From<BusyReason> for Busy {
@@ -369,9 +404,11 @@ mod busy_json {
                 BusyReason::Workload { blockers } => (0, blockers),
                 BusyReason::HandshakeUnclear { detail }
                 | BusyReason::RestFailed { detail }
-                | BusyReason::ScheduleUnclear { detail } => (0, detail),
+                | BusyReason::ScheduleUnclear { detail }
+                | BusyReason::UndeclaredWork { detail } => (0, detail),
                 BusyReason::ScheduleDue { count, detail } => (count, detail),
                 BusyReason::DialsOut { channels } => (0, channels),
+                BusyReason::Held { until } => (0, until.0.to_string()),
                 BusyReason::Active | BusyReason::AlwaysOn | BusyReason::FrontDoorSilent => (0, String::new()),
             };
             Self { reason, count, detail }
@@ -392,6 +429,8 @@ mod busy_json {
                 "schedule-due" => Self::ScheduleDue { count: flat.count, detail: flat.detail },
                 "schedule-unclear" => Self::ScheduleUnclear { detail: flat.detail },
                 "dials-out" => Self::DialsOut { channels: flat.detail },
+                "undeclared-work" => Self::UndeclaredWork { detail: flat.detail },
+                "held" => Self::Held { until: moment(&flat.detail)? },
                 other => return Err(format!("`{other}` is not a busy reason")),
             })
         }
@@ -412,6 +451,8 @@ impl BusyReason {
             Self::ScheduleDue { .. } => "schedule-due",
             Self::ScheduleUnclear { .. } => "schedule-unclear",
             Self::DialsOut { .. } => "dials-out",
+            Self::UndeclaredWork { .. } => "undeclared-work",
+            Self::Held { .. } => "held",
         }
     }
 }
@@ -432,6 +473,10 @@ impl fmt::Display for BusyReason {
             }
             Self::ScheduleUnclear { detail } => write!(f, "what it runs next is not certain: {detail}"),
             Self::DialsOut { channels } => write!(f, "nobody outside could wake it for: {channels}"),
+            Self::UndeclaredWork { detail } => {
+                write!(f, "the workload says that it may rest, but it works: {detail}")
+            }
+            Self::Held { until } => write!(f, "an operator holds it awake until {until}"),
         }
     }
 }
@@ -461,6 +506,78 @@ pub struct CpuNotice {
     pub since: UnixMs,
     /// Mean use when that was noticed, in percent of one core.
     pub percent: u32,
+}
+
+/// Something that a cell's user should know, beside what it is doing now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellEvent {
+    /// When.
+    pub at: UnixMs,
+    /// What kind of thing.
+    pub kind: CellEventKind,
+    /// In words, bounded by whoever writes it.
+    pub detail: String,
+}
+
+/// Kinds of [`CellEvent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CellEventKind {
+    /// It did not go to sleep.
+    CouldNotSleep,
+    /// It was wanted up and did not come up.
+    CouldNotWake,
+    /// Its memory is almost at its limit.
+    NearMemoryLimit,
+    /// The kernel ended processes of it, because its memory was at the limit.
+    KilledByKernel,
+    /// It could not be frozen, and was stopped instead.
+    NotFrozen,
+}
+
+impl CellEventKind {
+    /// The kind as it is written in tables and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CouldNotSleep => "could-not-sleep",
+            Self::CouldNotWake => "could-not-wake",
+            Self::NearMemoryLimit => "near-memory-limit",
+            Self::KilledByKernel => "killed-by-kernel",
+            Self::NotFrozen => "not-frozen",
+        }
+    }
+}
+
+impl fmt::Display for CellEventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Most events that are kept of a cell: the newest.
+pub const CELL_EVENTS_MAX: usize = 16;
+
+/// What a node says of one of its cells' sleep, beside its [`CellStatus`]. Told since version 3 of the frames.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepStatus {
+    /// Which cell.
+    pub cell: CellId,
+    /// Why it is awake just now; `None` when nothing keeps it so, or it is not.
+    pub awake_because: Option<BusyReason>,
+    /// When it is woken next by its own schedule.
+    pub wakes_at: Option<UnixMs>,
+    /// When it will have been frozen for so long that it is stopped; `None` while it is not frozen.
+    pub stops_at: Option<UnixMs>,
+    /// Memory that it holds, as of the last look.
+    pub resident: Option<Bytes>,
+    /// What it has in swap, as of the last push.
+    pub swapped: Option<Bytes>,
+    /// Why it is stopped where it should be frozen; `None` where it can be.
+    pub stopped_because: Option<String>,
+    /// WebSockets of its user that are open.
+    pub open_sockets: u32,
+    /// The newest things that its user should know, oldest first, at most [`CELL_EVENTS_MAX`].
+    pub events: Vec<CellEvent>,
 }
 
 /// What a node says of one of its cells. An observation: asked for again, never journaled.
@@ -525,6 +642,8 @@ mod tests {
             BusyReason::ScheduleDue { count: 2, detail: "2026-01-31T12:00:00Z".into() },
             BusyReason::ScheduleUnclear { detail: "no answer".into() },
             BusyReason::DialsOut { channels: "whatsapp".into() },
+            BusyReason::UndeclaredWork { detail: "97 % of a core: ffmpeg".into() },
+            BusyReason::Held { until: UnixMs(1_800_000_000_000) },
         ] {
             let json = serde_json::to_string(&reason).unwrap();
             assert_eq!(serde_json::from_str::<BusyReason>(&json).unwrap(), reason);

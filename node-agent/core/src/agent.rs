@@ -12,16 +12,18 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
-use berth_shared::cell::{Assignment, CellStatus, WakeCause};
+use berth_shared::cell::{Assignment, CellStatus, SleepStatus, SleepTerms, WakeCause};
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::ids::{BootId, CellId, Generation};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::BootMs;
+use berth_shared::units::Bytes;
 use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 
 use crate::cell::{self, Cell, Now, Rest, Waiter};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
+use crate::swap::{self, Swap};
 
 /// How many answers of commands are kept for their repetition.
 pub const ANSWERS_MAX: usize = 256;
@@ -52,6 +54,12 @@ pub enum Event {
     Activity(Vec<CellActivity>),
     /// Something that concerns one cell.
     Cell(CellId, cell::Event),
+    /// Can this node freeze cells? `Err`: why not.
+    Freezing(Result<(), String>),
+    /// What the kernel shows of the node's swap.
+    Swap(swap::Sample),
+    /// What plans and operators say of cells' sleep; those that are not named keep what they have.
+    Terms(Vec<(CellId, SleepTerms)>),
     /// Something that concerns the lease. [`lease::Event::Told`] comes behind the desired state that it is about.
     Lease(lease::Event),
     /// [`Agent::next_deadline`] has come.
@@ -106,6 +114,10 @@ pub struct Agent {
     wanted: BTreeMap<CellId, Assignment>,
     queue: VecDeque<CellId>,
     starts_max: usize,
+    /// Frozen cells that wait for their turn to be thawed.
+    thaws: VecDeque<CellId>,
+    swap: Swap,
+    terms: BTreeMap<CellId, SleepTerms>,
     commands: BTreeMap<u64, CellId>,
     answers: VecDeque<(u64, Result<CommandOutcome, Problem>)>,
     lease: Lease,
@@ -121,6 +133,9 @@ impl Agent {
             wanted: BTreeMap::new(),
             queue: VecDeque::new(),
             starts_max: starts_max.max(1),
+            thaws: VecDeque::new(),
+            swap: Swap::new(swap::Limits::default()),
+            terms: BTreeMap::new(),
             commands: BTreeMap::new(),
             answers: VecDeque::new(),
             lease: Lease::new(now, boot, memory.lease.as_ref()),
@@ -137,6 +152,13 @@ impl Agent {
             agent.cells.insert(*id, Cell::retiring(now, assignment.clone(), known(id)));
         }
         agent
+    }
+
+    /// With other limits of swap than the usual ones.
+    #[must_use]
+    pub fn with_swap(mut self, limits: swap::Limits) -> Self {
+        self.swap = Swap::new(limits);
+        self
     }
 
     /// All cells.
@@ -157,7 +179,20 @@ impl Agent {
     /// When [`Event::Tick`] is due; `None` while only an event can change anything.
     pub fn next_deadline(&self) -> Option<BootMs> {
         let cells = self.cells.values().filter_map(Cell::next_deadline);
-        cells.chain(self.lease.next_deadline()).min()
+        // A thaw that takes long gives its turn up by and by.
+        let turn =
+            self.thaws.front().and_then(|_| self.cells.values().filter_map(Cell::thaw_turn_until).min());
+        cells.chain(self.lease.next_deadline()).chain(turn).min()
+    }
+
+    /// The node's swap.
+    pub const fn swap(&self) -> &Swap {
+        &self.swap
+    }
+
+    /// What is told of all cells' sleep.
+    pub fn sleep_statuses(&self, now: Now) -> Vec<SleepStatus> {
+        self.cells.values().map(|cell| cell.sleep_status(now)).collect()
     }
 
     /// How long the node may work alone.
@@ -182,6 +217,17 @@ impl Agent {
                 }
             }
             Event::Cell(cell, event) => self.give(now, cell, event, random, &mut out),
+            Event::Freezing(able) => self.swap.freezes(able),
+            Event::Swap(sample) => {
+                self.swap.sampled(now.boot, sample);
+                self.relieve_swap(now, random, &mut out);
+            }
+            Event::Terms(terms) => {
+                for (cell, terms) in terms {
+                    self.terms.insert(cell, terms);
+                    self.give(now, cell, cell::Event::Terms(terms), random, &mut out);
+                }
+            }
             Event::Lease(event) => self.lease_event(now, event, random, &mut out),
             Event::Tick => {
                 if self.lease.next_deadline().is_some_and(|at| at <= now.boot) {
@@ -200,6 +246,27 @@ impl Agent {
         }
         self.grant(now, random, &mut out);
         out
+    }
+
+    /// Swap runs short: the cell that has been frozen for longest leaves it, one at each look, so that the next look
+    /// shows what that brought. Those without an open page go first.
+    fn relieve_swap(&mut self, now: Now, random: &mut dyn FnMut() -> u64, out: &mut Vec<Effect>) {
+        let under_way = self.cells.values().any(Cell::is_killed_frozen);
+        if !self.swap.is_short() || under_way {
+            return;
+        }
+        let frozen =
+            self.cells.iter().filter_map(|(id, cell)| Some((cell.has_sockets(), cell.frozen_since()?, *id)));
+        if let Some((_, _, id)) = frozen.min() {
+            self.give(now, id, cell::Event::SwapNeeded, random, out);
+        }
+    }
+
+    /// How much memory this cell may have to be frozen now, beside those that are just being frozen; or why none can be.
+    fn swap_room(&self, now: Now, id: CellId) -> Result<Bytes, String> {
+        let others = self.cells.iter().filter(|(other, _)| **other != id);
+        let promised = others.fold(Bytes::ZERO, |sum, (_, cell)| sum.saturating_add(cell.swap_promised()));
+        self.swap.room(now.boot, promised).map_err(|why| why.to_string())
     }
 
     fn lease_event(
@@ -251,7 +318,7 @@ impl Agent {
                     let remembered = remembered.get(&id).unwrap_or(&unknown);
                     place.insert(Cell::new(now, assignment, remembered).under_lease(held));
                     out.extend(arrived(id));
-                    cell::Event::Tick
+                    self.terms.get(&id).map_or(cell::Event::Tick, |terms| cell::Event::Terms(*terms))
                 }
             };
             self.give(now, id, event, random, out);
@@ -319,12 +386,20 @@ impl Agent {
         random: &mut dyn FnMut() -> u64,
         out: &mut Vec<Effect>,
     ) {
+        // Only an operation's end leads to a decision about swap.
+        let room = matches!(event, cell::Event::Done { .. }).then(|| self.swap_room(now, id));
         let Some(cell) = self.cells.get_mut(&id) else { return };
+        if let Some(room) = room {
+            cell.offer_swap(room);
+        }
         let effects = cell.step(now, event, random());
-        let queued = cell.waits_for_permit();
+        let (queued, waits) = (cell.waits_for_permit(), cell.waits_for_thaw());
         let gone = cell.is_gone();
         if queued && !self.queue.contains(&id) {
             self.queue.push_back(id);
+        }
+        if waits && !self.thaws.contains(&id) {
+            self.thaws.push_back(id);
         }
         for effect in effects {
             match effect {
@@ -385,8 +460,18 @@ impl Agent {
             self.give(now, id, cell::Event::Granted, random, out);
             moved = true;
         }
+        self.thaws.retain(|id| self.cells.get(id).is_some_and(Cell::waits_for_thaw));
+        let thawing = |cells: &BTreeMap<CellId, Cell>| {
+            cells.values().filter_map(Cell::thaw_turn_until).any(|until| now.boot < until)
+        };
+        while !thawing(&self.cells) {
+            let Some(id) = self.thaws.pop_front() else { break };
+            self.give(now, id, cell::Event::Granted, random, out);
+            moved = true;
+        }
         if moved || out.iter().any(|effect| matches!(effect, Effect::Changed(_))) {
-            for (place, id) in self.queue.iter().enumerate() {
+            let (starts, thaws) = (self.queue.iter().enumerate(), self.thaws.iter().enumerate());
+            for (place, id) in starts.chain(thaws) {
                 let position = u32::try_from(place + 1).unwrap_or(u32::MAX);
                 out.push(Effect::Cell(*id, cell::Effect::Progress(WakeStage::Queued { position })));
             }

@@ -21,6 +21,8 @@
 
 mod bar;
 mod cpu;
+mod frozen;
+mod idle;
 mod rest;
 mod scheduled;
 mod seen;
@@ -32,17 +34,27 @@ mod wake;
 #[cfg(test)]
 mod tests;
 
+pub use frozen::THAW_TURN;
+pub use idle::{FLAP_MEMORY, FLAP_SPAN, UNDECLARED_PERCENT};
 pub(crate) use scheduled::CHANNELS_MAX;
-pub use terms::{Effect, Event, Note, Now, OpId, Outcome, Rest, Seen, SuspendAnswer, Verb, Waiter};
+pub use terms::{
+    Effect, Event, Leave, Note, Now, Observation, OpId, Outcome, Pushed, Rest, SHORT_BYTES, SHORT_PERCENT,
+    Seen, SuspendAnswer, Verb, Waiter,
+};
+
+use rest::Again;
 
 use std::net::SocketAddr;
 
 use berth_shared::backoff::Backoff;
-use berth_shared::cell::{Assignment, CellSpec, CpuNotice, IdleRest, RefusalRecord, WakeCause, WakeRecord};
+use berth_shared::cell::{
+    Assignment, CellEvent, CellSpec, CpuNotice, IdleRest, RefusalRecord, SleepTerms, WakeCause, WakeRecord,
+};
 use berth_shared::door::{CellActivity, RouteState};
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
+use berth_shared::units::Bytes;
 
 use crate::burn::Burn;
 use crate::memory::{Intent, Remembered, Report};
@@ -101,6 +113,8 @@ enum StartStep {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RestStep {
+    /// Still up for everybody: it is only looked at.
+    Observing,
     Fencing,
     Suspending,
     Pausing {
@@ -113,6 +127,8 @@ enum RestStep {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ThawStep {
+    /// Paused; waits for its turn.
+    Queued,
     Unpausing,
     Resuming,
     GettingReady,
@@ -192,6 +208,7 @@ pub struct Cell {
     noticed: Option<Seen>,
     last_active: BootMs,
     open_requests: u32,
+    open_sockets: u32,
     rest_not_before: BootMs,
     rest_backoff: Backoff,
     look_backoff: Backoff,
@@ -212,6 +229,28 @@ pub struct Cell {
     burn: Burn,
     cpu_notice: Option<CpuNotice>,
     scheduled: scheduled::Scheduled,
+    /// What its plan says of sleep.
+    terms: SleepTerms,
+    /// It does not fall asleep by itself before this.
+    held_until: BootMs,
+    /// When it fell asleep last, until it is up again.
+    rested_at: Option<BootMs>,
+    /// When it was woken a moment after it had fallen asleep, of late.
+    flaps: Vec<BootMs>,
+    /// How much memory one more cell may have to be frozen, as of this step; or why none can be.
+    offer: Result<Bytes, String>,
+    /// The node's swap has been promised to it.
+    promised: bool,
+    /// Memory that it was seen to hold last.
+    resident: Option<Bytes>,
+    frozen_since: BootMs,
+    pushed: Option<Pushed>,
+    thaw_begun: BootMs,
+    /// It comes up from being frozen.
+    thawed: bool,
+    /// Why it was stopped and not frozen, last time.
+    stopped_because: Option<String>,
+    events: Vec<CellEvent>,
 }
 
 impl Cell {
@@ -246,6 +285,7 @@ impl Cell {
             noticed: None,
             last_active: now.boot,
             open_requests: 0,
+            open_sockets: 0,
             rest_not_before: now.boot,
             rest_backoff: Backoff::new(REST_RETRY_FIRST, REST_RETRY_MAX),
             look_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
@@ -265,6 +305,19 @@ impl Cell {
             burn: Burn::default(),
             cpu_notice: None,
             scheduled: scheduled::Scheduled::new(remembered.schedule.clone()),
+            terms: SleepTerms::default(),
+            held_until: BootMs(0),
+            rested_at: None,
+            flaps: vec![],
+            offer: Err("the node's swap was not looked at yet".to_owned()),
+            promised: false,
+            resident: None,
+            frozen_since: now.boot,
+            pushed: None,
+            thaw_begun: now.boot,
+            thawed: false,
+            stopped_because: None,
+            events: vec![],
         }
     }
 
@@ -316,7 +369,9 @@ impl Cell {
     /// Can requests go in?
     pub const fn route(&self) -> RouteState {
         match (self.phase, self.address) {
-            (Phase::Running, Some(address)) => RouteState::Up(address),
+            (Phase::Running | Phase::Resting { step: RestStep::Observing, .. }, Some(address)) => {
+                RouteState::Up(address)
+            }
             _ => RouteState::Down,
         }
     }
@@ -328,13 +383,13 @@ impl Cell {
             Phase::Unknown { look_at } if self.operation.is_none() => Some(look_at),
             Phase::Cooling { until, again: true } => Some(until),
             Phase::Running => self.rest_due_at(),
+            Phase::Frozen => self.leaves_at(),
             Phase::Unknown { .. }
             | Phase::Cooling { again: false, .. }
             | Phase::Stopped
             | Phase::Queued
             | Phase::Starting(_)
             | Phase::Resting { .. }
-            | Phase::Frozen
             | Phase::Thawing(_)
             | Phase::Killing
             | Phase::Repairing
@@ -343,22 +398,6 @@ impl Cell {
             | Phase::Gone => None,
         };
         operation.into_iter().chain(phase).chain(self.schedule_look_at()).min()
-    }
-
-    /// When it would fall asleep if nothing happened any more; `None` when never.
-    fn rest_due_at(&self) -> Option<BootMs> {
-        match self.spec.rest.rest {
-            IdleRest::AlwaysOn => None,
-            IdleRest::Stop | IdleRest::Freeze => {
-                let idle = self.last_active.after(self.spec.rest.idle_after).max(self.rest_not_before);
-                // That it is kept up is told when it would have fallen asleep.
-                if !self.is_hold_told() {
-                    return Some(idle);
-                }
-                let stays = self.dial_out_reason().is_some();
-                (!stays).then(|| self.held_until().map_or(idle, |held| idle.max(held)))
-            }
-        }
     }
 
     /// Takes an event in. `random` is fresh for each call.
@@ -375,6 +414,8 @@ impl Cell {
             Event::Probed { alive } => self.probed(now, alive, &mut out),
             Event::CpuUsed { at, used, threshold } => self.cpu_used(now, at, used, threshold, &mut out),
             Event::Granted => self.granted(now, &mut out),
+            Event::SwapNeeded => self.leave(now, Leave::SwapShort, &mut out),
+            Event::Terms(terms) => self.terms(now, terms, &mut out),
             Event::Tick => {
                 self.follow_schedule(now, &mut out);
                 self.tick(now, random, &mut out);
@@ -410,7 +451,10 @@ impl Cell {
     fn show_route(&mut self, out: &mut Vec<Effect>) {
         let route = self.route();
         // While resting the fence holds requests; the route is told when it is decided where the cell ends up.
-        let decided = !matches!(self.phase, Phase::Resting { .. });
+        let decided = match self.phase {
+            Phase::Resting { step, .. } => step == RestStep::Observing,
+            _ => true,
+        };
         if decided && route != self.shown_route {
             self.shown_route = route;
             out.push(Effect::Route(route));
@@ -421,7 +465,7 @@ impl Cell {
         self.last_op = OpId(self.last_op.0 + 1);
         let id = self.last_op;
         // What these find there is newer than what was reported before they began.
-        if !matches!(verb, Verb::Fence | Verb::Suspend | Verb::Resume) {
+        if !matches!(verb, Verb::Observe | Verb::Fence | Verb::Suspend | Verb::Push | Verb::Resume) {
             self.noticed = None;
         }
         self.operation = Some(Operation { id, verb, begun: now.boot, until: now.boot.after(verb.limit()) });
@@ -485,7 +529,9 @@ impl Cell {
             matches!(self.phase, Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. });
         if at_rest && !self.must_stay_down() && self.spec.rest.rest == IdleRest::AlwaysOn {
             self.want(now, WakeCause::Recovery);
-            if matches!(self.phase, Phase::Frozen) { self.thaw(now, out) } else { self.queue(out) }
+            if matches!(self.phase, Phase::Frozen) { self.queue_thaw(out) } else { self.queue(out) }
+        } else if self.container_fits == Some(false) {
+            self.leave(now, Leave::OutOfDate, out);
         }
     }
 
@@ -508,6 +554,9 @@ impl Cell {
                     IdleRest::Stop | IdleRest::AlwaysOn => Rest::Stopped,
                 };
                 self.begin_rest(now, rest, false, out);
+            }
+            Phase::Frozen if self.leaves_at().is_some_and(|due| now.boot >= due) => {
+                self.leave(now, Leave::Long, out);
             }
             Phase::Unknown { .. }
             | Phase::Cooling { .. }
@@ -560,11 +609,11 @@ impl Cell {
                 Outcome::Removed => self.phase = Phase::Gone,
                 _ => self.look_soon(now),
             },
+            Phase::Frozen => self.pushed(outcome, out),
             // No operation is under way in these.
             Phase::Stopped
             | Phase::Queued
             | Phase::Running
-            | Phase::Frozen
             | Phase::Cooling { .. }
             | Phase::Failed
             | Phase::Gone => {}

@@ -22,4 +22,5 @@ pub mod may_wake;
 pub mod memory;
 pub mod schedule;
 pub mod slot;
+pub mod swap;
 pub mod workload;

@@ -97,7 +97,9 @@ impl Intent {
             Verb::KillFrozen => IntentVerb::KillFrozen,
             Verb::Repair => IntentVerb::Repair,
             Verb::Remove => IntentVerb::Remove,
-            Verb::Look | Verb::AwaitReady | Verb::Fence | Verb::Resume => return None,
+            Verb::Look | Verb::AwaitReady | Verb::Observe | Verb::Fence | Verb::Push | Verb::Resume => {
+                return None;
+            }
         };
         Some(Self { cell, op: op.0, verb })
     }
@@ -130,9 +132,11 @@ impl Report {
             Outcome::Looked(_)
             | Outcome::Created { .. }
             | Outcome::Ready
+            | Outcome::Observed(_)
             | Outcome::Fenced(_)
             | Outcome::Suspend(_)
             | Outcome::Paused
+            | Outcome::Pushed(_)
             | Outcome::Resumed
             | Outcome::Repaired
             | Outcome::Failed(_) => None,

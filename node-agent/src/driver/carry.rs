@@ -117,7 +117,7 @@ impl<R: Runtime> Driver<R> {
                 self.tell_door(ToIngress::Refused { cell, problem, retry_after });
             }
             cell::Effect::Note(note) => {
-                if let cell::Note::Up(_) = note {
+                if let cell::Note::Up { .. } = note {
                     self.wake_heard.remove(&cell);
                 }
                 self.metrics.note(&note);

@@ -13,6 +13,7 @@ use berth_shared::ids::{CellId, NodeId};
 use berth_shared::problem::Code;
 use berth_shared::secret::Secret;
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 use futures_util::StreamExt as _;
 
 use super::plan::label;
@@ -26,6 +27,9 @@ mod fake;
 
 /// The test cell, as `scripts/image test` makes it.
 const IMAGE: &str = "berth/test-cell:dev";
+
+/// How long a container is looked at.
+const LOOK: Millis = Millis(700);
 
 /// The test cell ends at SIGTERM within a moment.
 const GRACE: Millis = Millis::secs(20);
@@ -47,6 +51,10 @@ trait Bench {
     async fn id_of(&self, name: &str) -> Option<String>;
     /// Has the running container use this much CPU time, or more.
     async fn burn(&self, plan: &ContainerPlan, used: Micros);
+    /// Has the running container burn CPU from now on, without being asked again.
+    async fn burn_in_background(&self, plan: &ContainerPlan);
+    /// Has the running container hold so much memory, all of it touched.
+    async fn hold(&self, plan: &ContainerPlan, memory: Bytes);
     /// Somebody removes it by force.
     async fn destroy(&self, id: &str);
 }
@@ -68,7 +76,7 @@ fn plan(node: NodeId, pool: &SlotPool, slot: Slot, data_dir: &std::path::Path) -
         op: 1,
         image: IMAGE.parse().unwrap(),
         workload: Workload::Openclaw,
-        size: CellSize { memory: berth_shared::units::Bytes::mib(128), ..CellSize::default() },
+        size: CellSize { memory: Bytes::mib(128), ..CellSize::default() },
         uid,
         gid: uid,
         env: vec![("CELL_LOG".to_owned(), Secret::new("1"))],
@@ -400,6 +408,53 @@ async fn the_cpu_time_of_what_runs_is_told_and_grows_with_its_work<B: Bench>(ben
     assert_eq!(bench.state(&id).await.as_deref(), Some("exited"));
 }
 
+async fn what_a_running_container_does_and_holds_is_seen<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    assert!(matches!(runtime.observe(&plan.key, LOOK).await, Err(RuntimeError::Gone)));
+    let id = up(&bench, &plan).await;
+    bench.hold(&plan, Bytes::mib(32)).await;
+    let quiet = runtime.observe(&plan.key, LOOK).await.unwrap();
+    assert!(quiet.resident.is_some_and(|resident| resident >= Bytes::mib(32)), "{quiet:?}");
+    assert!(quiet.cpu_percent.is_some_and(|percent| percent < 10), "{quiet:?}");
+    bench.burn_in_background(&plan).await;
+    let busy = async {
+        loop {
+            // Others may have the cores for a moment.
+            let seen = runtime.observe(&plan.key, LOOK).await.unwrap();
+            if seen.cpu_percent.is_some_and(|percent| percent > 20) {
+                return seen;
+            }
+        }
+    };
+    let busy = tokio::time::timeout(GRACE.to_std(), busy).await.expect("its work is seen");
+    assert!(!busy.busiest.is_empty());
+    runtime.pause(&plan.key).await.unwrap();
+    assert!(matches!(runtime.observe(&plan.key, LOOK).await, Err(RuntimeError::NotUp)));
+    assert_eq!(bench.state(&id).await.as_deref(), Some("paused"));
+}
+
+async fn the_memory_of_a_paused_container_is_pushed_out_and_it_goes_on_after_the_thaw<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    assert!(matches!(runtime.push(&plan.key).await, Err(RuntimeError::Gone)));
+    let id = up(&bench, &plan).await;
+    bench.hold(&plan, Bytes::mib(64)).await;
+    assert!(matches!(runtime.push(&plan.key).await, Err(RuntimeError::StillUp)));
+    runtime.pause(&plan.key).await.unwrap();
+    let pushed = runtime.push(&plan.key).await.unwrap();
+    assert!(pushed.before >= Bytes::mib(64), "{pushed:?}");
+    assert!(!pushed.fell_short(), "{pushed:?}");
+    assert!(pushed.swapped >= Bytes::mib(64), "{pushed:?}");
+    let again = runtime.push(&plan.key).await.unwrap();
+    assert!(again.before <= pushed.resident.max(Bytes::mib(1)), "little is left: {again:?}");
+    assert_eq!(bench.state(&id).await.as_deref(), Some("paused"), "it has not run");
+    runtime.unpause(&plan.key).await.unwrap();
+    bench.hold(&plan, Bytes::mib(1)).await;
+    runtime.pause(&plan.key).await.unwrap();
+    runtime.push(&plan.key).await.unwrap();
+    assert_eq!(runtime.kill_frozen(&plan.key).await.unwrap(), 137);
+    assert!(matches!(runtime.push(&plan.key).await, Err(RuntimeError::NotUp)));
+}
+
 /// Runs every contract against one kind of engine.
 macro_rules! contract {
     ($bench:expr) => {
@@ -425,6 +480,8 @@ macro_rules! contract {
             the_engine_tells_what_happens
             every_call_is_counted
             the_cpu_time_of_what_runs_is_told_and_grows_with_its_work
+            what_a_running_container_does_and_holds_is_seen
+            the_memory_of_a_paused_container_is_pushed_out_and_it_goes_on_after_the_thaw
         );
     };
     ($bench:expr; $($name:ident)*) => {

@@ -10,6 +10,8 @@
 //! | `image` | which images are pulled, and which have to be there |
 //! | `cgroup` | where the kernel keeps a container's group, and how much CPU it has used |
 //! | `frozen` | how a paused container ends without running again |
+//! | `memory` | what a container holds in memory and swap, and how that is pushed out |
+//! | `observe` | what its processes do |
 //! | `orphan` | how a container ends that belongs to no cell any more |
 //! | `watch` | output, events and lists |
 //!
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use berth_node_agent_core::burn::Micros;
-use berth_node_agent_core::cell::Seen;
+use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
 use bollard::query_parameters::{RemoveContainerOptions, StopContainerOptions};
@@ -34,7 +36,9 @@ mod engine;
 pub(crate) mod find;
 pub(crate) mod frozen;
 mod image;
+pub(crate) mod memory;
 mod network;
+mod observe;
 mod orphan;
 pub(super) mod profile;
 pub(crate) mod watch;
@@ -70,6 +74,18 @@ impl DockerRuntime {
             find::Found::Nothing { .. } => Err(RuntimeError::Gone),
             find::Found::Stranger { detail } => Err(RuntimeError::Foreign { detail }),
         }
+    }
+}
+
+/// While it runs it may have little in swap. Where that cannot be set it runs all the same.
+async fn limit_swap(mine: &Mine) {
+    let Some(first) = mine.first_process() else { return };
+    let id = mine.id.clone();
+    let limited = tokio::task::spawn_blocking(move || {
+        memory::Group::of(first, &id).map_or(Ok(()), |group| group.limit_swap(true))
+    });
+    if let Ok(Err(error)) = limited.await {
+        tracing::warn!(container = mine.id, %error, "a running container's swap could not be limited");
     }
 }
 
@@ -123,7 +139,10 @@ impl Runtime for DockerRuntime {
         // What was just found by its labels keeps them: its id is enough now.
         let mine = mine(id).await?;
         match (mine.up(), mine.address(port)) {
-            (Up::Running, Some(address)) => Ok(Started { address, call }),
+            (Up::Running, Some(address)) => {
+                limit_swap(&mine).await;
+                Ok(Started { address, call })
+            }
             (Up::Running, None) => Err(RuntimeError::Unconfirmed {
                 wanted: "running with an address",
                 found: "without".to_owned(),
@@ -162,6 +181,7 @@ impl Runtime for DockerRuntime {
             Up::Exited => return Err(RuntimeError::NotUp),
             Up::Between => return Err(unconfirmed("paused", Up::Between)),
         }
+        limit_swap(&mine).await;
         let asked = self
             .engine
             .call(ACT, |docker| async move { docker.unpause_container(&mine.id).await })
@@ -172,6 +192,31 @@ impl Runtime for DockerRuntime {
             return Ok(());
         }
         asked.and(Err(unconfirmed("running", up)))
+    }
+
+    async fn observe(&self, key: &ContainerKey, span: Millis) -> Result<Observation, RuntimeError> {
+        let mine = self.mine(key).await?;
+        let (Up::Running, Some(first)) = (mine.up(), mine.first_process()) else {
+            return Err(RuntimeError::NotUp);
+        };
+        let look = |id: String| tokio::task::spawn_blocking(move || observe::Look::at(first, &id));
+        // A panic ends the process by itself.
+        let before = look(mine.id.clone()).await.unwrap_or_default();
+        tokio::time::sleep(span.to_std()).await;
+        let after = look(mine.id.clone()).await.unwrap_or_default();
+        Ok(observe::with_memory(after.since(&before, span), first, &mine.id))
+    }
+
+    async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
+        let mine = self.mine(key).await?;
+        match mine.up() {
+            Up::Paused => {}
+            Up::Running => return Err(RuntimeError::StillUp),
+            Up::Exited => return Err(RuntimeError::NotUp),
+            Up::Between => return Err(unconfirmed("paused", Up::Between)),
+        }
+        let group = mine.first_process().and_then(|first| memory::Group::of(first, &mine.id));
+        group.ok_or(RuntimeError::NoMemoryGroup)?.push().await.map_err(RuntimeError::Push)
     }
 
     async fn stop(&self, key: &ContainerKey, grace: Millis) -> Result<i64, RuntimeError> {
@@ -247,8 +292,7 @@ impl Runtime for DockerRuntime {
 
     async fn cpu_time(&self, key: &ContainerKey) -> Result<Option<Micros>, RuntimeError> {
         let mine = self.mine(key).await?;
-        let first = mine.inspected.state.as_ref().and_then(|state| state.pid).filter(|pid| *pid > 1);
-        let (Up::Running, Some(first)) = (mine.up(), first) else { return Ok(None) };
+        let (Up::Running, Some(first)) = (mine.up(), mine.first_process()) else { return Ok(None) };
         let read = tokio::task::spawn_blocking(move || cgroup::cpu_time(first, &mine.id)).await;
         // A panic ends the process by itself.
         Ok(read.ok().flatten())

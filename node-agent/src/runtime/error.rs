@@ -138,6 +138,12 @@ pub enum RuntimeError {
     /// Unpausing failed.
     #[error("the container could not be unpaused")]
     Unpause(#[source] EngineError),
+    /// The kernel shows no memory group of the container, or none that memory can be pushed out of.
+    #[error("the kernel shows no memory group of the container that can be pushed out")]
+    NoMemoryGroup,
+    /// Pushing its memory out failed.
+    #[error("the container's memory could not be pushed out to swap")]
+    Push(#[source] std::io::Error),
     /// Stopping failed.
     #[error("the container could not be stopped")]
     Stop(#[source] EngineError),
@@ -237,6 +243,8 @@ impl RuntimeError {
             | Self::StillUp
             | Self::IsPaused
             | Self::NotUp
+            | Self::NoMemoryGroup
+            | Self::Push(_)
             | Self::Unconfirmed { .. } => None,
         }
     }

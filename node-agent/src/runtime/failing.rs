@@ -1,10 +1,11 @@
 //! A container engine with two failpoints around each of its methods: nothing was asked yet, and nobody has seen the
-//! answer. In release builds it is the engine and nothing else. Only the reading of CPU time has none of its own: it
-//! changes nothing, nobody waits for it, and around its single requests are those of every request.
+//! answer. In release builds it is the engine and nothing else. Only what reads from the
+//! kernel what a container does and uses has none of its own: it changes nothing, and around its single requests are those of
+//! every request.
 
 use berth_failpoint::Point;
 use berth_node_agent_core::burn::Micros;
-use berth_node_agent_core::cell::Seen;
+use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
 
@@ -62,6 +63,14 @@ impl<R: Runtime> Runtime for Failing<R> {
 
     async fn unpause(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
         between(&at::UNPAUSE_SENT, &at::UNPAUSE_ANSWERED, RuntimeError::Unpause, self.0.unpause(key)).await
+    }
+
+    async fn observe(&self, key: &ContainerKey, span: Millis) -> Result<Observation, RuntimeError> {
+        self.0.observe(key, span).await
+    }
+
+    async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
+        between(&at::PUSH_SENT, &at::PUSH_ANSWERED, RuntimeError::Look, self.0.push(key)).await
     }
 
     async fn stop(&self, key: &ContainerKey, grace: Millis) -> Result<i64, RuntimeError> {

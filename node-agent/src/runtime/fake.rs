@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_node_agent_core::burn::Micros;
+use berth_node_agent_core::cell::Observation;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
@@ -34,6 +35,8 @@ pub enum Call {
     Start,
     Pause,
     Unpause,
+    Observe,
+    Push,
     Stop,
     KillFrozen,
     Repair,
@@ -203,6 +206,11 @@ impl FakeRuntime {
     /// The cell's container uses so much CPU time.
     pub fn use_cpu(&self, cell: CellId, used: Micros) {
         self.world().cpu.entry(cell).or_default().0 += used.0;
+    }
+
+    /// What a look at the cell's processes shows from now on.
+    pub fn show(&self, cell: CellId, doing: Observation) {
+        self.world().doings.insert(cell, doing);
     }
 
     /// Every call so far, with its cell.

@@ -10,6 +10,7 @@ use crate::cell::{
     BusyReason, CellSize, CellSpec, CellState, CpuNotice, IdleRest, RefusalRecord, RestPolicy, WakeCause,
     WakeRecord, Workload,
 };
+use crate::codec;
 use crate::credential::SecretHash;
 use crate::doctor::{Finding, Level};
 use crate::ids::{Slug, UserId};

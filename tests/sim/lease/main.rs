@@ -21,6 +21,8 @@ mod coordinator;
 #[path = "../common/dice.rs"]
 mod dice;
 mod node;
+#[path = "../common/roomy.rs"]
+mod roomy;
 mod world;
 
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_node_agent_core::agent::{Agent, Effect, Event};
-use berth_node_agent_core::cell::{self, OpId, Outcome, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::cell::{self, Observation, OpId, Outcome, Pushed, Seen, SuspendAnswer, Verb};
 use berth_node_agent_core::lease;
 use berth_node_agent_core::memory::{Memory, Record};
 use berth_shared::cell::WakeCause;
@@ -13,6 +13,7 @@ use berth_shared::problem::Code;
 use berth_shared::time::Millis;
 
 use crate::dice::Dice;
+use crate::roomy::roomy;
 use crate::world::{
     At, Clocks, GREETING, HOUR, Happening, MINUTE, SECOND, SILENCE, ToCoordinator, ToNode, World,
 };
@@ -120,7 +121,7 @@ impl World {
         let booted = Record::Booted(BootId::from_random([node.boot; 16]));
         memory.apply(booted.clone());
         node.disk.push(booted.encode().expect("a small record"));
-        let agent = Agent::new(now, &memory, 2);
+        let agent = roomy(now, Agent::new(now, &memory, 2));
         node.lives += 1;
         let life = node.lives;
         let held = agent.lease().is_held();
@@ -345,6 +346,9 @@ impl World {
     }
 
     fn op_begins(&mut self, n: usize, cell: CellId, op: OpId, verb: Verb) {
+        if matches!(verb, Verb::Start | Verb::Unpause) {
+            self.check_asked(n, cell);
+        }
         let (boot, life) = (self.nodes[n].boot, self.nodes[n].lives);
         let took = match verb {
             Verb::Stop if self.dice.per_mille(100) => self.dice.between(0, 330) * SECOND,
@@ -399,6 +403,8 @@ impl World {
                 Outcome::Started { address }
             }
             (Verb::AwaitReady, Some(container)) if container.run == Run::Up => Outcome::Ready,
+            (Verb::Observe, _) => Outcome::Observed(Observation::default()),
+            (Verb::Push, _) => Outcome::Pushed(Pushed::default()),
             (Verb::Fence, _) => Outcome::Fenced(CellActivity { cell, idle: None, open_requests: 0 }),
             (Verb::Suspend, _) => Outcome::Suspend(SuspendAnswer::Ready { lease: Millis::minutes(2) }),
             (Verb::Pause, Some(container)) if container.run == Run::Up => {

@@ -53,9 +53,12 @@ impl World {
         if let Some((id, until)) = self.truths[cell].operation {
             let before = &self.running[id];
             // These can be cut short by the container's end, which the engine reports.
-            let cut_short =
-                matches!(before.verb, Verb::AwaitReady | Verb::Resume | Verb::Unpause | Verb::Suspend)
-                    && !self.truths[cell].is_up();
+            let cut_short = matches!(
+                before.verb,
+                Verb::AwaitReady | Verb::Observe | Verb::Resume | Verb::Unpause | Verb::Suspend
+            ) && !self.truths[cell].is_up();
+            // A push is worth nothing to a cell that is wanted up, or down.
+            let cut_short = cut_short || before.verb == Verb::Push;
             if before.is_awaited(self.at, until) && !cut_short {
                 let text = format!("cell {cell}: {verb:?} begins while {:?} is under way", before.verb);
                 self.broken("a", &text);

@@ -12,6 +12,7 @@ use berth_shared::wire::DesiredState;
 
 use crate::door::ToDoor;
 use crate::plan::{MINUTE, SECOND, cell_id};
+use crate::roomy::roomy;
 use crate::world::{Happening, World};
 
 /// Most effects that one event may have, beside the answers to commands: a start, a queue and a route per cell.
@@ -48,7 +49,7 @@ impl World {
         let boot = Record::Booted(BootId::from_random([self.boot_number; 16]));
         let agent = {
             memory.apply(boot.clone());
-            Agent::new(self.now(), &memory, self.plan.starts_max)
+            roomy(self.now(), Agent::new(self.now(), &memory, self.plan.starts_max))
         };
         let number = self.lives;
         self.note(|| format!("the agent starts, life {number}"));

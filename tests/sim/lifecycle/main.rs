@@ -30,6 +30,8 @@ mod judge;
 mod ops;
 mod plan;
 mod program;
+#[path = "../common/roomy.rs"]
+mod roomy;
 mod world;
 
 use std::collections::BTreeMap;

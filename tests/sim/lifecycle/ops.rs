@@ -1,7 +1,7 @@
 //! What each operation truly does, when, and what the agent is told of it.
 
 use berth_node_agent_core::agent;
-use berth_node_agent_core::cell::{Event, OpId, Outcome, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::cell::{Event, Observation, OpId, Outcome, Pushed, Seen, SuspendAnswer, Verb};
 use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::problem::{Code, Problem};
 
@@ -240,7 +240,10 @@ impl World {
             return Some(Outcome::Looked(seen));
         }
         let foreign = matches!(seen, Seen::Foreign { .. });
-        let touches = !matches!(running.verb, Verb::AwaitReady | Verb::Suspend | Verb::Resume | Verb::Repair);
+        let touches = !matches!(
+            running.verb,
+            Verb::AwaitReady | Verb::Observe | Verb::Suspend | Verb::Push | Verb::Resume | Verb::Repair
+        );
         if foreign && touches {
             let ours = self.truths[cell].container.as_ref().is_some_and(|container| container.ours);
             if ours && !self.is_late(running) {
@@ -255,6 +258,8 @@ impl World {
                 Outcome::Started { address: address(cell) }
             }
             (Verb::Start, Seen::Running { address, .. }) => Outcome::Started { address },
+            (Verb::Observe, Seen::Running { .. }) => Outcome::Observed(self.observe(cell)),
+            (Verb::Push, Seen::Paused { .. }) => Outcome::Pushed(Pushed::default()),
             (Verb::Pause, Seen::Running { .. }) => {
                 self.pause(running);
                 Outcome::Paused
@@ -317,6 +322,13 @@ impl World {
             work: Work::booting(At::MAX),
         });
         Outcome::Created { by: running.op.0 }
+    }
+
+    /// What the kernel shows of its processes: those of a workload that is at work use CPU, whatever it says of itself.
+    fn observe(&self, cell: usize) -> Observation {
+        let container = self.truths[cell].container.as_ref();
+        let works = container.is_some_and(|container| container.work.busy_until > self.at);
+        Observation { cpu_percent: Some(if works { 90 } else { 2 }), ..Observation::default() }
     }
 
     /// Does nobody wait for it any more?

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use berth_node_agent_core::agent;
-use berth_node_agent_core::cell::{Event, OpId, Outcome, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::cell::{Event, Observation, OpId, Outcome, Pushed, Seen, SuspendAnswer, Verb};
 use berth_node_agent_core::workload;
 use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::ids::{CellId, Generation};
@@ -225,6 +225,8 @@ impl World {
                 }
                 Outcome::Resumed
             }
+            (Verb::Observe, Seen::Running { .. }) => Outcome::Observed(Observation::default()),
+            (Verb::Push, Seen::Paused { .. }) => Outcome::Pushed(Pushed::default()),
             (Verb::Pause, Seen::Running { .. }) => {
                 self.set_run(machine, cell, Run::Paused);
                 Outcome::Paused

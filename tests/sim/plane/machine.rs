@@ -19,6 +19,7 @@ use crate::engine::{Engine, Run};
 use crate::net::Toward;
 use crate::plan::{At, MINUTE, NODES, SECOND};
 use crate::requests::Door;
+use crate::roomy::roomy;
 use crate::truth::Told;
 use crate::world::{Happening, World};
 
@@ -216,7 +217,7 @@ impl World {
         let present = &mut self.machines[machine];
         present.lives += 1;
         let number = present.lives;
-        let agent = Agent::new(now, &memory, STARTS_MAX);
+        let agent = roomy(now, Agent::new(now, &memory, STARTS_MAX));
         let next = present.disk.next.as_ref().map(SigningKey::public);
         let link = NodeLink::new(now.boot, memory.session, next);
         present.life = Some(Life {

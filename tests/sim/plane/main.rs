@@ -45,6 +45,8 @@ mod operators;
 mod people;
 mod plan;
 mod requests;
+#[path = "../common/roomy.rs"]
+mod roomy;
 mod truth;
 mod uplink;
 mod world;

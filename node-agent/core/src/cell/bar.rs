@@ -10,7 +10,7 @@ use berth_shared::door::RouteState;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 
-use super::{Cell, Effect, Now, Phase};
+use super::{Cell, Effect, Now, Phase, ThawStep};
 
 /// What keeps a cell down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Cell {
         self.refuse_all(&bar.problem(), bar.retry_after(), out);
         match self.phase {
             Phase::Running => self.stop_for_good(now, out),
-            Phase::Frozen => self.kill_frozen(now, out),
+            Phase::Frozen | Phase::Thawing(ThawStep::Queued) => self.kill_frozen(now, out),
             Phase::Queued | Phase::Cooling { .. } => self.stopped(now, out),
             // Those on their way end in `stopped`, `up`, `frozen` or a look, which all ask whether it must stay down.
             Phase::Unknown { .. }

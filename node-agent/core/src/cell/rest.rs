@@ -1,17 +1,17 @@
 //! The ways down: fence, suspend, then pause or stop. A wake turns it round at every step.
 
-use berth_shared::cell::{BusyReason, IdleRest, RefusalRecord, WakeCause};
+use berth_shared::cell::{BusyReason, CellEventKind, IdleRest, RefusalRecord, WakeCause};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::{BootMs, Millis};
+use berth_shared::time::Millis;
 
 use super::{
     Cell, Effect, Event, LEASE_MARGIN, LOOK_RETRY_MAX, Note, Now, Operation, Outcome, Phase, Rest, RestStep,
-    Seen, SuspendAnswer, Verb, WAITERS_MAX, Waiter,
+    SuspendAnswer, ThawStep, Verb, WAITERS_MAX, Waiter,
 };
 
 /// When a rest that did not come about is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Again {
+pub(super) enum Again {
     /// Something refused it: ever more rarely.
     Rarely,
     /// The workload said when; and ever more rarely.
@@ -75,16 +75,8 @@ impl Cell {
         }
     }
 
-    /// `ordered`: by an operator, so that the quiet time does not matter. Work under way does, always.
-    pub(super) fn begin_rest(&mut self, now: Now, rest: Rest, ordered: bool, out: &mut Vec<Effect>) {
-        self.ordered = ordered;
-        self.deeper = false;
-        self.phase = Phase::Resting { rest, step: RestStep::Fencing };
-        self.begin(now, Verb::Fence, out);
-    }
-
     /// Has somebody asked for the cell since it began to fall asleep? A restart waits for its own stop.
-    fn turned(&self) -> bool {
+    pub(super) fn turned(&self) -> bool {
         self.wanted.is_some() && !self.restart_wanted
     }
 
@@ -100,9 +92,14 @@ impl Cell {
         out: &mut Vec<Effect>,
     ) {
         match (step, outcome) {
+            (RestStep::Observing, Outcome::Observed(seen)) => self.observed(now, rest, seen, random, out),
+            (RestStep::Observing, Outcome::Failed(problem)) => {
+                let detail = problem.detail;
+                self.stay_awake(now, BusyReason::RestFailed { detail }, Again::Rarely, random, out);
+            }
             (RestStep::Fencing, Outcome::Fenced(activity)) => {
                 self.step_activity(now, activity);
-                let quiet = self.ordered || now.boot.since(self.last_active) >= self.spec.rest.idle_after;
+                let quiet = self.ordered || now.boot.since(self.last_active) >= self.idle_after();
                 if activity.open_requests > 0 {
                     let reason = BusyReason::OpenRequests { count: activity.open_requests };
                     self.stay_awake(now, reason, Again::Rarely, random, out);
@@ -128,7 +125,7 @@ impl Cell {
                     && let Some(reason) = self.schedule_reason(now, rest)
                 {
                     // The list was asked for again, or it has become late meanwhile.
-                    self.refused(now, reason, Again::WhenIdle, random, out);
+                    self.refused(now, reason, Again::Rarely, random, out);
                     return self.revive(now, rest, out);
                 }
                 match rest {
@@ -176,6 +173,7 @@ impl Cell {
             }
             (RestStep::Stopping, Outcome::Ended { .. }) => {
                 out.push(Effect::Note(Note::Rested(Rest::Stopped)));
+                self.rested_at = Some(now.boot);
                 self.stopped(now, out);
             }
             (RestStep::Reviving, Outcome::Resumed) => self.up_again(now, out),
@@ -190,7 +188,11 @@ impl Cell {
                 }
             }
             (
-                RestStep::Suspending | RestStep::Pausing { .. } | RestStep::Stopping | RestStep::Reviving,
+                RestStep::Observing
+                | RestStep::Suspending
+                | RestStep::Pausing { .. }
+                | RestStep::Stopping
+                | RestStep::Reviving,
                 _,
             ) => self.look(now, out),
         }
@@ -207,7 +209,14 @@ impl Cell {
     }
 
     /// Nothing was suspended: open the door again and go on.
-    fn stay_awake(&mut self, now: Now, reason: BusyReason, again: Again, random: u64, out: &mut Vec<Effect>) {
+    pub(super) fn stay_awake(
+        &mut self,
+        now: Now,
+        reason: BusyReason,
+        again: Again,
+        random: u64,
+        out: &mut Vec<Effect>,
+    ) {
         self.refused(now, reason, again, random, out);
         self.up_again(now, out);
     }
@@ -246,53 +255,15 @@ impl Cell {
             Again::WhenIdle => {}
         }
         self.last_refusal = Some(RefusalRecord { reason: reason.clone(), at: now.wall });
+        if !matches!(reason, BusyReason::Active) {
+            self.tell(now, CellEventKind::CouldNotSleep, reason.to_string());
+        }
         let problem = Problem::new(Code::CellBusy, format!("the cell stays awake: {reason}"));
         self.answer_rest(&Err(problem.clone()), out);
         self.ordered = false;
         self.restart_wanted = false;
         self.answer_restart(&Err(problem), out);
         out.push(Effect::Note(Note::RestRefused(reason)));
-    }
-
-    /// It is paused. Without the workload's consent it must not stay so, whoever paused it and whenever: it is
-    /// wanted up until it is.
-    pub(super) fn paused(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if self.consent_until.is_some_and(|until| now.boot < until) {
-            self.consent_until = Some(BootMs(u64::MAX));
-        } else {
-            self.consent_until = None;
-            self.want(now, WakeCause::TurnedRound);
-        }
-        let always_on = self.spec.rest.rest == IdleRest::AlwaysOn;
-        if always_on && !self.ordered {
-            self.want(now, WakeCause::Recovery);
-        }
-        self.frozen(now, out);
-    }
-
-    fn frozen(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if self.noticed.as_ref().is_some_and(|seen| !matches!(seen, Seen::Paused { .. })) {
-            return self.look(now, out);
-        }
-        self.phase = Phase::Frozen;
-        let deeper = std::mem::take(&mut self.deeper) && !self.turned();
-        if self.must_stay_down() || ((self.restart_wanted || deeper) && self.consent_until.is_some()) {
-            return self.kill_frozen(now, out);
-        }
-        self.rest_backoff.reset();
-        self.answer_rest(&Ok(()), out);
-        if self.wanted.is_some() {
-            return self.thaw(now, out);
-        }
-        out.push(Effect::Note(Note::Rested(Rest::Frozen)));
-        // The fence ends with a route that is down: held requests ask for a wake.
-        self.shown_route = berth_shared::door::RouteState::Down;
-        out.push(Effect::Route(self.shown_route));
-    }
-
-    pub(super) fn kill_frozen(&mut self, now: Now, out: &mut Vec<Effect>) {
-        self.phase = Phase::Killing;
-        self.begin(now, Verb::KillFrozen, out);
     }
 
     /// The container does not run and nothing is under way.
@@ -338,7 +309,7 @@ impl Cell {
         self.refuse_all(&Problem::new(Code::UnknownUser, "the user is removed"), Millis(0), out);
         match self.phase {
             Phase::Running => self.stop_for_good(now, out),
-            Phase::Frozen => self.kill_frozen(now, out),
+            Phase::Frozen | Phase::Thawing(ThawStep::Queued) => self.kill_frozen(now, out),
             Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed => self.stopped(now, out),
             // Each of these ends in `stopped`, `up`, `frozen` or a look, which all ask whether it is retired.
             Phase::Unknown { .. }

@@ -18,7 +18,6 @@ pub(super) struct Scheduled {
     pub(super) agenda: Agenda,
     /// Channels that nobody outside can wake it for.
     dials_out: Vec<String>,
-    dial_out_may_sleep: bool,
     /// At rest: when the schedule is looked at again.
     look_at: Option<BootMs>,
     /// Running: not put to rest before, for its schedule.
@@ -34,11 +33,6 @@ impl Scheduled {
 }
 
 impl Cell {
-    /// Does its owner accept that it sleeps although channels of it dial out?
-    pub const fn set_dial_out_may_sleep(&mut self, may: bool) {
-        self.scheduled.dial_out_may_sleep = may;
-    }
-
     /// Channels of it that nobody outside can wake it for.
     pub fn dials_out(&self) -> &[String] {
         &self.scheduled.dials_out
@@ -51,7 +45,7 @@ impl Cell {
 
     /// Of a rest under way: would channels that dial out speak against it? Not where it was ordered, or accepted.
     pub const fn minds_channels(&self) -> bool {
-        !self.ordered && !self.scheduled.dial_out_may_sleep
+        !self.ordered && !self.terms.dial_out_may_sleep
     }
 
     /// Of a rest under way: would its schedule speak against it? Not where the cell comes up again at once.
@@ -109,7 +103,7 @@ impl Cell {
 
     /// Channels that keep it awake.
     pub(super) fn dial_out_reason(&self) -> Option<BusyReason> {
-        let keeps = !self.scheduled.dials_out.is_empty() && !self.scheduled.dial_out_may_sleep;
+        let keeps = !self.scheduled.dials_out.is_empty() && !self.terms.dial_out_may_sleep;
         keeps.then(|| BusyReason::DialsOut { channels: self.scheduled.dials_out.join(", ") })
     }
 
@@ -141,7 +135,7 @@ impl Cell {
     }
 
     /// When its schedule may let it rest; `None`: now.
-    pub(super) const fn held_until(&self) -> Option<BootMs> {
+    pub(super) const fn scheduled_hold(&self) -> Option<BootMs> {
         self.scheduled.hold_until
     }
 
@@ -184,7 +178,7 @@ impl Cell {
         self.scheduled.agenda.woken(now);
         self.want(now, WakeCause::Schedule);
         if matches!(self.phase, Phase::Frozen) {
-            self.thaw(now, out);
+            self.queue_thaw(out);
         } else {
             self.queue(out);
         }
@@ -193,8 +187,8 @@ impl Cell {
 
     /// An idle cell stays up for its schedule or its channels: recorded once for each time.
     fn tell_hold(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let is_held = self.held_until().is_some() || self.dial_out_reason().is_some();
-        let is_idle = now.boot.since(self.last_active) >= self.spec.rest.idle_after;
+        let is_held = self.scheduled_hold().is_some() || self.dial_out_reason().is_some();
+        let is_idle = now.boot.since(self.last_active) >= self.idle_after() && now.boot >= self.held_until;
         self.scheduled.told &= is_held;
         if !is_held || !is_idle || now.boot < self.rest_not_before {
             return;

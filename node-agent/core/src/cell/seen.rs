@@ -3,7 +3,7 @@
 use berth_shared::cell::{CellState, IdleRest, WakeCause};
 use berth_shared::problem::{Code, Problem};
 
-use super::{Cell, Effect, Note, Now, Outcome, Phase, Seen};
+use super::{Cell, Effect, Note, Now, Outcome, Phase, RestStep, Seen};
 
 impl Cell {
     /// A look ended.
@@ -84,6 +84,15 @@ impl Cell {
 
     /// The container engine reported something unasked: an event, or a look of its own by the driver.
     pub(super) fn noticed(&mut self, now: Now, seen: Seen, random: u64, out: &mut Vec<Effect>) {
+        let looked_at = matches!(self.phase, Phase::Resting { step: RestStep::Observing, .. });
+        if looked_at && !matches!(seen, Seen::Running { .. } | Seen::Between) {
+            // Requests go in still, so nobody waits for the look's own report.
+            self.operation = None;
+            if matches!(seen, Seen::Exited { .. }) && self.restart_wanted {
+                return self.stopped(now, out);
+            }
+            self.phase = Phase::Running;
+        }
         let expected = match (&self.phase, &seen) {
             // While an operation is under way, its own result tells, and this may be older than what that has done. It
             // is kept: before the cell counts as up or frozen it is looked at again.

@@ -22,6 +22,9 @@ impl Cell {
     }
 
     pub(super) fn granted(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Thawing(ThawStep::Queued)) {
+            return self.thaw(now, out);
+        }
         if !matches!(self.phase, Phase::Queued) {
             return;
         }
@@ -55,6 +58,7 @@ impl Cell {
             (StartStep::Starting, Outcome::Started { address }) => {
                 self.starts += 1;
                 self.scheduled.agenda.doubt();
+                self.thawed = false;
                 self.address = Some(address);
                 if self.bar().is_some() {
                     return self.stop_for_good(now, out);
@@ -109,8 +113,10 @@ impl Cell {
         self.silent_probes = 0;
         self.pending_failure = None;
         self.door_waits = false;
-        if self.wanted.take().is_some() {
-            out.push(Effect::Note(Note::Up(now.boot.since(self.wanted_since))));
+        let thawed = std::mem::take(&mut self.thawed);
+        if let Some(cause) = self.wanted.take() {
+            self.judge_flap(now, cause);
+            out.push(Effect::Note(Note::Up { after: now.boot.since(self.wanted_since), thawed, cause }));
         }
         // A cell that was wanted asleep while it came up is not: the last word was a wake.
         self.answer_rest(&Err(Problem::new(Code::CellBusy, "the cell was woken meanwhile")), out);
@@ -122,15 +128,6 @@ impl Cell {
             return self.begin_rest(now, Rest::Stopped, true, out);
         }
         self.answer_restart(&Ok(()), out);
-    }
-
-    pub(super) fn thaw(&mut self, now: Now, out: &mut Vec<Effect>) {
-        out.push(Effect::Note(Note::Waking(self.wanted.unwrap_or(WakeCause::Recovery))));
-        out.push(Effect::Progress(WakeStage::Starting));
-        // Whatever becomes of it, it was wanted up: found paused after this, it does not rest.
-        self.consent_until = None;
-        self.phase = Phase::Thawing(ThawStep::Unpausing);
-        self.begin(now, Verb::Unpause, out);
     }
 
     /// A running container whose workload may be suspended: resume it, then make sure that it answers.
@@ -316,7 +313,7 @@ impl Cell {
                 self.restart_wanted = true;
                 self.begin_rest(now, Rest::Stopped, true, out);
             }
-            Phase::Frozen => {
+            Phase::Frozen | Phase::Thawing(ThawStep::Queued) => {
                 self.want(now, WakeCause::Operator);
                 self.kill_frozen(now, out);
             }

@@ -1,9 +1,9 @@
 //! What is told of a cell: to the coordinator, to operators, in metrics.
 
-use berth_shared::cell::{BusyReason, CellState, CellStatus, IdleRest};
+use berth_shared::cell::{BusyReason, CellState, CellStatus, IdleRest, SleepStatus};
 use berth_shared::time::UnixMs;
 
-use super::{Cell, Now, Phase, Rest};
+use super::{Cell, Now, Phase, Rest, RestStep};
 
 impl Cell {
     /// What it is doing, in one word.
@@ -19,6 +19,7 @@ impl Cell {
                 CellState::Starting
             }
             Phase::Running => CellState::Running,
+            Phase::Resting { step: RestStep::Observing, .. } => CellState::Running,
             Phase::Resting { rest: Rest::Frozen, .. } => CellState::Freezing,
             Phase::Resting { rest: Rest::Stopped, .. } => CellState::Stopping,
             Phase::Frozen => CellState::Frozen,
@@ -45,22 +46,45 @@ impl Cell {
     }
 
     fn sleeps_at(&self, now: Now) -> Option<UnixMs> {
-        matches!(self.phase, Phase::Running)
-            .then(|| self.rest_due_at())
-            .flatten()
-            .map(|due| now.wall.after(due.since(now.boot)))
+        let due = matches!(self.phase, Phase::Running).then(|| self.rest_due_at()).flatten();
+        due.map(|due| now.wall.after(due.since(now.boot)))
+    }
+
+    /// What is told of its sleep.
+    pub fn sleep_status(&self, now: Now) -> SleepStatus {
+        SleepStatus {
+            cell: self.spec.cell,
+            awake_because: self.busy_now(now),
+            wakes_at: self.next_wake(now),
+            stops_at: self.leaves_at().map(|due| now.wall.after(due.since(now.boot))),
+            resident: self.resident,
+            swapped: self.newest_push().map(|push| push.swapped),
+            stopped_because: self.stopped_because.clone(),
+            open_sockets: self.open_sockets,
+            events: self.events.clone(),
+        }
     }
 
     /// Why it is awake just now, if it is.
-    pub fn busy_now(&self) -> Option<BusyReason> {
+    pub fn busy_now(&self, now: Now) -> Option<BusyReason> {
         if !matches!(self.phase, Phase::Running) {
             return None;
         }
+        let refused_lately = || {
+            let record = self.last_refusal.as_ref()?;
+            (self.rest_not_before > now.boot || self.is_hold_told()).then(|| record.reason.clone())
+        };
+        let is_quiet = now.boot.since(self.last_active) >= self.idle_after();
         Some(if self.spec.rest.rest == IdleRest::AlwaysOn {
             BusyReason::AlwaysOn
+        } else if self.held_until > now.boot {
+            let until = now.wall.after(self.held_until.since(now.boot));
+            BusyReason::Held { until: self.terms.awake_until.unwrap_or(until) }
         } else if self.open_requests > 0 {
             BusyReason::OpenRequests { count: self.open_requests }
         } else if let Some(reason) = self.dial_out_reason() {
+            reason
+        } else if let Some(reason) = refused_lately().filter(|_| is_quiet) {
             reason
         } else {
             BusyReason::Active

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
-use berth_shared::cell::{Assignment, BusyReason, CellState, WakeCause};
+use berth_shared::cell::{Assignment, BusyReason, CellState, SleepTerms, WakeCause};
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::problem::Problem;
 use berth_shared::time::{BootMs, Millis, UnixMs};
+use berth_shared::units::Bytes;
 
 use crate::burn::{Micros, Threshold};
 use crate::memory::{Intent, Report};
@@ -31,12 +32,16 @@ pub enum Verb {
     Start,
     /// Wait until the workload's readiness probe succeeds, or the container has ended.
     AwaitReady,
+    /// Look for a moment at what the container's processes do and hold: the workload may not own up to all of it.
+    Observe,
     /// Have the ingress hold new requests.
     Fence,
     /// Ask the workload whether it may rest.
     Suspend,
     /// Pause the container and confirm it.
     Pause,
+    /// Push the memory of a paused container out to swap and read back what is left.
+    Push,
     /// Unpause the container and confirm it.
     Unpause,
     /// Tell the workload that it goes on. Does nothing where it was not suspended.
@@ -62,7 +67,10 @@ impl Verb {
             // The slowest real gateway needed 82 s on a machine at load 20 (OPENCLAW.md, section 2).
             Self::AwaitReady => Millis::secs(180),
             Self::Fence => Millis::secs(3),
+            Self::Observe => Millis::secs(10),
             Self::Suspend | Self::Resume => Millis::secs(15),
+            // The slowest first push of 690 MB took 4.3 s (DESIGN.md, section 5); a slow disk takes its time.
+            Self::Push => Millis::secs(90),
             // OpenClaw drains for up to 325 s (OPENCLAW.md, section 9); Docker is told 330.
             Self::Stop => Millis::secs(345),
             Self::Repair => Millis::secs(180),
@@ -136,6 +144,43 @@ pub enum SuspendAnswer {
     },
 }
 
+/// What a running container does and holds, seen over a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observation {
+    /// CPU use of all its processes, in percent of one core; `None` where the kernel does not tell.
+    pub cpu_percent: Option<u32>,
+    /// Its busiest processes besides the first one, by name, cut to a readable length; empty where none does anything.
+    pub busiest: String,
+    /// Memory that it holds, caches and swap cache included; `None` where the kernel does not tell.
+    pub resident: Option<Bytes>,
+}
+
+/// What a push did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pushed {
+    /// Memory that the container held before.
+    pub before: Bytes,
+    /// Memory that it holds still: read back, not computed.
+    pub resident: Bytes,
+    /// What it has in swap now.
+    pub swapped: Bytes,
+    /// How long it took.
+    pub took: Millis,
+}
+
+/// A push that leaves more than this, and more than [`SHORT_PERCENT`] of what there was, fell short.
+pub const SHORT_BYTES: Bytes = Bytes::mib(16);
+/// See [`SHORT_BYTES`].
+pub const SHORT_PERCENT: u64 = 10;
+
+impl Pushed {
+    /// Did it leave more than it should? Reported and counted, and not tried again: what could not be pushed out once,
+    /// such as locked pages or a full swap, cannot be a moment later either.
+    pub const fn fell_short(&self) -> bool {
+        self.resident.0 > SHORT_BYTES.0 && self.resident.0 > self.before.0 / 100 * SHORT_PERCENT
+    }
+}
+
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -153,12 +198,16 @@ pub enum Outcome {
     },
     /// The readiness probe succeeded.
     Ready,
+    /// This is what it does.
+    Observed(Observation),
     /// New requests are held; this was under way at that moment.
     Fenced(CellActivity),
     /// The workload answered.
     Suspend(SuspendAnswer),
     /// Paused, confirmed.
     Paused,
+    /// Its memory is out, as far as it could be.
+    Pushed(Pushed),
     /// Running again, confirmed.
     Unpaused,
     /// The workload goes on.
@@ -227,8 +276,12 @@ pub enum Event {
         /// What is worth telling.
         threshold: Threshold,
     },
-    /// The cell may start now.
+    /// The cell may start or thaw now.
     Granted,
+    /// The node's swap runs short: a frozen cell has to leave it.
+    SwapNeeded,
+    /// What its plan says of sleep.
+    Terms(SleepTerms),
     /// [`Cell::next_deadline`] has come.
     Tick,
     /// A newer assignment of the same cell.
@@ -299,15 +352,42 @@ pub enum Effect {
     Note(Note),
 }
 
+/// Why a frozen cell is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leave {
+    /// It was frozen for as long as its plan lets it be (T2).
+    Long,
+    /// The node's swap runs short.
+    SwapShort,
+    /// Its container is not what its spec says any more: a new image, a new size.
+    OutOfDate,
+}
+
 /// Something worth a log line and a count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
     /// A wake begins.
     Waking(WakeCause),
-    /// The cell is up; so long after the wake was asked for.
-    Up(Millis),
+    /// The cell is up.
+    Up {
+        /// So long after the wake was asked for.
+        after: Millis,
+        /// Was it frozen, and not stopped?
+        thawed: bool,
+        /// Why it was woken.
+        cause: WakeCause,
+    },
     /// The cell is at rest.
     Rested(Rest),
+    /// Its memory was pushed out to swap.
+    Pushed(Pushed),
+    /// It could not be frozen and is stopped instead.
+    NotFrozen {
+        /// Why.
+        reason: String,
+    },
+    /// It was frozen and leaves swap, killed while frozen.
+    LeftSwap(Leave),
     /// A rest was refused.
     RestRefused(BusyReason),
     /// A rest was turned round by a wake.

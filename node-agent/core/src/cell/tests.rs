@@ -5,11 +5,14 @@ use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
+use berth_shared::units::Bytes;
 
 use super::*;
 
 mod assigned;
 mod cpu;
+mod frozen;
+mod idle;
 mod rest;
 mod scheduled;
 mod seen;
@@ -37,6 +40,10 @@ fn assignment(rest: IdleRest) -> Assignment {
 struct Scene {
     cell: Cell,
     now: Now,
+    /// Nobody else is being thawed.
+    thaws_at_once: bool,
+    /// What the node's swap has room for.
+    room: Result<Bytes, String>,
     out: Vec<Effect>,
 }
 
@@ -51,7 +58,8 @@ fn idle(open: u32) -> CellActivity {
 impl Scene {
     fn with(rest: IdleRest, remembered: &Remembered) -> Self {
         let now = Now { boot: BootMs(1_000_000), wall: UnixMs(1_700_000_000_000) };
-        let mut scene = Self { cell: Cell::new(now, assignment(rest), remembered), now, out: vec![] };
+        let cell = Cell::new(now, assignment(rest), remembered);
+        let mut scene = Self { cell, now, thaws_at_once: true, room: Ok(Bytes::gib(8)), out: vec![] };
         scene.event(Event::Tick);
         scene
     }
@@ -78,7 +86,11 @@ impl Scene {
     }
 
     fn event(&mut self, event: Event) -> &mut Self {
+        self.cell.offer_swap(self.room.clone());
         self.out = self.cell.step(self.now, event, 7);
+        if self.cell.waits_for_thaw() && self.thaws_at_once {
+            self.out.extend(self.cell.step(self.now, Event::Granted, 7));
+        }
         self
     }
 
@@ -135,11 +147,32 @@ impl Scene {
     }
 
     fn idle_until_fenced(&mut self) -> &mut Self {
-        self.later(Millis::secs(61));
+        self.later(Millis::secs(61)).looked_at();
         assert_eq!(self.verb(), Some(Verb::Fence));
         self.done(Outcome::Fenced(idle(0)));
         assert_eq!(self.verb(), Some(Verb::Suspend));
         self
+    }
+
+    /// The look before a rest shows nothing; this is under way behind the fence.
+    fn fenced(&mut self, open: u32) -> &mut Self {
+        self.looked_at().done(Outcome::Fenced(idle(open)))
+    }
+
+    /// The look before a rest shows nothing.
+    fn looked_at(&mut self) -> &mut Self {
+        assert_eq!(self.verb(), Some(Verb::Observe));
+        self.done(Outcome::Observed(Observation::default()))
+    }
+
+    /// Asleep by itself, its memory out.
+    fn frozen() -> Self {
+        let mut scene = Self::running(IdleRest::Freeze);
+        scene.idle_until_fenced().consent().done(Outcome::Paused);
+        assert_eq!(scene.verb(), Some(Verb::Push));
+        scene.done(Outcome::Pushed(Pushed::default()));
+        assert_eq!((scene.cell.state(), scene.verb()), (CellState::Frozen, None));
+        scene
     }
 
     fn consent(&mut self) -> &mut Self {

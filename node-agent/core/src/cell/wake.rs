@@ -35,7 +35,7 @@ impl Cell {
             }
             Phase::Frozen => {
                 self.want(now, cause);
-                self.thaw(now, out);
+                self.queue_thaw(out);
             }
             Phase::Resting { .. } => {
                 self.want(now, cause);

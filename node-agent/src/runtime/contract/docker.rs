@@ -190,6 +190,26 @@ impl Bench for DockerBench {
         tokio::time::timeout(GRACE.to_std(), burned).await.expect("it burns");
     }
 
+    async fn burn_in_background(&self, plan: &ContainerPlan) {
+        let address = self.ready(plan).await;
+        // It goes on also when whoever asked for it is gone.
+        tokio::spawn(async move { while get(address, "/burn?ms=2000").await.is_ok() {} });
+        let before = self.runtime.cpu_time(&plan.key).await.unwrap().unwrap();
+        let begins = async {
+            while self.runtime.cpu_time(&plan.key).await.unwrap().unwrap().0 < before.0 + 200_000 {
+                tokio::time::sleep(Millis(20).to_std()).await;
+            }
+        };
+        tokio::time::timeout(GRACE.to_std(), begins).await.expect("it burns");
+    }
+
+    async fn hold(&self, plan: &ContainerPlan, memory: Bytes) {
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        assert!(swaps.lines().count() > 1, "this machine has no swap: scripts/test makes one");
+        let address = self.ready(plan).await;
+        get(address, &format!("/hold-memory?mb={}", memory.0 >> 20)).await.unwrap();
+    }
+
     async fn destroy(&self, id: &str) {
         let options = RemoveContainerOptions { force: true, v: true, link: false };
         self.raw.remove_container(id, Some(options)).await.unwrap();

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use berth_node_agent_core::cell::Observation;
+
 use super::*;
 use crate::runtime::fake::{Call, FakeRuntime, StartScript, Trouble};
 
@@ -56,6 +58,17 @@ impl Bench for FakeBench {
 
     async fn burn(&self, plan: &ContainerPlan, used: Micros) {
         self.runtime.use_cpu(plan.key.cell, used);
+    }
+
+    async fn burn_in_background(&self, plan: &ContainerPlan) {
+        let busiest = "node (80 %)".to_owned();
+        self.runtime.show(plan.key.cell, Observation { cpu_percent: Some(80), busiest, resident: None });
+    }
+
+    async fn hold(&self, plan: &ContainerPlan, memory: Bytes) {
+        let resident = Some(memory);
+        self.runtime
+            .show(plan.key.cell, Observation { cpu_percent: Some(1), resident, ..Observation::default() });
     }
 
     async fn destroy(&self, id: &str) {

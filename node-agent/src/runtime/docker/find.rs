@@ -109,6 +109,11 @@ impl Mine {
         state.and_then(|state| state.exit_code).unwrap_or(0)
     }
 
+    /// Its first process, while it has one.
+    pub(super) fn first_process(&self) -> Option<i64> {
+        self.inspected.state.as_ref().and_then(|state| state.pid).filter(|pid| *pid > 1)
+    }
+
     pub(super) fn address(&self, port: u16) -> Option<SocketAddr> {
         let networks = self.inspected.network_settings.as_ref()?.networks.as_ref()?;
         // It has one network.

@@ -24,7 +24,7 @@ const END_POLL: Millis = Millis(20);
 
 /// Ends a container that was seen paused.
 pub(super) async fn end(engine: &Engine, mine: &Mine) -> Result<(), EngineError> {
-    if let Some(first) = mine.inspected.state.as_ref().and_then(|state| state.pid).filter(|pid| *pid > 1) {
+    if let Some(first) = mine.first_process() {
         let id = mine.id.clone();
         // Where this does not work, Docker's own kill still ends it, only less strictly.
         match tokio::task::spawn_blocking(move || signal_all(first, &id)).await {

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use berth_node_agent_core::burn::Micros;
-use berth_node_agent_core::cell::Seen;
+use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::broadcast;
 
@@ -118,6 +119,37 @@ impl Runtime for FakeRuntime {
                     container.state = State::Running;
                     Ok(((), Some((container.clone(), CellEventKind::Unpaused))))
                 }
+                State::Created | State::Exited(_) => Err(RuntimeError::NotUp),
+            }
+        })
+        .await
+    }
+
+    async fn observe(&self, key: &ContainerKey, _span: Millis) -> Result<Observation, RuntimeError> {
+        let is_lost = self.enter(Call::Observe, Some(key.cell)).await.map_err(RuntimeError::Look)?;
+        if is_lost {
+            return Err(RuntimeError::Look(lost()));
+        }
+        let world = self.world();
+        let id = world.mine(key)?;
+        match world.containers.get(&id).map(|container| container.state) {
+            Some(State::Running) => Ok(world.doings.get(&key.cell).cloned().unwrap_or_default()),
+            _ => Err(RuntimeError::NotUp),
+        }
+    }
+
+    async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
+        self.act(Call::Push, key.cell, RuntimeError::Look, |world| {
+            let held = world.doings.entry(key.cell).or_default();
+            let before = held.resident.unwrap_or_default();
+            let container = world.mine_mut(key)?;
+            match container.state {
+                State::Paused => {
+                    world.doings.entry(key.cell).or_default().resident = Some(Bytes::ZERO);
+                    let pushed = Pushed { before, resident: Bytes::ZERO, swapped: before, took: Millis(1) };
+                    Ok((pushed, None))
+                }
+                State::Running => Err(RuntimeError::StillUp),
                 State::Created | State::Exited(_) => Err(RuntimeError::NotUp),
             }
         })

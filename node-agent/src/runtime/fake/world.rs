@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use berth_node_agent_core::burn::Micros;
+use berth_node_agent_core::cell::Observation;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::CellId;
 
@@ -64,6 +65,8 @@ pub(super) struct World {
     pub(super) serving: BTreeMap<CellId, SocketAddr>,
     pub(super) said: BTreeMap<CellId, Vec<String>>,
     pub(super) cpu: BTreeMap<CellId, Micros>,
+    /// What a look at its processes shows.
+    pub(super) doings: BTreeMap<CellId, Observation>,
     pub(super) repairs: VecDeque<i64>,
     pub(super) record: Vec<(Call, Option<CellId>)>,
     pub(super) down: bool,

@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 
 use berth_shared::door::CellActivity;
+use berth_shared::units::Bytes;
 
 use super::*;
 use crate::cell::{OpId, SuspendAnswer};
 use crate::memory::Record;
 use crate::schedule::Schedule;
+use crate::swap::Sample;
 
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
@@ -151,6 +153,9 @@ impl World {
     fn lives(&mut self) {
         self.life += 1;
         self.agent = Some(Agent::new(self.now(), &self.memory, 4));
+        let room = Bytes(u64::MAX / 2);
+        self.give(Event::Freezing(Ok(())));
+        self.give(Event::Swap(Sample { total: room, free: room, written: Bytes::ZERO }));
         self.give(Event::Tick);
         let wait = self.roll(HOUR, DAY);
         self.later(wait, Next::Dies);
@@ -205,6 +210,8 @@ impl World {
         }
         let truth = self.cells.get_mut(&seed).unwrap();
         let outcome = match verb {
+            Verb::Observe => Outcome::Observed(cell::Observation::default()),
+            Verb::Push => Outcome::Pushed(cell::Pushed::default()),
             Verb::Look => Outcome::Looked(match truth.container {
                 Container::Down => Seen::Exited { fits: true, code: 0 },
                 Container::Paused => Seen::Paused { address, fits: true },

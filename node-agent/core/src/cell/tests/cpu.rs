@@ -47,12 +47,12 @@ fn a_rest_ends_it_and_one_that_is_refused_does_not() {
     let (mut scene, mut used) = (Scene::running(IdleRest::AlwaysOn), 0);
     scene.burn(&mut used, 100, 31);
     scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(1) });
-    scene.done(Outcome::Fenced(idle(0)));
+    scene.fenced(0);
     scene.done(Outcome::Suspend(SuspendAnswer::Busy { blockers: "run".into(), retry_after: None }));
     assert_eq!(scene.cell.state(), CellState::Running);
     assert!(scene.cell.cpu_notice().is_some());
     scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(2) });
-    scene.done(Outcome::Fenced(idle(0))).consent();
+    scene.fenced(0).consent();
     // Read before the pause, heard behind it.
     let late = Event::CpuUsed { at: scene.now.boot, used: Micros(used), threshold: THRESHOLD };
     scene.done(Outcome::Paused);

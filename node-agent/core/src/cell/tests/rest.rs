@@ -48,14 +48,14 @@ fn use_puts_the_rest_off() {
     scene.later(Millis::secs(30));
     assert_eq!(scene.verb(), None);
     scene.later(Millis::secs(30));
-    assert_eq!(scene.verb(), Some(Verb::Fence));
+    assert_eq!(scene.verb(), Some(Verb::Observe));
 }
 
 #[test]
 fn open_requests_seen_behind_the_fence_keep_it_awake() {
     let mut scene = Scene::running(IdleRest::Stop);
     scene.later(Millis::secs(61));
-    scene.done(Outcome::Fenced(idle(2)));
+    scene.fenced(2);
     assert_eq!(scene.cell.state(), CellState::Running);
     assert_eq!(scene.routes(), [RouteState::Up(address())], "the fence is ended");
     let refusal = scene.cell.last_refusal.as_ref().unwrap();
@@ -70,7 +70,7 @@ fn a_busy_workload_stays_awake_and_is_asked_ever_more_rarely() {
         let due = scene.cell.next_deadline().unwrap();
         waits.push(due.since(scene.now.boot).0);
         scene.later(due.since(scene.now.boot));
-        scene.done(Outcome::Fenced(idle(0)));
+        scene.fenced(0);
         scene.done(Outcome::Suspend(SuspendAnswer::Busy {
             blockers: "embedded-run".into(),
             retry_after: None,
@@ -100,7 +100,7 @@ fn an_unclear_answer_means_awake_and_resume_is_called_in_case_it_was_suspended()
 #[test]
 fn a_silent_front_door_keeps_it_awake() {
     let mut scene = Scene::running(IdleRest::Stop);
-    scene.later(Millis::secs(61));
+    scene.later(Millis::secs(61)).looked_at();
     scene.later(Verb::Fence.limit());
     assert_eq!(scene.cell.state(), CellState::Running);
     assert_eq!(scene.cell.last_refusal.as_ref().unwrap().reason, BusyReason::FrontDoorSilent);
@@ -108,8 +108,15 @@ fn a_silent_front_door_keeps_it_awake() {
 
 #[test]
 fn a_wake_turns_a_rest_round_at_every_step() {
+    let mut looking = Scene::running(IdleRest::Freeze);
+    looking.later(Millis::secs(61));
+    assert_eq!(looking.cell.route(), RouteState::Up(address()), "nobody is held for a look");
+    looking.wake();
+    looking.looked_at();
+    assert_eq!((looking.cell.state(), looking.verb()), (CellState::Running, None));
+
     let mut fencing = Scene::running(IdleRest::Freeze);
-    fencing.later(Millis::secs(61));
+    fencing.later(Millis::secs(61)).looked_at();
     fencing.wake();
     fencing.done(Outcome::Fenced(idle(0)));
     assert_eq!(fencing.cell.state(), CellState::Running);
@@ -179,19 +186,21 @@ fn commands_that_come_while_a_refused_rest_is_taken_back_are_answered() {
     scene.event(Event::Restart { waiter: Waiter(2) });
     scene.done(Outcome::Resumed);
     assert_eq!(scene.answers(), [(Waiter(1), Err(Code::CellBusy))]);
-    assert_eq!(scene.verb(), Some(Verb::Fence), "the restart begins");
+    assert_eq!(scene.verb(), Some(Verb::Observe), "the restart begins");
 }
 
 #[test]
 fn an_ordered_sleep_does_not_wait_for_silence_but_never_cuts_work() {
     let mut scene = Scene::running(IdleRest::AlwaysOn);
     scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(1) });
-    scene.done(Outcome::Fenced(idle(1)));
+    scene.fenced(1);
     assert_eq!(scene.answers(), [(Waiter(1), Err(Code::CellBusy))]);
     scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(2) });
-    scene.done(Outcome::Fenced(idle(0)));
+    scene.fenced(0);
     scene.consent();
     scene.done(Outcome::Paused);
+    assert!(scene.answers().is_empty(), "its memory is not out yet");
+    scene.done(Outcome::Pushed(Pushed::default()));
     assert_eq!(scene.answers(), [(Waiter(2), Ok(()))]);
     scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(3) });
     assert_eq!(scene.verb(), Some(Verb::KillFrozen), "never thawed in order to be stopped");
@@ -201,13 +210,13 @@ fn an_ordered_sleep_does_not_wait_for_silence_but_never_cuts_work() {
 fn a_cell_that_was_in_use_a_moment_ago_rests_as_soon_as_it_has_been_idle_for_long_enough() {
     let mut scene = Scene::running(IdleRest::Stop);
     scene.later(Millis::secs(61));
-    assert_eq!(scene.verb(), Some(Verb::Fence));
+    scene.looked_at();
     scene.done(Outcome::Fenced(CellActivity { idle: Some(Millis::secs(56)), ..idle(0) }));
     assert_eq!(scene.cell.last_refusal.as_ref().unwrap().reason, BusyReason::Active);
     let due = scene.cell.next_deadline().unwrap().since(scene.now.boot);
     assert_eq!(due, Millis::secs(4), "not after a wait for something that refused");
     scene.later(due);
-    assert_eq!(scene.verb(), Some(Verb::Fence));
+    assert_eq!(scene.verb(), Some(Verb::Observe));
 }
 
 #[test]
@@ -215,7 +224,7 @@ fn a_rest_that_an_operator_turned_round_comes_after_the_whole_quiet_time() {
     let mut scene = Scene::running(IdleRest::Stop);
     scene.later(Millis::secs(61));
     scene.event(Event::Wake { cause: WakeCause::Operator, waiter: Some(Waiter(1)) });
-    scene.done(Outcome::Fenced(idle(0)));
+    scene.looked_at();
     assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
     assert_eq!(scene.cell.next_deadline().unwrap().since(scene.now.boot), Millis::secs(60));
 }

@@ -15,15 +15,18 @@ impl Scene {
 
     fn rests(&mut self) -> &mut Self {
         self.idle_until_fenced().consent();
-        let outcome =
-            if self.verb() == Some(Verb::Pause) { Outcome::Paused } else { Outcome::Ended { code: 0 } };
-        self.done(outcome)
+        if self.verb() == Some(Verb::Pause) {
+            self.done(Outcome::Paused).done(Outcome::Pushed(Pushed::default()))
+        } else {
+            self.done(Outcome::Ended { code: 0 })
+        }
     }
 
     /// Time passes, tick by tick, for as long as nothing but time has to be waited for; at most until then.
     fn passes(&mut self, most: Millis) -> &mut Self {
         let end = self.now.boot.after(most);
-        while self.verb().is_none() && !self.cell.waits_for_permit() && self.now.boot < end {
+        let waits = |cell: &Cell| cell.waits_for_permit() || cell.waits_for_thaw();
+        while self.verb().is_none() && !waits(&self.cell) && self.now.boot < end {
             let next = self.cell.next_deadline().unwrap_or(end).min(end);
             self.later(next.since(self.now.boot));
         }
@@ -54,7 +57,7 @@ fn a_stopped_cell_is_woken_before_its_job_and_sleeps_again_when_that_has_run() {
     scene.tells(&[Millis(25 * HOUR.0)]);
     let told = scene.now;
     scene.passes(HOUR);
-    assert_eq!(scene.verb(), Some(Verb::Fence), "nobody used it, so it need not be idle for long");
+    assert_eq!(scene.verb(), Some(Verb::Observe), "nobody used it, so it need not be idle for long");
     assert_eq!(scene.now.boot.since(told.boot), schedule::QUIET);
 }
 
@@ -83,7 +86,7 @@ fn a_job_that_was_due_while_nobody_looked_wakes_at_once_and_the_cell_is_kept_up_
     scene.passes(Millis::minutes(2));
     scene.tells(&[Millis(24 * HOUR.0)]);
     scene.passes(HOUR);
-    assert_eq!(scene.verb(), Some(Verb::Fence));
+    assert_eq!(scene.verb(), Some(Verb::Observe));
     assert!(scene.now.boot.since(up.boot) >= Millis(schedule::MISSED.0 + schedule::MISSED_EACH.0));
 }
 
@@ -105,7 +108,7 @@ fn a_rest_that_a_job_would_end_at_once_is_refused_also_when_it_is_ordered() {
     scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(5) });
     assert_eq!(scene.answers(), [(Waiter(5), Err(Code::CellBusy))]);
     scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(6) });
-    assert_eq!(scene.verb(), Some(Verb::Fence), "a freeze is worth it still");
+    assert_eq!(scene.verb(), Some(Verb::Observe), "a freeze is worth it still");
 }
 
 #[test]
@@ -163,16 +166,16 @@ fn a_cell_that_dials_out_rests_only_where_that_is_accepted() {
     scene.passes(HOUR);
     assert_eq!((scene.verb(), scene.cell.next_deadline()), (None, None));
     let reason = BusyReason::DialsOut { channels: "whatsapp, discord".into() };
-    assert_eq!(scene.cell.busy_now(), Some(reason.clone()));
+    assert_eq!(scene.cell.busy_now(scene.now), Some(reason.clone()));
     assert_eq!(scene.cell.last_refusal.as_ref().unwrap().reason, reason);
-    scene.cell.set_dial_out_may_sleep(true);
+    scene.event(Event::Terms(SleepTerms { dial_out_may_sleep: true, ..SleepTerms::default() }));
     scene.later(Millis(1));
-    assert_eq!(scene.verb(), Some(Verb::Fence));
+    assert_eq!(scene.verb(), Some(Verb::Observe));
     let mut scene = Scene::running(IdleRest::Stop);
     scene.event(Event::DialsOut(vec!["whatsapp".into()]));
     scene.event(Event::DialsOut(vec![]));
     scene.later(HOUR);
-    assert_eq!(scene.verb(), Some(Verb::Fence), "the channel was taken out of the configuration");
+    assert_eq!(scene.verb(), Some(Verb::Observe), "the channel was taken out of the configuration");
 }
 
 #[test]

@@ -23,7 +23,9 @@ fn a_paused_container_found_at_start_stays_frozen_until_it_is_woken() {
     let mut scene = Scene::with(IdleRest::Stop, &Remembered { frozen: true, ..known() });
     scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
     assert_eq!(scene.cell.state(), CellState::Frozen);
-    assert_eq!(scene.verb(), None);
+    assert_eq!(scene.verb(), Some(Verb::Push), "whether its memory is out is not known");
+    scene.done(Outcome::Pushed(Pushed::default()));
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Frozen, None));
 }
 
 #[test]

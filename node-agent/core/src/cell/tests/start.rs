@@ -191,7 +191,7 @@ fn a_restart_stops_by_the_handshake_and_starts_and_a_wake_meanwhile_waits_for_it
     let mut scene = Scene::running(IdleRest::Stop);
     scene.event(Event::Restart { waiter: Waiter(1) });
     scene.event(Event::Wake { cause: WakeCause::Operator, waiter: Some(Waiter(2)) });
-    scene.done(Outcome::Fenced(idle(0)));
+    scene.fenced(0);
     scene.consent();
     scene.done(Outcome::Ended { code: 0 });
     scene.started();

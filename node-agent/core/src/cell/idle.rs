@@ -1,0 +1,145 @@
+//! When a running cell is due to rest, and why it is not: how long nobody has done anything, what holds it awake, and how
+//! often it was woken again a moment after it had fallen asleep.
+
+use berth_shared::cell::{
+    BusyReason, CELL_EVENTS_MAX, CellEvent, CellEventKind, IdleRest, SleepTerms, WakeCause,
+};
+use berth_shared::time::{BootMs, Millis};
+
+use super::{Again, Cell, Effect, Now, Observation, Phase, Rest, RestStep, Verb};
+
+/// A running workload that says it may rest must not use more than this, in percent of one core, over the moment that it is
+/// looked at. An idle OpenClaw gateway uses 1.4 (OPENCLAW.md, section 2), one that works for itself all of a core, or its
+/// share of it where others work, too. A moment's work of an idle one only puts the rest off.
+pub const UNDECLARED_PERCENT: u32 = 10;
+
+/// A cell that is woken so soon after it fell asleep should not have.
+pub const FLAP_SPAN: Millis = Millis::minutes(2);
+
+/// For so long that is remembered.
+pub const FLAP_MEMORY: Millis = Millis::minutes(60);
+
+/// Each such wake doubles the time that nobody may have done anything, up to this often …
+const FLAPS_MAX: usize = 3;
+
+/// … and to this long, where the plan does not say more itself.
+const DAMPED_IDLE_MAX: Millis = Millis::minutes(60);
+
+/// Most characters of an event's text.
+const EVENT_CHARS_MAX: usize = 200;
+
+impl Cell {
+    /// How long nobody may have done anything, just now.
+    pub(super) fn idle_after(&self) -> Millis {
+        let plan = self.spec.rest.idle_after;
+        let damped = Millis(plan.0.saturating_mul(1 << self.flaps.len().min(FLAPS_MAX)));
+        damped.min(DAMPED_IDLE_MAX).max(plan)
+    }
+
+    /// When it would fall asleep if nothing happened any more; `None` when never.
+    pub(super) fn rest_due_at(&self) -> Option<BootMs> {
+        match self.spec.rest.rest {
+            IdleRest::AlwaysOn => None,
+            IdleRest::Stop | IdleRest::Freeze => {
+                let quiet = self.last_active.after(self.idle_after());
+                let idle = quiet.max(self.rest_not_before).max(self.held_until);
+                // That its schedule or its channels keep it up is told when it would have fallen asleep.
+                if !self.is_hold_told() {
+                    return Some(idle);
+                }
+                let stays = self.dial_out_reason().is_some();
+                (!stays).then(|| self.scheduled_hold().map_or(idle, |held| idle.max(held)))
+            }
+        }
+    }
+
+    /// It came up. Was that a moment after it had fallen asleep?
+    pub(super) fn judge_flap(&mut self, now: Now, cause: WakeCause) {
+        self.flaps.retain(|at| now.boot.since(*at) < FLAP_MEMORY);
+        let is_soon = self.rested_at.take().is_some_and(|at| self.wanted_since.since(at) < FLAP_SPAN);
+        // A job of its own comes when it comes.
+        if is_soon && cause != WakeCause::Schedule {
+            self.flaps.push(now.boot);
+            if self.flaps.len() > FLAPS_MAX {
+                self.flaps.remove(0);
+            }
+        }
+    }
+
+    /// Its plan, or an operator, says something new about sleep.
+    pub(super) fn terms(&mut self, now: Now, terms: SleepTerms, out: &mut Vec<Effect>) {
+        if self.terms != terms {
+            self.terms = terms;
+            out.push(Effect::Changed);
+        }
+        // Counted on boot time from here on: a clock that is set does not end it.
+        self.held_until = terms.awake_until.map_or(BootMs(0), |until| now.boot.after(until.since(now.wall)));
+    }
+
+    /// `ordered`: by an operator, so that the quiet time does not matter. Work under way does, always.
+    pub(super) fn begin_rest(&mut self, now: Now, rest: Rest, ordered: bool, out: &mut Vec<Effect>) {
+        self.ordered = ordered;
+        self.deeper = false;
+        self.promised = false;
+        self.phase = Phase::Resting { rest, step: RestStep::Observing };
+        self.begin(now, Verb::Observe, out);
+    }
+
+    /// What it does was looked at: does it really rest, and how will it?
+    pub(super) fn observed(
+        &mut self,
+        now: Now,
+        rest: Rest,
+        seen: Observation,
+        random: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        self.resident = seen.resident.or(self.resident);
+        let quiet = self.ordered || now.boot.since(self.last_active) >= self.idle_after();
+        if self.turned() || !quiet {
+            return self.stay_awake(now, BusyReason::Active, Again::WhenIdle, random, out);
+        }
+        // A restart is for a cell that does what it should not.
+        if let Some(percent) = seen.cpu_percent.filter(|percent| *percent >= UNDECLARED_PERCENT)
+            && !self.restart_wanted
+        {
+            let by = if seen.busiest.is_empty() { "the workload itself" } else { seen.busiest.as_str() };
+            let detail = format!("{percent} % of a core, by {by}");
+            return self.stay_awake(now, BusyReason::UndeclaredWork { detail }, Again::Rarely, random, out);
+        }
+        let rest = match (rest, self.may_freeze()) {
+            (Rest::Frozen, Ok(())) => Rest::Frozen,
+            (Rest::Frozen, Err(reason)) if self.ordered => {
+                let detail = format!("it cannot be frozen: {reason}");
+                return self.stay_awake(now, BusyReason::RestFailed { detail }, Again::Rarely, random, out);
+            }
+            (Rest::Frozen, Err(reason)) => {
+                self.not_frozen(now, reason, out);
+                Rest::Stopped
+            }
+            // Whoever has a page open would lose it, and types into it without being heard (OPENCLAW_UI.md, section 7).
+            (Rest::Stopped, Ok(())) if self.open_sockets > 0 && !self.ordered => Rest::Frozen,
+            (Rest::Stopped, _) => Rest::Stopped,
+        };
+        if rest == Rest::Frozen {
+            self.stopped_because = None;
+            self.promised = true;
+        }
+        self.phase = Phase::Resting { rest, step: RestStep::Fencing };
+        self.begin(now, Verb::Fence, out);
+    }
+
+    /// Keeps what its user should know, the newest of it.
+    pub(super) fn tell(&mut self, now: Now, kind: CellEventKind, detail: String) {
+        let detail: String = detail.chars().take(EVENT_CHARS_MAX).collect();
+        // The same again and again would push out everything else.
+        if let Some(same) = self.events.iter().rposition(|event| event.kind == kind && event.detail == detail)
+        {
+            self.events.remove(same);
+        }
+        if self.events.len() >= CELL_EVENTS_MAX {
+            self.events.remove(0);
+        }
+        self.events.push(CellEvent { at: now.wall, kind, detail });
+    }
+}

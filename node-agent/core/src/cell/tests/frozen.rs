@@ -1,0 +1,171 @@
+//! Frozen cells: the push, their turn to be thawed, and what ends them.
+
+use super::*;
+
+fn terms(scene: &mut Scene, terms: SleepTerms) {
+    scene.event(Event::Terms(terms));
+}
+
+fn notes(scene: &Scene) -> Vec<&Note> {
+    scene
+        .out
+        .iter()
+        .filter_map(|effect| if let Effect::Note(note) = effect { Some(note) } else { None })
+        .collect()
+}
+
+#[test]
+fn a_wake_cuts_a_push_short() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.idle_until_fenced().consent().done(Outcome::Paused);
+    assert_eq!(scene.verb(), Some(Verb::Push));
+    let push = scene.cell.operation.unwrap().id;
+    scene.wake();
+    assert_eq!(scene.verb(), Some(Verb::Unpause));
+    scene.event(Event::Done { op: push, outcome: Outcome::Pushed(Pushed::default()) });
+    assert_eq!(scene.verb(), Some(Verb::Unpause), "its late report changes nothing");
+}
+
+#[test]
+fn a_push_that_failed_leaves_a_frozen_cell_and_is_not_tried_again() {
+    for outcome in [
+        failed(Code::DockerFailed),
+        Outcome::Pushed(Pushed { before: Bytes::gib(1), resident: Bytes::gib(1), ..Pushed::default() }),
+    ] {
+        let mut scene = Scene::running(IdleRest::Freeze);
+        scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(1) });
+        scene.fenced(0).consent().done(Outcome::Paused);
+        scene.done(outcome);
+        assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
+        assert_eq!((scene.cell.state(), scene.verb()), (CellState::Frozen, None));
+        scene.later(Millis::minutes(60));
+        assert_eq!(scene.verb(), None);
+    }
+}
+
+#[test]
+fn a_push_that_leaves_a_tenth_fell_short() {
+    let pushed = |before, resident| Pushed { before, resident, ..Pushed::default() }.fell_short();
+    assert!(!pushed(Bytes::mib(690), Bytes::mib(60)));
+    assert!(pushed(Bytes::mib(690), Bytes::mib(80)));
+    assert!(!pushed(Bytes::mib(20), Bytes::mib(15)), "little is left");
+}
+
+#[test]
+fn thaws_wait_for_their_turn_and_are_frozen_until_then() {
+    let mut scene = Scene::frozen();
+    scene.thaws_at_once = false;
+    scene.wake();
+    assert!(scene.cell.waits_for_thaw());
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Thawing, None));
+    assert_eq!(scene.cell.thaw_turn_until(), None);
+    scene.event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Unpause));
+    assert_eq!(scene.cell.thaw_turn_until(), Some(scene.now.boot.after(THAW_TURN)));
+    scene.done(Outcome::Unpaused);
+    assert!(scene.cell.thaw_turn_until().is_some());
+    scene.done(Outcome::Resumed);
+    assert_eq!(scene.cell.thaw_turn_until(), None, "its readiness is its own affair");
+}
+
+#[test]
+fn one_that_waits_for_its_turn_is_killed_frozen_when_it_must_not_run() {
+    let ends: [fn() -> Event; 2] = [|| Event::Retired, || Event::Lease { held: false }];
+    for end in ends {
+        let mut scene = Scene::frozen();
+        scene.thaws_at_once = false;
+        scene.wake();
+        scene.event(end());
+        assert_eq!(scene.verb(), Some(Verb::KillFrozen));
+    }
+}
+
+#[test]
+fn a_cell_that_was_frozen_for_long_is_stopped_without_being_thawed() {
+    let mut scene = Scene::frozen();
+    terms(&mut scene, SleepTerms { stop_after: Millis::minutes(90), ..SleepTerms::default() });
+    assert_eq!(
+        scene.cell.next_deadline(),
+        Some(scene.cell.frozen_since().unwrap().after(Millis::minutes(90)))
+    );
+    scene.later(Millis::minutes(89));
+    assert_eq!(scene.verb(), None);
+    scene.later(Millis::minutes(1));
+    assert_eq!(scene.verb(), Some(Verb::KillFrozen));
+    assert!(notes(&scene).contains(&&Note::LeftSwap(Leave::Long)));
+    scene.done(Outcome::Ended { code: 137 });
+    assert_eq!(scene.cell.state(), CellState::Stopped);
+    scene.wake();
+    assert!(scene.cell.waits_for_permit());
+}
+
+#[test]
+fn swap_that_runs_short_ends_a_frozen_cell_and_no_other() {
+    let mut frozen = Scene::frozen();
+    frozen.event(Event::SwapNeeded);
+    assert_eq!(frozen.verb(), Some(Verb::KillFrozen));
+    let mut running = Scene::running(IdleRest::Freeze);
+    running.event(Event::SwapNeeded);
+    assert_eq!((running.cell.state(), running.verb()), (CellState::Running, None));
+}
+
+#[test]
+fn a_frozen_cell_whose_image_is_out_of_date_is_ended_and_wakes_on_the_new_one() {
+    let mut scene = Scene::frozen();
+    let mut newer = assignment(IdleRest::Freeze);
+    newer.spec.image = "berth/test-cell:new".parse().unwrap();
+    scene.event(Event::Assigned(newer));
+    assert_eq!(scene.verb(), Some(Verb::KillFrozen));
+    scene.done(Outcome::Ended { code: 137 });
+    scene.wake();
+    scene.event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Create));
+
+    let mut found = Scene::with(IdleRest::Freeze, &Remembered { frozen: true, ..known() });
+    found.done(Outcome::Looked(Seen::Paused { address: address(), fits: false }));
+    assert_eq!(found.verb(), Some(Verb::KillFrozen));
+}
+
+#[test]
+fn a_cell_that_swap_has_no_room_for_is_stopped_and_told_why() {
+    for room in [Ok(Bytes::mib(100)), Err("no live-restore".to_owned())] {
+        let mut scene = Scene::running(IdleRest::Freeze);
+        scene.room = room;
+        scene.later(Millis::secs(61));
+        scene.done(Outcome::Observed(Observation {
+            resident: Some(Bytes::mib(700)),
+            ..Observation::default()
+        }));
+        scene.done(Outcome::Fenced(idle(0))).consent();
+        assert_eq!(scene.verb(), Some(Verb::Stop));
+        let told = scene.cell.sleep_status(scene.now);
+        assert!(told.stopped_because.is_some());
+        assert_eq!(told.events.last().map(|event| event.kind), Some(CellEventKind::NotFrozen));
+    }
+}
+
+#[test]
+fn an_operator_who_wants_it_frozen_where_it_cannot_be_is_told_so() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.room = Err("there is no swap".to_owned());
+    scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(1) });
+    scene.looked_at();
+    assert_eq!(scene.answers(), [(Waiter(1), Err(Code::CellBusy))]);
+    assert_eq!(scene.cell.state(), CellState::Running);
+}
+
+#[test]
+fn what_is_being_frozen_has_its_swap_promised_until_it_is_there() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let resident = Some(Bytes::mib(700));
+    assert_eq!(scene.cell.swap_promised(), Bytes::ZERO);
+    scene.later(Millis::secs(61));
+    scene.done(Outcome::Observed(Observation { resident, ..Observation::default() }));
+    let promised = |scene: &Scene| scene.cell.swap_promised();
+    assert_eq!(promised(&scene), Bytes::mib(700));
+    scene.done(Outcome::Fenced(idle(0))).consent();
+    scene.done(Outcome::Paused);
+    assert_eq!(promised(&scene), Bytes::mib(700));
+    scene.done(Outcome::Pushed(Pushed::default()));
+    assert_eq!(promised(&scene), Bytes::ZERO);
+}

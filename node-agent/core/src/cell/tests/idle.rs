@@ -1,0 +1,95 @@
+//! What keeps a cell awake that nobody uses.
+
+use super::*;
+
+fn look(percent: u32, busiest: &str) -> Outcome {
+    Outcome::Observed(Observation {
+        cpu_percent: Some(percent),
+        busiest: busiest.to_owned(),
+        resident: Some(Bytes::mib(700)),
+    })
+}
+
+fn reason(scene: &Scene) -> BusyReason {
+    scene.cell.last_refusal.clone().unwrap().reason
+}
+
+#[test]
+fn work_that_the_workload_does_not_own_up_to_keeps_it_awake() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.later(Millis::secs(61));
+    scene.done(look(97, "ffmpeg (95 %)"));
+    assert_eq!(scene.cell.state(), CellState::Running);
+    assert_eq!(
+        reason(&scene),
+        BusyReason::UndeclaredWork { detail: "97 % of a core, by ffmpeg (95 %)".into() }
+    );
+    let told = scene.cell.sleep_status(scene.now);
+    assert_eq!(told.awake_because, Some(reason(&scene)));
+    assert_eq!(told.events.last().map(|event| event.kind), Some(CellEventKind::CouldNotSleep));
+    scene.later(REST_RETRY_MAX);
+    scene.done(look(2, ""));
+    assert_eq!(scene.verb(), Some(Verb::Fence), "an idle gateway's own 2 % are no work");
+}
+
+#[test]
+fn a_restart_is_not_refused_by_the_work_that_it_is_to_end() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.event(Event::Restart { waiter: Waiter(1) });
+    scene.done(look(100, "sh (100 %)"));
+    assert_eq!(scene.verb(), Some(Verb::Fence));
+}
+
+#[test]
+fn an_operator_holds_it_awake_for_a_time_whatever_the_wall_clock_does() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let until = scene.now.wall.after(Millis::minutes(30));
+    scene.event(Event::Terms(SleepTerms { awake_until: Some(until), ..SleepTerms::default() }));
+    assert_eq!(scene.cell.busy_now(scene.now), Some(BusyReason::Held { until }));
+    scene.now.wall = scene.now.wall.after(Millis::minutes(600));
+    scene.later(Millis::minutes(29));
+    assert_eq!(scene.verb(), None);
+    scene.later(Millis::minutes(1));
+    assert_eq!(scene.verb(), Some(Verb::Observe));
+
+    let mut let_go = Scene::running(IdleRest::Freeze);
+    let_go.event(Event::Terms(SleepTerms { awake_until: Some(until), ..SleepTerms::default() }));
+    let_go.event(Event::Terms(SleepTerms::default()));
+    let_go.later(Millis::secs(61));
+    assert_eq!(let_go.verb(), Some(Verb::Observe));
+}
+
+#[test]
+fn a_cell_that_is_woken_again_and_again_stays_up_longer() {
+    let mut scene = Scene::frozen();
+    let mut waits = vec![];
+    for _ in 0..6 {
+        scene.wake();
+        scene.done(Outcome::Unpaused).done(Outcome::Resumed).done(Outcome::Ready);
+        let due = scene.cell.next_deadline().unwrap().since(scene.now.boot);
+        waits.push(due.0 / 1000);
+        scene.later(due);
+        scene.fenced(0).consent().done(Outcome::Paused).done(Outcome::Pushed(Pushed::default()));
+    }
+    assert_eq!(waits, [120, 240, 480, 480, 480, 480], "each wake came at once after it had fallen asleep");
+    scene.later(FLAP_MEMORY);
+    scene.wake();
+    scene.done(Outcome::Unpaused).done(Outcome::Resumed).done(Outcome::Ready);
+    let due = scene.cell.next_deadline().unwrap().since(scene.now.boot);
+    assert_eq!(due, Millis::secs(60), "that is forgotten after a while");
+}
+
+#[test]
+fn the_newest_events_are_kept_and_the_same_one_once() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    for round in 0..40_u32 {
+        scene.cell.tell(scene.now, CellEventKind::CouldNotSleep, format!("{}", round % 20));
+    }
+    let events = scene.cell.sleep_status(scene.now).events;
+    assert_eq!(events.len(), CELL_EVENTS_MAX);
+    let mut texts: Vec<&str> = events.iter().map(|event| event.detail.as_str()).collect();
+    assert_eq!(texts.last(), Some(&"19"));
+    texts.sort_unstable();
+    texts.dedup();
+    assert_eq!(texts.len(), CELL_EVENTS_MAX);
+}

@@ -1,0 +1,46 @@
+//! Looks at the node's swap: how full it is, and whether cells can be frozen onto it. What follows is decided by
+//! [`berth_node_agent_core::swap`].
+
+use berth_node_agent_core::agent;
+use berth_shared::time::Millis;
+
+use super::{Driver, Input, Turn, goes_on};
+use crate::runtime::Runtime;
+use crate::swap::{self, Reading};
+
+/// How often that is: swap fills by hundreds of megabytes a second at the most, and what is being frozen is counted beside.
+pub const LOOK_AT_SWAP_EVERY: Millis = Millis::secs(10);
+
+impl<R: Runtime> Driver<R> {
+    /// Begins to look, unless the last look goes on still.
+    pub(super) fn look_at_swap(&mut self) {
+        if goes_on(self.swap_round.as_ref()) {
+            return;
+        }
+        let (live_restore, insecure) = (self.live_restore, self.hands.config.insecure_swap);
+        let (loopback, tasks) = (self.loopback.clone(), self.tasks.clone());
+        self.swap_round = Some(self.tasks.spawn_client("swap", async move {
+            // A look that was lost is one of a process that ends.
+            if let Ok(reading) = tasks.blocking("swap", move || swap::read(live_restore, insecure)).await {
+                // The driver is gone only when the agent ends.
+                let _ = loopback.send(Input::Swap(reading)).await;
+            }
+        }));
+    }
+
+    pub(super) fn swap_read(&mut self, reading: Reading, turn: &mut Turn) {
+        let Reading { sample, able } = reading;
+        if self.freezes.as_ref() != Some(&able) {
+            match &able {
+                Ok(way) => tracing::info!(way, swap = %sample.total, "cells can be frozen here"),
+                Err(reason) => {
+                    tracing::warn!(reason, "cells cannot be frozen here: those that should be are stopped");
+                }
+            }
+            self.freezes = Some(able.clone());
+            self.step(agent::Event::Freezing(able.map(|_| ())), turn);
+        }
+        self.step(agent::Event::Swap(sample), turn);
+        self.metrics.swap(self.agent.swap(), sample);
+    }
+}

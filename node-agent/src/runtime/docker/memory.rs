@@ -1,0 +1,258 @@
+//! What a container holds in memory and in swap, and how its memory is pushed out, on cgroup v1 and v2.
+//!
+//! | way | file | kernel |
+//! |---|---|---|
+//! | [`Way::Reclaim`] | `memory.reclaim` of cgroup v2 | 5.19 |
+//! | [`Way::High`] | `memory.high` of cgroup v2, set to zero for the time of the push | 4.5 |
+//! | [`Way::ForceEmpty`] | `memory.force_empty` of cgroup v1 | any with the v1 controller |
+//!
+//! (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.) A write to one of these goes on in the kernel until the
+//! memory is out, and ends early only when the writer gets a signal. So a small program of the system does the writing: it
+//! is killed when nobody waits for it any more, such as when the cell is woken. `process_madvise` would need a call per
+//! range of each process and code that the compiler cannot check; all kernels without the first way have one of the others.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Instant;
+
+use berth_daemon::program::command;
+use berth_node_agent_core::cell::Pushed;
+use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
+use tokio::io::AsyncWriteExt as _;
+
+use super::cgroup;
+
+/// Rounds of one push. The first leaves what was just being written to swap; a cell that has little left, or of which a
+/// round brought out next to nothing, gets no other.
+const ROUNDS_MAX: u32 = 4;
+
+/// A round that brought out less than this was the last.
+const ROUND_WORTH: Bytes = Bytes::mib(1);
+
+/// Between two rounds: pages that were being written can be given up when they are.
+const ROUND_PAUSE: Millis = Millis(100);
+
+/// What a running container may have in swap on cgroup v2, so that a runaway cannot thrash the disk.
+const ALLOWANCE: Bytes = Bytes::mib(64);
+
+/// How memory is pushed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Reclaim,
+    High,
+    ForceEmpty,
+}
+
+impl Way {
+    /// As it is told to people.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reclaim => "memory.reclaim",
+            Self::High => "memory.high",
+            Self::ForceEmpty => "memory.force_empty",
+        }
+    }
+
+    const fn is_v2(self) -> bool {
+        matches!(self, Self::Reclaim | Self::High)
+    }
+
+    /// The way that this group offers.
+    fn of(folder: &Path) -> Option<Self> {
+        let has = |file: &str| folder.join(file).exists();
+        if has("memory.reclaim") {
+            Some(Self::Reclaim)
+        } else if has("memory.force_empty") {
+            Some(Self::ForceEmpty)
+        } else if has("memory.high") {
+            Some(Self::High)
+        } else {
+            None
+        }
+    }
+}
+
+/// The way that containers of this machine will offer, as far as other groups tell.
+pub(crate) fn way_here(cgroups: &Path) -> Option<Way> {
+    // On v1 the root of the controller has the file; on v2 every group but the root.
+    let v1 = cgroups.join("memory");
+    if v1.join("memory.force_empty").exists() {
+        return Some(Way::ForceEmpty);
+    }
+    let groups = std::fs::read_dir(cgroups).ok()?;
+    groups.flatten().take(256).find_map(|group| Way::of(&group.path()))
+}
+
+/// A container's memory group.
+#[derive(Debug, Clone)]
+pub(super) struct Group {
+    folder: PathBuf,
+    way: Way,
+}
+
+/// What it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) resident: Bytes,
+    pub(super) swapped: Bytes,
+}
+
+impl Group {
+    /// Of the container whose first process this is.
+    pub(super) fn of(first: i64, id: &str) -> Option<Self> {
+        let groups = std::fs::read_to_string(format!("/proc/{first}/cgroup")).ok()?;
+        let folder = cgroup::folder(&groups, id, "memory")?;
+        Some(Self { way: Way::of(&folder)?, folder })
+    }
+
+    fn read(&self, file: &str) -> Option<String> {
+        std::fs::read_to_string(self.folder.join(file)).ok()
+    }
+
+    /// Reads what it holds: everything that is charged to it, with caches and its part of the swap cache.
+    pub(super) fn held(&self) -> Option<Held> {
+        let number = |file: &str| self.read(file)?.trim().parse().ok().map(Bytes);
+        if self.way.is_v2() {
+            let resident = number("memory.current")?;
+            Some(Held { resident, swapped: number("memory.swap.current").unwrap_or_default() })
+        } else {
+            let resident = number("memory.usage_in_bytes")?;
+            let swapped = self.read("memory.stat").and_then(|stat| v1_swap(&stat)).unwrap_or_default();
+            Some(Held { resident, swapped })
+        }
+    }
+
+    /// What a running container may have in swap from now on. Nothing where the kernel does not tell memory and swap apart.
+    pub(super) fn limit_swap(&self, running: bool) -> io::Result<()> {
+        if !self.way.is_v2() {
+            return Ok(());
+        }
+        let most = if running { ALLOWANCE.0.to_string() } else { "max".to_owned() };
+        if self.way == Way::High {
+            // A push that was cut off may have left it at zero.
+            std::fs::write(self.folder.join("memory.high"), "max")?;
+        }
+        std::fs::write(self.folder.join("memory.swap.max"), most)
+    }
+
+    /// Pushes the memory out and reads back what is left. Ends early when the future is dropped.
+    pub(super) async fn push(&self) -> io::Result<Pushed> {
+        let begun = Instant::now();
+        let gone = || io::Error::other("the kernel does not tell what the container holds");
+        self.limit_swap(false)?;
+        let before = self.held().ok_or_else(gone)?;
+        let mut held = before;
+        for round in 0..ROUNDS_MAX {
+            if held.resident < ROUND_WORTH {
+                break;
+            }
+            if round > 0 {
+                tokio::time::sleep(ROUND_PAUSE.to_std()).await;
+            }
+            self.round(held.resident).await?;
+            let left = self.held().ok_or_else(gone)?;
+            let brought = held.resident.saturating_sub(left.resident);
+            held = left;
+            if brought < ROUND_WORTH {
+                break;
+            }
+        }
+        let took = Millis(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+        Ok(Pushed { before: before.resident, resident: held.resident, swapped: held.swapped, took })
+    }
+
+    async fn round(&self, resident: Bytes) -> io::Result<()> {
+        match self.way {
+            Way::Reclaim => self.write("memory.reclaim", &resident.0.to_string()).await,
+            Way::ForceEmpty => self.write("memory.force_empty", "0").await,
+            Way::High => {
+                let pushed = self.write("memory.high", "0").await;
+                std::fs::write(self.folder.join("memory.high"), "max")?;
+                pushed
+            }
+        }
+    }
+
+    /// Has a program write it. How that ends is of no interest: the kernel says *again* where it could not bring out all
+    /// that was asked for, and what it did is read back.
+    async fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        let mut child = command("tee")
+            .arg(self.folder.join(file))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(text.as_bytes()).await?;
+        }
+        child.wait().await.map(|_| ())
+    }
+}
+
+/// The line `swap` of v1's `memory.stat`: there where swap is counted.
+fn v1_swap(stat: &str) -> Option<Bytes> {
+    stat.lines().find_map(|line| line.strip_prefix("swap "))?.trim().parse().ok().map(Bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(files: &[(&str, &str)]) -> (tempfile::TempDir, Option<Group>) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let found = Way::of(folder.path()).map(|way| Group { folder: folder.path().to_owned(), way });
+        (folder, found)
+    }
+
+    #[test]
+    fn the_newest_way_that_a_group_offers_is_taken() {
+        let way = |files: &[(&str, &str)]| group(files).1.map(|group| group.way);
+        assert_eq!(way(&[("memory.reclaim", ""), ("memory.high", "")]), Some(Way::Reclaim));
+        assert_eq!(way(&[("memory.high", "")]), Some(Way::High));
+        assert_eq!(way(&[("memory.force_empty", "")]), Some(Way::ForceEmpty));
+        assert_eq!(way(&[("memory.stat", "")]), None);
+    }
+
+    #[test]
+    fn both_versions_tell_what_is_held() {
+        let (_folder, v1) = group(&[
+            ("memory.force_empty", ""),
+            ("memory.usage_in_bytes", "4096\n"),
+            ("memory.stat", "cache 1\nrss 2\nswap 8192\nhierarchical_memsw_limit 9\ntotal_swap 7\n"),
+        ]);
+        assert_eq!(v1.unwrap().held(), Some(Held { resident: Bytes(4096), swapped: Bytes(8192) }));
+        let (_folder, v2) =
+            group(&[("memory.reclaim", ""), ("memory.current", "5\n"), ("memory.swap.current", "6\n")]);
+        assert_eq!(v2.unwrap().held(), Some(Held { resident: Bytes(5), swapped: Bytes(6) }));
+        let (_folder, odd) = group(&[("memory.reclaim", ""), ("memory.current", "max\n")]);
+        assert_eq!(odd.unwrap().held(), None);
+    }
+
+    #[test]
+    fn a_running_containers_swap_is_small_on_v2_and_a_pushs_has_no_end() {
+        let (folder, v2) = group(&[("memory.high", "0")]);
+        let read = |file: &str| std::fs::read_to_string(folder.path().join(file)).unwrap();
+        let v2 = v2.unwrap();
+        v2.limit_swap(true).unwrap();
+        assert_eq!(
+            (read("memory.swap.max"), read("memory.high")),
+            (ALLOWANCE.0.to_string(), "max".to_owned())
+        );
+        v2.limit_swap(false).unwrap();
+        assert_eq!(read("memory.swap.max"), "max");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_brought_out_ends_the_push() {
+        let (folder, group) = group(&[("memory.reclaim", ""), ("memory.current", "900000000\n")]);
+        let pushed = group.unwrap().push().await.unwrap();
+        assert_eq!((pushed.before, pushed.resident), (Bytes(900_000_000), Bytes(900_000_000)));
+        assert!(pushed.fell_short());
+        assert_eq!(std::fs::read_to_string(folder.path().join("memory.reclaim")).unwrap(), "900000000");
+    }
+}
