@@ -63,6 +63,8 @@ pub struct Config {
     pub egress_allow: Vec<String>,
     /// New and open connections that a cell may have, 16 to 65536. Default 1024.
     pub connections_per_cell: u32,
+    /// The port at which a cell tells its schedule, on the address of its own bridge, 1 to 65535. Default 9184.
+    pub projection_port: u16,
     /// The cgroup that the container engine makes cells' cgroups in: with its systemd driver a slice, such as
     /// `berth-cells.slice`; with its cgroupfs driver an absolute path. Default none: the engine's own default.
     pub cgroup_parent: Option<String>,
@@ -107,6 +109,7 @@ impl Default for Config {
             cell_dns: vec![IpAddr::from([1, 1, 1, 1]), IpAddr::from([9, 9, 9, 9])],
             egress_allow: vec![],
             connections_per_cell: 1024,
+            projection_port: 9184,
             mbit_per_cell: 200,
             cgroup_parent: None,
             cpu_notice_percent: 80,
@@ -222,6 +225,9 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     if !(16..=65_536).contains(&config.connections_per_cell) {
         say("connections_per_cell", "has to be 16 to 65536".into());
     }
+    if config.projection_port == 0 {
+        say("projection_port", "has to be 1 to 65535".into());
+    }
     if let Some(parent) = &config.cgroup_parent
         && let Err(text) = check_cgroup_parent(parent)
     {
@@ -244,7 +250,7 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
         if name.is_empty() || !good || name.starts_with(|c: char| c.is_ascii_digit()) {
             say("cell_env_files", format!("`{name}` is not a name of A-Z, 0-9 and _"));
         }
-        if name.starts_with("OPENCLAW_") || name.starts_with("NODE_") {
+        if ["OPENCLAW_", "NODE_", "BERTH_"].iter().any(|prefix| name.starts_with(prefix)) {
             say("cell_env_files", format!("`{name}` is set by Berth or by nobody"));
         }
         if !Path::is_absolute(path) && !credentials::is_credential(path) {

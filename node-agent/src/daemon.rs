@@ -35,6 +35,7 @@ use crate::keys::KeyFiles;
 use crate::link::Side;
 use crate::metrics::Metrics;
 use crate::netrules::{NetRules, RulesConfig, Standing};
+use crate::projection::{Endpoint, List, Projection};
 use crate::quota::{Backend, Quota};
 use crate::runtime::Runtime;
 use crate::runtime::docker::DockerRuntime;
@@ -86,12 +87,15 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         store.append(vec![Record::Booted(boot)]).map_err(|error| error.exit().because(error))?;
     }
 
+    let projection = Projection::prepare(&config.data_dir, config.projection_port, pool);
+    let projection = Arc::new(projection.map_err(|error| Exit::CantCreate.because(error))?);
     let agent_uid = rustix::process::getuid().as_raw();
     let runtime = Failing::new(DockerRuntime::new(&config.docker_socket));
     let rules = NetRules::new(&RulesConfig {
         egress_allow: config.egress_rules(),
         connections_max: config.connections_per_cell,
         mbit_per_second: config.mbit_per_cell,
+        projection_port: config.projection_port,
         ..RulesConfig::new(pool, [agent_uid, config.ingress_uid].into())
     });
     let quota = Quota::detect(&config.data_dir).await.map_err(|error| Exit::CantCreate.because(error))?;
@@ -131,12 +135,15 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         rules,
         config,
         pool,
+        projection: Arc::clone(&projection),
         node: joined.node,
         cell_env,
         suspensions: Mutex::new(BTreeMap::new()),
         metrics: Arc::clone(&metrics),
         wall: wall_now,
     });
+    let (lists, lists_queue) = mpsc::channel(FRAMES_MAX);
+    let endpoint = Endpoint::new(projection, lists, tasks.clone(), Arc::clone(&metrics));
     let (status, watching) = watch::channel(LinkStatus::START);
     let driver = Driver::new(Wiring {
         store,
@@ -148,6 +155,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         news: Arc::clone(&news),
         ticket_key: joined.coordinator,
         link: watching.clone(),
+        endpoint,
     });
     let link = NodeDriver {
         target: Target {
@@ -174,6 +182,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     let (door_events, door_queue) = mpsc::channel(FRAMES_MAX);
     tasks.spawn_essential("door", socket.run(door_events, tasks.clone()));
     tasks.spawn_essential("door events", forward_door(door_queue, inputs.clone()));
+    tasks.spawn_essential("schedules", forward_lists(lists_queue, inputs.clone()));
     let tick = |every, input| remind_for_ever(inputs.clone(), every, input);
     tasks.spawn_essential("probes", tick(PROBE_EVERY, || Input::ProbeAll));
     // These two the driver begins by itself when it has first heard the coordinator, and when a session opens.
@@ -228,6 +237,16 @@ async fn forward_door(
 ) -> Result<Infallible, Infallible> {
     while let Some(event) = events.recv().await {
         tell(&inputs, Input::Door(event)).await;
+    }
+    std::future::pending().await
+}
+
+async fn forward_lists(
+    mut lists: mpsc::Receiver<List>,
+    inputs: mpsc::Sender<Input>,
+) -> Result<Infallible, Infallible> {
+    while let Some(list) = lists.recv().await {
+        tell(&inputs, Input::ListPut(list)).await;
     }
     std::future::pending().await
 }

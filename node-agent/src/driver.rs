@@ -17,6 +17,7 @@ use berth_node_agent_core::agent::{self, Agent};
 use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
 use berth_node_agent_core::memory::Record;
+use berth_node_agent_core::schedule::Schedule;
 use berth_node_agent_core::slot::Slot;
 use berth_shared::cell::{CellState, CellStatus};
 use berth_shared::door::{FromIngress, Route, ToIngress};
@@ -35,6 +36,7 @@ mod check_up;
 mod cpu;
 mod desired;
 mod lease;
+mod schedule;
 mod swap;
 mod sweep;
 
@@ -45,6 +47,7 @@ use crate::door::{DoorEvent, DoorId};
 use crate::failpoint::{self, Place};
 use crate::hands::Hands;
 use crate::metrics::Metrics;
+use crate::projection::{Endpoint, List};
 use crate::runtime::{Owned, Runtime};
 use crate::store::{Store, StoreError};
 use crate::swap::Reading;
@@ -115,6 +118,12 @@ pub enum Input {
         /// How it ended.
         outcome: Result<(), Problem>,
     },
+    /// A cell has put what it will run.
+    ListPut(List),
+    /// A cell's scheduler was asked for the same.
+    ScheduleAsked(CellId, Schedule),
+    /// These channels of a cell dial out, by its configuration.
+    DialsOut(CellId, Vec<String>),
     /// The ingress.
     Door(DoorEvent),
     /// The coordinator.
@@ -180,6 +189,8 @@ pub struct Driver<R> {
     examining: Option<AbortHandle>,
     /// Does the coordinator understand what a check-up finds?
     tells_findings: bool,
+    /// Where cells put what they will run.
+    endpoint: Endpoint,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -212,6 +223,8 @@ pub struct Wiring<R> {
     pub ticket_key: PublicKey,
     /// How the link to the coordinator fares.
     pub link: watch::Receiver<LinkStatus>,
+    /// Where cells put what they will run.
+    pub endpoint: Endpoint,
 }
 
 impl<R: Runtime> Driver<R> {
@@ -223,6 +236,7 @@ impl<R: Runtime> Driver<R> {
         let domain = memory.desired.as_ref().map(|desired| desired.domain.clone()).unwrap_or_default();
         let (loopback, inputs) = wiring.inputs;
         wiring.hands.rules.quarantine(desired::quarantined(memory.desired.as_ref(), &memory.cells));
+        wiring.endpoint.keep(&schedule::telling(memory.desired.as_ref(), &memory.cells));
         Self {
             agent,
             store: Some(wiring.store),
@@ -253,6 +267,7 @@ impl<R: Runtime> Driver<R> {
             freezes: None,
             examining: None,
             tells_findings: false,
+            endpoint: wiring.endpoint,
         }
     }
 
@@ -341,6 +356,11 @@ impl<R: Runtime> Driver<R> {
             Input::Probed(cell, alive) => {
                 self.step(agent::Event::Cell(cell, cell::Event::Probed { alive }), turn);
             }
+            Input::ListPut(list) => self.list_put(list, turn),
+            Input::ScheduleAsked(cell, schedule) => self.schedule_heard(cell, schedule, turn),
+            Input::DialsOut(cell, channels) => {
+                self.step(agent::Event::Cell(cell, cell::Event::DialsOut(channels)), turn);
+            }
             Input::Door(event) => self.door(event, turn),
             Input::Frame(CoordinatorFrame::Desired(desired)) => self.desired(desired, turn),
             Input::Frame(CoordinatorFrame::Command(command)) => {
@@ -409,6 +429,7 @@ impl<R: Runtime> Driver<R> {
             let rerouted = self.domain != desired.domain;
             self.domain.clone_from(&desired.domain);
             self.cut_off(desired::quarantined(Some(&desired), &planned.remembered));
+            self.endpoint.keep(&schedule::telling(Some(&desired), &planned.remembered));
             self.step(agent::Event::Desired { desired, remembered: planned.remembered }, turn);
             if rerouted {
                 self.send_table();

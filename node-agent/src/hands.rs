@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::folder::CellFolder;
 use crate::metrics::Metrics;
 use crate::netrules::NetRules;
+use crate::projection::Projection;
 use crate::quota::Quota;
 use crate::runtime::{
     ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE,
@@ -78,6 +79,12 @@ pub struct Job {
     pub wake_heard: Option<std::time::Instant>,
     /// Of a removal: the cell only went to another node, its disk is kept aside under this generation.
     pub keep_disk: Option<Generation>,
+    /// Has its workload told its schedule since it was started?
+    pub schedule_heard: bool,
+    /// Of a rest: does its schedule matter?
+    pub minds_schedule: bool,
+    /// Of a rest: do channels that dial out matter?
+    pub minds_channels: bool,
 }
 
 /// The parts that operations are carried out with.
@@ -92,6 +99,8 @@ pub struct Hands<R> {
     pub config: Config,
     /// Uids and subnets.
     pub pool: SlotPool,
+    /// How cells tell their schedules.
+    pub projection: Arc<Projection>,
     /// Which node this is.
     pub node: NodeId,
     /// Secrets of every cell's environment, by name.
@@ -161,7 +170,9 @@ impl<R: Runtime> Hands<R> {
     pub async fn logs(&self, job: &Job, lines: u32) -> Result<Vec<String>, Problem> {
         let lines = lines.min(LOG_LINES_MAX);
         let raw = self.runtime.logs(&self.key(job), lines as usize, LOG_BYTES_MAX).await.map_err(problem)?;
-        Ok(raw.iter().map(|line| redact(line, self.cell_env.values())).collect())
+        let token = self.projection.token(job.spec.cell);
+        let secrets = || self.cell_env.values().chain([&token]);
+        Ok(raw.iter().map(|line| redact(line, secrets())).collect())
     }
 
     /// How much CPU time a cell's container has used since it was started; `None` while it does not run.
@@ -193,9 +204,12 @@ impl<R: Runtime> Hands<R> {
         let uid = self.pool.uid(slot);
         let mut env: Vec<(String, Secret)> =
             self.cell_env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let mut binds = vec![];
         if job.spec.workload == Workload::Openclaw {
             let own = openclaw::environment();
             env.extend(own.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value))));
+            env.push((openclaw::PLUGIN_TOKEN.to_owned(), self.projection.token(job.spec.cell)));
+            binds.push(self.projection.bind());
         }
         Ok(ContainerPlan {
             key: self.key(job),
@@ -212,7 +226,7 @@ impl<R: Runtime> Hands<R> {
             port: workload::port(job.spec.workload),
             cgroup_parent: self.config.cgroup_parent.clone(),
             runtime: None,
-            binds: vec![],
+            binds,
         })
     }
 
@@ -247,6 +261,7 @@ impl<R: Runtime> Hands<R> {
         let proxy = self.pool.bridge_address(slot).into();
         let origins = vec![self.config.origin(&format!("{}.{}", spec.slug, job.domain))];
         let provider = self.config.provider_facts();
+        let schedule_url = self.projection.url(slot);
         let work = move || -> Result<Vec<String>, Problem> {
             let hostile =
                 |error: &(dyn std::error::Error + 'static)| Problem::new(Code::HostileFolder, chain(error));
@@ -260,7 +275,13 @@ impl<R: Runtime> Hands<R> {
                 .map(String::from_utf8)
                 .transpose()
                 .map_err(|_| Problem::new(Code::CellConfig, "openclaw.json is not UTF-8 text"))?;
-            let facts = openclaw::ConfigFacts { spec: &spec, proxy, origins, provider: provider.as_ref() };
+            let facts = openclaw::ConfigFacts {
+                spec: &spec,
+                proxy,
+                origins,
+                provider: provider.as_ref(),
+                schedule_url,
+            };
             let configured = openclaw::configure(existing.as_deref(), &facts)
                 .map_err(|error| Problem::new(Code::CellConfig, chain(&error)))?;
             if configured.changed {

@@ -36,6 +36,7 @@ pub mod link;
 pub mod metrics;
 pub mod netrules;
 mod notes;
+pub mod projection;
 pub mod quota;
 pub mod runtime;
 pub mod store;

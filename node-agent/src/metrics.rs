@@ -21,6 +21,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::projection::Fate;
+
 /// A word of an enum.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -86,6 +88,7 @@ pub struct Metrics {
     cells_burning: Gauge,
     cpu_notices: Counter,
     orphans: Family<Kind, Counter>,
+    schedule_lists: Family<Kind, Counter>,
     wake_seconds: Family<Wake, Histogram, fn() -> Histogram>,
     pushed_bytes: Counter,
     push_seconds: Histogram,
@@ -134,6 +137,11 @@ impl Metrics {
             ),
             cpu_notices: registered(of, "cpu_notices", "How often a cell began to be one of those"),
             orphans: registered(of, "orphans", "Containers of no cell, by what became of them"),
+            schedule_lists: registered(
+                of,
+                "schedule_lists",
+                "Lists of what cells will run that they have put, by what became of them",
+            ),
             wake_seconds: register(
                 of,
                 "wake_seconds",
@@ -181,6 +189,9 @@ impl Metrics {
             lease_held: registered(of, "lease_held", "1 while cells may run with the coordinator away"),
             lease_end: Self::lease_end(of),
         };
+        for fate in Fate::ALL {
+            drop(metrics.schedule_lists.get_or_create(&Kind { kind: fate.as_str() }));
+        }
         for orphan in [Orphan::Removed, Orphan::Left] {
             drop(metrics.orphans.get_or_create(&Kind { kind: orphan.as_str() }));
         }
@@ -277,6 +288,11 @@ impl Metrics {
     /// Counts a container of no cell.
     pub fn orphan(&self, orphan: Orphan) {
         self.orphans.get_or_create(&Kind { kind: orphan.as_str() }).inc();
+    }
+
+    /// Counts a list that a cell has put.
+    pub fn schedule_list(&self, fate: Fate) {
+        self.schedule_lists.get_or_create(&Kind { kind: fate.as_str() }).inc();
     }
 
     /// Counts a start call of the engine, and what Berth did before it since the wake was heard.

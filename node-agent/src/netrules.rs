@@ -8,8 +8,9 @@
 //!                          services, link-local, private and special networks, SMTP: never. The rest may go, within
 //!                          the caps of connections and bandwidth.
 //! forwarded, to a cell     answers to what it asked for; nothing else, from nowhere.
-//! from a cell to the node  answers to the node's own connections, and the ports that `egress_allow` opens; else nothing,
-//!                          neither ICMP nor DNS nor a port on any of the node's addresses.
+//! from a cell to the node  answers to the node's own connections, the port at which it tells its schedule on the
+//!                          address of its own bridge, and the ports that `egress_allow` opens; else nothing, neither
+//!                          ICMP nor DNS nor a port on any of the node's addresses.
 //! a quarantined cell       nothing, in no direction, not even with the node.
 //! from the node to a cell  the users of `allowed_uids` only; what belongs to their connections always.
 //! ```
@@ -93,6 +94,8 @@ pub struct RulesConfig {
     /// What one cell may send to the outside, and again what it may receive from there, in Mbit/s; one second's worth
     /// in one go. What goes over is dropped, so that the senders slow down.
     pub mbit_per_second: u32,
+    /// The port at which each cell tells its schedule, on the address of its own bridge and of no other.
+    pub projection_port: u16,
 }
 
 impl RulesConfig {
@@ -105,6 +108,7 @@ impl RulesConfig {
             connections_max: 1024,
             connections_per_second: 100,
             mbit_per_second: 200,
+            projection_port: 9184,
         }
     }
 }
@@ -117,6 +121,7 @@ pub fn ruleset(config: &RulesConfig, quarantined: &BTreeSet<Slot>) -> String {
     let uids = config.allowed_uids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     let connections = config.connections_max;
     let rate = config.connections_per_second;
+    let projection_port = config.projection_port;
     let burst = rate.saturating_mul(10);
     let kbytes = u64::from(config.mbit_per_second) * 125;
     let cut_off = |way| quarantine(way, &config.pool, quarantined);
@@ -204,6 +209,7 @@ table inet {TABLE} {{
 \t\tmeta nfproto ipv6 counter name from_cell_ipv6 drop
 \t\tip saddr != {pool} counter name from_cell_forged drop
 \t\tct direction reply ct state established,related accept
+\t\tfib daddr . iif type local tcp dport {projection_port} goto cell_caps
 {to_node}\t\tcounter name cell_to_node drop
 \t}}
 

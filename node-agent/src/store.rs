@@ -163,10 +163,10 @@ impl Store {
     }
 
     fn snapshot(&mut self) -> Result<(), StoreError> {
-        let snapshot = Record::Snapshot(Box::new(self.memory.clone()));
+        let snapshot = self.memory.snapshot();
         self.journal.rotate().map_err(StoreError::Append)?;
         failpoint::SNAPSHOT_ROTATED.reach();
-        let at = self.write(std::slice::from_ref(&snapshot))?;
+        let at = self.write(&snapshot)?;
         failpoint::SNAPSHOT_WRITTEN.reach();
         self.journal.drop_segments_before(at).map_err(StoreError::Append)?;
         self.since_snapshot = 0;

@@ -282,11 +282,13 @@ pub enum WakeCause {
     Adopted,
     /// A request came while it was falling asleep.
     TurnedRound,
+    /// A job of its own schedule is due.
+    Schedule,
 }
 
 impl WakeCause {
     /// Every cause.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Created,
         Self::Session,
         Self::Bearer,
@@ -294,6 +296,7 @@ impl WakeCause {
         Self::Recovery,
         Self::Adopted,
         Self::TurnedRound,
+        Self::Schedule,
     ];
 
     /// The cause as it is written in metrics, tables and JSON.
@@ -306,6 +309,7 @@ impl WakeCause {
             Self::Recovery => "recovery",
             Self::Adopted => "adopted",
             Self::TurnedRound => "turned-round",
+            Self::Schedule => "schedule",
         }
     }
 }
@@ -346,6 +350,23 @@ pub enum BusyReason {
         /// What was wrong.
         detail: String,
     },
+    /// A job of its schedule is due so soon that a rest would not be worth it, or is due and has not run yet.
+    ScheduleDue {
+        /// How many of its jobs are.
+        count: u32,
+        /// When the first of them is due.
+        detail: String,
+    },
+    /// What it will run next is not certain, so it might sleep over that.
+    ScheduleUnclear {
+        /// What is not known, or does not agree.
+        detail: String,
+    },
+    /// Channels of it dial out: nobody outside could wake it for them.
+    DialsOut {
+        /// Their names.
+        channels: String,
+    },
     /// The workload would rest, but its processes use CPU that it does not own up to.
     UndeclaredWork {
         /// How much, and by which processes.
@@ -383,7 +404,10 @@ mod busy_json {
                 BusyReason::Workload { blockers } => (0, blockers),
                 BusyReason::HandshakeUnclear { detail }
                 | BusyReason::RestFailed { detail }
+                | BusyReason::ScheduleUnclear { detail }
                 | BusyReason::UndeclaredWork { detail } => (0, detail),
+                BusyReason::ScheduleDue { count, detail } => (count, detail),
+                BusyReason::DialsOut { channels } => (0, channels),
                 BusyReason::Held { until } => (0, until.0.to_string()),
                 BusyReason::Active | BusyReason::AlwaysOn | BusyReason::FrontDoorSilent => (0, String::new()),
             };
@@ -402,6 +426,9 @@ mod busy_json {
                 "handshake-unclear" => Self::HandshakeUnclear { detail: flat.detail },
                 "front-door-silent" => Self::FrontDoorSilent,
                 "rest-failed" => Self::RestFailed { detail: flat.detail },
+                "schedule-due" => Self::ScheduleDue { count: flat.count, detail: flat.detail },
+                "schedule-unclear" => Self::ScheduleUnclear { detail: flat.detail },
+                "dials-out" => Self::DialsOut { channels: flat.detail },
                 "undeclared-work" => Self::UndeclaredWork { detail: flat.detail },
                 "held" => Self::Held { until: moment(&flat.detail)? },
                 other => return Err(format!("`{other}` is not a busy reason")),
@@ -421,6 +448,9 @@ impl BusyReason {
             Self::HandshakeUnclear { .. } => "handshake-unclear",
             Self::FrontDoorSilent => "front-door-silent",
             Self::RestFailed { .. } => "rest-failed",
+            Self::ScheduleDue { .. } => "schedule-due",
+            Self::ScheduleUnclear { .. } => "schedule-unclear",
+            Self::DialsOut { .. } => "dials-out",
             Self::UndeclaredWork { .. } => "undeclared-work",
             Self::Held { .. } => "held",
         }
@@ -437,6 +467,12 @@ impl fmt::Display for BusyReason {
             Self::HandshakeUnclear { detail } => write!(f, "the workload's answer was unclear: {detail}"),
             Self::FrontDoorSilent => f.write_str("the front door did not confirm the fence"),
             Self::RestFailed { detail } => write!(f, "going to rest failed: {detail}"),
+            Self::ScheduleDue { count: 0 | 1, detail } => write!(f, "a job of its schedule is due {detail}"),
+            Self::ScheduleDue { count, detail } => {
+                write!(f, "{count} jobs of its schedule are due, the first {detail}")
+            }
+            Self::ScheduleUnclear { detail } => write!(f, "what it runs next is not certain: {detail}"),
+            Self::DialsOut { channels } => write!(f, "nobody outside could wake it for: {channels}"),
             Self::UndeclaredWork { detail } => {
                 write!(f, "the workload says that it may rest, but it works: {detail}")
             }
@@ -603,6 +639,9 @@ mod tests {
             BusyReason::HandshakeUnclear { detail: "no id".into() },
             BusyReason::FrontDoorSilent,
             BusyReason::RestFailed { detail: "no".into() },
+            BusyReason::ScheduleDue { count: 2, detail: "2026-01-31T12:00:00Z".into() },
+            BusyReason::ScheduleUnclear { detail: "no answer".into() },
+            BusyReason::DialsOut { channels: "whatsapp".into() },
             BusyReason::UndeclaredWork { detail: "97 % of a core: ffmpeg".into() },
             BusyReason::Held { until: UnixMs(1_800_000_000_000) },
         ] {

@@ -8,10 +8,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use berth_tests::world::front::{Front, Socket};
+use berth_tests::world::http;
 use berth_tests::world::metrics;
 use berth_tests::world::wait::{eventually, within};
 use berth_tests::world::{BOUND, Options, World};
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -156,6 +159,59 @@ async fn its_own_work_keeps_it_awake(world: &World, model: &Model, front: &Front
     is(world, "frozen").await;
 }
 
+/// A call of the gateway's admin RPC, which is open to the node's own users only.
+async fn rpc(world: &World, cell: &str, method: &str, params: Value) -> Value {
+    let config = world.dir().join(format!("agent/cells/{cell}/data/openclaw.json"));
+    let settings: Value = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
+    let owner = settings["gateway"]["auth"]["trustedProxy"]["allowUsers"][0].as_str().unwrap();
+    // The first cell of a node has the first subnet of its network: its bridge is the proxy, the cell comes behind it.
+    let proxy: std::net::Ipv4Addr =
+        settings["gateway"]["trustedProxies"][0].as_str().unwrap().parse().unwrap();
+    let address = (std::net::Ipv4Addr::from_bits(proxy.to_bits() + 1), 18789).into();
+    let request = ::http::Request::post("/api/v1/admin/rpc")
+        .header("host", "claw.localhost")
+        .header("content-type", "application/json")
+        .header("x-forwarded-for", "192.0.2.1")
+        .header("x-forwarded-proto", "https")
+        .header("x-forwarded-host", "claw.localhost")
+        .header("x-forwarded-user", owner)
+        .body(Full::new(Bytes::from(json!({ "method": method, "params": params }).to_string())))
+        .unwrap();
+    let answer = http::send(address, None, request, BOUND).await.unwrap().ok(200);
+    assert_eq!(answer["ok"], true, "{method}: {answer}");
+    answer["payload"].clone()
+}
+
+/// The gateway tells its jobs as soon as they are there: the plugin is loaded, it reaches the agent, and what it tells
+/// keeps the cell up.
+async fn its_jobs_are_told(world: &World, cell: &str) {
+    let taken = async || {
+        let counted = world.metrics(&world.agent).await;
+        counted.value("berth_agent_schedule_lists_total{kind=\"taken\"}")
+    };
+    let before = eventually("the list at the start is taken", START, async || {
+        Some(taken().await).filter(|count| *count > 0.0)
+    })
+    .await;
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let at = berth_shared::time::UnixMs(u64::try_from(wall.as_millis()).unwrap() + 90_000);
+    let job = json!({
+        "name": "ring", "schedule": { "kind": "at", "at": at.to_string() }, "sessionTarget": "main",
+        "wakeMode": "now", "payload": { "kind": "systemEvent", "text": "ring" },
+    });
+    let added = rpc(world, cell, "cron.add", job).await;
+    eventually("the new job is told", BOUND, async || (taken().await > before).then_some(())).await;
+    let refused = world.api.post("/v1/cells/claw/sleep", json!({})).await;
+    let told = refused.json();
+    assert_eq!((refused.status, &told["code"]), (409, &json!("cell_busy")), "{told}");
+    assert!(told["detail"].as_str().unwrap().contains(&format!("is due at {at}")), "{told}");
+    let status = rpc(world, cell, "cron.status", json!({})).await;
+    assert_eq!(status["nextWakeAtMs"], at.0, "{status}");
+    let before = taken().await;
+    rpc(world, cell, "cron.remove", json!({ "id": added["id"] })).await;
+    eventually("that it is gone is told", BOUND, async || (taken().await > before).then_some(())).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_gateway_sleeps_only_when_it_has_nothing_to_do_and_remembers_everything() {
     let model = Model::start().await;
@@ -173,6 +229,7 @@ async fn a_real_gateway_sleeps_only_when_it_has_nothing_to_do_and_remembers_ever
     let front = world.front("claw").bearer(token["token"].as_str().unwrap());
     is(&world, "running").await;
     assert!(say(&front, "the word is heliotrope").await.contains("heliotrope"));
+    its_jobs_are_told(&world, &cell).await;
 
     // A turn under way: the gateway itself says that it is busy, and it is not put to rest in any way.
     let slow = {

@@ -24,6 +24,7 @@ mod cpu;
 mod frozen;
 mod idle;
 mod rest;
+mod scheduled;
 mod seen;
 mod start;
 mod status;
@@ -35,6 +36,7 @@ mod tests;
 
 pub use frozen::THAW_TURN;
 pub use idle::{FLAP_MEMORY, FLAP_SPAN, UNDECLARED_PERCENT};
+pub(crate) use scheduled::CHANNELS_MAX;
 pub use terms::{
     Effect, Event, Leave, Note, Now, Observation, OpId, Outcome, Pushed, Rest, SHORT_BYTES, SHORT_PERCENT,
     Seen, SuspendAnswer, Verb, Waiter,
@@ -226,6 +228,7 @@ pub struct Cell {
     starts: u64,
     burn: Burn,
     cpu_notice: Option<CpuNotice>,
+    scheduled: scheduled::Scheduled,
     /// What its plan says of sleep.
     terms: SleepTerms,
     /// It does not fall asleep by itself before this.
@@ -301,6 +304,7 @@ impl Cell {
             starts: 0,
             burn: Burn::default(),
             cpu_notice: None,
+            scheduled: scheduled::Scheduled::new(remembered.schedule.clone()),
             terms: SleepTerms::default(),
             held_until: BootMs(0),
             rested_at: None,
@@ -394,7 +398,7 @@ impl Cell {
             | Phase::Removing
             | Phase::Gone => None,
         };
-        operation.into_iter().chain(phase).min()
+        operation.into_iter().chain(phase).chain(self.schedule_look_at()).min()
     }
 
     /// Takes an event in. `random` is fresh for each call.
@@ -413,11 +417,18 @@ impl Cell {
             Event::Granted => self.granted(now, &mut out),
             Event::SwapNeeded => self.leave(now, Leave::SwapShort, &mut out),
             Event::Terms(terms) => self.terms(now, terms, &mut out),
-            Event::Tick => self.tick(now, random, &mut out),
+            Event::Tick => {
+                self.follow_schedule(now, &mut out);
+                self.tick(now, random, &mut out);
+            }
             Event::Assigned(assignment) => self.assigned(now, assignment, &mut out),
             Event::Retired => self.retire(now, &mut out),
             Event::Lease { held } => self.lease(now, held, &mut out),
+            Event::Schedule(list) => self.schedule_heard(now, list, &mut out),
+            Event::ScheduleDoubted => self.scheduled.agenda.doubt(),
+            Event::DialsOut(channels) => self.channels_seen(channels, &mut out),
         }
+        self.follow_schedule(now, &mut out);
         let down =
             matches!(self.phase, Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed);
         if down && matches!(self.noticed.take_if(|_| down), Some(Seen::Running { .. } | Seen::Paused { .. }))

@@ -11,6 +11,7 @@
 //! | [`front`] | which headers, paths and methods mean what, per workload |
 //! | [`frames`] | where a WebSocket's frames and messages end |
 //! | [`socket`] | what of a WebSocket goes on, what is kept over a freeze, what is said meanwhile |
+//! | [`schedule`] | when a cell is woken for its own schedule, and how long it is kept up |
 //! | [`slot`] | which uid and which subnet a cell has on its node |
 //! | [`workload`] | everything that is particular to OpenClaw |
 
@@ -22,6 +23,7 @@ pub mod front;
 pub mod lease;
 pub mod may_wake;
 pub mod memory;
+pub mod schedule;
 pub mod slot;
 pub mod socket;
 pub mod swap;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{OpId, Outcome, Verb};
 use crate::lease::Mark;
+use crate::schedule::Schedule;
 use crate::slot::Slot;
 
 /// Kinds of records, with their version.
@@ -30,6 +31,11 @@ const PIN_NEXT: (u16, u16) = (21, 1);
 const PIN: (u16, u16) = (22, 1);
 const LEASE: (u16, u16) = (25, 1);
 const PURGED: (u16, u16) = (26, 1);
+const SCHEDULE: (u16, u16) = (30, 1);
+const SCHEDULES: (u16, u16) = (31, 1);
+
+/// So many cells' schedules are in one record of a snapshot.
+const SCHEDULES_MAX: usize = 1000;
 
 /// How the node came to its coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +170,10 @@ pub struct Remembered {
     pub frozen: bool,
     /// Its uid and subnet, see [`Slot`].
     pub slot: Option<Slot>,
+    /// What its workload told last of what it will run, `None` if it never did. Has records of its own, also at a
+    /// snapshot: see [`Memory::snapshot`].
+    #[serde(skip)]
+    pub schedule: Option<Schedule>,
 }
 
 /// How many unreported creates of one cell are remembered.
@@ -210,7 +220,11 @@ pub enum Record {
     Lease(Mark),
     /// The disk that a cell left behind under this generation is destroyed.
     Purged(CellId, Generation),
-    /// Everything so far: earlier records may be dropped.
+    /// What a cell will run: replaces what it told before.
+    Schedule(CellId, Schedule),
+    /// The same of many cells, behind a snapshot.
+    Schedules(Vec<(CellId, Schedule)>),
+    /// Everything so far but schedules: earlier records may be dropped once those stand behind it.
     Snapshot(Box<Memory>),
 }
 
@@ -254,6 +268,8 @@ impl Record {
             Self::Pin(body) => (PIN, codec::encode(body)?),
             Self::Lease(body) => (LEASE, codec::encode(body)?),
             Self::Purged(cell, generation) => (PURGED, codec::encode(&(cell, generation))?),
+            Self::Schedule(cell, schedule) => (SCHEDULE, codec::encode(&(cell, schedule))?),
+            Self::Schedules(body) => (SCHEDULES, codec::encode(body)?),
             Self::Snapshot(body) => (SNAPSHOT, codec::encode(body)?),
         };
         Ok((kind, version, payload))
@@ -294,6 +310,11 @@ impl Record {
                 let (cell, generation) = read(key, payload)?;
                 Self::Purged(cell, generation)
             }
+            SCHEDULE => {
+                let (cell, schedule) = read(key, payload)?;
+                Self::Schedule(cell, schedule)
+            }
+            SCHEDULES => Self::Schedules(read(key, payload)?),
             SNAPSHOT => Self::Snapshot(read(key, payload)?),
             (kind, version) => return Err(RecordError::Unknown { kind, version }),
         })
@@ -412,8 +433,29 @@ impl Memory {
             Record::Purged(cell, generation) => {
                 self.left_behind.retain(|left| (left.cell, left.generation) != (cell, generation));
             }
+            Record::Schedule(cell, schedule) => self.scheduled(cell, schedule),
+            Record::Schedules(all) => {
+                for (cell, schedule) in all {
+                    self.scheduled(cell, schedule);
+                }
+            }
             Record::Snapshot(memory) => *self = *memory,
         }
+    }
+
+    /// Of a cell that is not here any more nothing is kept.
+    fn scheduled(&mut self, cell: CellId, schedule: Schedule) {
+        if let Some(known) = self.cells.get_mut(&cell) {
+            known.schedule = Some(schedule);
+        }
+    }
+
+    /// The records that add up to all of this, to be written as one group.
+    pub fn snapshot(&self) -> Vec<Record> {
+        let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.schedule.clone()?));
+        let all: Vec<(CellId, Schedule)> = self.cells.iter().filter_map(known).collect();
+        let schedules = all.chunks(SCHEDULES_MAX).map(|some| Record::Schedules(some.to_vec()));
+        std::iter::once(Record::Snapshot(Box::new(self.clone()))).chain(schedules).collect()
     }
 
     /// The cell is not wanted here any more. Only the coordinator's own word that its user was removed lets go of its

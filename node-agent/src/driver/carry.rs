@@ -14,7 +14,7 @@ use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::wire::{CommandOutcome, NodeFrame};
 
-use super::{Driver, Input, Turn};
+use super::{Driver, Input, Turn, schedule};
 use crate::failpoint::{self, Place};
 use crate::hands::Job;
 use crate::runtime::Runtime;
@@ -161,6 +161,9 @@ impl<R: Runtime> Driver<R> {
             address: machine.address(),
             wake_heard: self.wake_heard.get(&cell).copied(),
             keep_disk,
+            schedule_heard: machine.is_schedule_heard(),
+            minds_schedule: machine.minds_schedule(),
+            minds_channels: machine.minds_channels(),
         })
     }
 
@@ -171,7 +174,13 @@ impl<R: Runtime> Driver<R> {
         let task = self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
-            let outcome = match tokio::time::timeout(limit, Box::pin(hands.carry_out(verb, job))).await {
+            let work = async {
+                match schedule::survey(&hands, verb, &job, &loopback).await {
+                    Some(refused) => refused,
+                    None => hands.carry_out(verb, job).await,
+                }
+            };
+            let outcome = match tokio::time::timeout(limit, Box::pin(work)).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     Outcome::Failed(Problem::new(Code::DockerFailed, format!("{verb:?} took too long")))
@@ -213,9 +222,14 @@ impl<R: Runtime> Driver<R> {
             let cell = machine.spec().cell;
             let Some(job) = self.job(cell, OpId(0)) else { continue };
             let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
+            let dials_out = !machine.dials_out().is_empty();
             self.tasks.spawn_client("probe", async move {
                 let alive = hands.is_alive(&job).await;
                 let _ = loopback.send(Input::Probed(cell, alive)).await;
+                // What keeps it from ever being asked about a rest may be gone.
+                if dials_out && let Some(channels) = schedule::channels_of(&hands, &job).await {
+                    let _ = loopback.send(Input::DialsOut(cell, channels)).await;
+                }
             });
         }
     }

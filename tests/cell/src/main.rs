@@ -7,6 +7,7 @@
 mod attack;
 mod body;
 mod clock;
+mod cron;
 mod gate;
 mod log;
 mod mode;

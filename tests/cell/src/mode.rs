@@ -95,10 +95,14 @@ pub(crate) struct Mode {
     pub(crate) allow_users: Vec<String>,
     /// What `cron.status` reports as the next wake, in milliseconds since the Unix epoch.
     pub(crate) next_wake_at_ms: Option<u64>,
-    /// How many jobs `cron.status` reports.
+    /// How many jobs `cron.status` reports beside those there are.
     pub(crate) cron_jobs: u64,
     /// How often a gateway socket says `tick` once it is connected; upstream's is half a minute.
     pub(crate) tick_ms: Option<u64>,
+    /// How long after the start jobs run that were missed; upstream's two minutes.
+    pub(crate) missed_ms: Option<u64>,
+    /// The host is told nothing of the jobs.
+    pub(crate) no_projection: bool,
 }
 
 /// The wanted behaviour cannot be understood or kept.

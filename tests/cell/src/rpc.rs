@@ -32,6 +32,15 @@ const PREPARE: &str = "gateway.suspend.prepare";
 const STATUS: &str = "gateway.suspend.status";
 const RESUME: &str = "gateway.suspend.resume";
 const CRON_STATUS: &str = "cron.status";
+const CRON_LIST: &str = "cron.list";
+const CRON_ADD: &str = "cron.add";
+const CRON_REMOVE: &str = "cron.remove";
+/// Every method there is.
+const METHODS: [&str; 9] =
+    [PREPARE, STATUS, RESUME, CRON_STATUS, CRON_LIST, CRON_ADD, CRON_REMOVE, "health", "commands.list"];
+/// Jobs of a page where none says how many, and at the most.
+const PAGE_JOBS: usize = 50;
+const PAGE_JOBS_MAX: usize = 200;
 
 /// A method's error, before the envelope.
 #[derive(Debug)]
@@ -103,6 +112,20 @@ struct LeaseParams {
     suspension_id: String,
 }
 
+/// What of a list is looked at; the rest of upstream's parameters is taken and means nothing here.
+#[derive(Default, Deserialize)]
+struct ListParams {
+    #[serde(default)]
+    offset: usize,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobParams {
+    id: String,
+}
+
 /// Answers one admin request whose caller is already known to be a user.
 pub(crate) async fn handle(
     world: &Arc<World>,
@@ -167,16 +190,17 @@ async fn dispatch(
 ) -> Result<Answer, RpcError> {
     let now = world.clock.now();
     let suspend_method = [PREPARE, STATUS, RESUME].contains(&name);
-    if (mode.old && suspend_method)
-        || ![PREPARE, STATUS, RESUME, CRON_STATUS, "health", "commands.list"].contains(&name)
-    {
+    if (mode.old && suspend_method) || !METHODS.contains(&name) {
         return Err(RpcError::invalid(format!("admin HTTP RPC method is not supported: {name}")));
     }
     if name == "commands.list" {
-        let methods = [PREPARE, STATUS, RESUME, CRON_STATUS, "health", "commands.list"];
-        return Ok(Answer::Payload(json!({ "methods": methods })));
+        return Ok(Answer::Payload(json!({ "methods": METHODS })));
     }
-    let scope = if [PREPARE, RESUME].contains(&name) { "operator.admin" } else { "operator.read" };
+    let scope = if [PREPARE, RESUME, CRON_ADD, CRON_REMOVE].contains(&name) {
+        "operator.admin"
+    } else {
+        "operator.read"
+    };
     if !gate::has_scope(headers, scope) {
         return Err(missing_scope(scope));
     }
@@ -238,8 +262,29 @@ async fn dispatch(
             let path = world.store.dir().join("state/openclaw.sqlite");
             Ok(Answer::Payload(json!({
                 "enabled": true, "triggersEnabled": true, "storePath": path, "storage": "sqlite",
-                "sqlitePath": path, "jobs": mode.cron_jobs, "nextWakeAtMs": mode.next_wake_at_ms,
+                "sqlitePath": path, "jobs": mode.cron_jobs + world.cron.len(),
+                "nextWakeAtMs": mode.next_wake_at_ms.or(world.cron.next_wake()),
             })))
+        }
+        CRON_LIST => {
+            let params: ListParams = match params {
+                Value::Null => ListParams::default(),
+                params => serde_json::from_value(params).map_err(|_| invalid_params(CRON_LIST))?,
+            };
+            let limit = params.limit.unwrap_or(PAGE_JOBS).clamp(1, PAGE_JOBS_MAX);
+            Ok(Answer::Payload(world.cron.page(params.offset, limit)))
+        }
+        CRON_ADD => {
+            let job = serde_json::from_value(params).map_err(|_| invalid_params(CRON_ADD))?;
+            let added = world.cron.add(job, now.wall_ms);
+            added.map(Answer::Payload).map_err(|error| RpcError::invalid(error.to_string()))
+        }
+        CRON_REMOVE => {
+            let params: JobParams =
+                serde_json::from_value(params).map_err(|_| invalid_params(CRON_REMOVE))?;
+            let removed =
+                world.cron.remove(&params.id).map_err(|error| RpcError::invalid(error.to_string()))?;
+            Ok(Answer::Payload(json!({ "ok": true, "removed": removed })))
         }
         _ => Ok(Answer::Payload(json!({ "status": "ok" }))),
     }

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::cron;
 use crate::log;
 use crate::router;
 use crate::world::World;
@@ -61,6 +62,8 @@ pub(crate) async fn run(world: Arc<World>) -> anyhow::Result<u8> {
         record.data_id,
         record.starts
     ));
+    world.tasks.spawn(world.hang_up.clone().run_until_cancelled_owned(cron::run(Arc::clone(&world))));
+    world.tasks.spawn(world.hang_up.clone().run_until_cancelled_owned(cron::project(Arc::clone(&world))));
     tokio::select! {
         never = accept(&world, listener) => match never {},
         () = leave(&world, term) => Ok(0),

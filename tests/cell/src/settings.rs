@@ -20,6 +20,8 @@ pub(crate) struct Settings {
     pub(crate) log_requests: bool,
     /// `PLATFORM_LLM_KEY`: printed by the mode `log_secret`, for tests of redaction.
     pub(crate) secret: Option<String>,
+    /// `BERTH_WAKE_TOKEN`: shown to the host that the schedule is told.
+    pub(crate) wake_token: Option<String>,
 }
 
 /// The environment says something that cannot be used.
@@ -46,6 +48,7 @@ impl Settings {
             mode_env: lookup("CELL_MODE").filter(|value| !value.trim().is_empty()),
             log_requests: lookup("CELL_LOG").as_deref() == Some("1"),
             secret: lookup("PLATFORM_LLM_KEY"),
+            wake_token: lookup("BERTH_WAKE_TOKEN"),
         })
     }
 }

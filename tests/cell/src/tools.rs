@@ -114,6 +114,36 @@ pub(crate) async fn slow(query: &Query) -> Reply {
     body::json(StatusCode::OK, &json!({ "ok": true, "sleptMs": ms }))
 }
 
+/// Largest job that is read.
+const JOB_BYTES_MAX: usize = 4096;
+
+/// `GET /cron` shows jobs and runs, `POST` adds a job as `cron.add`, `DELETE /cron?id=` removes one by id or name.
+pub(crate) async fn cron(world: &World, request: Request<Incoming>) -> Reply {
+    let done = match *request.method() {
+        Method::GET => Ok(world.cron.show()),
+        Method::POST => {
+            let bytes = match body::read(request.into_body(), JOB_BYTES_MAX).await {
+                Ok(bytes) => bytes,
+                Err(error) => return failed(StatusCode::BAD_REQUEST, &error),
+            };
+            match serde_json::from_slice(&bytes) {
+                Ok(job) => world.cron.add(job, world.clock.now().wall_ms),
+                Err(error) => return failed(StatusCode::BAD_REQUEST, &error),
+            }
+        }
+        Method::DELETE => {
+            let query = Query::parse(request.uri().query());
+            let id = query.get("id").unwrap_or_default().to_owned();
+            world.cron.remove(&id).map(|removed| json!({ "removed": removed }))
+        }
+        _ => return body::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+    };
+    match done {
+        Ok(shown) => body::json(StatusCode::OK, &shown),
+        Err(error) => failed(StatusCode::BAD_REQUEST, &error),
+    }
+}
+
 /// Which process on which data answers; `active` counts the work under way, this request included.
 pub(crate) fn whoami(world: &World) -> Reply {
     let record = world.store.record();

@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     RootRequest,
     /// A chat turn that was started over the WebSocket.
     ChatRun,
+    /// A job of the scheduler.
+    CronRun,
 }
 
 impl Kind {
@@ -23,6 +25,7 @@ impl Kind {
         let (kind, message) = match self {
             Kind::RootRequest => ("root-request", format!("{count} active gateway request(s): http:request")),
             Kind::ChatRun => ("chat-run", format!("{count} active chat run(s)")),
+            Kind::CronRun => ("cron-run", format!("{count} active cron run(s)")),
         };
         Blocker { kind: kind.to_owned(), count, message }
     }

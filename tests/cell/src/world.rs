@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Now};
+use crate::cron::Cron;
 use crate::mode::{Mode, ModeSource};
 use crate::settings::Settings;
 use crate::store::{self, Store};
@@ -47,6 +48,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) mode: ModeSource,
     pub(crate) clock: Clock,
+    pub(crate) cron: Cron,
     /// Random, new at every start of the process.
     pub(crate) boot_id: String,
     pub(crate) work: Arc<Work>,
@@ -68,7 +70,9 @@ impl World {
         let crash_at = crash_deadline(&mode.current());
         // Without random numbers the data folder could not have been opened either; a fixed id is only less useful.
         let boot_id = store::random_id().unwrap_or_else(|_| "no-random-numbers".to_owned());
+        let cron = Cron::open(store.dir());
         Arc::new(World {
+            cron,
             settings,
             store,
             mode,

@@ -3,7 +3,7 @@
 //! | choice | what is tried |
 //! |---|---|
 //! | 0 | the answer to the readiness probe |
-//! | 1 | the answer to *prepare* |
+//! | 1 | the answer to *prepare*; the same bytes as a list of cron jobs and as the answers about them |
 //! | 2 | `openclaw.json` |
 //! | 3 | the same, one part of it many times: deep nesting |
 //! | 4 | bytes over the connection to a cell |
@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use berth_node_agent::fuzz as agent;
 use berth_node_agent_core::cell::SuspendAnswer;
 use berth_node_agent_core::workload::openclaw::{
-    ConfigFacts, ProviderFacts, TOLD_CHARS_MAX, configure, judge_prepare, judge_startupz,
+    ConfigFacts, ProviderFacts, TOLD_CHARS_MAX, channels, configure, cron, judge_prepare, judge_startupz,
 };
 use berth_node_agent_core::workload::{ANSWER_BYTES_MAX, Probe};
 use berth_shared::time::{Millis, UnixMs};
@@ -36,7 +36,11 @@ pub fn run(input: &[u8]) {
     let mut input = Input::new(input);
     match input.choice(5) {
         0 => startupz(input.short(), input.rest()),
-        1 => prepare(input.short(), input.rest()),
+        1 => {
+            let (status, body) = (input.short(), input.rest());
+            prepare(status, body);
+            schedule(status, body);
+        }
         2 => input.text().into_iter().for_each(config),
         3 => repeated(input),
         _ => answer(input.rest()),
@@ -61,6 +65,20 @@ fn told(text: &str) {
     assert!(!text.chars().any(char::is_control), "{text:?}");
 }
 
+fn schedule(status: u16, body: &[u8]) {
+    match cron::read_projection(body) {
+        Ok(list) => assert!(list.first() >= list.next_of_any() || list.first().is_none()),
+        Err(error) => told(&error.to_string()),
+    }
+    if let Err(detail) = cron::judge_status(status, body) {
+        told(&detail);
+    }
+    match cron::judge_page(status, body, 7, false) {
+        Ok(page) => assert!(page.next.is_none_or(|next| next > 7), "a walk that never ends"),
+        Err(detail) => told(&detail),
+    }
+}
+
 fn prepare(status: u16, body: &[u8]) {
     let (answer, suspension) = judge_prepare(status, body, NOW);
     if let Some(id) = &suspension {
@@ -81,6 +99,7 @@ fn prepare(status: u16, body: &[u8]) {
             assert!(retry_after.is_none_or(|after| after <= Millis::minutes(10)));
         }
         SuspendAnswer::Unclear { detail } => told(&detail),
+        SuspendAnswer::NotAsked { .. } => panic!("an answer that was given"),
     }
 }
 
@@ -88,7 +107,12 @@ fn config(text: &str) {
     let (spec, proxy) = (made::spec(), std::net::IpAddr::from([172, 31, 0, 1]));
     let provider = ProviderFacts { base_url: "http://10.0.0.5:9000/v1".into(), model: "m".into() };
     let origins = vec!["http://anna.localhost:8080".to_owned()];
-    let facts = ConfigFacts { spec: &spec, proxy, origins, provider: Some(&provider) };
+    let schedule_url = "http://172.31.0.1:9184/v1/schedule".to_owned();
+    let facts = ConfigFacts { spec: &spec, proxy, origins, provider: Some(&provider), schedule_url };
+    if let Ok(habits) = channels::habits(text) {
+        assert!(habits.dials_out.len() <= 32);
+        habits.dials_out.iter().for_each(|name| told(name));
+    }
     let configured = match configure(Some(text), &facts) {
         Ok(configured) => configured,
         Err(error) => return told(&error.to_string()),
@@ -101,6 +125,8 @@ fn config(text: &str) {
         ("/gateway/trustedProxies", Value::from(vec!["172.31.0.1"])),
         ("/gateway/terminal/enabled", Value::from(false)),
         ("/plugins/entries/admin-http-rpc/enabled", Value::from(true)),
+        ("/plugins/entries/wake-projection/enabled", Value::from(true)),
+        ("/plugins/entries/wake-projection/config/token", Value::from("${BERTH_WAKE_TOKEN}")),
     ] {
         assert_eq!(value.pointer(place), Some(&owned), "{place}");
     }

@@ -15,6 +15,7 @@ mod keys;
 mod kills;
 mod lease;
 mod orphans;
+mod schedule;
 mod tabs;
 mod walk;
 

@@ -4,6 +4,7 @@
 
 mod dockerd_restarted;
 mod network_cut;
+mod schedule;
 
 use std::time::Duration;
 

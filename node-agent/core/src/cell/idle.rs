@@ -1,7 +1,9 @@
 //! When a running cell is due to rest, and why it is not: how long nobody has done anything, what holds it awake, and how
 //! often it was woken again a moment after it had fallen asleep.
 
-use berth_shared::cell::{BusyReason, CELL_EVENTS_MAX, CellEvent, CellEventKind, IdleRest, SleepTerms};
+use berth_shared::cell::{
+    BusyReason, CELL_EVENTS_MAX, CellEvent, CellEventKind, IdleRest, SleepTerms, WakeCause,
+};
 use berth_shared::time::{BootMs, Millis};
 
 use super::{Again, Cell, Effect, Now, Observation, Phase, Rest, RestStep, Verb};
@@ -40,15 +42,23 @@ impl Cell {
             IdleRest::AlwaysOn => None,
             IdleRest::Stop | IdleRest::Freeze => {
                 let quiet = self.last_active.after(self.idle_after());
-                Some(quiet.max(self.rest_not_before).max(self.held_until))
+                let idle = quiet.max(self.rest_not_before).max(self.held_until);
+                // That its schedule or its channels keep it up is told when it would have fallen asleep.
+                if !self.is_hold_told() {
+                    return Some(idle);
+                }
+                let stays = self.dial_out_reason().is_some();
+                (!stays).then(|| self.scheduled_hold().map_or(idle, |held| idle.max(held)))
             }
         }
     }
 
     /// It came up. Was that a moment after it had fallen asleep?
-    pub(super) fn judge_flap(&mut self, now: Now) {
+    pub(super) fn judge_flap(&mut self, now: Now, cause: WakeCause) {
         self.flaps.retain(|at| now.boot.since(*at) < FLAP_MEMORY);
-        if self.rested_at.take().is_some_and(|at| self.wanted_since.since(at) < FLAP_SPAN) {
+        let is_soon = self.rested_at.take().is_some_and(|at| self.wanted_since.since(at) < FLAP_SPAN);
+        // A job of its own comes when it comes.
+        if is_soon && cause != WakeCause::Schedule {
             self.flaps.push(now.boot);
             if self.flaps.len() > FLAPS_MAX {
                 self.flaps.remove(0);

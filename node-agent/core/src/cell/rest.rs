@@ -53,6 +53,9 @@ impl Cell {
                 self.kill_frozen(now, out);
             }
             (Phase::Running, rest) => {
+                if self.refuses_for_schedule(now, rest, waiter, out) {
+                    return;
+                }
                 self.rest_waiters.push(waiter);
                 self.begin_rest(now, rest, true, out);
             }
@@ -118,6 +121,13 @@ impl Cell {
                     self.refused(now, BusyReason::Active, again, random, out);
                     return self.revive(now, rest, out);
                 }
+                if !self.restart_wanted
+                    && let Some(reason) = self.schedule_reason(now, rest)
+                {
+                    // The list was asked for again, or it has become late meanwhile.
+                    self.refused(now, reason, Again::Rarely, random, out);
+                    return self.revive(now, rest, out);
+                }
                 match rest {
                     Rest::Frozen => {
                         self.phase = Phase::Resting { rest, step: RestStep::Pausing { lease_until } };
@@ -133,6 +143,9 @@ impl Cell {
             (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Busy { blockers, retry_after })) => {
                 let again = retry_after.map_or(Again::Rarely, Again::Asked);
                 self.stay_awake(now, BusyReason::Workload { blockers }, again, random, out);
+            }
+            (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::NotAsked { reason })) => {
+                self.stay_awake(now, reason, Again::Rarely, random, out);
             }
             // It may have been suspended all the same: resume before anything else.
             (RestStep::Suspending, Outcome::Suspend(SuspendAnswer::Unclear { detail })) => {

@@ -57,6 +57,7 @@ impl Cell {
             }
             (StartStep::Starting, Outcome::Started { address }) => {
                 self.starts += 1;
+                self.scheduled.agenda.doubt();
                 self.thawed = false;
                 self.address = Some(address);
                 if self.bar().is_some() {
@@ -99,9 +100,12 @@ impl Cell {
             return self.look(now, out);
         }
         self.consent_until = None;
+        self.schedule_up(now);
+        if !self.is_up_for_schedule_only() {
+            self.last_active = self.last_active.max(now.boot);
+        }
         self.phase = Phase::Running;
         self.was_up = true;
-        self.last_active = self.last_active.max(now.boot);
         self.start_tries = 0;
         self.repaired = false;
         self.repair_due = false;
@@ -111,7 +115,7 @@ impl Cell {
         self.door_waits = false;
         let thawed = std::mem::take(&mut self.thawed);
         if let Some(cause) = self.wanted.take() {
-            self.judge_flap(now);
+            self.judge_flap(now, cause);
             out.push(Effect::Note(Note::Up { after: now.boot.since(self.wanted_since), thawed, cause }));
         }
         // A cell that was wanted asleep while it came up is not: the last word was a wake.

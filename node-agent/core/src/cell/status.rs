@@ -55,7 +55,7 @@ impl Cell {
         SleepStatus {
             cell: self.spec.cell,
             awake_because: self.busy_now(now),
-            wakes_at: None,
+            wakes_at: self.next_wake(now),
             stops_at: self.leaves_at().map(|due| now.wall.after(due.since(now.boot))),
             resident: self.resident,
             swapped: self.newest_push().map(|push| push.swapped),
@@ -72,7 +72,7 @@ impl Cell {
         }
         let refused_lately = || {
             let record = self.last_refusal.as_ref()?;
-            (self.rest_not_before > now.boot).then(|| record.reason.clone())
+            (self.rest_not_before > now.boot || self.is_hold_told()).then(|| record.reason.clone())
         };
         let is_quiet = now.boot.since(self.last_active) >= self.idle_after();
         Some(if self.spec.rest.rest == IdleRest::AlwaysOn {
@@ -82,6 +82,8 @@ impl Cell {
             BusyReason::Held { until: self.terms.awake_until.unwrap_or(until) }
         } else if self.open_requests > 0 {
             BusyReason::OpenRequests { count: self.open_requests }
+        } else if let Some(reason) = self.dial_out_reason() {
+            reason
         } else if let Some(reason) = refused_lately().filter(|_| is_quiet) {
             reason
         } else {

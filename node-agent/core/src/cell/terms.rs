@@ -10,6 +10,7 @@ use berth_shared::units::Bytes;
 
 use crate::burn::{Micros, Threshold};
 use crate::memory::{Intent, Report};
+use crate::schedule::Schedule;
 
 /// A moment, on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +136,11 @@ pub enum SuspendAnswer {
     Unclear {
         /// What was wrong.
         detail: String,
+    },
+    /// It was not asked: what was looked at before speaks against a rest.
+    NotAsked {
+        /// Why.
+        reason: BusyReason,
     },
 }
 
@@ -287,6 +293,12 @@ pub enum Event {
         /// May the cell start and run?
         held: bool,
     },
+    /// The workload has told what it will run; the journal holds it.
+    Schedule(Schedule),
+    /// The workload told a list that could not be taken: what is held of it may be old.
+    ScheduleDoubted,
+    /// These channels of it dial out, by its configuration: nobody outside can wake it for them.
+    DialsOut(Vec<String>),
 }
 
 /// The rests that a running cell can go to.

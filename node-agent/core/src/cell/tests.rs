@@ -14,6 +14,7 @@ mod cpu;
 mod frozen;
 mod idle;
 mod rest;
+mod scheduled;
 mod seen;
 mod start;
 

@@ -246,3 +246,52 @@ fn an_unknown_kind_is_an_error_and_not_skipped() {
     assert!(matches!(Record::decode(99, 1, &[]), Err(RecordError::Unknown { .. })));
     assert!(matches!(Record::decode(4, 1, &[1]), Err(RecordError::Payload { .. })));
 }
+
+#[test]
+fn a_schedule_outlives_the_agent_and_its_snapshots_and_goes_with_its_cell() {
+    let schedule = |ms| Schedule::new([(UnixMs(ms), true)]);
+    let mut memory = Memory::default();
+    memory.apply(Record::Schedule(cell(9), schedule(1)));
+    assert!(memory.cells.is_empty(), "of a cell that is not here nothing is kept");
+    let records = [
+        Record::Slot(cell(1), Slot(0)),
+        Record::Slot(cell(2), Slot(1)),
+        Record::Schedule(cell(1), schedule(5)),
+        Record::Schedule(cell(1), schedule(7)),
+        Record::Schedule(cell(2), schedule(8)),
+    ];
+    let read_back = |record: &Record| {
+        let (kind, version, payload) = record.encode().unwrap();
+        Record::decode(kind, version, &payload).unwrap()
+    };
+    for record in &records {
+        memory.apply(read_back(record));
+    }
+    assert_eq!(memory.cells[&cell(1)].schedule, Some(schedule(7)), "the newest list replaces the others");
+    let mut other = Memory::default();
+    for record in memory.snapshot() {
+        other.apply(read_back(&record));
+    }
+    assert_eq!(other, memory);
+    other.apply(Record::Report(Report {
+        cell: cell(1),
+        op: 1,
+        ok: true,
+        up: Some(false),
+        container: None,
+        removed: true,
+    }));
+    assert!(!other.cells.contains_key(&cell(1)));
+}
+
+#[test]
+fn the_bytes_of_a_schedule_record_never_change() {
+    let schedule = Schedule::new([(UnixMs(0x0102), true), (UnixMs(0x01), false)]);
+    let (kind, version, payload) = Record::Schedule(cell(1), schedule).encode().unwrap();
+    let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((kind, version), (30, 1));
+    assert_eq!(
+        hex,
+        "010101010101010101010101010101010100000000000000020100000000000001000000010100000000000000"
+    );
+}

@@ -1,6 +1,8 @@
 //! The OpenClaw workload, as measured on 2026.9.6: configuration keys that Berth owns, the readiness answer, and the
 //! suspend handshake over the admin RPC (package docs `gateway/external-apps.md` and `plugins/admin-http-rpc.md`).
 
+pub mod channels;
+pub mod cron;
 pub mod methods;
 
 use std::net::IpAddr;
@@ -30,6 +32,18 @@ pub const COMPILE_CACHE: &str = "/home/node/.openclaw/cache/node-compile";
 /// Largest configuration file that is read.
 pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
+/// The id of the plugin by which a gateway tells its schedule.
+pub const PLUGIN_ID: &str = "wake-projection";
+
+/// Where the plugin lies inside the container: Berth's, and read-only.
+pub const PLUGIN_DIR: &str = "/opt/berth/wake-projection";
+
+/// The variable of the container's environment that holds the token for the plugin's list.
+pub const PLUGIN_TOKEN: &str = "BERTH_WAKE_TOKEN";
+
+/// The plugin that the handshake needs.
+const RPC_PLUGIN_ID: &str = "admin-http-rpc";
+
 /// Path of the admin RPC. Never passed on from outside.
 pub const RPC_PATH: &str = "/api/v1/admin/rpc";
 
@@ -57,6 +71,8 @@ pub struct ConfigFacts<'a> {
     pub origins: Vec<String>,
     /// The model provider that the node offers, if it does.
     pub provider: Option<&'a ProviderFacts>,
+    /// Where the gateway's plugin puts its schedule.
+    pub schedule_url: String,
 }
 
 /// A model provider that every cell of the node may use. Its key comes from the container's environment.
@@ -93,24 +109,14 @@ pub struct Configured {
 /// Puts the keys that Berth owns into a cell's configuration; everything else stays the user's.
 ///
 /// Owned are: who may come in (auth, trusted proxies, origins), where it listens, the admin RPC that the handshake needs,
-/// the operator terminal (a shell with the gateway's environment), updates and discovery. The heartbeat is set
+/// the plugin that tells its schedule, the operator terminal (a shell with the gateway's environment), updates and
+/// discovery. The heartbeat is set
 /// to *off* only where the user has not chosen (OPENCLAW.md, section 4), as is the node's model provider.
 ///
 /// # Errors
 /// The file is there and cannot be read as a JSON object. It is left as it is.
 pub fn configure(existing: Option<&str>, facts: &ConfigFacts<'_>) -> Result<Configured, ConfigError> {
-    let before = match existing {
-        Some(text) if !text.trim().is_empty() => {
-            // Upstream reads JSON5; plain JSON is tried first because it is what Berth writes.
-            serde_json::from_str::<Value>(text)
-                .or_else(|_| json5_value::parse(text))
-                .map_err(|error| ConfigError::Syntax(error.to_string()))?
-        }
-        _ => Value::Object(Map::new()),
-    };
-    if !before.is_object() {
-        return Err(ConfigError::Shape);
-    }
+    let before = parse(existing.unwrap_or_default())?;
     let mut after = before.clone();
     let mut drift = Vec::new();
     for (path, value) in owned(facts) {
@@ -120,6 +126,7 @@ pub fn configure(existing: Option<&str>, facts: &ConfigFacts<'_>) -> Result<Conf
         }
         put(&mut after, path, value);
     }
+    own_plugins(&mut after);
     for (path, value) in defaults(facts) {
         if lookup(&after, path).is_none() {
             put(&mut after, path, value);
@@ -128,6 +135,41 @@ pub fn configure(existing: Option<&str>, facts: &ConfigFacts<'_>) -> Result<Conf
     let changed = after != before || existing.is_none();
     let text = serde_json::to_string_pretty(&after).expect("a JSON value always has a text");
     Ok(Configured { text, drift, changed })
+}
+
+/// A configuration as a JSON object; an empty text is an empty one.
+fn parse(text: &str) -> Result<Value, ConfigError> {
+    if text.trim().is_empty() {
+        return Ok(Value::Object(Map::new()));
+    }
+    // Upstream reads JSON5; plain JSON is tried first because it is what Berth writes.
+    let value = serde_json::from_str::<Value>(text)
+        .or_else(|_| json5_value::parse(text))
+        .map_err(|error| ConfigError::Syntax(error.to_string()))?;
+    if value.is_object() { Ok(value) } else { Err(ConfigError::Shape) }
+}
+
+/// The lists of plugins are the user's; Berth's are among them.
+fn own_plugins(config: &mut Value) {
+    let paths = ["plugins", "load", "paths"];
+    let mut load = match lookup(config, &paths) {
+        Some(Value::Array(paths)) => paths.clone(),
+        _ => vec![],
+    };
+    if !load.contains(&json!(PLUGIN_DIR)) {
+        load.push(json!(PLUGIN_DIR));
+        put(config, &paths, Value::Array(load));
+    }
+    for id in [PLUGIN_ID, RPC_PLUGIN_ID] {
+        if let Some(Value::Array(allowed)) = config.pointer_mut("/plugins/allow")
+            && !allowed.contains(&json!(id))
+        {
+            allowed.push(json!(id));
+        }
+        if let Some(Value::Array(denied)) = config.pointer_mut("/plugins/deny") {
+            denied.retain(|denied| denied.as_str() != Some(id));
+        }
+    }
 }
 
 fn owned<'a>(facts: &ConfigFacts<'_>) -> Vec<(&'a [&'a str], Value)> {
@@ -156,7 +198,10 @@ fn owned<'a>(facts: &ConfigFacts<'_>) -> Vec<(&'a [&'a str], Value)> {
         (&["gateway", "controlUi", "allowedOrigins"], json!(facts.origins)),
         (&["gateway", "terminal", "enabled"], json!(false)),
         (&["gateway", "http", "endpoints", "chatCompletions", "enabled"], json!(true)),
-        (&["plugins", "entries", "admin-http-rpc", "enabled"], json!(true)),
+        (&["plugins", "entries", RPC_PLUGIN_ID, "enabled"], json!(true)),
+        (&["plugins", "entries", PLUGIN_ID, "enabled"], json!(true)),
+        (&["plugins", "entries", PLUGIN_ID, "config", "url"], json!(facts.schedule_url)),
+        (&["plugins", "entries", PLUGIN_ID, "config", "token"], json!(format!("${{{PLUGIN_TOKEN}}}"))),
         (&["discovery", "mdns", "mode"], json!("off")),
         (&["update", "checkOnStart"], json!(false)),
     ]

@@ -27,7 +27,7 @@ use super::{NetRules, Nft, RulesConfig};
 const LOST_AFTER: Duration = Duration::from_millis(400);
 /// What has to come, may take this long on a machine that has much else to do.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
-const PORTS: [u16; 6] = [25, 80, 81, 465, 587, 8081];
+const PORTS: [u16; 7] = [25, 80, 81, 465, 587, 8081, 9184];
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 

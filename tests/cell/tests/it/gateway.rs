@@ -341,3 +341,49 @@ async fn the_gateway_socket_closes_when_no_user_is_named() {
         other => panic!("{other:?}"),
     }
 }
+
+#[tokio::test]
+async fn jobs_are_added_listed_told_to_the_host_and_run_when_they_are_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1/schedule", host.local_addr().unwrap());
+    let config = json!({ "plugins": { "entries": { "wake-projection": { "config": { "url": url } } } } });
+    std::fs::write(dir.path().join("openclaw.json"), config.to_string()).unwrap();
+    let cell = Cell::start_with(dir.path(), &[("BERTH_WAKE_TOKEN", "t")]);
+    let told = async || {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut stream, _) = tokio::time::timeout(PATIENCE, host.accept()).await.unwrap().unwrap();
+        let mut request = String::new();
+        loop {
+            let mut part = [0; 4096];
+            let read = stream.read(&mut part).await.unwrap();
+            request.push_str(std::str::from_utf8(&part[..read]).unwrap());
+            if let Some((head, body)) = request.split_once("\r\n\r\n")
+                && let Ok(list) = serde_json::from_str::<Value>(body)
+            {
+                assert!(
+                    head.starts_with("PUT /v1/schedule") && head.contains("authorization: Bearer t"),
+                    "{head}"
+                );
+                stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await.unwrap();
+                return list;
+            }
+        }
+    };
+    // The file is written once at the start, which may be told a second time.
+    assert_eq!(told().await["jobs"], json!([]));
+    let job = json!({ "name": "ring", "schedule": { "kind": "every", "everyMs": 600 } });
+    let (status, added) = cell.rpc("cron.add", job).await;
+    assert_eq!(status, 200, "{added}");
+    let due = added["payload"]["nextRunAtMs"].as_u64().unwrap();
+    let (_, known) = cell.rpc("cron.status", json!({})).await;
+    assert_eq!(known["payload"]["nextWakeAtMs"], due);
+    let (_, list) = cell.rpc("cron.list", json!({ "compact": true, "limit": 10 })).await;
+    assert_eq!(list["payload"]["jobs"][0]["nextRunAtMs"], due);
+    let mut lists = vec![];
+    while !lists.last().is_some_and(|list: &Value| list["jobs"][0]["nextRunAtMs"] == due + 600) {
+        assert!(lists.len() < 6, "{lists:?}");
+        lists.push(told().await);
+    }
+    assert!(lists.iter().any(|list| list["jobs"][0]["nextRunAtMs"] == due), "{lists:?}");
+}

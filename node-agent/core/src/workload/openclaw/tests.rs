@@ -25,6 +25,7 @@ fn facts(spec: &CellSpec) -> ConfigFacts<'_> {
         proxy: "10.231.0.1".parse().unwrap(),
         origins: vec!["https://anna.example.test".into()],
         provider: None,
+        schedule_url: "http://10.231.0.1:9184/v1/schedule".into(),
     }
 }
 
@@ -55,6 +56,26 @@ fn a_user_who_opens_the_gateway_is_overruled_and_it_is_told() {
     assert_eq!(after["gateway"]["auth"]["mode"], "trusted-proxy");
     assert_eq!(after["agents"]["defaults"]["heartbeat"]["every"], "1h", "the user's own choice stays");
     assert_eq!(after["mine"], json!([1, 2]));
+}
+
+#[test]
+fn the_users_plugins_stay_and_berths_are_among_them() {
+    let spec = spec();
+    let mine = r#"{ "plugins": { "load": { "paths": ["/mine"] }, "allow": ["mine"], "deny": ["wake-projection", "bad"],
+        "entries": { "wake-projection": { "enabled": false, "config": { "url": "http://evil", "builtInJobs": true } } } } }"#;
+    let mended = configure(Some(mine), &facts(&spec)).unwrap();
+    assert_eq!(
+        mended.drift,
+        ["plugins.entries.wake-projection.enabled", "plugins.entries.wake-projection.config.url"]
+    );
+    let plugins = serde_json::from_str::<Value>(&mended.text).unwrap()["plugins"].clone();
+    assert_eq!(plugins["load"]["paths"], json!(["/mine", PLUGIN_DIR]));
+    assert_eq!(plugins["allow"], json!(["mine", "wake-projection", "admin-http-rpc"]));
+    assert_eq!(plugins["deny"], json!(["bad"]));
+    let own = &plugins["entries"]["wake-projection"];
+    assert_eq!((&own["enabled"], &own["config"]["builtInJobs"]), (&json!(true), &json!(true)));
+    assert_eq!(own["config"]["token"], "${BERTH_WAKE_TOKEN}", "the token itself is in no file");
+    assert!(!configure(Some(&mended.text), &facts(&spec)).unwrap().changed);
 }
 
 #[test]
@@ -114,12 +135,16 @@ proptest! {
     fn no_answer_of_a_cell_panics_the_judges(body in proptest::collection::vec(any::<u8>(), 0..300), status in 0_u16..700) {
         let _ = judge_prepare(status, &body, UnixMs(5));
         let _ = judge_startupz(status, &body);
+        let _ = cron::read_projection(&body);
+        let _ = cron::judge_status(status, &body);
+        let _ = cron::judge_page(status, &body, 0, false);
     }
 
     #[test]
     fn no_file_panics_the_configuration(text in ".{0,200}") {
         let spec = spec();
         let _ = configure(Some(&text), &facts(&spec));
+        let _ = channels::habits(&text);
     }
 }
 
@@ -135,6 +160,7 @@ fn words_of_a_workload_are_cut_and_cannot_speak_to_a_terminal() {
             SuspendAnswer::Unclear { detail } => detail,
             SuspendAnswer::Busy { blockers, .. } => blockers,
             SuspendAnswer::Ready { .. } => panic!("{body} is no consent"),
+            SuspendAnswer::NotAsked { .. } => panic!("it was asked"),
         };
         assert!(said.chars().count() <= TOLD_CHARS_MAX, "{} characters", said.chars().count());
         assert!(!said.contains(char::is_control));
