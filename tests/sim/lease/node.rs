@@ -72,6 +72,10 @@ pub(crate) struct Node {
     pub(crate) told_in_session: bool,
     /// It must not start anything: its lease was over and nothing was told since.
     pub(crate) barred: bool,
+    /// Truth about this boot: it was told what shall run, or an agent of it has waited for that as long as it has to.
+    pub(crate) knows: bool,
+    /// When the agent's present life began.
+    pub(crate) began: At,
     pub(crate) clock_set_at: At,
 }
 
@@ -97,6 +101,9 @@ impl Node {
             told_at: 0,
             told_in_session: false,
             barred: false,
+            // A node that was never told has nothing to run.
+            knows: true,
+            began: 0,
             clock_set_at: 0,
         }
     }
@@ -122,6 +129,7 @@ impl World {
         node.disk.push(booted.encode().expect("a small record"));
         let agent = Agent::new(now, &memory, 2);
         node.lives += 1;
+        node.began = self.at;
         let life = node.lives;
         let held = agent.lease().is_held();
         node.life = Some(Life { agent, memory });
@@ -129,7 +137,9 @@ impl World {
         if !held {
             self.lease_is_over(n);
         }
-        self.beat_again(n, life);
+        // It dials at once.
+        let wait = self.dice.between(100, SECOND);
+        self.later(wait, Happening::Beat { node: n, life });
         self.set_alarm(n);
     }
 
@@ -137,6 +147,7 @@ impl World {
         if self.nodes[n].life.take().is_none() {
             return;
         }
+        self.waited(n);
         self.nodes[n].link = None;
         self.note(|| format!("n{n}: the agent dies"));
         let boot = self.nodes[n].boot;
@@ -171,6 +182,7 @@ impl World {
         self.note(|| format!("n{n} is on"));
         let node = &mut self.nodes[n];
         (node.is_on, node.boot, node.clocks.booted) = (true, node.boot + 1, self.at);
+        node.knows = node.disk.is_empty();
         let boot = node.boot;
         let wait = self.dice.between(5, 90) * SECOND;
         self.later(wait, Happening::AgentStarts { node: n, boot });
@@ -269,6 +281,9 @@ impl World {
                 self.give(n, Event::Lease(lease::Event::Told));
                 // Unless it died before it could write that down.
                 self.nodes[n].barred &= self.nodes[n].life.is_none();
+                if self.nodes[n].life.is_some() && !std::mem::replace(&mut self.nodes[n].knows, true) {
+                    self.count("told after a reboot");
+                }
                 if let Some(life) = &self.nodes[n].life {
                     let autonomy = life.memory.lease.and_then(|mark| mark.length);
                     self.say(session, ToCoordinator::Holding { autonomy });
@@ -345,6 +360,9 @@ impl World {
     }
 
     fn op_begins(&mut self, n: usize, cell: CellId, op: OpId, verb: Verb) {
+        if matches!(verb, Verb::Start | Verb::Unpause) {
+            self.check_begin(n, cell);
+        }
         let (boot, life) = (self.nodes[n].boot, self.nodes[n].lives);
         let took = match verb {
             Verb::Stop if self.dice.per_mille(100) => self.dice.between(0, 330) * SECOND,
