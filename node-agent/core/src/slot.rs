@@ -124,6 +124,7 @@ mod tests {
             prop_assume!(a != b);
             prop_assert!(pool.holds(Slot(a)));
             prop_assert_ne!(pool.uid(Slot(a)), pool.uid(Slot(b)));
+            prop_assert_eq!(pool.uid(Slot(a)), 200_000 + a);
             prop_assert_ne!(pool.subnet(Slot(a)), pool.subnet(Slot(b)));
             prop_assert_ne!(pool.cell_address(Slot(a)), pool.bridge_address(Slot(b)));
             prop_assert!(pool.bridge_name(Slot(a)).len() <= 15);

@@ -70,3 +70,14 @@ pub const fn has_handshake(workload: Workload) -> bool {
 pub const fn silent_consent() -> SuspendAnswer {
     SuspendAnswer::Ready { lease: Millis::minutes(10) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_workload_with_a_handshake_can_refuse_to_rest() {
+        assert!(has_handshake(Workload::Openclaw));
+        assert!(!has_handshake(Workload::Http));
+    }
+}
