@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_node_agent_core::agent::{Agent, Effect, Event};
 use berth_node_agent_core::cell::{self, OpId, Outcome, Seen, SuspendAnswer, Verb};
-use berth_node_agent_core::lease;
+use berth_node_agent_core::lease::{self, ASKS_FOR};
 use berth_node_agent_core::memory::{Memory, Record};
 use berth_shared::cell::WakeCause;
 use berth_shared::door::CellActivity;
@@ -137,10 +137,20 @@ impl World {
         if !held {
             self.lease_is_over(n);
         }
+        if !self.nodes[n].knows && self.at < self.faults_until && self.dice.per_mille(100) {
+            let wait = self.dice.between(SECOND, ASKS_FOR.0);
+            self.later(wait, Happening::AgentDies { node: n, life });
+        }
         // It dials at once.
         let wait = self.dice.between(100, SECOND);
         self.later(wait, Happening::Beat { node: n, life });
         self.set_alarm(n);
+    }
+
+    pub(crate) fn life_ends(&mut self, n: usize, life: u64) {
+        if self.nodes[n].lives == life {
+            self.agent_dies(n);
+        }
     }
 
     pub(crate) fn agent_dies(&mut self, n: usize) {
@@ -150,6 +160,10 @@ impl World {
         self.waited(n);
         self.nodes[n].link = None;
         self.note(|| format!("n{n}: the agent dies"));
+        if self.at < self.faults_until && self.dice.per_mille(200) {
+            // While nobody is there who would note it.
+            self.clock_is_set(n);
+        }
         let boot = self.nodes[n].boot;
         let wait = self.dice.between(1, 5 * MINUTE);
         self.later(wait, Happening::AgentStarts { node: n, boot });
