@@ -16,6 +16,7 @@ use berth_link::drive::node::LinkStatus;
 use berth_node_agent_core::agent::{self, Agent};
 use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
+use berth_node_agent_core::lease::ASKS_FOR;
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::schedule::Schedule;
 use berth_node_agent_core::slot::Slot;
@@ -278,6 +279,8 @@ impl<R: Runtime> Driver<R> {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         if !self.agent.lease().is_held() {
             self.lease_held(false);
+        } else if self.agent.lease().asks_first() {
+            tracing::info!(at_most = %ASKS_FOR, "a new boot: the coordinator is asked what shall run here first");
         }
         loop {
             let mut turn = Turn::default();

@@ -141,6 +141,15 @@ agent_points! {
         QUOTA_LOSETUP_DONE = "quota:losetup:done", Fallible;
         QUOTA_MOUNT = "quota:mount:running", Fallible;
         QUOTA_MOUNT_DONE = "quota:mount:done", Fallible;
+        QUOTA_SET = "quota:setquota:running", Fallible;
+        QUOTA_SET_DONE = "quota:setquota:done", Fallible;
+        QUOTA_READ = "quota:repquota:running", Fallible;
+        QUOTA_READ_DONE = "quota:repquota:done", Fallible;
+        QUOTA_OWN = "quota:chown:running", Fallible;
+        QUOTA_OWN_DONE = "quota:chown:done", Fallible;
+        QUOTA_FILES_MADE = "quota:files:made", Fallible;
+        QUOTA_FILES_NAMED = "quota:files:named", Fallible;
+        QUOTA_BOUND = "quota:files:bound", Fallible;
         /// The disk is about to be unmounted.
         QUOTA_UNMOUNT = "quota:unmount:begun", Plain;
         /// It is unmounted; its loop device may still be there.

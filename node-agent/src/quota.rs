@@ -4,10 +4,15 @@
 //! ```text
 //! <data_dir>/cells/<cell id>/disk.img             a sparse file of exactly the cell's disk size, holding ext4
 //! <data_dir>/cells/<cell id>/disk.img.new-*       one that is being made; worthless until it is renamed
-//! <data_dir>/cells/<cell id>/data                 where it is mounted: the cell's folder
-//! <data_dir>/removed/<cell id>-<unix ms>.img      what a removed cell leaves to the operator
-//! <data_dir>/left-behind/<cell id>-<generation>.img   what is here of a cell that lives on another node now
+//! <data_dir>/cells/<cell id>/files.<uid>          instead of an image: the cell's files themselves, see `counted.rs`
+//! <data_dir>/cells/<cell id>/data                 where either is mounted: the cell's folder
+//! <data_dir>/removed/<cell id>-<unix ms>.img      what a removed cell leaves to the operator; `.files` for a directory
+//! <data_dir>/left-behind/<cell id>-<generation>.img   what is here of a cell that lives on another node now; likewise
 //! ```
+//!
+//! `user-ext4` and `user-xfs` leave the counting to the node's own file system, where that is mounted with quotas per
+//! user (`usrquota`) and the quota programs are installed. Otherwise `loop-ext4` is used. Which one is found out at
+//! start, for new cells: one that has a disk keeps its kind.
 //!
 //! `loop-ext4` works on every file system that can hold a sparse file. The quota is the size of the file system
 //! itself, so nothing in a cell can exceed it, and a cell's inodes, journal and hard links are its own.
@@ -21,6 +26,7 @@
 //!
 //! The agent has to share its mount namespace with the container engine, or the engine does not see these mounts.
 
+mod counted;
 mod error;
 pub(crate) mod mounts;
 mod place;
@@ -36,6 +42,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use berth_shared::ids::{CellId, Generation};
 use berth_shared::units::Bytes;
 
+use counted::{Counted, Kind};
 pub use error::QuotaError;
 use mounts::{Attached, Mounted};
 use place::{Place, PlaceLock};
@@ -63,11 +70,18 @@ const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// Folder of the disks of cells that live on other nodes now.
 const LEFT_BEHIND: &str = "left-behind";
 
+const IMAGE_END: &str = ".img";
+const FILES_END: &str = ".files";
+
 /// How quotas are kept on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
     /// A sized ext4 file system in a file, per cell.
     LoopExt4,
+    /// The quota per user of the node's own ext4.
+    UserExt4,
+    /// The quota per user of the node's own XFS.
+    UserXfs,
     /// Quotas cannot be kept; no cell can have a disk.
     None {
         /// Why not.
@@ -80,6 +94,8 @@ impl Backend {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::LoopExt4 => "loop-ext4",
+            Self::UserExt4 => "user-ext4",
+            Self::UserXfs => "user-xfs",
             Self::None { .. } => "none",
         }
     }
@@ -99,10 +115,13 @@ pub struct DiskUsage {
 pub struct Quota {
     data_dir: PathBuf,
     backend: Backend,
+    /// Or why the node's own file system does not count.
+    counted: Result<Counted, String>,
 }
 
 impl Quota {
-    /// Finds out by trying whether a sized file system can be made, mounted and released below `data_dir`.
+    /// Finds out by trying whether the file system keeps quotas per user below `data_dir`, or else whether a sized file
+    /// system can be made, mounted and released there.
     ///
     /// # Errors
     /// `data_dir` cannot be used at all. A node where loop devices do not work is not an error: see [`Backend`].
@@ -116,11 +135,16 @@ impl Quota {
         let data_dir = prepare(data_dir)
             .map_err(|source| QuotaError::Prepare { path: data_dir.to_path_buf(), source })?;
         let place = Place::at(data_dir.join("quota-probe"));
-        let backend = match try_backend(&place).await {
-            Ok(()) => Backend::LoopExt4,
-            Err(error) => Backend::None { reason: error::chain(&error) },
+        let counted = Counted::detect(&data_dir, &place).await.map_err(|error| error::chain(&error));
+        let backend = match &counted {
+            Ok(Counted { kind: Kind::Ext4, .. }) => Backend::UserExt4,
+            Ok(Counted { kind: Kind::Xfs, .. }) => Backend::UserXfs,
+            Err(_) => match try_backend(&place).await {
+                Ok(()) => Backend::LoopExt4,
+                Err(error) => Backend::None { reason: error::chain(&error) },
+            },
         };
-        Ok(Self { data_dir, backend })
+        Ok(Self { data_dir, backend, counted })
     }
 
     /// How quotas are kept here.
@@ -143,10 +167,11 @@ impl Quota {
         let mut cells = Vec::new();
         for entry in std::fs::read_dir(&path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            if let Some(cell) = entry.file_name().to_str().and_then(|name| name.parse::<CellId>().ok())
-                && self.place(cell).image.exists()
-            {
-                cells.push(cell);
+            if let Some(cell) = entry.file_name().to_str().and_then(|name| name.parse::<CellId>().ok()) {
+                let place = self.place(cell);
+                if place.image.exists() || place.files_of()?.is_some() {
+                    cells.push(cell);
+                }
             }
         }
         cells.sort();
@@ -164,20 +189,57 @@ impl Quota {
         let place = self.place(cell);
         let lock = place.lock().await?;
         place.remove_leftovers()?;
-        match place.image_bytes()? {
+        let image = place.image_bytes()?;
+        // What a cell has is kept, whatever new ones get.
+        let is_counted = place.files_of()?.is_some() || image.is_none() && self.backend != Backend::LoopExt4;
+        if is_counted {
+            return self.ensure_counted(&place, &lock, uid, size).await;
+        }
+        match image {
             None => {
-                self.check_room(size)?;
+                self.check_room(&lock, size).await?;
                 make(&place, &lock, uid, size).await?;
             }
             Some(have) if size < have => return Err(QuotaError::Shrink { have, want: size }),
             Some(have) if size > have => {
-                self.check_room(size.saturating_sub(have))?;
+                self.check_room(&lock, size.saturating_sub(have)).await?;
                 place.extend_image(size)?;
             }
             Some(_) => {}
         }
         mount_and_grow(&place, &lock).await?;
         Ok(place.data)
+    }
+
+    async fn ensure_counted(
+        &self,
+        place: &Place,
+        lock: &PlaceLock,
+        uid: u32,
+        size: Bytes,
+    ) -> Result<PathBuf, QuotaError> {
+        let counted = self.counted()?;
+        match place.files_of()? {
+            Some(have) if have != uid => {
+                return Err(QuotaError::Owner { path: place.dir.clone(), have, want: uid });
+            }
+            Some(_) => {
+                let have = counted.of(lock, uid).await?.limit;
+                if size < have {
+                    return Err(QuotaError::Shrink { have, want: size });
+                }
+                if size > have {
+                    self.check_room(lock, size.saturating_sub(have)).await?;
+                    counted.limit(lock, uid, size).await?;
+                }
+            }
+            None => {
+                self.check_room(lock, size).await?;
+                counted.make(place, lock, uid, size).await?;
+            }
+        }
+        counted::mount(place, &place.files(uid))?;
+        Ok(place.data.clone())
     }
 
     /// Unmounts the cell's folder and gives its loop device back. Nothing to do is fine.
@@ -198,8 +260,13 @@ impl Quota {
     ///
     /// # Errors
     /// The cell has no disk here, or it cannot be read.
-    pub fn usage(&self, cell: CellId) -> Result<DiskUsage, QuotaError> {
+    pub async fn usage(&self, cell: CellId) -> Result<DiskUsage, QuotaError> {
         let place = self.place(cell);
+        if let Some(uid) = place.files_of()? {
+            let lock = place.lock().await?;
+            let count = self.counted()?.of(&lock, uid).await?;
+            return Ok(DiskUsage { used: count.used, size: count.limit });
+        }
         match mounts::mounted(&place)? {
             Mounted::Ours { .. } => {
                 let stat = rustix::fs::statvfs(&place.data)
@@ -223,7 +290,7 @@ impl Quota {
     /// As [`Self::release`], or the image cannot be moved. Can be repeated.
     pub async fn remove(&self, cell: CellId) -> Result<Option<PathBuf>, QuotaError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        self.take_away(cell, self.data_dir.join("removed").join(format!("{cell}-{now}.img"))).await
+        self.take_away(cell, self.data_dir.join("removed").join(format!("{cell}-{now}"))).await
     }
 
     /// Takes the disk of a cell that lives on another node now out of use and keeps it as what this node holds of it
@@ -244,19 +311,23 @@ impl Quota {
     /// # Errors
     /// It cannot be removed. Can be repeated.
     pub async fn purge(&self, cell: CellId, generation: Generation) -> Result<(), QuotaError> {
-        let path = self.left_behind(cell, generation);
+        let path = with_end(self.left_behind(cell, generation), IMAGE_END);
+        let files = with_end(self.left_behind(cell, generation), FILES_END);
         let (purged, folder) = (path.clone(), self.data_dir.join(LEFT_BEHIND));
         // Gives blocks back by the gigabyte: not for the threads that answer.
         let remove = move || match std::fs::remove_file(&purged) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => std::fs::File::open(folder)?.sync_all(),
+            _ => {
+                counted::remove_tree(&files)?;
+                std::fs::File::open(folder)?.sync_all()
+            }
         };
         let ended = tokio::task::spawn_blocking(remove).await.unwrap_or_else(|lost| Err(lost.into()));
         ended.map_err(|source| QuotaError::Prepare { path, source })
     }
 
     fn left_behind(&self, cell: CellId, generation: Generation) -> PathBuf {
-        self.data_dir.join(LEFT_BEHIND).join(format!("{cell}-{generation}.img"))
+        self.data_dir.join(LEFT_BEHIND).join(format!("{cell}-{generation}"))
     }
 
     async fn take_away(&self, cell: CellId, kept: PathBuf) -> Result<Option<PathBuf>, QuotaError> {
@@ -267,6 +338,18 @@ impl Quota {
         let lock = place.lock().await?;
         release(&place, &lock).await?;
         place.remove_leftovers()?;
+        if let Some(uid) = place.files_of()? {
+            counted::disown(&place, &lock, uid).await?;
+            // Where nobody counts any more, no limit holds.
+            if let Ok(counted) = &self.counted {
+                counted.lift(&lock, uid).await?;
+            }
+            let kept = with_end(kept, FILES_END);
+            place.move_away(&place.files_holder(uid), &kept)?;
+            place.remove_directories();
+            return Ok(Some(kept));
+        }
+        let kept = with_end(kept, IMAGE_END);
         let moved = place.move_image(&kept)?;
         place.remove_directories();
         drop(lock);
@@ -279,26 +362,46 @@ impl Quota {
 
     fn usable(&self) -> Result<(), QuotaError> {
         match &self.backend {
-            Backend::LoopExt4 => Ok(()),
+            Backend::LoopExt4 | Backend::UserExt4 | Backend::UserXfs => Ok(()),
             Backend::None { reason } => Err(QuotaError::Unsupported { reason: reason.clone() }),
         }
     }
 
+    fn counted(&self) -> Result<&Counted, QuotaError> {
+        self.counted.as_ref().map_err(|reason| QuotaError::Unsupported { reason: reason.clone() })
+    }
+
     /// Is there room for so many bytes more, when every disk that was given out fills up? A sparse image takes its
     /// room later, when a refusal would hit a running cell.
-    fn check_room(&self, needed: Bytes) -> Result<(), QuotaError> {
+    async fn check_room(&self, lock: &PlaceLock, needed: Bytes) -> Result<(), QuotaError> {
         let stat = rustix::fs::statvfs(&self.data_dir)
             .map_err(|errno| QuotaError::Look { path: self.data_dir.clone(), source: errno.into() })?;
         let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
         let mut promised = Bytes::ZERO;
+        let mut uids = vec![];
         for cell in self.cells()? {
-            promised = promised.saturating_add(self.place(cell).image_growth()?);
+            let place = self.place(cell);
+            promised = promised.saturating_add(place.image_growth()?);
+            uids.extend(place.files_of()?);
+        }
+        if !uids.is_empty() {
+            let counts = self.counted()?.all(lock).await?;
+            for count in uids.iter().filter_map(|uid| counts.get(uid)) {
+                promised = promised.saturating_add(count.limit.saturating_sub(count.used));
+            }
         }
         if free < needed.saturating_add(promised).saturating_add(HOST_RESERVE) {
             return Err(QuotaError::NoRoom { needed, free, promised });
         }
         Ok(())
     }
+}
+
+/// What is kept of a disk is a file or a directory, and each is told by its name's end.
+fn with_end(path: PathBuf, end: &str) -> PathBuf {
+    let mut path = path.into_os_string();
+    path.push(end);
+    path.into()
 }
 
 fn checked_size(size: Bytes) -> Result<Bytes, QuotaError> {
@@ -368,7 +471,7 @@ async fn mount_and_grow(place: &Place, lock: &PlaceLock) -> Result<(), QuotaErro
 
 async fn grow_mounted(lock: &PlaceLock, device: &Path) -> Result<(), QuotaError> {
     Tool::Losetup.run(lock, &["--set-capacity"], &[device]).await?;
-    Tool::Resize.run(lock, &[], &[device]).await
+    Tool::Resize.run(lock, &[], &[device]).await.map(drop)
 }
 
 /// Brings the unmounted file system in order, as large as its image, and mounts it.

@@ -24,3 +24,17 @@ impl fmt::Display for Actor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_gave_a_command_is_told_by_a_name_of_its_own() {
+        let (operator, node) = (OperatorKeyId::from_random([1; 16]), NodeId::from_random([1; 16]));
+        let told =
+            [Actor::System, Actor::Operator(operator), Actor::Node(node)].map(|actor| actor.to_string());
+        assert_eq!(told, ["system".to_owned(), operator.to_string(), node.to_string()]);
+        assert_ne!(told[1], told[2]);
+    }
+}

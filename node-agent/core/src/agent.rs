@@ -1,6 +1,7 @@
 //! All cells of a node together: which there are, which may start now, and whom an answer is for.
 //!
-//! All of it stands under the node's lease ([`crate::lease`]): when that is over, every cell is stopped and none starts.
+//! All of it stands under the node's lease ([`crate::lease`]): when that is over, every cell is stopped and none starts; on
+//! a new boot none starts before it was asked what shall run here.
 //!
 //! A newer generation of a cell that is here is a newer spec of it. That it was on another node in between, so that its
 //! disk here is old, cannot be: the coordinator gives a cell only to a node that has confirmed to have dropped it before.
@@ -450,12 +451,14 @@ impl Agent {
         out.push(Effect::CommandDone { seq, outcome });
     }
 
-    /// Lets waiting cells start, as many as there is room for, and tells the others their place.
+    /// Lets waiting cells start, as many as there is room for, and tells the others their place. None while the node asks
+    /// what shall run here.
     fn grant(&mut self, now: Now, random: &mut dyn FnMut() -> u64, out: &mut Vec<Effect>) {
         let cells = &self.cells;
         self.queue.retain(|id| cells.get(id).is_some_and(Cell::waits_for_permit));
+        let starts_max = if self.lease.asks_first() { 0 } else { self.starts_max };
         let mut moved = false;
-        while self.cells.values().filter(|cell| cell.holds_permit()).count() < self.starts_max {
+        while self.cells.values().filter(|cell| cell.holds_permit()).count() < starts_max {
             let Some(id) = self.queue.pop_front() else { break };
             self.give(now, id, cell::Event::Granted, random, out);
             moved = true;

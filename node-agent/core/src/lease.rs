@@ -13,6 +13,11 @@
 //! stopped, and nothing starts before the coordinator has answered a hello *and* has said in that session what shall run
 //! here: the users may have been given to another node meanwhile (invariant 1).
 //!
+//! **The first word on a new boot.** A machine that was off may have been declared so, and its users given away inside its
+//! lease. So an agent that begins on a boot on which it was not yet clear what shall run *asks first*
+//! ([`Lease::asks_first`]): nothing is started until the desired state of a session has come, or until [`ASKS_FOR`] has passed
+//! without an answer. From then on the lease rules alone. Containers that run already go on; callers are held.
+//!
 //! **Which clock counts.** Within one boot only [`BootMs`]: a wall clock that is stepped, by a person or a time server,
 //! neither stretches nor cuts the lease. Over a reboot that clock begins anew, so the journal holds how much was used up
 //! ([`Mark`]), with the wall clock of that moment: at every welcome, at the end of every session, and every
@@ -34,6 +39,11 @@ use crate::cell::Now;
 /// The longest lease (DESIGN section 2). A coordinator that gives more is not believed.
 pub const LENGTH_MAX: Millis = Millis::minutes(7 * 24 * 60);
 
+/// How long a node asks what shall run before it goes on with what it knows, on each new boot: two tries of the longest dial
+/// ([`berth_shared::link::DIAL_MAX`]). Counted from the agent's start, and once more from the first welcome, behind which the
+/// word on what shall run follows at once.
+pub const ASKS_FOR: Millis = Millis::secs(20);
+
 /// How often what was used up is written down.
 pub const MARK_EVERY: Millis = Millis::minutes(5);
 
@@ -53,7 +63,8 @@ pub const WALL_SLACK: Millis = Millis::minutes(1);
 /// What the journal holds of the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// On which boot this was written; [`Mark::at`] means nothing on another.
+    /// On which boot this was written; [`Mark::at`] means nothing on another. While the node asks first it is that boot's
+    /// id with every bit turned round: an agent that begins anew meanwhile asks again.
     pub boot: BootId,
     /// When, on that boot's clock.
     pub at: BootMs,
@@ -105,6 +116,13 @@ enum State {
     Greeted,
 }
 
+/// The first thing on a new boot: see [`ASKS_FOR`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Asks {
+    until: BootMs,
+    welcomed: bool,
+}
+
 /// The machine. One per node agent.
 #[derive(Debug, Clone)]
 pub struct Lease {
@@ -114,6 +132,8 @@ pub struct Lease {
     /// The time since the last contact was `used` at `at`.
     at: BootMs,
     used: Millis,
+    /// Until when nothing is started, whatever the lease says.
+    asks: Option<Asks>,
     /// When the last mark was made; `None` when nothing was written yet of what passed while no agent ran.
     marked: Option<Now>,
 }
@@ -128,11 +148,16 @@ impl Lease {
                 length: None,
                 at: now.boot,
                 used: Millis(0),
+                asks: None,
                 marked: Some(now),
             };
         };
-        let passed =
-            if mark.boot == boot { Some(now.boot.since(mark.at)) } else { passed_over_a_boot(now, mark) };
+        let asked = mark.boot == still_asking(boot);
+        let passed = if asked || mark.boot == boot {
+            Some(now.boot.since(mark.at))
+        } else {
+            passed_over_a_boot(now, mark)
+        };
         let used = match passed {
             Some(passed) => Millis(mark.used.0.saturating_add(passed.0)),
             None => Millis(u64::MAX),
@@ -143,6 +168,7 @@ impl Lease {
             length: mark.length,
             at: now.boot,
             used,
+            asks: (mark.boot != boot).then(|| Asks { until: now.boot.after(ASKS_FOR), welcomed: false }),
             marked: None,
         };
         if lease.is_used_up(now.boot) {
@@ -154,6 +180,11 @@ impl Lease {
     /// May cells start and run?
     pub const fn is_held(&self) -> bool {
         matches!(self.state, State::Held)
+    }
+
+    /// Does nothing start yet, whatever the lease says, because nobody has said on this boot what shall run here?
+    pub const fn asks_first(&self) -> bool {
+        self.asks.is_some()
     }
 
     /// How long it is, `None` without end.
@@ -177,10 +208,11 @@ impl Lease {
         if self.marked.is_none() {
             return Some(self.at);
         }
-        match self.state {
+        let lease = match self.state {
             State::Ended => None,
             State::Held | State::Greeted => self.ends_at().map(|end| end.min(self.mark_due())),
-        }
+        };
+        lease.into_iter().chain(self.asks.map(|asks| asks.until)).min()
     }
 
     /// Takes an event in.
@@ -193,6 +225,9 @@ impl Lease {
                 if self.state == State::Ended {
                     self.state = State::Greeted;
                 }
+                if let Some(asks) = self.asks.as_mut().filter(|asks| !asks.welcomed) {
+                    *asks = Asks { until: now.boot.after(ASKS_FOR), welcomed: true };
+                }
                 out.push(Effect::Store(self.mark(now)));
             }
             Event::Heard(at) => {
@@ -202,6 +237,10 @@ impl Lease {
                 }
             }
             Event::Told => {
+                let asked = self.asks.take().is_some();
+                if asked && self.state == State::Held {
+                    out.push(Effect::Store(self.mark(now)));
+                }
                 if self.state == State::Greeted {
                     self.state = State::Held;
                     out.extend([Effect::Store(self.mark(now)), Effect::Begun]);
@@ -215,6 +254,9 @@ impl Lease {
                 out.push(Effect::Store(self.mark(now)));
             }
             Event::Tick => {}
+        }
+        if self.asks.take_if(|asks| now.boot >= asks.until).is_some() {
+            out.push(Effect::Store(self.mark(now)));
         }
         if self.state != State::Ended && self.is_used_up(now.boot) {
             let was_held = self.is_held();
@@ -267,7 +309,7 @@ impl Lease {
     fn mark(&mut self, now: Now) -> Mark {
         self.marked = Some(now);
         Mark {
-            boot: self.boot,
+            boot: if self.asks_first() { still_asking(self.boot) } else { self.boot },
             at: now.boot,
             wall: now.wall,
             used: self.used_at(now.boot),
@@ -276,6 +318,11 @@ impl Lease {
             ended: self.state != State::Held,
         }
     }
+}
+
+/// What stands for this boot in the journal as long as it is not clear what shall run on it.
+fn still_asking(boot: BootId) -> BootId {
+    BootId::from_random(boot.bytes().map(|byte| !byte))
 }
 
 /// What passed between a mark of another boot and now; `None` where nobody can tell.

@@ -117,6 +117,16 @@ mod tests {
         assert!(SlotPool::new(1000, "10.231.0.0/16").is_err());
     }
 
+    #[test]
+    fn a_slots_addresses_count_up_from_its_subnet() {
+        let pool = SlotPool::new(200_000, "10.231.0.0/16").unwrap();
+        let addresses = |slot| {
+            [pool.subnet(slot), pool.bridge_address(slot).to_string(), pool.cell_address(slot).to_string()]
+        };
+        assert_eq!(addresses(Slot(0)), ["10.231.0.0/29", "10.231.0.1", "10.231.0.2"]);
+        assert_eq!(addresses(Slot(33)), ["10.231.1.8/29", "10.231.1.9", "10.231.1.10"]);
+    }
+
     proptest! {
         #[test]
         fn two_slots_share_nothing(a in 0_u32..8192, b in 0_u32..8192) {
@@ -124,6 +134,7 @@ mod tests {
             prop_assume!(a != b);
             prop_assert!(pool.holds(Slot(a)));
             prop_assert_ne!(pool.uid(Slot(a)), pool.uid(Slot(b)));
+            prop_assert_eq!(pool.uid(Slot(a)), 200_000 + a);
             prop_assert_ne!(pool.subnet(Slot(a)), pool.subnet(Slot(b)));
             prop_assert_ne!(pool.cell_address(Slot(a)), pool.bridge_address(Slot(b)));
             prop_assert!(pool.bridge_name(Slot(a)).len() <= 15);

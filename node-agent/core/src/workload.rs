@@ -70,3 +70,23 @@ pub const fn has_handshake(workload: Workload) -> bool {
 pub const fn silent_consent() -> SuspendAnswer {
     SuspendAnswer::Ready { lease: Millis::minutes(10) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_answer_but_an_error_of_its_own_shows_that_a_plain_workload_is_ready() {
+        for (status, probe) in
+            [(200, Probe::Ready), (404, Probe::Ready), (500, Probe::NotYet), (503, Probe::NotYet)]
+        {
+            assert_eq!(judge_probe(Workload::Http, status, b""), probe, "{status}");
+        }
+    }
+
+    #[test]
+    fn only_a_workload_with_a_handshake_can_refuse_to_rest() {
+        assert!(has_handshake(Workload::Openclaw));
+        assert!(!has_handshake(Workload::Http));
+    }
+}

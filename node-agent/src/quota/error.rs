@@ -135,6 +135,45 @@ pub enum QuotaError {
         /// The image.
         path: PathBuf,
     },
+    /// The file system is none whose quotas Berth uses.
+    #[error("{path} lies on no file system that counts per user")]
+    NotCounted {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// A limit was set and not kept.
+    #[error("{written} could be written, where {limit} were let")]
+    NotKept {
+        /// How much went in.
+        written: Bytes,
+        /// The limit.
+        limit: Bytes,
+    },
+    /// What the file system counts cannot be understood.
+    #[error("what repquota tells of {path} cannot be understood")]
+    Report {
+        /// Where the file system is mounted.
+        path: PathBuf,
+    },
+    /// The cell's files here are counted for another uid.
+    #[error("the files in {path} are those of uid {have}, not of {want}")]
+    Owner {
+        /// The cell's directory.
+        path: PathBuf,
+        /// Whom they are counted for.
+        have: u32,
+        /// The cell's uid.
+        want: u32,
+    },
+    /// The cell's files could not be mounted.
+    #[error("{path} could not be mounted")]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The file system could not be unmounted.
     #[error("{path} could not be unmounted")]
     Unmount {
@@ -168,6 +207,11 @@ impl QuotaError {
             | Self::Damaged { .. }
             | Self::Occupied { .. }
             | Self::NotGrown { .. }
+            | Self::NotCounted { .. }
+            | Self::NotKept { .. }
+            | Self::Report { .. }
+            | Self::Owner { .. }
+            | Self::Mount { .. }
             | Self::Unmount { .. } => false,
         }
     }

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::QuotaError;
 use super::place::Place;
+use super::{QuotaError, counted};
 
 /// Longest list of mounts that is read: tens of thousands of mounts have room.
 const MOUNTINFO_BYTES_MAX: u64 = 16 << 20;
@@ -18,7 +18,7 @@ const DEVICES_MAX: usize = 100_000;
 pub(super) enum Mounted {
     /// Nothing.
     Not,
-    /// The cell's image, through this device.
+    /// The cell's image through this device, or its files on it.
     Ours { device: PathBuf },
     /// Something else.
     Other { what: String },
@@ -49,12 +49,30 @@ pub(super) fn mounted(place: &Place) -> Result<Mounted, QuotaError> {
     else {
         return Ok(Mounted::Not);
     };
+    if let Some(uid) = place.files_of()? {
+        // A bind mount: the same directory, seen at its own place and here.
+        return Ok(if counted::is_same(&place.files(uid), &place.data).map_err(failed)? {
+            Mounted::Ours { device: PathBuf::from(line.source) }
+        } else {
+            Mounted::Other { what: line.source }
+        });
+    }
     let backing = PathBuf::from(format!("/sys/dev/block/{}/loop/backing_file", line.device));
     match backing_file(&backing).map_err(failed)? {
         Some(file) if file == place.image => Ok(Mounted::Ours { device: PathBuf::from(line.source) }),
         Some(file) => Ok(Mounted::Other { what: file.display().to_string() }),
         None => Ok(Mounted::Other { what: line.source }),
     }
+}
+
+/// Where the file system is mounted that this absolute path, free of links, lies in.
+pub(super) fn mount_point_of(path: &Path) -> Result<PathBuf, QuotaError> {
+    let mounts = Path::new("/proc/self/mountinfo");
+    let failed = |source| QuotaError::Look { path: mounts.to_path_buf(), source };
+    let text = read_bounded(mounts, MOUNTINFO_BYTES_MAX).map_err(failed)?;
+    let points = text.split(|b| *b == b'\n').filter_map(parse).map(|line| line.point);
+    let holding = points.filter(|point| path.starts_with(point));
+    holding.max_by_key(|point| point.as_os_str().len()).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 
 pub(super) fn attached(place: &Place) -> Result<Option<Attached>, QuotaError> {

@@ -144,8 +144,12 @@ impl Place {
         let remove = || {
             for entry in std::fs::read_dir(&self.dir)? {
                 let entry = entry?;
-                if entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+                let name = entry.file_name();
+                if name.to_string_lossy().starts_with(TEMPORARY_PREFIX) {
                     std::fs::remove_file(entry.path())?;
+                } else if Self::is_new_files(&name.to_string_lossy()) {
+                    // It gets its name before a cell writes into it.
+                    std::fs::remove_dir_all(entry.path())?;
                 }
             }
             Ok(())
@@ -164,15 +168,20 @@ impl Place {
         if self.image_bytes()?.is_none() {
             return Ok(false);
         }
+        self.move_away(&self.image, to)?;
+        Ok(true)
+    }
+
+    /// Moves the image or the files away, durably.
+    pub(super) fn move_away(&self, from: &Path, to: &Path) -> Result<(), QuotaError> {
         let moved = || {
-            std::fs::rename(&self.image, to)?;
+            std::fs::rename(from, to)?;
             failpoint::QUOTA_MOVED.check()?;
             let parent = to.parent().ok_or(io::ErrorKind::InvalidInput)?;
             File::open(parent)?.sync_all()?;
             File::open(&self.dir)?.sync_all()
         };
-        moved().map_err(|source| self.prepare_failed(source))?;
-        Ok(true)
+        moved().map_err(|source| self.prepare_failed(source))
     }
 
     pub(super) fn remove_image(&self) -> Result<(), QuotaError> {
@@ -191,7 +200,7 @@ impl Place {
 }
 
 /// Makes one directory with exactly this mode, whatever the umask; one that is there stays as it is.
-fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+pub(super) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => std::fs::set_permissions(path, Permissions::from_mode(mode)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -9,26 +9,30 @@ use rustix::mount::UnmountFlags;
 
 use super::*;
 
-const UID: u32 = 200_077;
-const SMALL: Bytes = Bytes::mib(32);
+pub(super) const UID: u32 = 200_077;
+pub(super) const SMALL: Bytes = Bytes::mib(32);
 
 /// A node's data directory; unmounts and detaches whatever is left below it, also after a panic.
-struct Node {
+pub(super) struct Node {
     temp: tempfile::TempDir,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
+        Self::below(&std::env::temp_dir())
+    }
+
+    pub(super) fn below(folder: &Path) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test has to be run as root");
-        Self { temp: tempfile::tempdir().unwrap() }
+        Self { temp: tempfile::tempdir_in(folder).unwrap() }
     }
 
     /// A directory with a blank in its name, as mountinfo escapes it.
-    fn data_dir(&self) -> PathBuf {
+    pub(super) fn data_dir(&self) -> PathBuf {
         self.temp.path().join("data dir")
     }
 
-    async fn quota(&self) -> Quota {
+    pub(super) async fn quota(&self) -> Quota {
         let quota = Quota::detect(&self.data_dir()).await.unwrap();
         assert_eq!(
             *quota.backend(),
@@ -54,11 +58,11 @@ impl Drop for Node {
     }
 }
 
-fn cell(number: u8) -> CellId {
+pub(super) fn cell(number: u8) -> CellId {
     CellId::from_random([number; 16])
 }
 
-fn mount_count(folder: &Path) -> usize {
+pub(super) fn mount_count(folder: &Path) -> usize {
     let escaped = folder.display().to_string().replace(' ', "\\040");
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     mounts.lines().filter(|line| line.split(' ').nth(4) == Some(&escaped)).count()
@@ -122,10 +126,10 @@ async fn a_disk_is_the_cells_and_ends_at_its_size() {
     for option in ["nosuid", "nodev", "noatime"] {
         assert!(line.contains(option), "{line}");
     }
-    let empty = quota.usage(cell(1)).unwrap();
+    let empty = quota.usage(cell(1)).await.unwrap();
     let written = fill(&folder.join("f"));
     assert!((16 << 20..=SMALL.0).contains(&written), "{written}");
-    let full = quota.usage(cell(1)).unwrap();
+    let full = quota.usage(cell(1)).await.unwrap();
     assert!(
         full.used.0 >= empty.used.0 + written && full.used <= full.size && full.size <= SMALL,
         "{full:?}"
@@ -173,7 +177,7 @@ async fn ensuring_again_changes_nothing_and_a_released_disk_comes_back_with_its_
     quota.release(cell(9)).await.unwrap();
     assert_eq!(mount_count(&folder), 0);
     assert_eq!(mounts::attached(&quota.place(cell(1))).unwrap(), None);
-    assert!(quota.usage(cell(1)).unwrap().size.0 > SMALL.0 / 2, "known while it is not mounted");
+    assert!(quota.usage(cell(1)).await.unwrap().size.0 > SMALL.0 / 2, "known while it is not mounted");
     // Closed while it is not mounted, so that nothing is written beneath it.
     assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(std::fs::metadata(&folder).unwrap().uid(), 0);
@@ -222,7 +226,7 @@ async fn what_a_crash_leaves_half_made_is_made_again() {
     quota.release(cell(1)).await.unwrap();
     place.extend_image(Bytes::mib(96)).unwrap();
     quota.ensure(cell(1), UID, Bytes::mib(96)).await.unwrap();
-    assert!(quota.usage(cell(1)).unwrap().size > Bytes::mib(64));
+    assert!(quota.usage(cell(1)).await.unwrap().size > Bytes::mib(64));
 }
 
 #[tokio::test]
@@ -267,11 +271,11 @@ async fn a_disk_grows_with_its_data_and_never_shrinks() {
     std::fs::write(folder.join("f"), "kept").unwrap();
     // Mounted and idle.
     quota.ensure(cell(1), UID, Bytes::mib(96)).await.unwrap();
-    assert!(quota.usage(cell(1)).unwrap().size > Bytes::mib(80), "{:?}", quota.usage(cell(1)));
+    assert!(quota.usage(cell(1)).await.unwrap().size > Bytes::mib(80), "{:?}", quota.usage(cell(1)).await);
     // Unmounted.
     quota.release(cell(1)).await.unwrap();
     quota.ensure(cell(1), UID, Bytes::mib(200)).await.unwrap();
-    assert!(quota.usage(cell(1)).unwrap().size > Bytes::mib(170));
+    assert!(quota.usage(cell(1)).await.unwrap().size > Bytes::mib(170));
     assert_eq!(std::fs::read_to_string(folder.join("f")).unwrap(), "kept");
     let error = quota.ensure(cell(1), UID, Bytes::mib(96)).await.unwrap_err();
     assert!(
@@ -292,7 +296,7 @@ async fn a_disk_in_use_grows_or_says_that_it_cannot_and_is_not_released() {
     grown.unwrap();
     match quota.ensure(cell(1), UID, Bytes::mib(96)).await {
         // With CAP_SYS_RESOURCE.
-        Ok(_) => assert!(quota.usage(cell(1)).unwrap().size > Bytes::mib(80)),
+        Ok(_) => assert!(quota.usage(cell(1)).await.unwrap().size > Bytes::mib(80)),
         Err(error) => {
             assert!(matches!(error, QuotaError::GrowBusy { .. }) && error.is_transient(), "{error:?}")
         }
@@ -300,7 +304,7 @@ async fn a_disk_in_use_grows_or_says_that_it_cannot_and_is_not_released() {
     held.write_all(b"still there").unwrap();
     drop(held);
     quota.ensure(cell(1), UID, Bytes::mib(96)).await.unwrap();
-    assert!(quota.usage(cell(1)).unwrap().size > Bytes::mib(80));
+    assert!(quota.usage(cell(1)).await.unwrap().size > Bytes::mib(80));
     assert_eq!(std::fs::read_to_string(folder.join("f")).unwrap(), "still there");
 }
 

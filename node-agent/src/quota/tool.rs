@@ -24,6 +24,9 @@ pub(super) enum Tool {
     Resize,
     Losetup,
     Mount,
+    SetQuota,
+    ReportQuota,
+    Own,
 }
 
 impl Tool {
@@ -34,6 +37,9 @@ impl Tool {
             Self::Resize => "resize2fs",
             Self::Losetup => "losetup",
             Self::Mount => "mount",
+            Self::SetQuota => "setquota",
+            Self::ReportQuota => "repquota",
+            Self::Own => "chown",
         }
     }
 
@@ -43,7 +49,9 @@ impl Tool {
             Self::Mkfs => 120,
             Self::Check | Self::Resize => 600,
             Self::Losetup => 20,
-            Self::Mount => 60,
+            Self::Mount | Self::SetQuota | Self::ReportQuota => 60,
+            // Each file of a cell once.
+            Self::Own => 600,
         })
     }
 
@@ -55,16 +63,27 @@ impl Tool {
             Self::Resize => (&failpoint::QUOTA_RESIZE, &failpoint::QUOTA_RESIZE_DONE),
             Self::Losetup => (&failpoint::QUOTA_LOSETUP, &failpoint::QUOTA_LOSETUP_DONE),
             Self::Mount => (&failpoint::QUOTA_MOUNT, &failpoint::QUOTA_MOUNT_DONE),
+            Self::SetQuota => (&failpoint::QUOTA_SET, &failpoint::QUOTA_SET_DONE),
+            Self::ReportQuota => (&failpoint::QUOTA_READ, &failpoint::QUOTA_READ_DONE),
+            Self::Own => (&failpoint::QUOTA_OWN, &failpoint::QUOTA_OWN_DONE),
         }
     }
 
-    /// Runs it with these options and, behind them, these absolute paths.
+    /// How much of its words is read: a report has a line for each user of the file system.
+    const fn output_max(self) -> u64 {
+        match self {
+            Self::ReportQuota => 4 * 1024 * 1024,
+            _ => OUTPUT_BYTES_MAX,
+        }
+    }
+
+    /// Runs it with these options and, behind them, these absolute paths. Returns what it printed.
     pub(super) async fn run(
         self,
         lock: &PlaceLock,
         options: &[&str],
         paths: &[&Path],
-    ) -> Result<(), QuotaError> {
+    ) -> Result<Vec<u8>, QuotaError> {
         let spawn_failed = |source| QuotaError::Spawn { tool: self.name(), source };
         let mut command = command(self.name());
         command
@@ -78,7 +97,8 @@ impl Tool {
         running.check().map_err(spawn_failed)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let ended = tokio::time::timeout(self.bound(), async {
-            let (out, err) = tokio::join!(read_some(stdout), read_some(stderr));
+            let (out, err) =
+                tokio::join!(read_some(stdout, self.output_max()), read_some(stderr, OUTPUT_BYTES_MAX));
             let status = child.wait().await?;
             Ok::<_, std::io::Error>((status, out, err))
         });
@@ -91,9 +111,9 @@ impl Tool {
         done.check().map_err(spawn_failed)?;
         let output = || last_words(&[out.as_slice(), err.as_slice()].concat());
         match (self, status.code()) {
-            (_, Some(0)) => Ok(()),
+            (_, Some(0)) => Ok(out),
             // e2fsck(8): 1 repaired, 2 repaired and a mounted one would need a reboot.
-            (Self::Check, Some(1 | 2)) => Ok(()),
+            (Self::Check, Some(1 | 2)) => Ok(out),
             (Self::Check, Some(code)) if code & 4 != 0 => {
                 Err(QuotaError::Damaged { path: paths.iter().collect(), output: output() })
             }
@@ -103,11 +123,11 @@ impl Tool {
 }
 
 /// The beginning of what it says; the rest is read and forgotten, so that it never waits for its reader.
-async fn read_some(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+async fn read_some(stream: Option<impl AsyncRead + Unpin>, bytes_max: u64) -> Vec<u8> {
     let Some(mut stream) = stream else { return Vec::new() };
     let mut kept = Vec::new();
     // An error ends the output as its end does; the exit code tells how it went.
-    let _ = (&mut stream).take(OUTPUT_BYTES_MAX).read_to_end(&mut kept).await;
+    let _ = (&mut stream).take(bytes_max).read_to_end(&mut kept).await;
     let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     kept
 }

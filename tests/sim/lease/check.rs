@@ -2,7 +2,7 @@
 
 use berth_coordinator_core::moves::MARGIN;
 use berth_node_agent_core::agent::Event;
-use berth_node_agent_core::lease::{MARK_EVERY, WALL_SLACK};
+use berth_node_agent_core::lease::{ASKS_FOR, MARK_EVERY, WALL_SLACK};
 use berth_shared::cell::WakeCause;
 use berth_shared::door::CellActivity;
 use berth_shared::ids::{CellId, Generation};
@@ -84,14 +84,23 @@ impl World {
         const { assert!(MARGIN.0 > STOP_MAX + WALL_SLACK.0, "the world allows more than the margin covers") };
     }
 
-    /// The engine is asked to have a cell run. One that was asked a moment before the lease's end may come up behind it,
-    /// and is stopped then.
-    pub(crate) fn check_asked(&mut self, n: usize, cell: CellId) {
+    /// An agent that has lived for so long on a new boot has asked for long enough what shall run.
+    pub(crate) fn waited(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        node.knows |= self.at - node.began >= ASKS_FOR.0 - ASKS_FOR.0 * DRIFT_MAX / 1_000_000;
+    }
+
+    /// An agent begins a start or a thaw. One that is under way when the lease ends is stopped when it is up.
+    pub(crate) fn check_begin(&mut self, n: usize, cell: CellId) {
         if self.nodes[n].barred {
             self.broken(
                 "told",
                 format!("n{n} starts {cell} behind the end of its lease, and was told nothing since"),
             );
+        }
+        self.waited(n);
+        if !self.nodes[n].knows {
+            self.broken("boot", format!("n{n} was switched on and starts {cell} before it asked for long"));
         }
     }
 

@@ -9,6 +9,7 @@
 //! | move | a user of a silent node is given away only when nothing of it runs there any more |
 //! | two | a cell runs on two nodes only where an operator has declared the first one off, and then inside its lease only |
 //! | told | behind the end of its lease a node starts a cell only after it was told in a new session what shall run there |
+//! | boot | a node that was switched on starts a cell only after it was told what shall run there, or has asked for that in vain |
 //! | disk | the disk of a user who is still there is never destroyed, and never taken for the newest when it is not |
 //! | end | in the end each user runs on its own node when it is woken, and nowhere else |
 //!
@@ -65,6 +66,7 @@ fn a_user_runs_in_one_place_whoever_is_away_for_however_long() {
             "moves after silence",
             "moves after a word",
             "returns",
+            "told after a reboot",
             "reboots",
             "clock steps",
             "left behind",

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_node_agent_core::agent::{Agent, Effect, Event};
 use berth_node_agent_core::cell::{self, Observation, OpId, Outcome, Pushed, Seen, SuspendAnswer, Verb};
-use berth_node_agent_core::lease;
+use berth_node_agent_core::lease::{self, ASKS_FOR};
 use berth_node_agent_core::memory::{Memory, Record};
 use berth_shared::cell::WakeCause;
 use berth_shared::door::CellActivity;
@@ -73,6 +73,10 @@ pub(crate) struct Node {
     pub(crate) told_in_session: bool,
     /// It must not start anything: its lease was over and nothing was told since.
     pub(crate) barred: bool,
+    /// Truth about this boot: it was told what shall run, or an agent of it has waited for that as long as it has to.
+    pub(crate) knows: bool,
+    /// When the agent's present life began.
+    pub(crate) began: At,
     pub(crate) clock_set_at: At,
 }
 
@@ -98,6 +102,9 @@ impl Node {
             told_at: 0,
             told_in_session: false,
             barred: false,
+            // A node that was never told has nothing to run.
+            knows: true,
+            began: 0,
             clock_set_at: 0,
         }
     }
@@ -123,6 +130,7 @@ impl World {
         node.disk.push(booted.encode().expect("a small record"));
         let agent = roomy(now, Agent::new(now, &memory, 2));
         node.lives += 1;
+        node.began = self.at;
         let life = node.lives;
         let held = agent.lease().is_held();
         node.life = Some(Life { agent, memory });
@@ -130,16 +138,33 @@ impl World {
         if !held {
             self.lease_is_over(n);
         }
-        self.beat_again(n, life);
+        if !self.nodes[n].knows && self.at < self.faults_until && self.dice.per_mille(100) {
+            let wait = self.dice.between(SECOND, ASKS_FOR.0);
+            self.later(wait, Happening::AgentDies { node: n, life });
+        }
+        // It dials at once.
+        let wait = self.dice.between(100, SECOND);
+        self.later(wait, Happening::Beat { node: n, life });
         self.set_alarm(n);
+    }
+
+    pub(crate) fn life_ends(&mut self, n: usize, life: u64) {
+        if self.nodes[n].lives == life {
+            self.agent_dies(n);
+        }
     }
 
     pub(crate) fn agent_dies(&mut self, n: usize) {
         if self.nodes[n].life.take().is_none() {
             return;
         }
+        self.waited(n);
         self.nodes[n].link = None;
         self.note(|| format!("n{n}: the agent dies"));
+        if self.at < self.faults_until && self.dice.per_mille(200) {
+            // While nobody is there who would note it.
+            self.clock_is_set(n);
+        }
         let boot = self.nodes[n].boot;
         let wait = self.dice.between(1, 5 * MINUTE);
         self.later(wait, Happening::AgentStarts { node: n, boot });
@@ -172,6 +197,7 @@ impl World {
         self.note(|| format!("n{n} is on"));
         let node = &mut self.nodes[n];
         (node.is_on, node.boot, node.clocks.booted) = (true, node.boot + 1, self.at);
+        node.knows = node.disk.is_empty();
         let boot = node.boot;
         let wait = self.dice.between(5, 90) * SECOND;
         self.later(wait, Happening::AgentStarts { node: n, boot });
@@ -270,6 +296,9 @@ impl World {
                 self.give(n, Event::Lease(lease::Event::Told));
                 // Unless it died before it could write that down.
                 self.nodes[n].barred &= self.nodes[n].life.is_none();
+                if self.nodes[n].life.is_some() && !std::mem::replace(&mut self.nodes[n].knows, true) {
+                    self.count("told after a reboot");
+                }
                 if let Some(life) = &self.nodes[n].life {
                     let autonomy = life.memory.lease.and_then(|mark| mark.length);
                     self.say(session, ToCoordinator::Holding { autonomy });
@@ -347,7 +376,7 @@ impl World {
 
     fn op_begins(&mut self, n: usize, cell: CellId, op: OpId, verb: Verb) {
         if matches!(verb, Verb::Start | Verb::Unpause) {
-            self.check_asked(n, cell);
+            self.check_begin(n, cell);
         }
         let (boot, life) = (self.nodes[n].boot, self.nodes[n].lives);
         let took = match verb {

@@ -51,6 +51,7 @@ pub(crate) enum Happening {
     ToCoordinator { session: u64, what: ToCoordinator },
     Wake { node: usize },
     AgentStarts { node: usize, boot: u8 },
+    AgentDies { node: usize, life: u64 },
     PowerOn { node: usize },
     CoordinatorStarts,
     CoordinatorLooks,
@@ -185,6 +186,7 @@ impl World {
             Happening::ToCoordinator { session, what } => self.coordinator_hears(session, what),
             Happening::Wake { node } => self.somebody_comes(node),
             Happening::AgentStarts { node, boot } => self.agent_starts(node, boot),
+            Happening::AgentDies { node, life } => self.life_ends(node, life),
             Happening::PowerOn { node } => self.power_on(node),
             Happening::CoordinatorStarts => self.coordinator_starts(),
             Happening::CoordinatorLooks => {
@@ -239,7 +241,7 @@ impl World {
     }
 
     /// By a person or a time server: anywhere.
-    fn clock_is_set(&mut self, node: usize) {
+    pub(crate) fn clock_is_set(&mut self, node: usize) {
         if !self.nodes[node].is_on {
             return;
         }

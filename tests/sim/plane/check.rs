@@ -3,7 +3,7 @@
 use berth_coordinator_core::event::MoveFact;
 use berth_coordinator_core::{Event, Fact};
 use berth_node_agent_core::cell::Verb;
-use berth_node_agent_core::lease::WALL_SLACK;
+use berth_node_agent_core::lease::{ASKS_FOR, WALL_SLACK};
 use berth_shared::ids::{CellId, Generation, NodeId};
 use berth_shared::wire::DesiredState;
 
@@ -79,10 +79,29 @@ impl World {
 
     /// A frame of a live session reaches a machine.
     pub(crate) fn truly_hears(&mut self, machine: usize) {
+        self.waited(machine);
         let (at, autonomy) = (self.at, self.plan.autonomy);
         let machine = &mut self.machines[machine];
         let ahead = machine.clock.offset();
-        machine.disk.told.hears_at(at, ahead, autonomy);
+        machine.disk.told.hears_at(at, ahead, autonomy, machine.knows);
+    }
+
+    /// An agent that has lived for so long on a new boot has asked for long enough what shall run.
+    pub(crate) fn waited(&mut self, machine: usize) {
+        let machine = &mut self.machines[machine];
+        let began = machine.life.as_ref().map(|life| life.began);
+        machine.knows |= began.is_some_and(|began| self.at - began >= ASKS_FOR.0);
+    }
+
+    /// An agent has taken in what shall run.
+    pub(crate) fn is_told(&mut self, machine: usize) {
+        self.waited(machine);
+        let machine = &mut self.machines[machine];
+        if !std::mem::replace(&mut machine.knows, true) {
+            // It has started nothing, so there is nothing to be undone.
+            machine.disk.told.excused = false;
+            self.count("told after a reboot");
+        }
     }
 
     pub(crate) fn step_clock(&mut self, machine: usize, by: i64) {
@@ -116,6 +135,11 @@ impl World {
     pub(crate) fn check_begin(&mut self, machine: usize, cell: CellId, verb: Verb) {
         if !matches!(verb, Verb::Start | Verb::Unpause) {
             return;
+        }
+        self.waited(machine);
+        if !self.machines[machine].knows && !self.machines[machine].disk.told.here.is_empty() {
+            let text = format!("machine {machine} was switched on and lets {} run unasked", short(cell));
+            return self.broken("boot", &text);
         }
         let present = &self.machines[machine];
         let Some(believed) = present.life.as_ref().and_then(|life| life.agent.cell(cell)) else { return };

@@ -191,6 +191,9 @@ impl World {
         if self.machines[machine].is_life(number) {
             self.give(machine, agent::Event::Lease(lease::Event::Told));
         }
+        if self.machines[machine].is_life(number) {
+            self.is_told(machine);
+        }
         if let Some(life) = self.machines[machine].life_mut(number)
             && !std::mem::replace(&mut life.swept, true)
         {

@@ -71,11 +71,14 @@ pub(crate) struct Machine {
     pub(crate) node: Option<NodeId>,
     /// It stays off until then, by its operator's word.
     pub(crate) stays_off_until: At,
+    /// Truth about this boot: it was told what shall run, or an agent of it has waited for that as long as it has to.
+    pub(crate) knows: bool,
 }
 
 /// One life of an agent.
 pub(crate) struct Life {
     pub(crate) number: u64,
+    pub(crate) began: At,
     pub(crate) agent: Agent,
     pub(crate) memory: Memory,
     pub(crate) link: NodeLink,
@@ -115,6 +118,7 @@ impl Machine {
             ticket: None,
             node: None,
             stays_off_until: 0,
+            knows: false,
         }
     }
 
@@ -174,6 +178,7 @@ impl World {
         }
         self.machines[machine].clock.reboots(self.at);
         self.machines[machine].disk.told.booted = true;
+        self.machines[machine].knows = false;
         self.note(|| format!("machine {machine} is switched on"));
         self.later(SECOND, Happening::AgentStarts { machine });
         self.later(2 * SECOND, Happening::Joins { machine });
@@ -222,6 +227,7 @@ impl World {
         let link = NodeLink::new(now.boot, memory.session, next);
         present.life = Some(Life {
             number,
+            began: self.at,
             agent,
             memory,
             link,
@@ -246,6 +252,7 @@ impl World {
     }
 
     pub(crate) fn agent_dies(&mut self, machine: usize) {
+        self.waited(machine);
         let Some(life) = self.machines[machine].life.take() else { return };
         self.machines[machine].alarm = At::MAX;
         self.note(|| format!("machine {machine}: the agent dies, life {}", life.number));

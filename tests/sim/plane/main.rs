@@ -8,6 +8,7 @@
 //! | one place | a cell is not up in two places | 1 |
 //! | generation | nothing is let run under a generation that its machine knows to be old | 1 |
 //! | lease | nothing is let run after its machine's lease, and what ran has stopped soon after | 1 |
+//! | boot | a machine that was switched on lets nothing run before it is told what shall, or has asked for that in vain | 1 |
 //! | moved | a user is given to another node once the old one is known to be off, or cannot believe its lease any more | 1 |
 //! | routed | a request goes in where the user lives, or where nobody can know better | 1 |
 //! | told | what a machine is told only ever gets newer | 1 |
@@ -21,7 +22,8 @@
 //!
 //! Nobody is blamed for what nobody can know: a disk that is an old copy (until its machine hears the coordinator), a
 //! clone and its original (one node, until an operator tells them apart), a machine whose wall clock was set back while it
-//! was off, an operator who says that a machine is off and switches it on again within its lease.
+//! was off, an operator who says that a machine is off and switches it on again within its lease where it cannot reach the
+//! coordinator.
 //!
 //! `SIM_SEEDS` says how many seeds (default 100), `SIM_BASE` where they begin, `SIM_SEED` replays one and tells more of
 //! it; with `SIM_ALL` a broken seed is counted and the others go on. Seeds are spread over as many threads as there are
@@ -129,6 +131,7 @@ fn the_fleet_keeps_its_word_whatever_fails() {
             "coordinator deaths",
             "leases ended",
             "leases begun",
+            "told after a reboot",
             "starts",
             "routed",
             "strangers refused",

@@ -61,11 +61,11 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    /// A frame of a live session reaches it.
-    pub(crate) const fn hears_at(&mut self, at: At, ahead: i64, autonomy: At) {
+    /// A frame of a live session reaches it. `knows`: it may have started what it knew of before.
+    pub(crate) const fn hears_at(&mut self, at: At, ahead: i64, autonomy: At, knows: bool) {
         self.lapsed |= at - self.heard_at > autonomy;
         (self.heard_at, self.ahead_most, self.booted) = (at, ahead, false);
-        if self.excused {
+        if self.excused && knows {
             (self.excused, self.excused_until) = (false, at + UNDONE_WITHIN);
         }
     }

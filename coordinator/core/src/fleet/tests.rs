@@ -209,6 +209,30 @@ fn a_slug_that_is_taken_again_gets_a_new_user_and_a_higher_generation() {
 }
 
 #[test]
+fn an_id_of_a_user_or_a_cell_is_given_once_for_ever() {
+    let mut world = World::with_nodes(1);
+    world.run(&world.create("anna", 1)).unwrap();
+    world.run(&world.create("carl", 3)).unwrap();
+    world.run(&Command::RemoveUser { slug: slug("carl") }).unwrap();
+    for (user, cell) in [(1, 2), (2, 1), (3, 2), (2, 3)] {
+        let Command::CreateUser(mut new) = world.create("bob", 2) else { unreachable!() };
+        (new.user, new.cell) = (UserId::from_random([user; 16]), CellId::from_random([cell; 16]));
+        assert_eq!(world.refused(&Command::CreateUser(new)), Code::Internal, "user {user}, cell {cell}");
+    }
+    world.run(&world.create("bob", 2)).unwrap();
+}
+
+#[test]
+fn what_a_user_needs_of_a_node_is_what_it_was_given() {
+    let mut world = World::with_nodes(1);
+    world.run(&world.create("anna", 1)).unwrap();
+    let user = world.fleet.user(&slug("anna")).unwrap();
+    let need = user.requirement();
+    assert_eq!(need, Requirement::of(&CellSize::default(), RestPolicy::default().rest));
+    assert_ne!(need, Requirement::default());
+}
+
+#[test]
 fn a_later_epoch_starts_above_every_older_generation() {
     let mut world = World::with_nodes(1);
     world.run(&world.create("anna", 1)).unwrap();

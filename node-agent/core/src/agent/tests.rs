@@ -118,6 +118,17 @@ fn a_repeated_command_is_answered_from_memory_and_not_done_again() {
     assert!(effects.iter().any(|effect| matches!(effect, Effect::CommandDone { seq: 2, outcome: Ok(_) })));
     let again = step(&mut agent, command(2, 1));
     assert!(matches!(&again[..], [Effect::CommandDone { seq: 2, outcome: Ok(_) }]));
+    step(&mut agent, command(3, 1));
+    assert_eq!(
+        agent.answers.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(),
+        [2, 3],
+        "none is forgotten yet"
+    );
+    for seq in 4..=ANSWERS_MAX as u64 + 10 {
+        step(&mut agent, command(seq, 1));
+    }
+    let kept: Vec<u64> = agent.answers.iter().map(|(seq, _)| *seq).collect();
+    assert_eq!((kept.len(), kept[0]), (ANSWERS_MAX, 11), "the oldest are");
 }
 
 #[test]
@@ -150,6 +161,7 @@ fn what_the_journal_remembers_is_there_before_the_coordinator_is() {
     let memory = Memory { desired: Some(desired), ..Memory::default() };
     let mut agent = Agent::new(now(), &memory, 2);
     assert_eq!(agent.next_deadline(), Some(BootMs(1_000)));
+    assert_eq!(agent.cells().count(), 1);
     let effects = step(&mut agent, Event::Tick);
     assert!(matches!(operations(&effects)[..], [(_, _, Verb::Look)]));
 }
@@ -163,11 +175,13 @@ fn a_removal_goes_on_after_a_crash_and_a_cell_that_comes_back_meanwhile_begins_a
     let mut effects = step(&mut agent, Event::Tick);
     effects = finish(&mut agent, &effects, &Outcome::Looked(Seen::Exited { fits: true, code: 0 }));
     assert!(matches!(operations(&effects)[..], [(_, _, Verb::Remove)]));
+    let last = operations(&effects)[0].1;
     step(&mut agent, desired(&[1]));
     let effects = finish(&mut agent, &effects, &Outcome::Removed);
     assert!(effects.contains(&Effect::Gone(id)));
     let looked = step(&mut agent, Event::Tick);
     assert!(matches!(operations(&looked)[..], [(_, _, Verb::Look)]), "it is there again");
+    assert!(operations(&looked)[0].1 > last, "a late report of the old one is not taken for one of its own");
 }
 
 mod lease;

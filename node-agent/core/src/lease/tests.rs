@@ -184,6 +184,77 @@ fn marks_are_made_at_bounded_intervals_and_not_at_every_contact() {
     assert_eq!(marks, 12, "one every five minutes");
 }
 
+/// An hour into its lease the machine is switched off for a minute; its agent begins `up` ms into the new boot.
+fn booted(up: u64) -> (Lease, Mark) {
+    let mut lease = held();
+    let mark = lives(&mut lease, 0, 3_600_000).unwrap();
+    (Lease::new(at(up, mark.wall.0 + 60_000), boot(2), Some(&mark)), mark)
+}
+
+#[test]
+fn on_a_new_boot_nothing_starts_before_it_is_said_what_shall_run_or_nobody_answers() {
+    let (mut lease, mark) = booted(20_000);
+    let wall = mark.wall.0 + 60_000;
+    assert!(lease.is_held() && lease.asks_first());
+    lease.step(at(20_000, wall), Event::Tick);
+    assert_eq!(lease.next_deadline(), Some(BootMs(20_000).after(ASKS_FOR)));
+    let mut told = lease.clone();
+    let end = at(20_000 + ASKS_FOR.0, wall + ASKS_FOR.0);
+    lease.step(at(end.boot.0 - 1, end.wall.0 - 1), Event::Tick);
+    assert!(lease.asks_first());
+    let effects = lease.step(end, Event::Tick);
+    assert!(
+        matches!(effects[..], [Effect::Store(mark)] if mark.boot == boot(2)),
+        "durable first: {effects:?}"
+    );
+    assert!(lease.is_held() && !lease.asks_first(), "nobody answers: the lease rules");
+
+    let now = at(21_000, wall + 1_000);
+    told.step(now, welcomed(now));
+    assert!(told.asks_first(), "nothing is said yet");
+    let effects = told.step(now, Event::Told);
+    assert!(
+        matches!(effects[..], [Effect::Store(mark)] if mark.boot == boot(2) && !mark.ended),
+        "{effects:?}"
+    );
+    assert!(told.is_held() && !told.asks_first());
+}
+
+#[test]
+fn a_welcome_is_waited_behind_once_and_not_for_ever() {
+    let (mut lease, mark) = booted(20_000);
+    let now = |boot: u64| at(boot, mark.wall.0 + 40_000 + boot);
+    lease.step(now(39_000), welcomed(now(39_000)));
+    lease.step(now(45_000), Event::Parted);
+    assert!(lease.asks_first(), "the word may be on its way");
+    lease.step(now(58_000), welcomed(now(58_000)));
+    lease.step(now(39_000 + ASKS_FOR.0), Event::Tick);
+    assert!(!lease.asks_first() && lease.is_held(), "one that never gets further does not keep it down");
+}
+
+#[test]
+fn only_a_new_boot_asks_and_an_agent_that_dies_meanwhile_asks_again_without_losing_count() {
+    let mut lease = held();
+    let mark = lives(&mut lease, 0, 3_600_000).unwrap();
+    assert!(!Lease::new(now(3_700_000), boot(1), Some(&mark)).asks_first(), "the same boot");
+    assert!(!Lease::new(now(0), boot(1), None).asks_first(), "it was never let in");
+
+    let (mut asking, mark) = booted(20_000);
+    let wall = mark.wall.0 + 60_000;
+    let mark = last_mark(&asking.step(at(20_000, wall), Event::Tick)).unwrap();
+    let mut again = Lease::new(at(25_000, wall + 5_000), boot(2), Some(&mark));
+    assert!(again.asks_first());
+    assert_eq!(again.ends_at(), asking.ends_at(), "its boot clock is the same");
+    let now = at(30_000, wall + 10_000);
+    let mark = last_mark(&again.step(now, welcomed(now))).unwrap();
+    let welcomed_before = Lease::new(at(31_000, wall + 11_000), boot(2), Some(&mark));
+    assert!(welcomed_before.asks_first(), "the welcome said nothing of what shall run");
+    assert_eq!(welcomed_before.ends_at(), Some(now.boot.after(LENGTH)));
+    assert!(Lease::new(at(5_000, wall + 60_000), boot(3), Some(&mark)).asks_first());
+    let mark = last_mark(&again.step(now, Event::Told)).unwrap();
+    assert!(!Lease::new(at(32_000, wall + 12_000), boot(2), Some(&mark)).asks_first());
+}
+
 /// What a machine lives through: milliseconds up, a step of the wall clock, whether it is switched off, and for how long.
 type Stretch = (u64, i64, bool, u64);
 

@@ -242,6 +242,26 @@ fn keys_and_pins_change_by_the_journals_word_only() {
 }
 
 #[test]
+fn a_sessions_mark_is_kept_by_a_new_join_of_the_same_node_and_by_no_other() {
+    let joined = |node: u8, coordinator: u8| {
+        Record::Joined(Joined {
+            node: NodeId::from_random([node; 16]),
+            name: "n1".parse().unwrap(),
+            coordinator: PublicKey::from_bytes([coordinator; 32]),
+            address: "a:1".into(),
+        })
+    };
+    let mark = SessionMark { counter: JoinCounter(5), nonce: SessionNonce::from_random([1; 16]) };
+    for (next, keeps) in [(joined(1, 1), true), (joined(2, 1), false), (joined(1, 2), false)] {
+        let mut memory = Memory::default();
+        memory.apply(joined(1, 1));
+        memory.apply(Record::Session(mark, true));
+        memory.apply(next);
+        assert_eq!(memory.session.is_some(), keeps);
+    }
+}
+
+#[test]
 fn an_unknown_kind_is_an_error_and_not_skipped() {
     assert!(matches!(Record::decode(99, 1, &[]), Err(RecordError::Unknown { .. })));
     assert!(matches!(Record::decode(4, 1, &[1]), Err(RecordError::Payload { .. })));

@@ -155,6 +155,69 @@ fn an_agent_that_starts_behind_the_end_stops_what_it_finds_running() {
     assert!(matches!(operations(&effects)[..], [(_, _, Verb::Stop)]), "{effects:?}");
 }
 
+/// An agent that begins on a new boot inside its lease, with a stopped cell, one that shall be up, and one that runs.
+fn booted() -> Agent {
+    let rests = [IdleRest::Stop, IdleRest::AlwaysOn, IdleRest::Stop];
+    let assignments: Vec<Assignment> = (1..).zip(rests).map(|(seed, rest)| assigned(seed, rest)).collect();
+    let desired = DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] };
+    let mut memory = Memory { desired: Some(desired), ..Memory::default() };
+    for seed in 1..=3 {
+        memory.cells.insert(id(seed), Remembered { was_started: true, ..Remembered::default() });
+    }
+    memory.boot = Some(BootId::from_random([2; 16]));
+    memory.lease = Some(Mark {
+        boot: BootId::from_random([1; 16]),
+        at: BootMs(900_000),
+        wall: UnixMs(1_000),
+        used: Millis(0),
+        length: Some(LENGTH),
+        ended: false,
+    });
+    let mut agent = Agent::new(later(0), &memory, 4);
+    let looks = agent.step(later(0), Event::Tick, &mut || 7);
+    for (cell, op, _) in operations(&looks) {
+        let address = "10.0.0.2:1".parse().unwrap();
+        let seen = match cell {
+            cell if cell == id(3) => Seen::Running { address, fits: true },
+            _ => Seen::Exited { fits: true, code: 0 },
+        };
+        let adopted = done(&mut agent, later(0), cell, op, Outcome::Looked(seen));
+        let verbs: Vec<Verb> = operations(&adopted).into_iter().map(|(_, _, verb)| verb).collect();
+        assert!(if cell == id(3) { verbs == [Verb::Resume] } else { verbs.is_empty() }, "{verbs:?}");
+    }
+    agent
+}
+
+#[test]
+fn on_a_new_boot_callers_are_held_until_it_is_said_what_shall_run() {
+    let mut agent = booted();
+    let wake = Event::DoorWake { cell: id(1), cause: WakeCause::Session };
+    let held = agent.step(later(1), wake, &mut || 7);
+    assert_eq!((operations(&held), refusals(&held)), (vec![], vec![]), "neither started nor turned away");
+    let place = WakeStage::Queued { position: 2 };
+    assert!(held.contains(&Effect::Cell(id(1), cell::Effect::Progress(place))), "{held:?}");
+    let welcome = LeaseEvent::Welcomed { at: later(2).boot, length: Some(LENGTH) };
+    assert_eq!(operations(&agent.step(later(2), Event::Lease(welcome), &mut || 7)), []);
+    // The second was given to another node while the machine was off.
+    let assignments = vec![assigned(1, IdleRest::Stop), assigned(3, IdleRest::Stop)];
+    let desired = DesiredState { revision: 2, domain: "d".into(), assignments, removed: vec![] };
+    let said = agent.step(later(2), Event::Desired { desired, remembered: BTreeMap::new() }, &mut || 7);
+    assert!(matches!(operations(&said)[..], [(cell, _, Verb::Remove)] if cell == id(2)), "{said:?}");
+    let begun = agent.step(later(2), Event::Lease(LeaseEvent::Told), &mut || 7);
+    assert!(matches!(operations(&begun)[..], [(cell, _, Verb::Create)] if cell == id(1)), "{begun:?}");
+}
+
+#[test]
+fn on_a_new_boot_without_an_answer_the_node_works_alone() {
+    let mut agent = booted();
+    let end = crate::lease::ASKS_FOR.0;
+    let before = operations(&agent.step(later(end - 1), Event::Tick, &mut || 7));
+    assert!(before.iter().all(|(_, _, verb)| *verb == Verb::Look), "{before:?}");
+    assert!(agent.next_deadline().is_some_and(|due| due <= later(end).boot));
+    let begun = agent.step(later(end), Event::Tick, &mut || 7);
+    assert!(matches!(operations(&begun)[..], [(cell, _, Verb::Create)] if cell == id(2)), "{begun:?}");
+}
+
 #[test]
 fn what_is_left_behind_is_destroyed_only_by_a_command_that_names_it() {
     let mut agent = Agent::new(now(), &Memory::default(), 2);

@@ -90,3 +90,25 @@ fn a_container_that_was_thawed_behind_our_back_is_looked_at() {
     scene.done(Outcome::Looked(Seen::Running { address: address(), fits: true }));
     assert_eq!(scene.verb(), Some(Verb::Resume));
 }
+
+#[test]
+fn a_frozen_cell_that_somebody_thawed_has_not_consented_to_another_pause() {
+    let mut scene = Scene::with(IdleRest::Freeze, &Remembered { frozen: true, ..known() });
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.cell.state(), CellState::Frozen);
+    scene.event(Event::Noticed(Seen::Running { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    // It was paused again meanwhile: in the middle of whatever it did.
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Unpause));
+}
+
+#[test]
+fn a_running_cell_is_looked_at_when_its_address_is_another_one() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.event(Event::Noticed(Seen::Running { address: address(), fits: true }));
+    assert_eq!((scene.verb(), scene.cell.state()), (None, CellState::Running));
+    let other = "10.231.0.10:18789".parse().unwrap();
+    scene.event(Event::Noticed(Seen::Running { address: other, fits: true }));
+    assert_eq!(scene.verb(), Some(Verb::Look));
+}

@@ -258,3 +258,17 @@ fn an_operator_ends_the_tries_of_a_new_cell() {
     assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
     assert_eq!((scene.cell.state(), scene.cell.next_deadline()), (CellState::Stopped, None));
 }
+
+#[test]
+fn a_restart_that_only_an_operator_waits_for_is_tried_again() {
+    let mut scene = Scene::stopped();
+    scene.event(Event::Restart { waiter: Waiter(1) });
+    scene.event(Event::Granted);
+    scene.done(failed(Code::DockerFailed));
+    assert!(scene.answers().is_empty());
+    scene.later(RESTART_FIRST);
+    assert!(scene.cell.waits_for_permit());
+    scene.started();
+    scene.done(Outcome::Ready);
+    assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
+}

@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 use super::{Reply, TOLD_CHARS_MAX, WORD_CHARS_MAX, told};
 use crate::schedule::{JOBS_MAX, Schedule};
 
+/// Most characters of a parser's words: with what stands before them they are a text of [`TOLD_CHARS_MAX`].
+const SHAPE_CHARS_MAX: usize = TOLD_CHARS_MAX - 100;
+
 /// Largest list that the projection may put, in bytes.
 pub const PROJECTION_BYTES_MAX: usize = 256 * 1024;
 
@@ -77,7 +80,7 @@ struct Projected {
 /// It is not exactly such a list. Nothing of it is believed then.
 pub fn read_projection(body: &[u8]) -> Result<Schedule, ProjectionError> {
     let list: Projection = serde_json::from_slice(body)
-        .map_err(|error| ProjectionError::Shape(told(&error.to_string(), TOLD_CHARS_MAX)))?;
+        .map_err(|error| ProjectionError::Shape(told(&error.to_string(), SHAPE_CHARS_MAX)))?;
     if list.version != PROJECTION_VERSION {
         return Err(ProjectionError::Version(list.version));
     }
