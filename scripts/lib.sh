@@ -51,6 +51,25 @@ number() {
     if ! [[ $2 =~ ^[0-9]{1,4}$ ]] || (($2 < $3)); then fail "$1 takes a number from $3 to 9999" "$0 --help"; fi
 }
 
+# make_swap FILE MIB: has the machine swap to this file, too, unless it has so much swap already. Whoever calls it ends that
+# with end_swap. Without encryption: for tests and benches only.
+make_swap() {
+    local have_mib
+    have_mib=$(awk 'NR > 1 { kib += $3 - $4 } END { print int(kib / 1024) }' /proc/swaps)
+    ((have_mib >= $2)) && return 0
+    if ! { fallocate -l "$2MiB" "$1" && chmod 600 "$1" && mkswap -q "$1" && swapon "$1"; }; then
+        fail "no $2 MiB of swap could be made in $1" "swapon --show; df -h ${1%/*}"
+    fi
+    step "swapping to $1 for a while: $2 MiB"
+}
+
+# end_swap FILE: the opposite; nothing where there is none.
+end_swap() {
+    [[ -e $1 ]] || return 0
+    swapoff "$1" 2>/dev/null || true
+    rm -f "$1"
+}
+
 # print_header FILE: a script's help is the comment at its own top, so that the two cannot drift apart.
 print_header() { awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$1"; }
 

@@ -3,7 +3,7 @@
 # A whole Berth on loopback for the script that sources this: a front door, a coordinator, a node agent, and a model
 # that answers without an account. Started, waited for, ended and removed.
 #
-# Source it after lib.sh. In this order: stack_build, stack_open, stack_start. What it sets for the script:
+# Source it after lib.sh. In this order: stack_build, stack_open, stack_swap where cells are frozen, stack_start. What it sets for the script:
 #   bin       folder of the programs             run_dir   folder of everything else, gone at the end
 #   api       IP:PORT of the coordinator's API   front     IP:PORT of the front door; port is its port
 #   pids      the daemons' pids; PID_OF[NAME] is one's
@@ -47,6 +47,9 @@ stack_open() {
     trap 'exit 143' TERM
 }
 
+# stack_swap MIB: the machine has so much swap free, or gets it for as long as this script runs. After stack_open.
+stack_swap() { make_swap "$run_dir/swap" "$1"; }
+
 # Ends what was started, newest first, and removes what was made. Runs at every exit.
 stack_close() {
     local code=$? pid i container network mount log
@@ -79,6 +82,7 @@ stack_close() {
         [[ -n $mount ]] && umount "$mount"
     done < <(awk -v dir="$run_dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo)
     nft delete table inet berth 2>/dev/null || true
+    end_swap "$run_dir/swap"
     rm -rf -- "$run_dir"
     exit "$code"
 }

@@ -133,9 +133,7 @@ impl<R: Runtime> Hands<R> {
                 self.runtime.pause(&self.key(&job)).await.map(|()| Outcome::Paused).map_err(problem)
             }
             Verb::Push => self.runtime.push(&self.key(&job)).await.map(Outcome::Pushed).map_err(problem),
-            Verb::Unpause => {
-                self.runtime.unpause(&self.key(&job)).await.map(|()| Outcome::Unpaused).map_err(problem)
-            }
+            Verb::Unpause => self.unpause(&job).await,
             Verb::Resume => self.resume(&job).await,
             Verb::Stop => {
                 let grace = if job.spec.quarantined { QUARANTINE_GRACE } else { STOP_GRACE };
@@ -314,6 +312,14 @@ impl<R: Runtime> Hands<R> {
             Err(RuntimeError::Exited { code, .. }) => Ok(Outcome::Ended { code }),
             Err(error) => Err(problem(error)),
         }
+    }
+
+    async fn unpause(&self, job: &Job) -> Result<Outcome, Problem> {
+        let call = self.runtime.unpause(&self.key(job)).await.map_err(problem)?;
+        if let Some(call) = &call {
+            self.metrics.engine_unpause(call, job.wake_heard);
+        }
+        Ok(Outcome::Unpaused)
     }
 
     async fn await_ready(&self, job: &Job) -> Result<Outcome, Problem> {

@@ -99,6 +99,9 @@ pub struct Metrics {
     operation_seconds: Family<Kind, Histogram, fn() -> Histogram>,
     wake_to_start_seconds: Histogram,
     engine_start_seconds: Histogram,
+    wake_to_unpause_seconds: Histogram,
+    engine_unpause_seconds: Histogram,
+    unpause_confirmed_seconds: Histogram,
     /// From a readiness probe's good answer to the route written to the ingress's queue.
     pub ready_to_route_seconds: Histogram,
     /// 1 while an ingress is connected.
@@ -163,6 +166,24 @@ impl Metrics {
                 "operation_seconds",
                 "Operations, by verb",
                 Family::new_with_constructor(seconds),
+            ),
+            wake_to_unpause_seconds: register(
+                of,
+                "wake_to_unpause_seconds",
+                "From a wake heard to the engine's unpause call",
+                seconds(),
+            ),
+            engine_unpause_seconds: register(
+                of,
+                "engine_unpause_seconds",
+                "The engine's unpause calls",
+                seconds(),
+            ),
+            unpause_confirmed_seconds: register(
+                of,
+                "unpause_confirmed_seconds",
+                "From the end of an unpause call until the container was seen running",
+                seconds(),
             ),
             wake_to_start_seconds: register(
                 of,
@@ -300,6 +321,16 @@ impl Metrics {
         self.engine_start_seconds.observe(call.end.duration_since(call.start).as_secs_f64());
         if let Some(heard) = wake_heard {
             self.wake_to_start_seconds.observe(call.start.duration_since(heard).as_secs_f64());
+        }
+    }
+
+    /// Counts an unpause call of the engine, what Berth did before it since the wake was heard, and what after it until it
+    /// was confirmed.
+    pub fn engine_unpause(&self, call: &Range<Instant>, wake_heard: Option<Instant>) {
+        self.engine_unpause_seconds.observe(call.end.duration_since(call.start).as_secs_f64());
+        self.unpause_confirmed_seconds.observe(call.end.elapsed().as_secs_f64());
+        if let Some(heard) = wake_heard {
+            self.wake_to_unpause_seconds.observe(call.start.duration_since(heard).as_secs_f64());
         }
     }
 

@@ -168,8 +168,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Pauses the container and confirms it.
     fn pause(&self, key: &ContainerKey) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
-    /// Unpauses the container and confirms it.
-    fn unpause(&self, key: &ContainerKey) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+    /// Unpauses the container and confirms it. Gives when the engine was asked to, and when it said that it had; `None`:
+    /// it ran already.
+    fn unpause(
+        &self,
+        key: &ContainerKey,
+    ) -> impl Future<Output = Result<Option<Range<Instant>>, RuntimeError>> + Send;
 
     /// Looks for `span` at what a running container does and holds. One that does not run is refused.
     fn observe(

@@ -17,6 +17,7 @@
 //!
 //! Works with API 1.41 (Docker 20.10) and newer.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -173,23 +174,25 @@ impl Runtime for DockerRuntime {
         asked.and(Err(unconfirmed("paused", up)))
     }
 
-    async fn unpause(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+    async fn unpause(&self, key: &ContainerKey) -> Result<Option<Range<Instant>>, RuntimeError> {
         let mine = self.mine(key).await?;
         match mine.up() {
-            Up::Running => return Ok(()),
+            Up::Running => return Ok(None),
             Up::Paused => {}
             Up::Exited => return Err(RuntimeError::NotUp),
             Up::Between => return Err(unconfirmed("paused", Up::Between)),
         }
         limit_swap(&mine).await;
+        let begun = Instant::now();
         let asked = self
             .engine
             .call(ACT, |docker| async move { docker.unpause_container(&mine.id).await })
             .await
             .map_err(RuntimeError::Unpause);
+        let call = begun..Instant::now();
         let up = self.mine(key).await?.up();
         if up == Up::Running {
-            return Ok(());
+            return Ok(Some(call));
         }
         asked.and(Err(unconfirmed("running", up)))
     }

@@ -3,6 +3,9 @@
 //! kernel what a container does and uses has none of its own: it changes nothing, and around its single requests are those of
 //! every request.
 
+use std::ops::Range;
+use std::time::Instant;
+
 use berth_failpoint::Point;
 use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
@@ -61,7 +64,7 @@ impl<R: Runtime> Runtime for Failing<R> {
         between(&at::PAUSE_SENT, &at::PAUSE_ANSWERED, RuntimeError::Pause, self.0.pause(key)).await
     }
 
-    async fn unpause(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+    async fn unpause(&self, key: &ContainerKey) -> Result<Option<Range<Instant>>, RuntimeError> {
         between(&at::UNPAUSE_SENT, &at::UNPAUSE_ANSWERED, RuntimeError::Unpause, self.0.unpause(key)).await
     }
 

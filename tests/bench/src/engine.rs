@@ -38,6 +38,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Pauses a running container, and lets a paused one go on.
+    pub(crate) fn pause(&self, container: &str, paused: bool) -> Result<()> {
+        let verb = if paused { "pause" } else { "unpause" };
+        let answer = self.ask("POST", &format!("/containers/{container}/{verb}"))?;
+        ensure!(answer.status == 204, "{verb} was answered with {}", answer.status);
+        Ok(())
+    }
+
     pub(crate) fn running(&self, container: &str) -> Result<Running> {
         let answer = self.ask("GET", &format!("/containers/{container}/json"))?;
         let seen: Value = serde_json::from_slice(&answer.body).context("the engine's answer")?;
@@ -68,6 +76,45 @@ impl Running {
             return Ok(Duration::from_nanos(number.saturating_mul(nanos_per_unit)));
         }
         bail!("the container's CPU time is nowhere to be read");
+    }
+}
+
+/// What a container holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Held {
+    /// In memory, caches and its part of the swap cache included.
+    pub(crate) resident: u64,
+    /// In swap.
+    pub(crate) swapped: u64,
+}
+
+impl Running {
+    /// What it holds now, by its memory group: `memory.usage_in_bytes` and `memory.stat` on cgroup v1, `memory.current` and
+    /// `memory.swap.current` on v2.
+    pub(crate) fn held(&self) -> Result<Held> {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid))
+            .context("the container's groups")?;
+        for line in groups.lines() {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+            let below = |root: &str| Path::new(root).join(path.trim_start_matches('/'));
+            let read = |file: PathBuf| std::fs::read_to_string(file).ok();
+            let number = |file: PathBuf| read(file)?.trim().parse::<u64>().ok();
+            if controllers.split(',').any(|controller| controller == "memory") {
+                let folder = below("/sys/fs/cgroup/memory");
+                let resident = number(folder.join("memory.usage_in_bytes")).context("what it holds")?;
+                let stat = read(folder.join("memory.stat")).unwrap_or_default();
+                let swap = stat.lines().find_map(|line| line.strip_prefix("swap ")?.trim().parse().ok());
+                return Ok(Held { resident, swapped: swap.unwrap_or(0) });
+            }
+            if controllers.is_empty() {
+                let folder = below("/sys/fs/cgroup");
+                let Some(resident) = number(folder.join("memory.current")) else { continue };
+                let swapped = number(folder.join("memory.swap.current")).unwrap_or(0);
+                return Ok(Held { resident, swapped });
+            }
+        }
+        bail!("the container's memory is nowhere to be read")
     }
 }
 

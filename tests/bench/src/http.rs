@@ -25,11 +25,22 @@ pub(crate) fn ask(
     path: &str,
     headers: &[(&str, &str)],
 ) -> Result<Answer> {
+    ask_with(stream, method, path, headers, "")
+}
+
+/// Sends a request and reads the whole answer; the connection is used once.
+pub(crate) fn ask_with(
+    stream: &mut (impl Read + Write),
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Answer> {
     let mut request = format!("{method} {path} HTTP/1.1\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }
-    request.push_str("connection: close\r\ncontent-length: 0\r\n\r\n");
+    request.push_str(&format!("connection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
     stream.write_all(request.as_bytes()).context("the request could not be sent")?;
     let mut answer = vec![0];
     stream.read_exact(&mut answer).context("no byte of an answer came")?;

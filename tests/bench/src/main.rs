@@ -1,5 +1,5 @@
-//! Starts or wakes one cell and tells, as one line of JSON, how long each part took. `scripts/bench wake` and
-//! `scripts/bench agent` call it once per wake and do the rest.
+//! Starts or wakes one cell and tells, as one line of JSON, how long each part took. `scripts/bench wake`,
+//! `scripts/bench sleep` and `scripts/bench agent` call it once per wake and do the rest.
 //!
 //! Both ways end with the first byte of the same request's answer, and both poll for readiness in the same rhythm: the
 //! next probe begins [`PROBE_EVERY`] after the last one was answered, as the node agent does it.
@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::engine::Engine;
-use crate::spans::{PARTS, Places, SPANS, Snapshot};
+use crate::spans::{PARTS, Places, SPANS, Snapshot, Span, THAW_SPANS};
 
 /// The pause between a probe's answer and the next probe: the node agent's own (`node-agent/src/hands.rs`).
 const PROBE_EVERY: Duration = Duration::from_millis(50);
@@ -71,6 +71,49 @@ enum Way {
         #[arg(long, value_name = "IP:PORT")]
         agent_metrics: SocketAddr,
     },
+    /// With Berth: the request, sent to the front door of the frozen cell.
+    Thaw {
+        #[command(flatten)]
+        request: Request,
+        /// The front door.
+        #[arg(long, value_name = "IP:PORT")]
+        front: SocketAddr,
+        /// File with the user's bearer token.
+        #[arg(long, value_name = "FILE")]
+        bearer_file: PathBuf,
+        /// The front door's metrics.
+        #[arg(long, value_name = "IP:PORT")]
+        ingress_metrics: SocketAddr,
+        /// The node agent's metrics.
+        #[arg(long, value_name = "IP:PORT")]
+        agent_metrics: SocketAddr,
+    },
+    /// Without Berth, the control: unpauses a paused container and sends the request straight to the cell.
+    Unpause {
+        #[command(flatten)]
+        request: Request,
+        /// The user's id, by which the cell knows its owner.
+        #[arg(long)]
+        user: UserId,
+    },
+    /// Pauses a container, and nothing else.
+    Pause {
+        /// The cell's container.
+        #[arg(long, value_name = "ID")]
+        container: String,
+        /// The container engine's socket.
+        #[arg(long, value_name = "FILE", default_value = "/var/run/docker.sock")]
+        engine: PathBuf,
+    },
+    /// What a container holds in memory and in swap.
+    Held {
+        /// The cell's container.
+        #[arg(long, value_name = "ID")]
+        container: String,
+        /// The container engine's socket.
+        #[arg(long, value_name = "FILE", default_value = "/var/run/docker.sock")]
+        engine: PathBuf,
+    },
     /// With Berth: a WebSocket through the front door to the sleeping cell, one echo, and its end.
     Websocket(Socket),
 }
@@ -102,6 +145,9 @@ struct Request {
     /// The path that is asked for.
     #[arg(long, default_value = "/v1/models")]
     path: String,
+    /// Posts this JSON instead of asking for the path.
+    #[arg(long)]
+    post: Option<String>,
     /// The container engine's socket.
     #[arg(long, value_name = "FILE", default_value = "/var/run/docker.sock")]
     engine: PathBuf,
@@ -112,7 +158,23 @@ fn main() -> Result<()> {
         Way::Floor { request, user } => floor(&request, user)?,
         Way::Wake { request, front, bearer_file, ingress_metrics, agent_metrics } => {
             let bearer = std::fs::read_to_string(bearer_file).context("the bearer file")?;
-            wake(&request, front, bearer.trim(), Places { agent: agent_metrics, ingress: ingress_metrics })?
+            let places = Places { agent: agent_metrics, ingress: ingress_metrics };
+            wake(&request, front, bearer.trim(), places, &SPANS, &PARTS)?
+        }
+        Way::Thaw { request, front, bearer_file, ingress_metrics, agent_metrics } => {
+            let bearer = std::fs::read_to_string(bearer_file).context("the bearer file")?;
+            let places = Places { agent: agent_metrics, ingress: ingress_metrics };
+            wake(&request, front, bearer.trim(), places, &THAW_SPANS, &[])?
+        }
+        Way::Unpause { request, user } => unpause(&request, user)?,
+        Way::Pause { container, engine } => {
+            let begun = Instant::now();
+            Engine { socket: engine }.pause(&container, true)?;
+            json!({"arm": "control", "pause_ms": ms(begun.elapsed())})
+        }
+        Way::Held { container, engine } => {
+            let held = Engine { socket: engine }.running(&container)?.held()?;
+            json!({"resident": held.resident, "swapped": held.swapped})
         }
         Way::Websocket(socket) => websocket(&socket)?,
     };
@@ -134,15 +196,7 @@ fn connect(address: SocketAddr, read_max: Duration) -> std::io::Result<TcpStream
 fn floor(request: &Request, user: UserId) -> Result<Value> {
     let engine = Engine { socket: request.engine.clone() };
     let identity = owner_identity(&user);
-    let headers = [
-        ("host", request.host.as_str()),
-        ("accept", "application/json"),
-        // A documentation address (RFC 5737): the gateway refuses a proxy that forwards for nobody.
-        ("x-forwarded-for", "192.0.2.1"),
-        ("x-forwarded-proto", "https"),
-        ("x-forwarded-host", request.host.as_str()),
-        ("x-forwarded-user", identity.as_str()),
-    ];
+    let headers = cell_headers(&request.host, &identity);
     let begun = Instant::now();
     engine.start(&request.container)?;
     let started = begun.elapsed();
@@ -164,7 +218,7 @@ fn floor(request: &Request, user: UserId) -> Result<Value> {
     }
     let ready = begun.elapsed();
     let cpu = running.cpu()?;
-    let answer = http::ask(&mut connect(address, WAKE_MAX)?, "GET", &request.path, &headers)?;
+    let answer = request.send(&mut connect(address, WAKE_MAX)?, &headers)?;
     ensure!(answer.status == 200, "the cell answered with {}", answer.status);
     Ok(json!({
         "arm": "floor",
@@ -198,7 +252,59 @@ fn websocket(socket: &Socket) -> Result<Value> {
     Ok(json!({"arm": "websocket", "echo_ms": ms(echoed)}))
 }
 
-fn wake(request: &Request, front: SocketAddr, bearer: &str, places: Places) -> Result<Value> {
+fn unpause(request: &Request, user: UserId) -> Result<Value> {
+    let engine = Engine { socket: request.engine.clone() };
+    let identity = owner_identity(&user);
+    let headers = cell_headers(&request.host, &identity);
+    let running = engine.running(&request.container)?;
+    let before = running.cpu()?;
+    let begun = Instant::now();
+    engine.pause(&request.container, false)?;
+    let unpaused = begun.elapsed();
+    let address = running.at(workload::port(Workload::Openclaw));
+    let answer = request.send(&mut connect(address, WAKE_MAX)?, &headers)?;
+    ensure!(answer.status == 200, "the cell answered with {}", answer.status);
+    Ok(json!({
+        "arm": "control",
+        "engine_unpause_ms": ms(unpaused),
+        "first_byte_ms": ms(answer.first_byte.duration_since(begun)),
+        "cpu_s": running.cpu()?.saturating_sub(before).as_secs_f64(),
+    }))
+}
+
+/// What a request to a cell carries when it comes from Berth's front door.
+const fn cell_headers<'a>(host: &'a str, identity: &'a str) -> [(&'static str, &'a str); 6] {
+    [
+        ("host", host),
+        ("accept", "application/json"),
+        // A documentation address (RFC 5737): the gateway refuses a proxy that forwards for nobody.
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", host),
+        ("x-forwarded-user", identity),
+    ]
+}
+
+impl Request {
+    fn send(&self, stream: &mut TcpStream, headers: &[(&str, &str)]) -> Result<http::Answer> {
+        match &self.post {
+            Some(body) => {
+                let headers = [headers, &[("content-type", "application/json")]].concat();
+                http::ask_with(stream, "POST", &self.path, &headers, body)
+            }
+            None => http::ask(stream, "GET", &self.path, headers),
+        }
+    }
+}
+
+fn wake(
+    request: &Request,
+    front: SocketAddr,
+    bearer: &str,
+    places: Places,
+    spans: &[Span],
+    parts: &[Span],
+) -> Result<Value> {
     let before = Snapshot::take(places)?;
     let authorization = format!("Bearer {bearer}");
     let headers = [
@@ -207,13 +313,14 @@ fn wake(request: &Request, front: SocketAddr, bearer: &str, places: Places) -> R
         ("authorization", authorization.as_str()),
     ];
     let begun = Instant::now();
-    let answer = http::ask(&mut connect(front, WAKE_MAX)?, "GET", &request.path, &headers)?;
+    let answer = request.send(&mut connect(front, WAKE_MAX)?, &headers)?;
     let total = answer.first_byte.duration_since(begun);
     ensure!(answer.status == 200, "the front door answered with {}", answer.status);
-    let cpu = Engine { socket: request.engine.clone() }.running(&request.container)?.cpu()?;
+    let running = Engine { socket: request.engine.clone() }.running(&request.container)?;
+    let (cpu, held) = (running.cpu()?, running.held()?);
     let after = Snapshot::take(places)?;
     let (mut told, mut added, mut known) = (Map::new(), Duration::ZERO, Duration::ZERO);
-    for span in SPANS {
+    for span in spans.iter().copied() {
         let took = before.until(&after, span)?;
         known += took;
         if span.added {
@@ -221,7 +328,7 @@ fn wake(request: &Request, front: SocketAddr, bearer: &str, places: Places) -> R
         }
         told.insert(format!("{}_ms", span.name), json!(ms(took)));
     }
-    for part in PARTS {
+    for part in parts.iter().copied() {
         told.insert(format!("{}_ms", part.name), json!(ms(before.until(&after, part)?)));
     }
     told.insert("arm".to_owned(), json!("berth"));
@@ -230,5 +337,6 @@ fn wake(request: &Request, front: SocketAddr, bearer: &str, places: Places) -> R
     // What is in no span: the ways between the processes, and between the engine's answer and the first probe.
     told.insert("between_ms".to_owned(), json!(ms(total) - ms(known)));
     told.insert("cpu_s".to_owned(), json!(cpu.as_secs_f64()));
+    told.insert("resident".to_owned(), json!(held.resident));
     Ok(Value::Object(told))
 }

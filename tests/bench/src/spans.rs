@@ -29,7 +29,20 @@ enum Daemon {
     Ingress,
 }
 
-/// All spans of a wake, in their order. None overlaps another.
+/// All spans of a frozen cell's wake, in their order. None overlaps another.
+pub(crate) const THAW_SPANS: [Span; 9] = [
+    span("wake_ask", "berth_ingress_wake_ask_seconds", "", Daemon::Ingress, true),
+    span("wake_to_unpause", "berth_agent_wake_to_unpause_seconds", "", Daemon::Agent, true),
+    span("engine_unpause", "berth_agent_engine_unpause_seconds", "", Daemon::Agent, false),
+    span("unpause_confirmed", "berth_agent_unpause_confirmed_seconds", "", Daemon::Agent, true),
+    span("resume", "berth_agent_operation_seconds", "{kind=\"resume\"}", Daemon::Agent, false),
+    span("await_ready", "berth_agent_operation_seconds", "{kind=\"await_ready\"}", Daemon::Agent, false),
+    span("ready_to_route", "berth_agent_ready_to_route_seconds", "", Daemon::Agent, true),
+    span("release", "berth_ingress_release_seconds", "", Daemon::Ingress, true),
+    span("first_answer", "berth_ingress_first_answer_seconds", "", Daemon::Ingress, false),
+];
+
+/// All spans of a stopped cell's wake, in their order. None overlaps another.
 pub(crate) const SPANS: [Span; 7] = [
     span("wake_ask", "berth_ingress_wake_ask_seconds", "", Daemon::Ingress, true),
     span("wake_to_start", "berth_agent_wake_to_start_seconds", "", Daemon::Agent, true),

@@ -1,6 +1,7 @@
 //! The trait's methods, each with its record, its trouble, and its event.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Instant;
 
 use berth_node_agent_core::burn::Micros;
@@ -110,14 +111,15 @@ impl Runtime for FakeRuntime {
         .await
     }
 
-    async fn unpause(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+    async fn unpause(&self, key: &ContainerKey) -> Result<Option<Range<Instant>>, RuntimeError> {
         self.act(Call::Unpause, key.cell, RuntimeError::Unpause, |world| {
             let container = world.mine_mut(key)?;
             match container.state {
-                State::Running => Ok(((), None)),
+                State::Running => Ok((None, None)),
                 State::Paused => {
                     container.state = State::Running;
-                    Ok(((), Some((container.clone(), CellEventKind::Unpaused))))
+                    let now = Instant::now();
+                    Ok((Some(now..now), Some((container.clone(), CellEventKind::Unpaused))))
                 }
                 State::Created | State::Exited(_) => Err(RuntimeError::NotUp),
             }
