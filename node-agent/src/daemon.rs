@@ -37,9 +37,9 @@ use crate::metrics::Metrics;
 use crate::netrules::{NetRules, RulesConfig, Standing};
 use crate::projection::{Endpoint, List, Projection};
 use crate::quota::{Backend, Quota};
-use crate::runtime::Runtime;
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::failing::Failing;
+use crate::runtime::{CellEventKind, Runtime};
 use crate::store::Store;
 
 /// Largest secret of a cell's environment, in bytes.
@@ -299,6 +299,9 @@ async fn watch_engine<R: Runtime>(
             metrics.engine_calls.set(calls);
             match tokio::time::timeout(NUDGE_EVERY.to_std(), events.next()).await {
                 Ok(Some(Ok(event))) => {
+                    if event.kind == CellEventKind::OutOfMemory {
+                        tell(&inputs, Input::OutOfMemory(event.cell)).await;
+                    }
                     tell(&inputs, Input::Nudge(event.cell)).await;
                 }
                 Ok(Some(Err(_)) | None) => break,

@@ -14,7 +14,6 @@ use berth_daemon::tasks::Tasks;
 use berth_link::clock::{BootClock, Clock};
 use berth_link::drive::node::LinkStatus;
 use berth_node_agent_core::agent::{self, Agent};
-use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
 use berth_node_agent_core::lease::ASKS_FOR;
 use berth_node_agent_core::memory::Record;
@@ -49,7 +48,7 @@ use crate::failpoint::{self, Place};
 use crate::hands::Hands;
 use crate::metrics::Metrics;
 use crate::projection::{Endpoint, List};
-use crate::runtime::{Owned, Runtime};
+use crate::runtime::{Owned, Runtime, Usage};
 use crate::store::{Store, StoreError};
 use crate::swap::Reading;
 
@@ -89,17 +88,19 @@ pub enum Input {
     Listed(Vec<Owned>),
     /// A liveness probe ended.
     Probed(CellId, bool),
-    /// It is time to look how much CPU the running cells use.
+    /// It is time to look how much CPU and memory the running cells use.
     LookAtCpu,
-    /// So much CPU time a cell's container has used since it was started.
-    CpuUsed {
+    /// What a cell's container has used since it was started, and uses.
+    Used {
         /// Which cell.
         cell: CellId,
         /// When that was read.
         at: BootMs,
-        /// How much.
-        used: Micros,
+        /// What.
+        usage: Usage,
     },
+    /// The kernel has ended processes of a cell for want of memory.
+    OutOfMemory(CellId),
     /// The engine says whether containers survive its restart.
     LiveRestore(bool),
     /// It is time to look at the node's swap.
@@ -381,7 +382,10 @@ impl<R: Runtime> Driver<R> {
             Input::Swap(reading) => self.swap_read(reading, turn),
             Input::Examine => self.examine_again(),
             Input::LookAtCpu => self.look_at_cpu(),
-            Input::CpuUsed { cell, at, used } => self.cpu_used(cell, at, used, turn),
+            Input::Used { cell, at, usage } => self.used(cell, at, usage, turn),
+            Input::OutOfMemory(cell) => {
+                self.step(agent::Event::Cell(cell, cell::Event::OutOfMemory), turn);
+            }
             Input::Purged { seq, cell, generation, outcome } => {
                 self.purged(seq, cell, generation, outcome, turn);
             }

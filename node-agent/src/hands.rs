@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_daemon::exit::chain;
-use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{OpId, Outcome, Seen, SuspendAnswer, Verb};
 use berth_node_agent_core::memory::Remembered;
 use berth_node_agent_core::slot::{Slot, SlotPool};
@@ -31,7 +30,7 @@ use crate::netrules::NetRules;
 use crate::projection::Projection;
 use crate::quota::Quota;
 use crate::runtime::{
-    ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE,
+    ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE, Usage,
 };
 
 /// How long a quarantined cell may go on after SIGTERM: nothing of what it does gets out any more.
@@ -173,12 +172,12 @@ impl<R: Runtime> Hands<R> {
         Ok(raw.iter().map(|line| redact(line, secrets())).collect())
     }
 
-    /// How much CPU time a cell's container has used since it was started; `None` while it does not run.
+    /// What a cell's container has used since it was started, and uses; `None` while it does not run.
     ///
     /// # Errors
     /// The engine does not answer, or what is there is not ours.
-    pub async fn cpu_time(&self, job: &Job) -> Result<Option<Micros>, RuntimeError> {
-        self.runtime.cpu_time(&self.key(job)).await
+    pub async fn usage(&self, job: &Job) -> Result<Option<Usage>, RuntimeError> {
+        self.runtime.usage(&self.key(job)).await
     }
 
     fn key(&self, job: &Job) -> ContainerKey {

@@ -87,6 +87,7 @@ pub struct Metrics {
     deaths: Counter,
     cells_burning: Gauge,
     cpu_notices: Counter,
+    memory_notices: Family<Kind, Counter>,
     orphans: Family<Kind, Counter>,
     schedule_lists: Family<Kind, Counter>,
     wake_seconds: Family<Wake, Histogram, fn() -> Histogram>,
@@ -139,6 +140,11 @@ impl Metrics {
                 "Running cells that have used much CPU for as long as cpu_notice_after_s",
             ),
             cpu_notices: registered(of, "cpu_notices", "How often a cell began to be one of those"),
+            memory_notices: registered(
+                of,
+                "memory_notices",
+                "Cells near their memory limit or over it, by kind",
+            ),
             orphans: registered(of, "orphans", "Containers of no cell, by what became of them"),
             schedule_lists: registered(
                 of,
@@ -292,6 +298,8 @@ impl Metrics {
             Note::Burning { .. } => {
                 self.cpu_notices.inc();
             }
+            Note::NearMemoryLimit { .. } => count(&self.memory_notices, "near_limit"),
+            Note::KilledByKernel => count(&self.memory_notices, "killed_by_kernel"),
             // The gauge falls.
             Note::BurningEnded => {}
             Note::Surprised { .. } => count(&self.failures, "surprised"),

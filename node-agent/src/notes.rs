@@ -29,6 +29,12 @@ pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
         Note::Burning { percent, window } => {
             tracing::warn!(%cell, user, percent, %window, "the cell has used much CPU for long");
         }
+        Note::NearMemoryLimit { anonymous, limit } => {
+            tracing::warn!(%cell, user, %anonymous, %limit, "the cell's memory is almost at its limit");
+        }
+        Note::KilledByKernel => {
+            tracing::warn!(%cell, user, "the kernel ended processes of the cell for want of memory");
+        }
         Note::BurningEnded => tracing::info!(%cell, user, "the cell does not use much CPU any more"),
         Note::OperationFailed { verb, problem } => {
             tracing::warn!(%cell, user, ?verb, code = %problem.code, detail = problem.detail, "operation failed");

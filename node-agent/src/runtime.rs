@@ -19,6 +19,7 @@ use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 use futures_util::stream::BoxStream;
 
 mod error;
@@ -80,6 +81,15 @@ pub struct Started {
     pub address: SocketAddr,
     /// When the engine was asked to start it, and when it said that it had. `None`: it ran already.
     pub call: Option<Range<Instant>>,
+}
+
+/// What a running container uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// CPU time since it was started.
+    pub cpu: Micros,
+    /// Memory that the kernel cannot take back without swap: not a file's cache. `None` where it does not tell.
+    pub anonymous: Option<Bytes>,
 }
 
 /// Something that the engine reported unasked.
@@ -222,12 +232,9 @@ pub trait Runtime: Send + Sync + 'static {
         bytes_max: usize,
     ) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;
 
-    /// CPU time that the container has used since it was started; `None` while it does not run, or where the kernel does
-    /// not tell.
-    fn cpu_time(
-        &self,
-        key: &ContainerKey,
-    ) -> impl Future<Output = Result<Option<Micros>, RuntimeError>> + Send;
+    /// What the container has used since it was started, and uses; `None` while it does not run, or where the kernel does not
+    /// tell.
+    fn usage(&self, key: &ContainerKey) -> impl Future<Output = Result<Option<Usage>, RuntimeError>> + Send;
 
     /// Reports about containers with this node's label, from now on.
     fn events(&self, node: &NodeId) -> impl Future<Output = Result<CellEvents, RuntimeError>> + Send;

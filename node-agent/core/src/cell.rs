@@ -251,6 +251,8 @@ pub struct Cell {
     /// Why it was stopped and not frozen, last time.
     stopped_because: Option<String>,
     events: Vec<CellEvent>,
+    /// Its memory was almost at its limit at the last look.
+    near_limit: bool,
 }
 
 impl Cell {
@@ -318,6 +320,7 @@ impl Cell {
             thawed: false,
             stopped_because: None,
             events: vec![],
+            near_limit: false,
         }
     }
 
@@ -414,6 +417,8 @@ impl Cell {
             Event::Noticed(seen) => self.noticed(now, seen, random, &mut out),
             Event::Probed { alive } => self.probed(now, alive, &mut out),
             Event::CpuUsed { at, used, threshold } => self.cpu_used(now, at, used, threshold, &mut out),
+            Event::MemoryUsed { anonymous } => self.memory_used(now, anonymous, &mut out),
+            Event::OutOfMemory => self.out_of_memory(now, &mut out),
             Event::Granted => self.granted(now, &mut out),
             Event::SwapNeeded => self.leave(now, Leave::SwapShort, &mut out),
             Event::Terms(terms) => self.terms(now, terms, &mut out),

@@ -1,11 +1,10 @@
-//! How much CPU the running cells use: read now and then, one cell after the other, beside whatever is under way. What
+//! How much CPU and memory the running cells use: read now and then, one cell after the other, beside whatever is under way. What
 //! that means, the cell's machine decides.
 
 use std::sync::Arc;
 
 use berth_daemon::exit::chain;
 use berth_link::clock::{BootClock, Clock as _};
-use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::OpId;
 use berth_node_agent_core::{agent, cell};
 use berth_shared::cell::CellState;
@@ -14,7 +13,7 @@ use berth_shared::time::BootMs;
 
 use super::{Driver, Input, Turn, goes_on};
 use crate::hands::Job;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Usage};
 
 impl<R: Runtime> Driver<R> {
     /// Begins to read, unless the last round goes on still: a slow engine is not asked ever more.
@@ -31,9 +30,9 @@ impl<R: Runtime> Driver<R> {
         self.cpu_round = Some(self.tasks.spawn_client("cpu use", async move {
             for job in jobs {
                 let cell = job.spec.cell;
-                match hands.cpu_time(&job).await {
-                    Ok(Some(used)) => {
-                        let input = Input::CpuUsed { cell, at: BootClock.now(), used };
+                match hands.usage(&job).await {
+                    Ok(Some(usage)) => {
+                        let input = Input::Used { cell, at: BootClock.now(), usage };
                         // The driver is gone only when the agent ends.
                         if loopback.send(input).await.is_err() {
                             return;
@@ -48,9 +47,13 @@ impl<R: Runtime> Driver<R> {
         }));
     }
 
-    pub(super) fn cpu_used(&mut self, cell: CellId, at: BootMs, used: Micros, turn: &mut Turn) {
+    pub(super) fn used(&mut self, cell: CellId, at: BootMs, usage: Usage, turn: &mut Turn) {
+        let Usage { cpu: used, anonymous } = usage;
         if let Some(threshold) = self.hands.config.cpu_threshold() {
             self.step(agent::Event::Cell(cell, cell::Event::CpuUsed { at, used, threshold }), turn);
+        }
+        if let Some(anonymous) = anonymous {
+            self.step(agent::Event::Cell(cell, cell::Event::MemoryUsed { anonymous }), turn);
         }
     }
 }

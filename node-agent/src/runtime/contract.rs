@@ -386,25 +386,25 @@ async fn every_call_is_counted<B: Bench>(bench: B) {
 
 async fn the_cpu_time_of_what_runs_is_told_and_grows_with_its_work<B: Bench>(bench: B) {
     let (runtime, plan, other) = (bench.runtime(), bench.plan(), bench.plan());
-    assert!(matches!(runtime.cpu_time(&plan.key).await, Err(RuntimeError::Gone)));
+    assert!(matches!(runtime.usage(&plan.key).await, Err(RuntimeError::Gone)));
     let id = up(&bench, &plan).await;
     up(&bench, &other).await;
-    let before = runtime.cpu_time(&plan.key).await.unwrap().expect("it runs");
-    let others = runtime.cpu_time(&other.key).await.unwrap().expect("it runs");
+    let before = runtime.usage(&plan.key).await.unwrap().expect("it runs").cpu;
+    let others = runtime.usage(&other.key).await.unwrap().expect("it runs").cpu;
     let work = Micros(700_000);
     bench.burn(&plan, work).await;
-    let after = runtime.cpu_time(&plan.key).await.unwrap().expect("it runs");
+    let after = runtime.usage(&plan.key).await.unwrap().expect("it runs").cpu;
     assert!(after.0 - before.0 >= work.0, "{before:?} {after:?}");
     // The other one has started meanwhile, and no more.
-    let other_after = runtime.cpu_time(&other.key).await.unwrap().expect("it runs");
+    let other_after = runtime.usage(&other.key).await.unwrap().expect("it runs").cpu;
     assert!(other_after.0 - others.0 < work.0, "{others:?} {other_after:?}");
     let mut stranger = plan.key.clone();
     stranger.creates = vec![7];
-    assert!(matches!(runtime.cpu_time(&stranger).await, Err(RuntimeError::Foreign { .. })));
+    assert!(matches!(runtime.usage(&stranger).await, Err(RuntimeError::Foreign { .. })));
     runtime.pause(&plan.key).await.unwrap();
-    assert_eq!(runtime.cpu_time(&plan.key).await.unwrap(), None, "it does not run");
+    assert_eq!(runtime.usage(&plan.key).await.unwrap(), None, "it does not run");
     runtime.kill_frozen(&plan.key).await.unwrap();
-    assert_eq!(runtime.cpu_time(&plan.key).await.unwrap(), None);
+    assert_eq!(runtime.usage(&plan.key).await.unwrap(), None);
     assert_eq!(bench.state(&id).await.as_deref(), Some("exited"));
 }
 

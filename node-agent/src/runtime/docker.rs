@@ -21,7 +21,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
@@ -29,6 +28,7 @@ use bollard::query_parameters::{RemoveContainerOptions, StopContainerOptions};
 
 use super::{
     CellEvents, ContainerKey, ContainerPlan, Created, EngineFacts, Owned, Runtime, RuntimeError, Started,
+    Usage,
 };
 
 mod cgroup;
@@ -293,10 +293,14 @@ impl Runtime for DockerRuntime {
         watch::logs(&self.engine, &mine.id, lines, bytes_max).await.map_err(RuntimeError::Logs)
     }
 
-    async fn cpu_time(&self, key: &ContainerKey) -> Result<Option<Micros>, RuntimeError> {
+    async fn usage(&self, key: &ContainerKey) -> Result<Option<Usage>, RuntimeError> {
         let mine = self.mine(key).await?;
         let (Up::Running, Some(first)) = (mine.up(), mine.first_process()) else { return Ok(None) };
-        let read = tokio::task::spawn_blocking(move || cgroup::cpu_time(first, &mine.id)).await;
+        let read = tokio::task::spawn_blocking(move || {
+            let anonymous = memory::Group::of(first, &mine.id).and_then(|group| group.anonymous());
+            cgroup::cpu_time(first, &mine.id).map(|cpu| Usage { cpu, anonymous })
+        });
+        let read = read.await;
         // A panic ends the process by itself.
         Ok(read.ok().flatten())
     }

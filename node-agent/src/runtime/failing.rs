@@ -7,14 +7,13 @@ use std::ops::Range;
 use std::time::Instant;
 
 use berth_failpoint::Point;
-use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
 
 use super::{
     CellEvents, ContainerKey, ContainerPlan, Created, EngineError, EngineFacts, Owned, Runtime, RuntimeError,
-    Started,
+    Started, Usage,
 };
 use crate::failpoint as at;
 
@@ -105,8 +104,8 @@ impl<R: Runtime> Runtime for Failing<R> {
         between(&at::LOGS_SENT, &at::LOGS_ANSWERED, RuntimeError::Logs, act).await
     }
 
-    async fn cpu_time(&self, key: &ContainerKey) -> Result<Option<Micros>, RuntimeError> {
-        self.0.cpu_time(key).await
+    async fn usage(&self, key: &ContainerKey) -> Result<Option<Usage>, RuntimeError> {
+        self.0.usage(key).await
     }
 
     async fn events(&self, node: &NodeId) -> Result<CellEvents, RuntimeError> {

@@ -42,7 +42,7 @@ pub enum Call {
     Repair,
     Remove,
     Logs,
-    CpuTime,
+    Usage,
     Events,
     ListOurs,
     RemoveOrphan,

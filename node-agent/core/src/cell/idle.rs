@@ -5,8 +5,9 @@ use berth_shared::cell::{
     BusyReason, CELL_EVENTS_MAX, CellEvent, CellEventKind, IdleRest, SleepTerms, WakeCause,
 };
 use berth_shared::time::{BootMs, Millis};
+use berth_shared::units::Bytes;
 
-use super::{Again, Cell, Effect, Now, Observation, Phase, Rest, RestStep, Verb};
+use super::{Again, Cell, Effect, Note, Now, Observation, Phase, Rest, RestStep, Verb};
 
 /// A running workload that says it may rest must not use more than this, in percent of one core, over the moment that it is
 /// looked at. An idle OpenClaw gateway uses 1.4 (OPENCLAW.md, section 2), one that works for itself all of a core, or its
@@ -24,6 +25,10 @@ const FLAPS_MAX: usize = 3;
 
 /// … and to this long, where the plan does not say more itself.
 const DAMPED_IDLE_MAX: Millis = Millis::minutes(60);
+
+/// From this part of its limit on a cell's memory is near it, in percent, and again far from it below the other.
+const NEAR_PERCENT: u128 = 90;
+const FAR_PERCENT: u128 = 80;
 
 /// Most characters of an event's text.
 const EVENT_CHARS_MAX: usize = 200;
@@ -127,6 +132,26 @@ impl Cell {
         }
         self.phase = Phase::Resting { rest, step: RestStep::Fencing };
         self.begin(now, Verb::Fence, out);
+    }
+
+    /// So much memory it holds that cannot be taken back: its user is told before the kernel ends something.
+    pub(super) fn memory_used(&mut self, now: Now, anonymous: Bytes, out: &mut Vec<Effect>) {
+        let limit = self.spec.size.memory;
+        let mark = if self.near_limit { FAR_PERCENT } else { NEAR_PERCENT };
+        let is_near = u128::from(anonymous.0) * 100 >= u128::from(limit.0) * mark;
+        if is_near && !self.near_limit {
+            self.tell(now, CellEventKind::NearMemoryLimit, format!("it holds {anonymous} of {limit}"));
+            out.push(Effect::Note(Note::NearMemoryLimit { anonymous, limit }));
+            out.push(Effect::Changed);
+        }
+        self.near_limit = is_near;
+    }
+
+    pub(super) fn out_of_memory(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let limit = self.spec.size.memory;
+        self.tell(now, CellEventKind::KilledByKernel, format!("its memory was at the limit of {limit}"));
+        out.push(Effect::Note(Note::KilledByKernel));
+        out.push(Effect::Changed);
     }
 
     /// Keeps what its user should know, the newest of it.

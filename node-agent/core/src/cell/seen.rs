@@ -55,7 +55,7 @@ impl Cell {
             }
             // There is nothing of ours to be removed.
             Seen::Foreign { .. } if self.retired => self.phase = Phase::Gone,
-            Seen::Foreign { detail } => self.give_up(Problem::new(Code::NotOurs, detail), out),
+            Seen::Foreign { detail } => self.give_up(now, Problem::new(Code::NotOurs, detail), out),
             Seen::Between => self.phase = Phase::Unknown { look_at: now.boot },
         }
     }

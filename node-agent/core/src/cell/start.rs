@@ -1,7 +1,7 @@
 //! The ways up: from stopped (queue, create, start, get ready) and from frozen (unpause, resume, get ready), and what
 //! happens when a start fails or a running container ends.
 
-use berth_shared::cell::{IdleRest, WakeCause};
+use berth_shared::cell::{CellEventKind, IdleRest, WakeCause};
 use berth_shared::door::WakeStage;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
@@ -203,7 +203,7 @@ impl Cell {
         }
         if code == EXIT_CONFIG {
             if self.repaired {
-                return self.give_up(Problem::new(Code::CellConfig, text), out);
+                return self.give_up(now, Problem::new(Code::CellConfig, text), out);
             }
             self.repaired = true;
             self.problem = Some(Problem::new(Code::CellConfig, text));
@@ -223,7 +223,7 @@ impl Cell {
                 let problem = self.problem.clone();
                 let problem = problem
                     .unwrap_or_else(|| Problem::new(Code::CellConfig, "its configuration is unusable"));
-                self.give_up(problem, out);
+                self.give_up(now, problem, out);
             }
         }
     }
@@ -236,7 +236,7 @@ impl Cell {
         }
         if self.crashes.len() >= CRASHES_MAX {
             let text = format!("ended {} times within {CRASH_WINDOW}; last: {}", CRASHES_MAX, problem.detail);
-            return self.give_up(Problem::new(Code::CrashLoop, text), out);
+            return self.give_up(now, Problem::new(Code::CrashLoop, text), out);
         }
         self.start_tries += 1;
         self.problem = Some(problem.clone());
@@ -257,6 +257,7 @@ impl Cell {
             || self.spec.rest.rest == IdleRest::AlwaysOn;
         let awaited = self.wanted.is_some() || self.door_waits || !self.up_waiters.is_empty();
         if self.start_tries >= START_TRIES_MAX {
+            self.tell(now, CellEventKind::CouldNotWake, problem.to_string());
             self.refuse_all(&problem, wait, out);
         }
         if goes_on {
@@ -271,7 +272,8 @@ impl Cell {
     }
 
     /// Not by itself any more: an operator has to act.
-    pub(super) fn give_up(&mut self, problem: Problem, out: &mut Vec<Effect>) {
+    pub(super) fn give_up(&mut self, now: Now, problem: Problem, out: &mut Vec<Effect>) {
+        self.tell(now, CellEventKind::CouldNotWake, problem.to_string());
         self.phase = Phase::Failed;
         self.problem = Some(problem.clone());
         self.refuse_all(&problem, super::RESTART_MAX, out);

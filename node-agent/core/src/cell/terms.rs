@@ -276,6 +276,13 @@ pub enum Event {
         /// What is worth telling.
         threshold: Threshold,
     },
+    /// How much memory it holds that the kernel cannot take back without swap.
+    MemoryUsed {
+        /// So much.
+        anonymous: Bytes,
+    },
+    /// The kernel has ended processes of it for want of memory.
+    OutOfMemory,
     /// The cell may start or thaw now.
     Granted,
     /// The node's swap runs short: a frozen cell has to leave it.
@@ -417,6 +424,15 @@ pub enum Note {
     },
     /// It does not any more, or rests.
     BurningEnded,
+    /// Its memory is almost at its limit.
+    NearMemoryLimit {
+        /// What it holds.
+        anonymous: Bytes,
+        /// Its limit.
+        limit: Bytes,
+    },
+    /// The kernel has ended processes of it, because its memory was at the limit.
+    KilledByKernel,
     /// What was seen is not what was believed.
     Surprised {
         /// What was believed.

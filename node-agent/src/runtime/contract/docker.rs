@@ -38,6 +38,8 @@ struct DockerBench {
     node: NodeId,
     folder: tempfile::TempDir,
     planted: Mutex<Vec<String>>,
+    /// What goes on beside a test and ends with it.
+    background: Mutex<tokio::task::JoinSet<()>>,
 }
 
 impl DockerBench {
@@ -58,6 +60,7 @@ impl DockerBench {
             node: NodeId::from_random(random()),
             folder: tempfile::tempdir().unwrap(),
             planted: Mutex::default(),
+            background: Mutex::default(),
         }
     }
 
@@ -180,10 +183,10 @@ impl Bench for DockerBench {
 
     async fn burn(&self, plan: &ContainerPlan, used: Micros) {
         let address = self.ready(plan).await;
-        let before = self.runtime.cpu_time(&plan.key).await.unwrap().unwrap();
+        let before = self.runtime.usage(&plan.key).await.unwrap().unwrap().cpu;
         let burned = async {
             // Wall time is what the cell counts, and it may not have a core to itself.
-            while self.runtime.cpu_time(&plan.key).await.unwrap().unwrap().0 < before.0 + used.0 {
+            while self.runtime.usage(&plan.key).await.unwrap().unwrap().cpu.0 < before.0 + used.0 {
                 get(address, "/burn?ms=200").await.unwrap();
             }
         };
@@ -192,11 +195,11 @@ impl Bench for DockerBench {
 
     async fn burn_in_background(&self, plan: &ContainerPlan) {
         let address = self.ready(plan).await;
-        // It goes on also when whoever asked for it is gone.
-        tokio::spawn(async move { while get(address, "/burn?ms=2000").await.is_ok() {} });
-        let before = self.runtime.cpu_time(&plan.key).await.unwrap().unwrap();
+        let burning = async move { while get(address, "/burn?ms=2000").await.is_ok() {} };
+        self.background.lock().unwrap().spawn(burning);
+        let before = self.runtime.usage(&plan.key).await.unwrap().unwrap().cpu;
         let begins = async {
-            while self.runtime.cpu_time(&plan.key).await.unwrap().unwrap().0 < before.0 + 200_000 {
+            while self.runtime.usage(&plan.key).await.unwrap().unwrap().cpu.0 < before.0 + 200_000 {
                 tokio::time::sleep(Millis(20).to_std()).await;
             }
         };

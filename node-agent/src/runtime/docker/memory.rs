@@ -119,8 +119,20 @@ impl Group {
             Some(Held { resident, swapped: number("memory.swap.current").unwrap_or_default() })
         } else {
             let resident = number("memory.usage_in_bytes")?;
-            let swapped = self.read("memory.stat").and_then(|stat| v1_swap(&stat)).unwrap_or_default();
+            let stat = self.read("memory.stat").unwrap_or_default();
+            let swapped = of_stat(&stat, "swap").unwrap_or_default();
             Some(Held { resident, swapped })
+        }
+    }
+
+    /// Memory that cannot be taken back without swap: `anon` and `shmem` of v2's `memory.stat`; `rss` of v1's, which counts
+    /// both.
+    pub(super) fn anonymous(&self) -> Option<Bytes> {
+        let stat = self.read("memory.stat")?;
+        if self.way.is_v2() {
+            Some(of_stat(&stat, "anon")?.saturating_add(of_stat(&stat, "shmem").unwrap_or_default()))
+        } else {
+            of_stat(&stat, "rss")
         }
     }
 
@@ -191,9 +203,10 @@ impl Group {
     }
 }
 
-/// The line `swap` of v1's `memory.stat`: there where swap is counted.
-fn v1_swap(stat: &str) -> Option<Bytes> {
-    stat.lines().find_map(|line| line.strip_prefix("swap "))?.trim().parse().ok().map(Bytes)
+/// A line of `memory.stat`, in bytes. Not every kernel counts everything.
+fn of_stat(stat: &str, name: &str) -> Option<Bytes> {
+    let words = stat.lines().filter_map(|line| line.split_once(' '));
+    words.into_iter().find(|(word, _)| *word == name)?.1.trim().parse().ok().map(Bytes)
 }
 
 #[cfg(test)]
@@ -225,10 +238,18 @@ mod tests {
             ("memory.usage_in_bytes", "4096\n"),
             ("memory.stat", "cache 1\nrss 2\nswap 8192\nhierarchical_memsw_limit 9\ntotal_swap 7\n"),
         ]);
-        assert_eq!(v1.unwrap().held(), Some(Held { resident: Bytes(4096), swapped: Bytes(8192) }));
-        let (_folder, v2) =
-            group(&[("memory.reclaim", ""), ("memory.current", "5\n"), ("memory.swap.current", "6\n")]);
-        assert_eq!(v2.unwrap().held(), Some(Held { resident: Bytes(5), swapped: Bytes(6) }));
+        let v1 = v1.unwrap();
+        assert_eq!(v1.held(), Some(Held { resident: Bytes(4096), swapped: Bytes(8192) }));
+        assert_eq!(v1.anonymous(), Some(Bytes(2)));
+        let (_folder, v2) = group(&[
+            ("memory.reclaim", ""),
+            ("memory.current", "5\n"),
+            ("memory.swap.current", "6\n"),
+            ("memory.stat", "anon 10\nfile 99\nshmem 2\n"),
+        ]);
+        let v2 = v2.unwrap();
+        assert_eq!(v2.held(), Some(Held { resident: Bytes(5), swapped: Bytes(6) }));
+        assert_eq!(v2.anonymous(), Some(Bytes(12)));
         let (_folder, odd) = group(&[("memory.reclaim", ""), ("memory.current", "max\n")]);
         assert_eq!(odd.unwrap().held(), None);
     }

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Instant;
 
-use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
@@ -17,7 +16,7 @@ use super::{Call, FakeRuntime, StartScript, lost};
 use crate::runtime::plan::label;
 use crate::runtime::{
     CellEventKind, CellEvents, ContainerKey, ContainerPlan, Created, EngineFacts, Owned, OwnedState, Runtime,
-    RuntimeError, Started,
+    RuntimeError, Started, Usage,
 };
 
 impl Runtime for FakeRuntime {
@@ -243,12 +242,15 @@ impl Runtime for FakeRuntime {
         Ok(kept.into())
     }
 
-    async fn cpu_time(&self, key: &ContainerKey) -> Result<Option<Micros>, RuntimeError> {
-        self.enter(Call::CpuTime, Some(key.cell)).await.map_err(RuntimeError::Look)?;
+    async fn usage(&self, key: &ContainerKey) -> Result<Option<Usage>, RuntimeError> {
+        self.enter(Call::Usage, Some(key.cell)).await.map_err(RuntimeError::Look)?;
         let world = self.world();
         let id = world.mine(key)?;
         let runs = world.containers.get(&id).is_some_and(|container| container.state == State::Running);
-        Ok(runs.then(|| world.cpu.get(&key.cell).copied().unwrap_or_default()))
+        Ok(runs.then(|| Usage {
+            cpu: world.cpu.get(&key.cell).copied().unwrap_or_default(),
+            anonymous: world.doings.get(&key.cell).and_then(|doing| doing.resident),
+        }))
     }
 
     async fn events(&self, node: &NodeId) -> Result<CellEvents, RuntimeError> {

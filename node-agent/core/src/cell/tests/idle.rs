@@ -110,3 +110,37 @@ fn the_newest_events_are_kept_and_the_same_one_once() {
     texts.dedup();
     assert_eq!(texts.len(), CELL_EVENTS_MAX);
 }
+
+#[test]
+fn its_user_is_told_once_that_its_memory_is_near_the_limit_and_again_when_it_was_far_from_it() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let mut told = |percent: u64| {
+        let limit = scene.cell.spec().size.memory;
+        scene.event(Event::MemoryUsed { anonymous: Bytes(limit.0 / 100 * percent + 100) });
+        scene.out.iter().filter(|effect| matches!(effect, Effect::Note(Note::NearMemoryLimit { .. }))).count()
+    };
+    assert_eq!([50, 89, 90, 95, 85, 91, 70, 92].map(&mut told), [0, 0, 1, 0, 0, 0, 0, 1]);
+    scene.event(Event::OutOfMemory);
+    let kinds: Vec<CellEventKind> =
+        scene.cell.sleep_status(scene.now).events.iter().map(|event| event.kind).collect();
+    assert_eq!(kinds.last(), Some(&CellEventKind::KilledByKernel));
+    assert!(kinds.contains(&CellEventKind::NearMemoryLimit));
+}
+
+#[test]
+fn its_user_is_told_why_it_could_not_be_woken() {
+    let mut scene = Scene::stopped();
+    scene.wake();
+    for _ in 0..START_TRIES_MAX {
+        scene.event(Event::Granted);
+        scene.done(failed(Code::UnknownImage));
+        let due = scene.cell.next_deadline();
+        due.into_iter().for_each(|due| {
+            scene.later(due.since(scene.now.boot));
+        });
+    }
+    let events = scene.cell.sleep_status(scene.now).events;
+    let event = events.last().unwrap();
+    assert_eq!(event.kind, CellEventKind::CouldNotWake);
+    assert!(event.detail.contains("unknown_image"), "{}", event.detail);
+}
