@@ -78,7 +78,7 @@ async fn users_and_tokens_are_shown_as_people_read_them() {
     assert!(lines[0].starts_with("USER  HOST            NODE  GENERATION"), "{listed}");
     assert!(lines[1].starts_with("anna  anna.localhost  n1    1.1"), "{listed}");
     let shown = berth(&world, "user show anna").await.unwrap();
-    assert!(shown.contains("rest        stop after 5 min 0 s\n"), "{shown}");
+    assert!(shown.contains("rest        freeze after 5 min 0 s\n"), "{shown}");
     let nodes = berth(&world, "node ls").await.unwrap();
     assert!(nodes.contains("n1    connected  1      1 GiB / 8 GiB"), "{nodes}");
     assert!(berth(&world, "node show n1").await.unwrap().contains("quota         loop-ext4"));
