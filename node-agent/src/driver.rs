@@ -35,6 +35,7 @@ mod check_up;
 mod cpu;
 mod desired;
 mod lease;
+mod sleep;
 mod swap;
 mod sweep;
 
@@ -180,6 +181,8 @@ pub struct Driver<R> {
     examining: Option<AbortHandle>,
     /// Does the coordinator understand what a check-up finds?
     tells_findings: bool,
+    /// What it was told of sleep.
+    told: sleep::Told,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -253,6 +256,7 @@ impl<R: Runtime> Driver<R> {
             freezes: None,
             examining: None,
             tells_findings: false,
+            told: sleep::Told::default(),
         }
     }
 
@@ -349,7 +353,9 @@ impl<R: Runtime> Driver<R> {
             Input::Frame(CoordinatorFrame::Welcome { version, autonomy, .. }) => {
                 self.welcomed(autonomy, turn);
                 self.examine_for(version);
+                self.tell_sleep_to(version);
             }
+            Input::Frame(CoordinatorFrame::Terms { cells }) => self.terms(cells, turn),
             Input::LiveRestore(on) => {
                 self.live_restore = Some(on);
                 self.look_at_swap();
@@ -397,6 +403,8 @@ impl<R: Runtime> Driver<R> {
                     .collect();
                 let revision = self.store.as_ref().and_then(|store| store.memory().desired.as_ref());
                 let _ = answer.send((cells, revision.map_or(0, |desired| desired.revision)));
+                // Goes out behind the heartbeat.
+                self.tell_sleep();
             }
         }
     }
