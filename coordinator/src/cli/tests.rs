@@ -85,6 +85,16 @@ async fn users_and_tokens_are_shown_as_people_read_them() {
     let cells = berth(&world, "cell ls").await.unwrap();
     assert!(cells.contains("anna  n1    unknown"), "{cells}");
     assert!(berth(&world, "cell why anna").await.unwrap().contains("nothing was heard of the cell yet"));
+    let slept = berth(&world, "user sleep anna --stop-after 2d --dial-out-may-sleep true").await.unwrap();
+    assert!(slept.contains("stop after          2 d 0 h frozen\n"), "{slept}");
+    assert!(slept.contains("dial-out may sleep  yes\n"), "{slept}");
+    assert_eq!(berth(&world, "user sleep anna").await.unwrap(), slept, "without options it is shown");
+    let held = berth(&world, "cell hold anna --for 2h").await.unwrap();
+    assert!(held.contains("held awake until  20"), "{held}");
+    assert!(!berth(&world, "cell unhold anna").await.unwrap().contains("held awake"), "it has an end");
+    assert_eq!(berth(&world, "cell events anna").await.unwrap(), "WHEN  WHAT  DETAIL\n");
+    assert!(berth(&world, "node show n1").await.unwrap().contains("freezes       unknown\n"));
+    assert_eq!(berth(&world, "cell hold anna --for 31d").await.unwrap_err().0, 1);
     let bearer = berth(&world, "user bearer create anna").await.unwrap();
     assert!(berth_shared::credential::is_bearer_shaped(bearer.trim()), "{bearer}");
     assert_eq!(berth(&world, "user bearer revoke anna").await.unwrap(), "bearer tokens of anna revoked\n");
