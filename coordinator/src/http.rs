@@ -22,7 +22,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use berth_daemon::exit::chain;
 use berth_daemon::metrics::Readiness;
 use berth_daemon::tasks::Tasks;
@@ -114,6 +114,7 @@ fn router(api: Api) -> Router {
         .route("/v1/users/{slug}/bearers", post(users::issue_bearer).delete(users::revoke_bearers))
         .route("/v1/users/{slug}/logout", post(users::logout))
         .route("/v1/users/{slug}/move", post(moves::move_user))
+        .route("/v1/users/{slug}/sleep", put(users::set_sleep))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{name}", get(nodes::show).delete(nodes::remove))
         .route("/v1/nodes/{name}/off", post(moves::declare_off))
@@ -130,6 +131,8 @@ fn router(api: Api) -> Router {
         .route("/v1/cells/{slug}", get(cells::show))
         .route("/v1/cells/{slug}/logs", get(cells::logs))
         .route("/v1/cells/{slug}/why", get(cells::why))
+        .route("/v1/cells/{slug}/events", get(cells::events))
+        .route("/v1/cells/{slug}/hold", post(cells::hold).delete(cells::end_hold))
         .route("/v1/cells/{slug}/quarantine", post(cells::quarantine).delete(cells::release))
         .layer(middleware::from_fn(bounded));
     // These wait for a cell, each with a bound of its own.

@@ -16,7 +16,7 @@ use berth_coordinator_core::liveness::{Connection, Heard, Heartbeat, Liveness, S
 use berth_coordinator_core::pending::{NotSent, Order, Pending};
 use berth_coordinator_core::silence::Silence;
 use berth_link::boot_now;
-use berth_shared::cell::CellStatus;
+use berth_shared::cell::{CellStatus, SleepStatus};
 use berth_shared::ids::{JoinCounter, NodeId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
@@ -152,6 +152,7 @@ impl Hub {
                 inner.live.findings(now, node, connection, findings);
                 Heard::default()
             }
+            NodeFrame::Sleep { swap, cells } => inner.live.sleep(now, fleet, node, connection, swap, cells),
             // The session's machine lets neither through.
             NodeFrame::Join(_) | NodeFrame::Hello(_) => Heard::default(),
             // The link has written them down before it came here: see `link::keys`.
@@ -259,6 +260,11 @@ impl Hub {
     /// What was last heard of a user's cell.
     pub fn cell(&self, user: &User) -> Option<CellStatus> {
         self.lock().live.cell(user).cloned()
+    }
+
+    /// What was last heard of the sleep of a user's cell.
+    pub fn sleep_of(&self, user: &User) -> Option<SleepStatus> {
+        self.lock().live.sleep_of(user).cloned()
     }
 
     fn count(&self, inner: &Inner) {

@@ -15,14 +15,16 @@ use berth_daemon::exit::chain;
 use berth_daemon::tasks::Tasks;
 use berth_link::drive::peer::Inbox;
 use berth_link::{BootClock, FirstFrame, Incoming, Judge, Listener, Stops, boot_now, run_peer};
-use berth_shared::ids::NodeId;
+use berth_shared::cell::SleepTerms;
+use berth_shared::ids::{CellId, NodeId};
 use berth_shared::link::peer::Verdict;
 use berth_shared::link::{HEARTBEAT_EVERY, SessionMark};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::PublicKey;
 use berth_shared::time::Millis;
 use berth_shared::wire::{
-    CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, JoinRequest, NodeFrame, common_version,
+    CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, JoinRequest, NodeFrame, SLEEP_SINCE,
+    common_version,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -222,6 +224,8 @@ impl Gate {
         let now = Arc::clone(&fleet.borrow_and_update());
         let rejected = || Problem::new(Code::NodeRejected, format!("{} is not known", hello.node));
         let desired = now.desired(hello.node).ok_or_else(rejected)?;
+        // An older session could not read them.
+        let terms = now.terms(hello.node).filter(|_| version >= SLEEP_SINCE);
         let name = now.node(hello.node).map(|node| node.name.clone()).ok_or_else(rejected)?;
         let wall = wall_now();
         let outgoing = self.outgoing.clone();
@@ -241,8 +245,8 @@ impl Gate {
         tracing::info!(node = %name, %remote, session = %hello.counter, "a node's session is open");
         let (hub, connection) = (self.link.hub.clone(), self.connection);
         let of_fleet = self.link.autonomy;
-        let pushing =
-            push(hello.node, desired.revision, move |nodes| of_fleet.of(nodes) == autonomy, fleet, outgoing);
+        let sent = Sent { revision: desired.revision, terms: terms.clone() };
+        let pushing = push(hello.node, sent, move |nodes| of_fleet.of(nodes) == autonomy, fleet, outgoing);
         self.tasks.spawn_client("link pusher", async move {
             if gone.run_until_cancelled(pushing).await.is_some() {
                 hub.closed(connection);
@@ -251,7 +255,8 @@ impl Gate {
         let welcome = CoordinatorFrame::Welcome { version, wall, autonomy, heartbeat: HEARTBEAT_EVERY };
         let next_key = self.link.next_key_for(hello.node, version);
         let first = [welcome, CoordinatorFrame::Desired(desired)];
-        Ok(Verdict::Welcome(first.into_iter().chain(next_key).collect()))
+        let terms = terms.map(|cells| CoordinatorFrame::Terms { cells });
+        Ok(Verdict::Welcome(first.into_iter().chain(terms).chain(next_key).collect()))
     }
 }
 
@@ -265,11 +270,19 @@ fn spoken(min: u16, max: u16) -> Result<u16, Problem> {
     })
 }
 
-/// Sends the node's desired state whenever its revision has grown. Ends when the node is not in the fleet any more, when
+/// What a session was sent last.
+struct Sent {
+    revision: u64,
+    /// `None`: it speaks too old a version.
+    terms: Option<Vec<(CellId, SleepTerms)>>,
+}
+
+/// Sends the node's desired state whenever its revision has grown, and behind it what is said of its cells' sleep where
+/// that is not what it was sent last. Ends when the node is not in the fleet any more, when
 /// its connection has ended, or when in a fleet of so many nodes another lease is due: the next session tells of it.
 async fn push(
     node: NodeId,
-    mut sent: u64,
+    mut sent: Sent,
     lease_is_due: impl Fn(usize) -> bool,
     mut fleet: watch::Receiver<Arc<Fleet>>,
     outgoing: mpsc::Sender<CoordinatorFrame>,
@@ -280,11 +293,19 @@ async fn push(
         if !lease_is_due(now.nodes().count()) {
             return;
         }
-        if let Some(desired) = (revision > sent).then(|| now.desired(node)).flatten() {
-            sent = revision;
+        if let Some(desired) = (revision > sent.revision).then(|| now.desired(node)).flatten() {
+            sent.revision = revision;
             crate::failpoint::PUSH_MADE.reach();
             if outgoing.send(CoordinatorFrame::Desired(desired)).await.is_err() {
                 return;
+            }
+            if let (Some(told), Some(cells)) = (&mut sent.terms, now.terms(node))
+                && *told != cells
+            {
+                told.clone_from(&cells);
+                if outgoing.send(CoordinatorFrame::Terms { cells }).await.is_err() {
+                    return;
+                }
             }
         }
         drop(now);

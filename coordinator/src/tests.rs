@@ -6,5 +6,6 @@ mod docs;
 mod keys;
 mod links;
 mod restarts;
+mod sleep;
 mod stores;
 pub(crate) mod world;

@@ -37,6 +37,7 @@ mod cpu;
 mod desired;
 mod lease;
 mod schedule;
+mod sleep;
 mod swap;
 mod sweep;
 
@@ -193,6 +194,8 @@ pub struct Driver<R> {
     tells_findings: bool,
     /// Where cells put what they will run.
     endpoint: Endpoint,
+    /// What it was told of sleep.
+    told: sleep::Told,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -270,6 +273,7 @@ impl<R: Runtime> Driver<R> {
             examining: None,
             tells_findings: false,
             endpoint: wiring.endpoint,
+            told: sleep::Told::default(),
         }
     }
 
@@ -373,7 +377,9 @@ impl<R: Runtime> Driver<R> {
             Input::Frame(CoordinatorFrame::Welcome { version, autonomy, .. }) => {
                 self.welcomed(autonomy, turn);
                 self.examine_for(version);
+                self.tell_sleep_to(version);
             }
+            Input::Frame(CoordinatorFrame::Terms { cells }) => self.terms(cells, turn),
             Input::LiveRestore(on) => {
                 self.live_restore = Some(on);
                 self.look_at_swap();
@@ -424,6 +430,8 @@ impl<R: Runtime> Driver<R> {
                     .collect();
                 let revision = self.store.as_ref().and_then(|store| store.memory().desired.as_ref());
                 let _ = answer.send((cells, revision.map_or(0, |desired| desired.revision)));
+                // Goes out behind the heartbeat.
+                self.tell_sleep();
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{CellSize, CellStatus, IdleRest, ImageRef, Workload};
+use crate::cell::{CellSize, CellStatus, IdleRest, ImageRef, SleepStatus, SleepTerms, Workload};
 use crate::doctor::Finding;
 use crate::ids::{CellId, Generation, NodeId, NodeName, RequestId, Slug, TokenId, UserId};
 use crate::problem::Code;
@@ -12,7 +12,7 @@ use crate::secret::Secret;
 use crate::signing::PublicKey;
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
-use crate::wire::{LeftBehind, NodeFacts, NodeLoad};
+use crate::wire::{self, LeftBehind, NodeFacts, NodeLoad};
 
 /// Content type of a problem body (RFC 9457).
 pub const PROBLEM_TYPE: &str = "application/problem+json";
@@ -103,6 +103,9 @@ pub struct User {
     pub rest: IdleRest,
     /// Idle for how long.
     pub idle_after: Millis,
+    /// What else is said of its sleep.
+    #[serde(default)]
+    pub sleep: SleepTerms,
     /// How many bearer tokens let a program in.
     pub bearers: u32,
     /// Why this node: one line per node that was looked at. Only in the answer to the creation.
@@ -236,13 +239,16 @@ pub struct Node {
     pub facts: NodeFacts,
     /// How it fares.
     pub load: Option<NodeLoad>,
+    /// Its swap, and whether cells are frozen onto it; `None` before it has told, or where its agent is too old to tell.
+    #[serde(default)]
+    pub swap: Option<NodeSwap>,
     /// Cells that live here.
     pub cells: u32,
     /// Memory promised to them.
     pub memory_promised: Bytes,
     /// Disk promised to them.
     pub disk_promised: Bytes,
-    /// Swap promised to them.
+    /// Swap promised to them: what those that rest frozen need, where the node freezes.
     pub swap_promised: Bytes,
     /// How long it may work alone; `None` before its first session.
     pub lease: Option<NodeLease>,
@@ -250,6 +256,32 @@ pub struct Node {
     pub off_since: Option<UnixMs>,
     /// Disks of cells that live on other nodes now, as last heard.
     pub left_behind: Vec<LeftBehind>,
+}
+
+/// A node's swap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSwap {
+    /// Are cells frozen here? Where not, those that should be are stopped.
+    pub freezes: bool,
+    /// By which file of the kernel their memory is pushed out; or why none is frozen.
+    pub detail: String,
+    /// Swap in all.
+    pub total: Bytes,
+    /// Swap that nothing lies in.
+    pub free: Bytes,
+    /// Written to it within a day.
+    pub written_in_a_day: Bytes,
+    /// What may be written within a day; `None` without end.
+    pub budget: Option<Bytes>,
+}
+
+impl From<wire::NodeSwap> for NodeSwap {
+    fn from(swap: wire::NodeSwap) -> Self {
+        let freezes = swap.freezes.is_ok();
+        let (Ok(detail) | Err(detail)) = swap.freezes;
+        let wire::NodeSwap { total, free, written_in_a_day, budget, .. } = swap;
+        Self { freezes, detail, total, free, written_in_a_day, budget }
+    }
 }
 
 /// How long a node may work alone.
@@ -304,6 +336,12 @@ pub struct Cell {
     pub connected: bool,
     /// What the node said last; `None` when nothing was ever heard.
     pub status: Option<CellStatus>,
+    /// What the node said last of its sleep; `None` when nothing was heard, or the node's agent is too old to tell.
+    #[serde(default)]
+    pub sleep: Option<SleepStatus>,
+    /// An operator holds it awake until then, or did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awake_until: Option<UnixMs>,
     /// Why and since when an operator has cut it off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<Quarantine>,
@@ -333,6 +371,27 @@ pub struct SleepRequest {
     /// Pause instead of stop.
     #[serde(default)]
     pub freeze: bool,
+}
+
+/// Sets a user's terms of sleep: `PUT /v1/users/{slug}/sleep`. What is not given stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSleep {
+    /// How long the cell stays frozen before it is stopped, in milliseconds: from a minute to 365 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_after: Option<Millis>,
+    /// May it sleep although a channel of its own dials out, which nothing can wake it for?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dial_out_may_sleep: Option<bool>,
+}
+
+/// Holds a cell awake: `POST /v1/cells/{slug}/hold`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldRequest {
+    /// For how long from now, in milliseconds: 30 days at the most.
+    #[serde(rename = "for")]
+    pub span: Millis,
 }
 
 /// Why a cell is as it is: `GET /v1/cells/{slug}/why`.

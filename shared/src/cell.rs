@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::credential::SecretHash;
 use crate::ids::{CellId, Generation, Slug, UserId};
-use crate::problem::Problem;
+use crate::problem::{Problem, cut};
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
+use crate::wire::{FRAMES_VERSION_MIN, SLEEP_SINCE};
 
 /// Longest image reference, in bytes.
 pub const IMAGE_REF_BYTES_MAX: usize = 255;
@@ -120,7 +121,7 @@ impl Default for CellSize {
 pub enum IdleRest {
     /// Stop the container: no memory, seconds to wake.
     Stop,
-    /// Pause the container: it keeps its memory, well under a second to wake.
+    /// Pause the container and push its memory out to swap: about a second to wake.
     Freeze,
     /// Stay up.
     AlwaysOn,
@@ -136,9 +137,10 @@ pub struct RestPolicy {
 }
 
 impl Default for RestPolicy {
-    /// Stop after 30 minutes: the rest that frees memory on every node.
+    /// Freeze after 5 minutes: it costs no memory, and the next answer comes within a second. On a node that does not
+    /// freeze such a cell is stopped.
     fn default() -> Self {
-        Self { idle_after: Millis::minutes(30), rest: IdleRest::Stop }
+        Self { idle_after: Millis::minutes(5), rest: IdleRest::Freeze }
     }
 }
 
@@ -314,6 +316,26 @@ impl WakeCause {
     }
 }
 
+impl WakeCause {
+    /// Which version of the frames added it.
+    const fn since(self) -> u16 {
+        match self {
+            Self::Created
+            | Self::Session
+            | Self::Bearer
+            | Self::Operator
+            | Self::Recovery
+            | Self::Adopted
+            | Self::TurnedRound => FRAMES_VERSION_MIN,
+            Self::Schedule => SLEEP_SINCE,
+        }
+    }
+
+    fn for_version(self, version: u16) -> Self {
+        if self.since() <= version { self } else { Self::Recovery }
+    }
+}
+
 impl fmt::Display for WakeCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
@@ -455,6 +477,48 @@ impl BusyReason {
             Self::Held { .. } => "held",
         }
     }
+
+    /// Which version of the frames added it.
+    const fn since(&self) -> u16 {
+        match self {
+            Self::Active
+            | Self::OpenRequests { .. }
+            | Self::Workload { .. }
+            | Self::AlwaysOn
+            | Self::HandshakeUnclear { .. }
+            | Self::FrontDoorSilent
+            | Self::RestFailed { .. } => FRAMES_VERSION_MIN,
+            Self::ScheduleDue { .. }
+            | Self::ScheduleUnclear { .. }
+            | Self::DialsOut { .. }
+            | Self::UndeclaredWork { .. }
+            | Self::Held { .. } => SLEEP_SINCE,
+        }
+    }
+
+    fn for_version(self, version: u16) -> Self {
+        if self.since() <= version { self } else { Self::Workload { blockers: self.to_string() } }
+    }
+
+    /// The same with its text cut: for one that came from elsewhere.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        match &mut self {
+            Self::Workload { blockers: text }
+            | Self::HandshakeUnclear { detail: text }
+            | Self::RestFailed { detail: text }
+            | Self::ScheduleDue { detail: text, .. }
+            | Self::ScheduleUnclear { detail: text }
+            | Self::DialsOut { channels: text }
+            | Self::UndeclaredWork { detail: text } => bounded_text(text),
+            Self::Active
+            | Self::OpenRequests { .. }
+            | Self::AlwaysOn
+            | Self::FrontDoorSilent
+            | Self::Held { .. } => {}
+        }
+        self
+    }
 }
 
 impl fmt::Display for BusyReason {
@@ -557,6 +621,13 @@ impl fmt::Display for CellEventKind {
 /// Most events that are kept of a cell: the newest.
 pub const CELL_EVENTS_MAX: usize = 16;
 
+/// Longest text about a cell's sleep, in bytes; longer ones are cut.
+pub const SLEEP_TEXT_BYTES_MAX: usize = 512;
+
+pub(crate) fn bounded_text(text: &mut String) {
+    cut(text, SLEEP_TEXT_BYTES_MAX);
+}
+
 /// What a node says of one of its cells' sleep, beside its [`CellStatus`]. Told since version 3 of the frames.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SleepStatus {
@@ -578,6 +649,23 @@ pub struct SleepStatus {
     pub open_sockets: u32,
     /// The newest things that its user should know, oldest first, at most [`CELL_EVENTS_MAX`].
     pub events: Vec<CellEvent>,
+}
+
+impl SleepStatus {
+    /// The same with its texts cut and its newest events only: for one that came from elsewhere.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        self.awake_because = self.awake_because.map(BusyReason::bounded);
+        if let Some(reason) = &mut self.stopped_because {
+            bounded_text(reason);
+        }
+        let too_many = self.events.len().saturating_sub(CELL_EVENTS_MAX);
+        self.events.drain(..too_many);
+        for event in &mut self.events {
+            bounded_text(&mut event.detail);
+        }
+        self
+    }
 }
 
 /// What a node says of one of its cells. An observation: asked for again, never journaled.
@@ -605,6 +693,20 @@ pub struct CellStatus {
     pub starts: u64,
     /// It burns CPU, `None` while it does not or rests.
     pub cpu_notice: Option<CpuNotice>,
+}
+
+impl CellStatus {
+    /// The same in words that a session of this version of the frames can read: a busy reason that it does not know is
+    /// told as the workload's, in words, and a wake cause as a recovery.
+    #[must_use]
+    pub fn for_version(mut self, version: u16) -> Self {
+        self.last_wake =
+            self.last_wake.map(|wake| WakeRecord { cause: wake.cause.for_version(version), ..wake });
+        self.last_refusal = self
+            .last_refusal
+            .map(|refusal| RefusalRecord { reason: refusal.reason.for_version(version), ..refusal });
+        self
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod golden;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Assignment, CellStatus};
+use crate::cell::{Assignment, CellStatus, SleepStatus, SleepTerms, bounded_text};
 use crate::doctor::Finding;
 use crate::ids::{BootId, CellId, Generation, JoinCounter, NodeId, NodeName, SessionNonce, Slug, TokenId};
 use crate::problem::{Code, Problem};
@@ -34,9 +34,10 @@ pub const ALPN: &[u8] = b"berth/1";
 /// |---|---|
 /// | 1 | joining, sessions, desired state, commands |
 /// | 2 | new keys of a node and of the coordinator; what a node holds, disks left behind; what a node finds |
+/// | 3 | sleep: what a node says of its cells' sleep and of its swap, what plans and operators say of it |
 pub const FRAMES_VERSION_MIN: u16 = 1;
 /// See [`FRAMES_VERSION_MIN`].
-pub const FRAMES_VERSION_MAX: u16 = 2;
+pub const FRAMES_VERSION_MAX: u16 = 3;
 
 /// The version that added the frames about keys.
 pub const KEYS_SINCE: u16 = 2;
@@ -46,6 +47,15 @@ pub const HOLDING_SINCE: u16 = 2;
 
 /// The version that added [`NodeFrame::Findings`].
 pub const FINDINGS_SINCE: u16 = 2;
+
+/// The version that added [`NodeFrame::Sleep`], [`CoordinatorFrame::Terms`] and the busy reasons that go with them.
+pub const SLEEP_SINCE: u16 = 3;
+
+/// Most cells that one [`NodeFrame::Sleep`] tells of: with all their texts at their longest it fits into a frame.
+pub const SLEEP_CELLS_MAX: usize = 64;
+
+/// Most cells that one [`CoordinatorFrame::Terms`] names: as many as a node has.
+pub const TERMS_MAX: usize = 2_000;
 
 /// Most disks left behind that a node tells of: as many as its cells, and as many again.
 pub const LEFT_BEHIND_MAX: usize = 4_000;
@@ -96,6 +106,31 @@ pub struct NodeLoad {
     pub memory_pressure_some: Option<u32>,
     /// Time since boot.
     pub uptime: Millis,
+}
+
+/// A node's swap, and whether cells are frozen onto it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSwap {
+    /// By which file of the kernel memory is pushed out, such as `memory.reclaim`; or why no cell is frozen here.
+    pub freezes: Result<String, String>,
+    /// Swap in all.
+    pub total: Bytes,
+    /// Swap that nothing lies in.
+    pub free: Bytes,
+    /// Written to it within a day.
+    pub written_in_a_day: Bytes,
+    /// What may be written within a day; `None` without end.
+    pub budget: Option<Bytes>,
+}
+
+impl NodeSwap {
+    /// The same with its text cut: for what came from elsewhere.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        let (Ok(text) | Err(text)) = &mut self.freezes;
+        bounded_text(text);
+        self
+    }
 }
 
 /// A node's first frame with a token.
@@ -189,6 +224,42 @@ pub enum NodeFrame {
         /// At most [`FINDINGS_MAX`](crate::doctor::FINDINGS_MAX); whoever receives them bounds their texts.
         findings: Vec<Finding>,
     },
+    /// The node's swap, and what there is to say of its cells' sleep: after each welcome of all cells, in as many frames
+    /// as that needs, then of those of which something else is true now. Since version 3.
+    Sleep {
+        /// The swap.
+        swap: NodeSwap,
+        /// At most [`SLEEP_CELLS_MAX`]; whoever receives them bounds their texts.
+        cells: Vec<SleepStatus>,
+    },
+}
+
+impl NodeFrame {
+    /// The same in words that a session of this version can read. Only what is inside of a frame is changed: whether the
+    /// frame itself can be sent is [`Versioned::since`]'s.
+    #[must_use]
+    pub fn for_version(self, version: u16) -> Self {
+        let all = |cells: Vec<CellStatus>| cells.into_iter().map(|cell| cell.for_version(version)).collect();
+        match self {
+            Self::Observed { cells } => Self::Observed { cells: all(cells) },
+            Self::Heartbeat { load, cells, desired } => Self::Heartbeat { load, cells: all(cells), desired },
+            Self::CommandDone { seq, outcome: Ok(CommandOutcome::Cell(status)) } => {
+                let outcome = Ok(CommandOutcome::Cell(Box::new(status.for_version(version))));
+                Self::CommandDone { seq, outcome }
+            }
+            frame @ (Self::Join(_)
+            | Self::Hello(_)
+            | Self::CommandDone {
+                outcome: Ok(CommandOutcome::Logs(_) | CommandOutcome::Purged) | Err(_),
+                ..
+            }
+            | Self::NewKey { .. }
+            | Self::PinStored { .. }
+            | Self::Holding { .. }
+            | Self::Findings { .. }
+            | Self::Sleep { .. }) => frame,
+        }
+    }
 }
 
 /// A disk that stayed on a node when its cell was given to another one: it may be the only copy.
@@ -315,6 +386,12 @@ pub enum CoordinatorFrame {
         /// signed by the present one.
         proof: Signature,
     },
+    /// What plans and operators say of cells' sleep, all of it, every time: behind the desired state that it is about. A
+    /// cell that is not named has [`SleepTerms::default`]. Since version 3.
+    Terms {
+        /// At most [`TERMS_MAX`].
+        cells: Vec<(CellId, SleepTerms)>,
+    },
 }
 
 /// Which version of the frames added a frame.
@@ -335,6 +412,7 @@ impl Versioned for NodeFrame {
             Self::NewKey { .. } | Self::PinStored { .. } => KEYS_SINCE,
             Self::Holding { .. } => HOLDING_SINCE,
             Self::Findings { .. } => FINDINGS_SINCE,
+            Self::Sleep { .. } => SLEEP_SINCE,
         }
     }
 }
@@ -350,6 +428,7 @@ impl Versioned for CoordinatorFrame {
             Self::Command(command) if command.verb == CommandVerb::Purge => HOLDING_SINCE,
             Self::Command(_) => FRAMES_VERSION_MIN,
             Self::RotateKey | Self::KeyJudged { .. } | Self::NextKey { .. } => KEYS_SINCE,
+            Self::Terms { .. } => SLEEP_SINCE,
         }
     }
 }

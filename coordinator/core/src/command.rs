@@ -152,6 +152,27 @@ pub enum Command {
         /// Whose.
         slug: Slug,
     },
+    /// Sets a user's terms of sleep; what is `None` stays. No events when they are so already.
+    SetSleepTerms {
+        /// Whose.
+        slug: Slug,
+        /// How long the cell stays frozen before it is stopped.
+        stop_after: Option<Millis>,
+        /// May it sleep although a channel of its own dials out?
+        dial_out_may_sleep: Option<bool>,
+    },
+    /// Holds a cell awake. An earlier hold ends.
+    Hold {
+        /// Whose.
+        slug: Slug,
+        /// It is not put to sleep by itself before this.
+        until: UnixMs,
+    },
+    /// Ends a hold. No events when there is none.
+    EndHold {
+        /// Whose.
+        slug: Slug,
+    },
 }
 
 /// Why a command was refused. Nothing has changed.
@@ -300,6 +321,12 @@ pub enum Refusal {
     /// No words, too many, or not of one line.
     #[error("the reason of a quarantine is one line of 1 to {REASON_BYTES_MAX} bytes")]
     BadReason,
+    /// A term of sleep, or a hold, is out of bounds.
+    #[error("{what}")]
+    BadSleep {
+        /// Which, and its bounds.
+        what: String,
+    },
 }
 
 fn no_room(lines: &[String]) -> String {
@@ -312,7 +339,9 @@ impl Refusal {
         match self {
             Self::Installed | Self::IdTaken => Code::Internal,
             Self::BadDomain { .. } => Code::ConfigInvalid,
-            Self::BadSize { .. } | Self::BadTtl { .. } | Self::BadReason => Code::BadRequest,
+            Self::BadSize { .. } | Self::BadTtl { .. } | Self::BadReason | Self::BadSleep { .. } => {
+                Code::BadRequest
+            }
             Self::DuplicateUser { .. } => Code::DuplicateUser,
             Self::UnknownUser { .. } => Code::UnknownUser,
             Self::UnknownNode { .. } => Code::UnknownNode,

@@ -8,6 +8,7 @@
 mod keys;
 mod moves;
 mod quarantine;
+mod sleep;
 mod v1;
 
 use berth_shared::cell::{CellSize, ImageRef, RestPolicy, Workload};
@@ -24,6 +25,7 @@ use crate::actor::Actor;
 pub use keys::KeyFact;
 pub use moves::MoveFact;
 pub use quarantine::QuarantineFact;
+pub use sleep::SleepFact;
 
 /// Largest payload of an event, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024;
@@ -172,6 +174,8 @@ pub enum Fact {
     Move(MoveFact),
     /// About quarantines.
     Quarantine(QuarantineFact),
+    /// About terms of sleep.
+    Sleep(SleepFact),
 }
 
 /// What kind of fact a record holds. A number is never used for another kind.
@@ -240,6 +244,12 @@ pub enum Kind {
     Quarantined = 50,
     /// [`QuarantineFact::Released`].
     Released = 51,
+    /// [`SleepFact::TermsSet`].
+    SleepTermsSet = 60,
+    /// [`SleepFact::Held`].
+    Held = 61,
+    /// [`SleepFact::HoldEnded`].
+    HoldEnded = 62,
 }
 
 impl Kind {
@@ -276,6 +286,9 @@ impl Kind {
         Self::LeaseGiven,
         Self::Quarantined,
         Self::Released,
+        Self::SleepTermsSet,
+        Self::Held,
+        Self::HoldEnded,
     ];
 
     /// The number in the journal.
@@ -362,6 +375,7 @@ impl Fact {
             Self::Key(fact) => fact.kind(),
             Self::Move(fact) => fact.kind(),
             Self::Quarantine(fact) => fact.kind(),
+            Self::Sleep(fact) => fact.kind(),
         }
     }
 }
@@ -392,6 +406,7 @@ impl Event {
                 .or_else(|| keys::decode(kind, payload))
                 .or_else(|| moves::decode(kind, payload))
                 .or_else(|| quarantine::decode(kind, payload))
+                .or_else(|| sleep::decode(kind, payload))
                 .ok_or(EventError::UnknownKind { kind: kind.id() })?
                 .map_err(|source| EventError::Payload { kind, version, source }),
             _ => Err(EventError::UnknownVersion { kind, version }),

@@ -14,11 +14,12 @@ mod image;
 mod keys;
 mod moves;
 mod quarantine;
+mod sleep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use berth_shared::cell::{Assignment, CellSize, CellSpec, ImageRef, RestPolicy, Workload};
+use berth_shared::cell::{Assignment, CellSize, CellSpec, ImageRef, RestPolicy, SleepTerms, Workload};
 use berth_shared::credential::SecretHash;
 use berth_shared::ids::{CellId, Generation, NodeId, NodeName, OperatorKeyId, Slug, TokenId, UserId};
 use berth_shared::link::SessionMark;
@@ -35,6 +36,7 @@ pub use decide::is_domain;
 pub use image::{CODE, IMAGE_BYTES_MAX};
 pub use keys::{NextCoordinatorKey, NextKey, Standing};
 pub use quarantine::{Quarantine, REASON_BYTES_MAX};
+pub use sleep::{HOLD_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN};
 
 /// Most users of an installation: what one coordinator's memory and one journal replay hold with ease.
 pub const USERS_MAX: usize = 20_000;
@@ -73,6 +75,8 @@ pub struct User {
     pub size: CellSize,
     /// When it sleeps.
     pub rest: RestPolicy,
+    /// What else its plan and an operator say of its sleep.
+    pub terms: SleepTerms,
     /// Hashes of its bearer tokens.
     pub bearers: Vec<SecretHash>,
     /// Browser sessions that began before this are void.

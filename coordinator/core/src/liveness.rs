@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_shared::cell::CellStatus;
+use berth_shared::cell::{CellStatus, SleepStatus};
 use berth_shared::doctor::{FINDINGS_MAX, Finding};
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::UnixMs;
-use berth_shared::wire::{Hello, LEFT_BEHIND_MAX, LeftBehind, NodeFacts, NodeLoad};
+use berth_shared::units::Bytes;
+use berth_shared::wire::{Hello, LEFT_BEHIND_MAX, LeftBehind, NodeFacts, NodeLoad, NodeSwap};
 
 use crate::fleet::{Fleet, User};
 
@@ -37,7 +38,10 @@ pub struct Seen {
     pub left_behind: Vec<LeftBehind>,
     /// What it found when it examined itself last; empty before it has told.
     pub findings: Vec<Finding>,
+    /// Its swap, and whether cells are frozen onto it; `None` before it has told, or where it speaks too old a version to.
+    pub swap: Option<NodeSwap>,
     cells: BTreeMap<CellId, CellStatus>,
+    sleep: BTreeMap<CellId, SleepStatus>,
 }
 
 /// What was last heard of everybody.
@@ -72,6 +76,8 @@ impl Liveness {
             left_behind: before.as_ref().map(|seen| seen.left_behind.clone()).unwrap_or_default(),
             findings: before.as_ref().map(|seen| seen.findings.clone()).unwrap_or_default(),
             // What was heard before stays until the node has said anew what it sees.
+            swap: before.as_ref().and_then(|seen| seen.swap.clone()),
+            sleep: before.as_ref().map(|seen| seen.sleep.clone()).unwrap_or_default(),
             cells: before.map(|seen| seen.cells).unwrap_or_default(),
         };
         self.nodes.insert(hello.node, seen);
@@ -102,6 +108,9 @@ impl Liveness {
             Some(seen) => {
                 seen.heard_at = now;
                 seen.cells.clear();
+                // Told anew behind this by whoever speaks a version that can.
+                seen.sleep.clear();
+                seen.swap = None;
                 seen.keep(fleet, node, cells)
             }
             None => Heard { kept: 0, stale: cells.len() },
@@ -149,6 +158,32 @@ impl Liveness {
             seen.heard_at = now;
             seen.findings = findings.into_iter().take(FINDINGS_MAX).map(Finding::bounded).collect();
         }
+    }
+
+    /// The node's swap, and what there is to say of its cells' sleep. Bounded here, whatever it sent.
+    pub fn sleep(
+        &mut self,
+        now: UnixMs,
+        fleet: &Fleet,
+        node: NodeId,
+        connection: Connection,
+        swap: NodeSwap,
+        cells: Vec<SleepStatus>,
+    ) -> Heard {
+        let Some(seen) = self.current(node, connection) else { return Heard { kept: 0, stale: cells.len() } };
+        seen.heard_at = now;
+        seen.swap = Some(swap.bounded());
+        let mut heard = Heard::default();
+        for status in cells {
+            if lives_on(fleet, status.cell, node) {
+                heard.kept += 1;
+                seen.sleep.insert(status.cell, status.bounded());
+            } else {
+                heard.stale += 1;
+            }
+        }
+        seen.forget_moved(fleet, node);
+        heard
     }
 
     /// The connected nodes that have not confirmed yet to hold what they were given last.
@@ -201,12 +236,18 @@ impl Liveness {
         self.nodes.get(&node).is_some_and(|seen| seen.connection.is_some())
     }
 
-    /// The nodes with an open session, and what they said of themselves last: what placement may choose from.
+    /// The nodes with an open session, and what they said of themselves last: what placement may choose from. One that
+    /// does not freeze cells is there with no swap, since that is of no use to them.
     pub fn connected(&self) -> BTreeMap<NodeId, NodeFacts> {
+        let usable = |seen: &Seen| match seen.swap.as_ref().map(|swap| (&swap.freezes, swap.total)) {
+            Some((Ok(_), total)) => total,
+            Some((Err(_), _)) => Bytes::ZERO,
+            None => seen.facts.swap,
+        };
         self.nodes
             .iter()
             .filter(|(_, seen)| seen.connection.is_some())
-            .map(|(id, seen)| (*id, seen.facts.clone()))
+            .map(|(id, seen)| (*id, NodeFacts { swap: usable(seen), ..seen.facts.clone() }))
             .collect()
     }
 
@@ -215,6 +256,13 @@ impl Liveness {
         let home = user.home.as_ref()?;
         let status = self.nodes.get(&home.node)?.cells.get(&user.cell)?;
         (status.generation == home.generation).then_some(status)
+    }
+
+    /// What was last heard of the sleep of a user's cell. It names no assignment, so it counts only beside a status of the
+    /// one that is in force.
+    pub fn sleep_of(&self, user: &User) -> Option<&SleepStatus> {
+        self.cell(user)?;
+        self.nodes.get(&user.home.as_ref()?.node)?.sleep.get(&user.cell)
     }
 
     fn current(&mut self, node: NodeId, connection: Connection) -> Option<&mut Seen> {
@@ -248,13 +296,20 @@ impl Seen {
                 heard.stale += 1;
             }
         }
-        // Cells that moved away or were removed: the fleet bounds how many are kept.
-        self.cells.retain(|cell, _| {
-            let home = fleet.user_of_cell(*cell).and_then(|user| user.home.as_ref());
-            home.is_some_and(|home| home.node == node)
-        });
+        self.forget_moved(fleet, node);
         heard
     }
+
+    /// Cells that moved away or were removed: the fleet bounds how many are kept.
+    fn forget_moved(&mut self, fleet: &Fleet, node: NodeId) {
+        self.cells.retain(|cell, _| lives_on(fleet, *cell, node));
+        self.sleep.retain(|cell, _| lives_on(fleet, *cell, node));
+    }
+}
+
+fn lives_on(fleet: &Fleet, cell: CellId, node: NodeId) -> bool {
+    let home = fleet.user_of_cell(cell).and_then(|user| user.home.as_ref());
+    home.is_some_and(|home| home.node == node)
 }
 
 fn offset(theirs: UnixMs, ours: UnixMs) -> i64 {

@@ -1,9 +1,11 @@
 //! Which node a cell goes to. Pure: nodes with their capacity and promises in, one node and a line per node out.
 //!
-//! A cell needs memory, disk and, where it rests frozen, swap. A node has room for it when, in each of the three,
-//! what is promised with the cell stays within the configured share of what the node has. Memory may be promised
-//! several times over, because most cells sleep; disk and swap may not. Of the nodes with room the one is taken that
-//! has the most left afterwards, judged by its scarcest resource.
+//! A cell needs memory and disk. A node has room for it when, in both, what is promised with the cell stays within the
+//! configured share of what the node has. Memory may be promised several times over, because most cells sleep; disk may
+//! not. A cell that rests frozen would like swap, too, which is not promised twice either: on a node that has none for
+//! it, because it does not freeze or because others have it, the cell is stopped where it should be frozen. So nodes that
+//! can freeze it go first. Among equals the one is taken that has the most left afterwards, judged by its scarcest
+//! resource.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -44,7 +46,7 @@ pub struct Requirement {
     pub memory: Bytes,
     /// Its disk quota.
     pub disk: Bytes,
-    /// As much as its memory where it rests frozen, else nothing.
+    /// As much as its memory where it rests frozen, else nothing. It can do without.
     pub swap: Bytes,
 }
 
@@ -117,7 +119,12 @@ type Share = u64;
 const WHOLE: u128 = 1_000_000_000;
 
 enum Judged {
-    Fits { left: Share, scarcest: Resource },
+    Fits {
+        left: Share,
+        scarcest: Resource,
+        /// Why it will be stopped there where it should be frozen.
+        stops: Option<String>,
+    },
     Lacks(String),
 }
 
@@ -127,17 +134,19 @@ pub fn place(policy: &Policy, need: Requirement, candidates: &[Candidate]) -> Pl
     let mut lacks = vec![];
     for candidate in candidates {
         match judge(policy, need, candidate) {
-            Judged::Fits { left, scarcest } => fits.push((Reverse(left), candidate, scarcest)),
+            Judged::Fits { left, scarcest, stops } => fits.push((Reverse(left), candidate, scarcest, stops)),
             Judged::Lacks(why) => lacks.push((&candidate.name, why)),
         }
     }
-    fits.sort_by_key(|(left, candidate, _)| (*left, &candidate.name));
+    fits.sort_by_key(|(left, candidate, _, stops)| (stops.is_some(), *left, &candidate.name));
     lacks.sort();
-    let node = fits.first().map(|(_, candidate, _)| candidate.node);
-    let fitting = fits.iter().enumerate().map(|(rank, (left, candidate, scarcest))| {
+    let node = fits.first().map(|(_, candidate, ..)| candidate.node);
+    let fitting = fits.iter().enumerate().map(|(rank, (left, candidate, scarcest, stops))| {
         let percent = left.0 / 10_000_000;
         let chosen = if rank == 0 { "chosen" } else { "fits" };
-        format!("{}: {chosen}, {percent} % of its {scarcest} left after it", candidate.name)
+        let stops = stops.as_ref().map(|why| format!("; it is stopped there, not frozen: {why}"));
+        let stops = stops.unwrap_or_default();
+        format!("{}: {chosen}, {percent} % of its {scarcest} left after it{stops}", candidate.name)
     });
     let lacking = lacks.iter().map(|(name, why)| format!("{name}: {why}"));
     let lines = fitting
@@ -172,6 +181,7 @@ fn judge(policy: &Policy, need: Requirement, candidate: &Candidate) -> Judged {
         (Resource::Swap, facts.swap, policy.swap_percent, promised.swap, need.swap),
     ];
     let mut scarcest: Option<(Share, Resource)> = None;
+    let mut stops = None;
     for (resource, has, percent, promised, need) in resources {
         if need == Bytes::ZERO {
             continue;
@@ -181,6 +191,13 @@ fn judge(policy: &Policy, need: Requirement, candidate: &Candidate) -> Judged {
         let Some(left) = limit.checked_sub(after) else {
             let room = limit.saturating_sub(u128::from(promised.0));
             let room = Bytes(u64::try_from(room).unwrap_or(u64::MAX));
+            if resource == Resource::Swap {
+                stops = Some(match has {
+                    Bytes::ZERO => "the node does not freeze cells".to_owned(),
+                    Bytes(_) => format!("swap has room for {room}, {need} needed"),
+                });
+                continue;
+            }
             return Judged::Lacks(format!("lacks {resource}: {need} needed, {room} left"));
         };
         // `need` is not zero and fits, so `limit` is not zero and the share is at most one billion.
@@ -190,7 +207,7 @@ fn judge(policy: &Policy, need: Requirement, candidate: &Candidate) -> Judged {
         }
     }
     let (left, scarcest) = scarcest.unwrap_or((Share::MAX, Resource::Memory));
-    Judged::Fits { left, scarcest }
+    Judged::Fits { left, scarcest, stops }
 }
 
 #[cfg(test)]
@@ -247,14 +264,36 @@ mod tests {
     }
 
     #[test]
-    fn swap_counts_only_for_cells_that_rest_frozen() {
+    fn a_node_that_can_freeze_the_cell_goes_first_and_on_any_other_it_is_stopped() {
         let size = CellSize::default();
         assert_eq!(Requirement::of(&size, IdleRest::Stop).swap, Bytes::ZERO);
         let frozen = Requirement::of(&size, IdleRest::Freeze);
-        let without_swap = [candidate(1, Some(facts(8 * GIB, 80 * GIB, 0)), Requirement::default())];
-        let placement = place(&Policy::default(), frozen, &without_swap);
-        assert_eq!(placement.node, None);
-        assert_eq!(placement.lines, ["n1: lacks swap: 2 GiB needed, 0 B left"]);
+        let candidates = [
+            candidate(1, Some(facts(8 * GIB, 80 * GIB, 0)), Requirement::default()),
+            candidate(2, Some(facts(8 * GIB, 80 * GIB, 8 * GIB)), need(28 * GIB, 20 * GIB, 6 * GIB)),
+            candidate(3, Some(facts(8 * GIB, 80 * GIB, 8 * GIB)), need(0, 0, 7 * GIB)),
+        ];
+        let placement = place(&Policy::default(), frozen, &candidates);
+        assert_eq!(
+            placement.lines,
+            [
+                "n2: chosen, 0 % of its swap left after it",
+                "n1: fits, 93 % of its memory left after it; it is stopped there, not frozen: the node does not \
+                 freeze cells",
+                "n3: fits, 93 % of its memory left after it; it is stopped there, not frozen: swap has room for \
+                 1 GiB, 2 GiB needed",
+            ]
+        );
+        assert_eq!(placement.node, Some(NodeId::from_random([2; 16])));
+        let alone = place(&Policy::default(), frozen, &candidates[..1]);
+        assert_eq!(alone.node, Some(NodeId::from_random([1; 16])), "a node without swap is of use");
+        let stopping = place(&Policy::default(), Requirement::of(&size, IdleRest::Stop), &candidates);
+        assert!(
+            stopping.lines[0].starts_with("n1: chosen, 93 %"),
+            "swap is nothing to it: {:?}",
+            stopping.lines
+        );
+        assert!(!stopping.lines.concat().contains("stopped there"));
     }
 
     #[test]
@@ -272,18 +311,22 @@ mod tests {
         assert_eq!((placement.node, placement.lines), (None, vec!["n1: locked".to_owned()]));
     }
 
+    fn within(has: Bytes, percent: u32, promised: Bytes, need: Bytes) -> bool {
+        need.0 == 0
+            || (u128::from(promised.0) + u128::from(need.0)) * 100 <= u128::from(has.0) * u128::from(percent)
+    }
+
+    fn freezes_by_hand(policy: &Policy, need: Requirement, candidate: &Candidate) -> bool {
+        let facts = candidate.facts.as_ref();
+        facts.is_some_and(|facts| within(facts.swap, policy.swap_percent, candidate.promised.swap, need.swap))
+    }
+
     fn fits_by_hand(policy: &Policy, need: Requirement, candidate: &Candidate) -> bool {
-        let within = |has: Bytes, percent: u32, promised: Bytes, need: Bytes| {
-            need.0 == 0
-                || (u128::from(promised.0) + u128::from(need.0)) * 100
-                    <= u128::from(has.0) * u128::from(percent)
-        };
         candidate.cells < NODE_CELLS_MAX
             && candidate.facts.as_ref().is_some_and(|facts| {
                 need.memory <= facts.memory
                     && within(facts.memory, policy.memory_percent, candidate.promised.memory, need.memory)
                     && within(facts.disk, policy.disk_percent, candidate.promised.disk, need.disk)
-                    && within(facts.swap, policy.swap_percent, candidate.promised.swap, need.swap)
             })
     }
 
@@ -317,6 +360,11 @@ mod tests {
             if let Some(chosen) = placement.node {
                 let chosen = candidates.iter().find(|c| c.node == chosen).unwrap();
                 prop_assert!(fits_by_hand(&policy, wanted, chosen));
+                let freezes = |c: &&Candidate| freezes_by_hand(&policy, wanted, c);
+                let one_freezes = candidates.iter().filter(|c| fits_by_hand(&policy, wanted, c)).any(|c| freezes(&c));
+                prop_assert_eq!(freezes(&chosen), one_freezes, "swap goes first where there is some");
+                let said = placement.lines[0].contains("it is stopped there");
+                prop_assert_eq!(said, !one_freezes);
             }
             candidates.reverse();
             prop_assert_eq!(place(&policy, wanted, &candidates), placement);

@@ -151,6 +151,17 @@ pub enum UserVerb {
         /// Who.
         slug: String,
     },
+    /// Sets what is said of a user's sleep beside its rest; without options, shows it.
+    Sleep {
+        /// Whose.
+        slug: String,
+        /// How long the cell stays frozen before it is stopped, such as 7d: from 1m to 365d.
+        #[arg(long, value_name = "SPAN")]
+        stop_after: Option<Span>,
+        /// May it sleep although a channel of its own dials out? Nothing can wake it for what comes in there.
+        #[arg(long, value_name = "true|false")]
+        dial_out_may_sleep: Option<bool>,
+    },
     /// Gives a user to another node, when its own is silent for longer than it may work alone, or was declared off.
     ///
     /// There are no snapshots yet, so the data does not come along: the user begins with an empty folder. What it has
@@ -223,6 +234,24 @@ pub enum CellVerb {
     },
     /// Why a cell is as it is.
     Why {
+        /// Whose.
+        slug: String,
+    },
+    /// What its user should know of a cell, newest last: could not sleep, could not wake, near its memory limit.
+    Events {
+        /// Whose.
+        slug: String,
+    },
+    /// Holds a cell awake: it is not put to sleep by itself for so long. It is not woken for that.
+    Hold {
+        /// Whose.
+        slug: String,
+        /// For how long from now, such as 2h; 30d at the most.
+        #[arg(long = "for", value_name = "SPAN")]
+        span: Span,
+    },
+    /// Ends a hold.
+    Unhold {
         /// Whose.
         slug: String,
     },

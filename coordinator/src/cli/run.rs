@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use berth_daemon::secret_file::read_secret_file;
 use berth_shared::api::{
-    Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, List, LoginLink, Logs,
-    MoveUser, Node, Purged, QuarantineRequest, SleepRequest, SwitchKey, Token, User, Why,
+    Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, HoldRequest, List, LoginLink,
+    Logs, MoveUser, Node, Purged, QuarantineRequest, SetSleep, SleepRequest, SwitchKey, Token, User, Why,
 };
-use berth_shared::cell::{IdleRest, Workload};
+use berth_shared::cell::{CellEvent, IdleRest, Workload};
 use berth_shared::credential::CREDENTIAL_BYTES_MAX;
 use berth_shared::doctor::Level;
 use berth_shared::secret::Secret;
@@ -105,6 +105,18 @@ impl Runner {
                 let path = of("/v1/users", slug, "/logout");
                 self.done(Method::POST, &path, &format!("browser sessions of {slug} ended")).await
             }
+            UserVerb::Sleep { slug, stop_after: None, dial_out_may_sleep: None } => {
+                self.show(&self.get::<User>(&of("/v1/users", slug, "")).await?, show::sleep_terms)
+            }
+            UserVerb::Sleep { slug, stop_after, dial_out_may_sleep } => {
+                let request = SetSleep {
+                    stop_after: stop_after.map(|span| span.0),
+                    dial_out_may_sleep: *dial_out_may_sleep,
+                };
+                let path = of("/v1/users", slug, "/sleep");
+                let user: User = self.send(Method::PUT, &path, body(&request)?).await?;
+                self.show(&user, show::sleep_terms)
+            }
             UserVerb::Move { slug, to, without_data, yes } => {
                 confirm(*yes, &format!("Give user {slug} to another node, with an empty folder?"))?;
                 let request = body(&MoveUser { to: to.clone(), without_data: *without_data })?;
@@ -129,6 +141,19 @@ impl Runner {
             CellVerb::Logs { slug, lines } => {
                 let path = of("/v1/cells", slug, &format!("/logs?lines={lines}"));
                 self.show(&self.get::<Logs>(&path).await?, show::logs)
+            }
+            CellVerb::Events { slug } => {
+                let path = of("/v1/cells", slug, "/events");
+                self.show(&self.get::<List<CellEvent>>(&path).await?, show::events)
+            }
+            CellVerb::Hold { slug, span } => {
+                let request = body(&HoldRequest { span: span.0 })?;
+                let path = of("/v1/cells", slug, "/hold");
+                self.show(&self.send::<Cell>(Method::POST, &path, request).await?, show::cell)
+            }
+            CellVerb::Unhold { slug } => {
+                let path = of("/v1/cells", slug, "/hold");
+                self.show(&self.send::<Cell>(Method::DELETE, &path, None).await?, show::cell)
             }
             CellVerb::Quarantine { slug, reason } => {
                 let request = body(&QuarantineRequest { reason: reason.clone() })?;

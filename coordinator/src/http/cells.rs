@@ -7,7 +7,8 @@ use berth_coordinator_core::fleet::Home;
 use berth_coordinator_core::pending::Order;
 use berth_coordinator_core::{Actor, Command, Fleet, why::story};
 use berth_link::boot_now;
-use berth_shared::api::{Cell, List, Logs, Quarantine, QuarantineRequest, SleepRequest, Why};
+use berth_shared::api::{Cell, HoldRequest, List, Logs, Quarantine, QuarantineRequest, SleepRequest, Why};
+use berth_shared::cell::CellEvent;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 use berth_shared::wire::{CommandOutcome, CommandVerb};
@@ -17,6 +18,7 @@ use super::Api;
 use super::body::{JsonBody, Name, QueryOf};
 use super::error::ApiError;
 use super::users::{known_slug, node_of, unknown};
+use crate::system::wall_now;
 
 /// How long a wake may take: the node gives a cold start 180 s, stops what never got ready, and tells why.
 const WAKE_MAX: Millis = Millis::secs(240);
@@ -60,7 +62,10 @@ pub(crate) async fn why(State(api): State<Api>, Name(name): Name) -> Result<Json
         lines.push(format!("{since}: it was quarantined by an operator: {reason}"));
     }
     match &cell.status {
-        Some(status) => lines.extend(story(status)),
+        Some(status) => {
+            let held_until = cell.awake_until.filter(|until| *until > wall_now());
+            lines.extend(story(status, cell.sleep.as_ref(), held_until));
+        }
         None => lines.push("nothing was heard of the cell yet".to_owned()),
     }
     let fleet = api.store.fleet();
@@ -108,6 +113,40 @@ pub(crate) async fn logs(
         CommandOutcome::Logs(lines) => Ok(Json(Logs { lines })),
         CommandOutcome::Cell(_) | CommandOutcome::Purged => Err(wrong_answer()),
     }
+}
+
+/// The newest events of the cell, newest last.
+pub(crate) async fn events(
+    State(api): State<Api>,
+    Name(name): Name,
+) -> Result<Json<List<CellEvent>>, ApiError> {
+    let sleep = cell(&api, &name)?.sleep;
+    Ok(Json(List { items: sleep.map(|sleep| sleep.events).unwrap_or_default() }))
+}
+
+/// Holds the cell awake. The node does so as soon as it hears of it.
+pub(crate) async fn hold(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+    JsonBody(HoldRequest { span }): JsonBody<HoldRequest>,
+) -> Result<Json<Cell>, ApiError> {
+    let slug = known_slug(&name)?;
+    let until = wall_now().after(span);
+    api.store.submit(actor, Command::Hold { slug: slug.clone(), until }).await?;
+    tracing::info!(user = %slug, %actor, %until, "cell held awake");
+    Ok(Json(cell(&api, &name)?))
+}
+
+pub(crate) async fn end_hold(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<Json<Cell>, ApiError> {
+    let slug = known_slug(&name)?;
+    api.store.submit(actor, Command::EndHold { slug: slug.clone() }).await?;
+    tracing::info!(user = %slug, %actor, "cell held awake no more");
+    Ok(Json(cell(&api, &name)?))
 }
 
 /// Cuts the cell off. The node does so as soon as it hears of it; what is there now is in the answer.
@@ -179,6 +218,8 @@ fn view(api: &Api, fleet: &Fleet, user: &fleet::User) -> Option<Cell> {
         node: node_of(fleet, user)?,
         connected: api.hub.is_connected(home.node),
         status: api.hub.cell(user),
+        sleep: api.hub.sleep_of(user),
+        awake_until: user.terms.awake_until,
         quarantine: user
             .quarantine
             .as_ref()

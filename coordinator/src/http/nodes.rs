@@ -7,10 +7,11 @@ use berth_coordinator_core::fleet::{self, Standing};
 use berth_coordinator_core::moves::{Term, safe_after};
 use berth_coordinator_core::{Actor, Command, Fleet};
 use berth_link::boot_now;
-use berth_shared::api::{List, Node, NodeLease, NodeStanding};
+use berth_shared::api::{List, Node, NodeLease, NodeStanding, NodeSwap};
 use berth_shared::ids::NodeName;
 use berth_shared::problem::Code;
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 
 use super::Api;
 use super::body::Name;
@@ -52,6 +53,12 @@ pub(super) fn unknown(name: &str) -> ApiError {
 pub(super) fn view(api: &Api, fleet: &Fleet, node: &fleet::Node) -> Node {
     let seen = api.hub.seen(node.id);
     let promised = fleet.promised(node);
+    let swap = seen.as_ref().and_then(|seen| seen.swap.clone()).map(NodeSwap::from);
+    let has_swap = match (&swap, &seen) {
+        (Some(swap), _) => swap.freezes,
+        (None, Some(seen)) => seen.facts.swap > Bytes::ZERO,
+        (None, None) => node.facts.swap > Bytes::ZERO,
+    };
     Node {
         id: node.id,
         name: node.name.clone(),
@@ -74,7 +81,9 @@ pub(super) fn view(api: &Api, fleet: &Fleet, node: &fleet::Node) -> Node {
         cells: u32::try_from(node.users.len()).unwrap_or(u32::MAX),
         memory_promised: promised.memory,
         disk_promised: promised.disk,
-        swap_promised: promised.swap,
+        // Cells that cannot be frozen there are stopped, and need none.
+        swap_promised: if has_swap { promised.swap } else { Bytes::ZERO },
+        swap,
         lease: node.lease.map(|term| lease(api, fleet, node, term)),
         off_since: node.off_since,
     }

@@ -6,7 +6,7 @@ use axum::{Extension, Json};
 use berth_coordinator_core::command::NewUser;
 use berth_coordinator_core::fleet;
 use berth_coordinator_core::{Actor, Command, Fleet};
-use berth_shared::api::{Bearer, CreateUser, List, LoginLink, User};
+use berth_shared::api::{Bearer, CreateUser, List, LoginLink, SetSleep, User};
 use berth_shared::cell::{CellSize, ImageRef, RestPolicy, Workload};
 use berth_shared::credential::{LoginTicket, SecretHash, bearer_token};
 use berth_shared::ids::{CellId, NodeName, Slug, UserId};
@@ -141,6 +141,20 @@ pub(crate) async fn logout(
     Ok(StatusCode::NO_CONTENT)
 }
 
+pub(crate) async fn set_sleep(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+    JsonBody(SetSleep { stop_after, dial_out_may_sleep }): JsonBody<SetSleep>,
+) -> Result<Json<User>, ApiError> {
+    let slug = known_slug(&name)?;
+    let command = Command::SetSleepTerms { slug: slug.clone(), stop_after, dial_out_may_sleep };
+    let accepted = api.store.submit(actor, command).await?;
+    let user = accepted.fleet.user(&slug).and_then(|user| view(&accepted.fleet, user));
+    tracing::info!(user = %slug, %actor, "terms of sleep set");
+    user.map(Json).ok_or_else(|| unknown(&slug).into())
+}
+
 fn slug(text: &str) -> Result<Slug, ApiError> {
     text.parse().map_err(|error: berth_shared::ids::IdError| ApiError::new(Code::BadSlug, error.to_string()))
 }
@@ -188,6 +202,7 @@ fn view(fleet: &Fleet, user: &fleet::User) -> Option<User> {
         size: user.size,
         rest: user.rest.rest,
         idle_after: user.rest.idle_after,
+        sleep: user.terms,
         bearers: u32::try_from(user.bearers.len()).unwrap_or(u32::MAX),
         placement: vec![],
     })

@@ -7,15 +7,16 @@ use std::time::Duration;
 use berth_daemon::tasks::Tasks;
 use berth_link::{Connected, Target, dial, join};
 use berth_shared::api::{ProblemBody, Token};
-use berth_shared::cell::Assignment;
-use berth_shared::cell::{CellState, CellStatus};
+use berth_shared::cell::{Assignment, CellState, CellStatus, SleepTerms};
 use berth_shared::credential::JoinToken;
-use berth_shared::ids::{BootId, JoinCounter, NodeId, SessionNonce};
+use berth_shared::ids::{BootId, CellId, JoinCounter, NodeId, SessionNonce};
 use berth_shared::problem::Code;
 use berth_shared::signing::{PublicKey, SigningKey};
 use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
-use berth_shared::wire::{CoordinatorFrame, DesiredState, Hello, NodeFacts, NodeFrame, NodeLoad};
+use berth_shared::wire::{
+    CoordinatorFrame, DesiredState, Hello, NodeFacts, NodeFrame, NodeLoad, SLEEP_SINCE,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -123,6 +124,10 @@ impl World {
         self.ask("POST", path, &body.to_string()).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
+        self.ask("PUT", path, &body.to_string()).await
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.ask("DELETE", path, "").await
     }
@@ -199,6 +204,8 @@ pub(crate) struct FakeNode {
     pub(crate) key: SigningKey,
     pub(crate) wire: Connected,
     pub(crate) desired: DesiredState,
+    /// What it was told of sleep when the session opened.
+    pub(crate) terms: Vec<(CellId, SleepTerms)>,
     /// What the session speaks.
     pub(crate) version: u16,
 }
@@ -224,13 +231,16 @@ impl FakeNode {
         let wire = connect(link, coordinator, &key).await;
         let desired =
             DesiredState { revision: 0, domain: String::new(), assignments: vec![], removed: vec![] };
-        let mut node = Self { id: hello.node, key, wire, desired, version: 0 };
+        let mut node = Self { id: hello.node, key, wire, desired, terms: vec![], version: 0 };
         node.send(&NodeFrame::Hello(hello)).await;
         let CoordinatorFrame::Welcome { version, .. } = node.receive().await else { panic!("no welcome") };
         node.version = version;
         node.wire.sender.speak(version);
         let CoordinatorFrame::Desired(desired) = node.receive().await else { panic!("no desired state") };
         node.desired = desired;
+        if version >= SLEEP_SINCE {
+            node.terms = node.next_terms().await;
+        }
         node.send(&NodeFrame::Observed { cells: vec![] }).await;
         node
     }
@@ -251,6 +261,11 @@ impl FakeNode {
         assert!(desired.revision > self.desired.revision);
         self.desired = desired;
         &self.desired
+    }
+
+    pub(crate) async fn next_terms(&mut self) -> Vec<(CellId, SleepTerms)> {
+        let CoordinatorFrame::Terms { cells } = self.receive().await else { panic!("no terms of sleep") };
+        cells
     }
 
     pub(crate) async fn next_command(&mut self) -> berth_shared::wire::Command {

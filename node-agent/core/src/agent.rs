@@ -59,7 +59,7 @@ pub enum Event {
     Freezing(Result<(), String>),
     /// What the kernel shows of the node's swap.
     Swap(swap::Sample),
-    /// What plans and operators say of cells' sleep; those that are not named keep what they have.
+    /// What plans and operators say of cells' sleep, all of it; a cell that is not named has the usual terms.
     Terms(Vec<(CellId, SleepTerms)>),
     /// Something that concerns the lease. [`lease::Event::Told`] comes behind the desired state that it is about.
     Lease(lease::Event),
@@ -136,7 +136,7 @@ impl Agent {
             starts_max: starts_max.max(1),
             thaws: VecDeque::new(),
             swap: Swap::new(swap::Limits::default()),
-            terms: BTreeMap::new(),
+            terms: memory.later.terms.clone(),
             commands: BTreeMap::new(),
             answers: VecDeque::new(),
             lease: Lease::new(now, boot, memory.lease.as_ref()),
@@ -147,7 +147,8 @@ impl Agent {
         for assignment in memory.desired.iter().flat_map(|desired| &desired.assignments) {
             let id = assignment.spec.cell;
             agent.wanted.insert(id, assignment.clone());
-            agent.cells.insert(id, Cell::new(now, assignment.clone(), known(&id)).under_lease(held));
+            let cell = Cell::new(now, assignment.clone(), known(&id)).under_lease(held);
+            agent.cells.insert(id, cell.with_terms(now, agent.terms_of(id)));
         }
         for (id, assignment) in &memory.retiring {
             agent.cells.insert(*id, Cell::retiring(now, assignment.clone(), known(id)));
@@ -184,6 +185,11 @@ impl Agent {
         let turn =
             self.thaws.front().and_then(|_| self.cells.values().filter_map(Cell::thaw_turn_until).min());
         cells.chain(self.lease.next_deadline()).chain(turn).min()
+    }
+
+    /// What its plan, and an operator, say of a cell's sleep.
+    fn terms_of(&self, cell: CellId) -> SleepTerms {
+        self.terms.get(&cell).copied().unwrap_or_default()
     }
 
     /// The node's swap.
@@ -224,8 +230,10 @@ impl Agent {
                 self.relieve_swap(now, random, &mut out);
             }
             Event::Terms(terms) => {
-                for (cell, terms) in terms {
-                    self.terms.insert(cell, terms);
+                self.terms = terms.into_iter().collect();
+                let cells: Vec<CellId> = self.cells.keys().copied().collect();
+                for cell in cells {
+                    let terms = self.terms_of(cell);
                     self.give(now, cell, cell::Event::Terms(terms), random, &mut out);
                 }
             }
@@ -317,9 +325,11 @@ impl Agent {
                 Entry::Occupied(_) => cell::Event::Assigned(assignment),
                 Entry::Vacant(place) => {
                     let remembered = remembered.get(&id).unwrap_or(&unknown);
-                    place.insert(Cell::new(now, assignment, remembered).under_lease(held));
+                    let cell = Cell::new(now, assignment, remembered).under_lease(held);
+                    let terms = self.terms.get(&id).copied().unwrap_or_default();
+                    place.insert(cell.with_terms(now, terms));
                     out.extend(arrived(id));
-                    self.terms.get(&id).map_or(cell::Event::Tick, |terms| cell::Event::Terms(*terms))
+                    cell::Event::Tick
                 }
             };
             self.give(now, id, event, random, out);
@@ -422,7 +432,7 @@ impl Agent {
             if let Some(assignment) = self.wanted.get(&id) {
                 let again = Remembered { last_op, ..Remembered::default() };
                 let cell = Cell::new(now, assignment.clone(), &again).under_lease(self.lease.is_held());
-                self.cells.insert(id, cell);
+                self.cells.insert(id, cell.with_terms(now, self.terms_of(id)));
                 out.extend(arrived(id));
             }
         }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_shared::cell::Assignment;
+use berth_shared::cell::{Assignment, SleepTerms};
 use berth_shared::codec::{self, CodecError};
 use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
 use berth_shared::link::SessionMark;
@@ -23,7 +23,9 @@ const SESSION: (u16, u16) = (2, 1);
 const DESIRED: (u16, u16) = (3, 1);
 const INTENT: (u16, u16) = (4, 1);
 const REPORT: (u16, u16) = (5, 1);
-const SNAPSHOT: (u16, u16) = (6, 1);
+/// As releases before [`SNAPSHOT`] wrote it: read only.
+const SNAPSHOT_V1: (u16, u16) = (6, 1);
+const SNAPSHOT: (u16, u16) = (6, 2);
 const BOOTED: (u16, u16) = (7, 1);
 const SLOT: (u16, u16) = (8, 1);
 const KEY_USED: (u16, u16) = (20, 1);
@@ -31,6 +33,7 @@ const PIN_NEXT: (u16, u16) = (21, 1);
 const PIN: (u16, u16) = (22, 1);
 const LEASE: (u16, u16) = (25, 1);
 const PURGED: (u16, u16) = (26, 1);
+const TERMS: (u16, u16) = (27, 1);
 const SCHEDULE: (u16, u16) = (30, 1);
 const SCHEDULES: (u16, u16) = (31, 1);
 
@@ -220,6 +223,8 @@ pub enum Record {
     Lease(Mark),
     /// The disk that a cell left behind under this generation is destroyed.
     Purged(CellId, Generation),
+    /// What plans and operators say of cells' sleep, all of it; a cell that is not named has the usual terms.
+    Terms(Vec<(CellId, SleepTerms)>),
     /// What a cell will run: replaces what it told before.
     Schedule(CellId, Schedule),
     /// The same of many cells, behind a snapshot.
@@ -268,9 +273,10 @@ impl Record {
             Self::Pin(body) => (PIN, codec::encode(body)?),
             Self::Lease(body) => (LEASE, codec::encode(body)?),
             Self::Purged(cell, generation) => (PURGED, codec::encode(&(cell, generation))?),
+            Self::Terms(body) => (TERMS, codec::encode(body)?),
             Self::Schedule(cell, schedule) => (SCHEDULE, codec::encode(&(cell, schedule))?),
             Self::Schedules(body) => (SCHEDULES, codec::encode(body)?),
-            Self::Snapshot(body) => (SNAPSHOT, codec::encode(body)?),
+            Self::Snapshot(body) => (SNAPSHOT, codec::encode(&(body, &body.later))?),
         };
         Ok((kind, version, payload))
     }
@@ -310,18 +316,30 @@ impl Record {
                 let (cell, generation) = read(key, payload)?;
                 Self::Purged(cell, generation)
             }
+            TERMS => Self::Terms(read(key, payload)?),
             SCHEDULE => {
                 let (cell, schedule) = read(key, payload)?;
                 Self::Schedule(cell, schedule)
             }
             SCHEDULES => Self::Schedules(read(key, payload)?),
-            SNAPSHOT => Self::Snapshot(read(key, payload)?),
+            SNAPSHOT_V1 => Self::Snapshot(read(key, payload)?),
+            SNAPSHOT => {
+                let (memory, later): (Memory, Later) = read(key, payload)?;
+                Self::Snapshot(Box::new(Memory { later, ..memory }))
+            }
             (kind, version) => return Err(RecordError::Unknown { kind, version }),
         })
     }
 }
 
-/// What the journal's records add up to.
+/// What version 2 of the snapshot has behind the payload of version 1.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Later {
+    /// What plans and operators say of cells' sleep. A cell that is not here has the usual terms.
+    pub terms: BTreeMap<CellId, SleepTerms>,
+}
+
+/// What the journal's records add up to. What is serialized of it is the snapshot's payload of version 1.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// How the node joined, if it has.
@@ -345,6 +363,9 @@ pub struct Memory {
     /// Disks that are kept aside, or will be when their cell is retired to its end: the cell was given to another node
     /// and its user not removed, so each may be the only copy.
     pub left_behind: BTreeSet<LeftBehind>,
+    /// What came later.
+    #[serde(skip)]
+    pub later: Later,
 }
 
 impl Memory {
@@ -439,6 +460,7 @@ impl Memory {
                     self.scheduled(cell, schedule);
                 }
             }
+            Record::Terms(terms) => self.later.terms = terms.into_iter().collect(),
             Record::Snapshot(memory) => *self = *memory,
         }
     }

@@ -109,6 +109,16 @@ impl Swap {
         self.short = fill.is_some_and(|fill| fill >= u64::from(mark));
     }
 
+    /// What the kernel showed last; `None` before the first look.
+    pub const fn sample(&self) -> Option<Sample> {
+        self.sample
+    }
+
+    /// What may be written in a day; `None` without end.
+    pub const fn written_per_day(&self) -> Option<Bytes> {
+        self.limits.written_per_day
+    }
+
     /// How full swap is, in percent; `None` while it is not known, or there is none.
     pub fn fill_percent(&self) -> Option<u64> {
         let sample = self.sample.filter(|sample| sample.total > Bytes::ZERO)?;

@@ -94,7 +94,8 @@ pub async fn join(
             | CoordinatorFrame::Heard
             | CoordinatorFrame::RotateKey
             | CoordinatorFrame::KeyJudged { .. }
-            | CoordinatorFrame::NextKey { .. },
+            | CoordinatorFrame::NextKey { .. }
+            | CoordinatorFrame::Terms { .. },
         )) => (Err(JoinError::Unexpected), CloseCode::OutOfOrder),
     };
     connected.close(code, code.name()).await;

@@ -131,6 +131,11 @@ impl<T: Serialize + Versioned> FrameSender<T> {
         self.spoken = version;
     }
 
+    /// The version that the session speaks.
+    pub const fn spoken(&self) -> u16 {
+        self.spoken
+    }
+
     /// Signs a frame and puts it behind those that wait to be sent.
     ///
     /// # Errors

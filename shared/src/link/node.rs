@@ -179,7 +179,9 @@ impl NodeLink {
                     CoordinatorFrame::Joined { .. } | CoordinatorFrame::Welcome { .. } => {
                         self.wait(now, jitter, true)
                     }
-                    frame @ (CoordinatorFrame::Desired(_) | CoordinatorFrame::Command(_)) => {
+                    frame @ (CoordinatorFrame::Desired(_)
+                    | CoordinatorFrame::Command(_)
+                    | CoordinatorFrame::Terms { .. }) => {
                         vec![Effect::Deliver(frame)]
                     }
                     CoordinatorFrame::RotateKey => vec![Effect::MakeKey],
@@ -294,7 +296,8 @@ impl NodeLink {
             | CoordinatorFrame::Heard
             | CoordinatorFrame::RotateKey
             | CoordinatorFrame::KeyJudged { .. }
-            | CoordinatorFrame::NextKey { .. } => self.wait(now, jitter, true),
+            | CoordinatorFrame::NextKey { .. }
+            | CoordinatorFrame::Terms { .. } => self.wait(now, jitter, true),
         }
     }
 
@@ -523,7 +526,7 @@ mod tests {
         let (link, effects) = live(FRAMES_VERSION_MAX + 1, None);
         assert!(
             matches!(&effects[..], [Effect::Close, Effect::Refused { code: Code::VersionUnsupported, detail }]
-                if detail.contains("version 3") && detail.contains("1 to 2")),
+                if detail.contains("version 4") && detail.contains("1 to 3")),
             "{effects:?}"
         );
         assert!(!link.is_live());

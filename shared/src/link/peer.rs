@@ -143,7 +143,8 @@ impl PeerSession {
                     | NodeFrame::NewKey { .. }
                     | NodeFrame::PinStored { .. }
                     | NodeFrame::Holding { .. }
-                    | NodeFrame::Findings { .. }) => {
+                    | NodeFrame::Findings { .. }
+                    | NodeFrame::Sleep { .. }) => {
                         self.state = State::Live { heard: now, version, room };
                         vec![Effect::Deliver(frame)]
                     }

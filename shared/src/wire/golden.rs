@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::cell::{
-    BusyReason, CellSize, CellSpec, CellState, CpuNotice, IdleRest, RefusalRecord, RestPolicy, WakeCause,
-    WakeRecord, Workload,
+    BusyReason, CellEvent, CellEventKind, CellSize, CellSpec, CellState, CpuNotice, IdleRest, RefusalRecord,
+    RestPolicy, WakeCause, WakeRecord, Workload,
 };
 use crate::codec;
 use crate::credential::SecretHash;
@@ -136,6 +136,30 @@ fn of_nodes() -> Vec<NodeFrame> {
                 advice: "a".into(),
             }],
         },
+        NodeFrame::Sleep {
+            swap: NodeSwap {
+                freezes: Ok("w".into()),
+                total: Bytes(1),
+                free: Bytes(2),
+                written_in_a_day: Bytes(3),
+                budget: Some(Bytes(4)),
+            },
+            cells: vec![SleepStatus {
+                cell: cell(),
+                awake_because: Some(BusyReason::Held { until: UnixMs(20) }),
+                wakes_at: Some(UnixMs(21)),
+                stops_at: Some(UnixMs(22)),
+                resident: Some(Bytes(5)),
+                swapped: Some(Bytes(6)),
+                stopped_because: Some("s".into()),
+                open_sockets: 7,
+                events: vec![CellEvent {
+                    at: UnixMs(23),
+                    kind: CellEventKind::NotFrozen,
+                    detail: "e".into(),
+                }],
+            }],
+        },
     ]
 }
 
@@ -184,6 +208,16 @@ fn of_coordinators() -> Vec<CoordinatorFrame> {
         CoordinatorFrame::KeyJudged { key: key(), outcome: Ok(()) },
         CoordinatorFrame::NextKey { key: key(), proof: Signature([7; 64]) },
         command(CommandVerb::Purge),
+        CoordinatorFrame::Terms {
+            cells: vec![(
+                cell(),
+                SleepTerms {
+                    stop_after: Millis(24),
+                    dial_out_may_sleep: true,
+                    awake_until: Some(UnixMs(25)),
+                },
+            )],
+        },
     ]);
     frames
 }
@@ -202,6 +236,7 @@ fn name_of_nodes(frame: &NodeFrame) -> &'static str {
         NodeFrame::PinStored { .. } => "pin_stored",
         NodeFrame::Holding { .. } => "holding",
         NodeFrame::Findings { .. } => "findings",
+        NodeFrame::Sleep { .. } => "sleep",
     }
 }
 
@@ -223,6 +258,7 @@ fn name_of_coordinators(frame: &CoordinatorFrame) -> &'static str {
         CoordinatorFrame::KeyJudged { outcome: Ok(()), .. } => "key_accepted",
         CoordinatorFrame::KeyJudged { outcome: Err(_), .. } => "key_refused",
         CoordinatorFrame::NextKey { .. } => "next_key",
+        CoordinatorFrame::Terms { .. } => "terms",
     }
 }
 
@@ -296,5 +332,75 @@ fn newer_variants_stand_behind_all_older_ones() {
                 .map(index)
         };
         assert!(of('1').max() < of('2').min(), "{direction}");
+        assert!(of('2').max() < of('3').min(), "{direction}");
     }
+}
+
+/// A status with everything that version 3 added, as a session of each version carries it.
+fn newer_status() -> CellStatus {
+    CellStatus {
+        last_refusal: Some(RefusalRecord { reason: BusyReason::Held { until: UnixMs(20) }, at: UnixMs(13) }),
+        ..status()
+    }
+}
+
+#[test]
+fn a_session_of_an_older_version_carries_no_words_that_it_does_not_know() {
+    let reason = |status: &CellStatus| status.last_refusal.as_ref().map(|refusal| refusal.reason.clone());
+    for version in FRAMES_VERSION_MIN..SLEEP_SINCE {
+        let frames = [
+            NodeFrame::Observed { cells: vec![newer_status(), status()] },
+            NodeFrame::Heartbeat { load: NodeLoad::default(), cells: vec![newer_status()], desired: 1 },
+            done(Ok(CommandOutcome::Cell(Box::new(newer_status())))),
+        ];
+        for frame in frames.map(|frame| frame.for_version(version)) {
+            let bytes = codec::encode(&frame).unwrap();
+            let text = String::from_utf8_lossy(&bytes);
+            assert!(text.contains("workload") && !text.contains("held\0"), "{text}");
+        }
+        let lowered = newer_status().for_version(version);
+        let told = BusyReason::Held { until: UnixMs(20) }.to_string();
+        assert_eq!(reason(&lowered), Some(BusyReason::Workload { blockers: told }));
+        assert_eq!(
+            CellStatus { last_refusal: None, ..lowered },
+            CellStatus { last_refusal: None, ..newer_status() }
+        );
+        assert_eq!(status().for_version(version), status(), "what it knows stays as it is");
+    }
+    assert_eq!(newer_status().for_version(SLEEP_SINCE), newer_status());
+}
+
+#[test]
+fn a_frame_about_as_many_cells_as_it_may_tell_of_fits_with_all_texts_at_their_longest() {
+    let text = "x".repeat(PAYLOAD_BYTES_MAX);
+    let event = CellEvent { at: UnixMs(1), kind: CellEventKind::NotFrozen, detail: text.clone() };
+    let long = SleepStatus {
+        cell: cell(),
+        awake_because: Some(BusyReason::UndeclaredWork { detail: text.clone() }),
+        wakes_at: Some(UnixMs(1)),
+        stops_at: Some(UnixMs(1)),
+        resident: Some(Bytes(1)),
+        swapped: Some(Bytes(1)),
+        stopped_because: Some(text.clone()),
+        open_sockets: 1,
+        events: vec![event; 3],
+    };
+    let mut long = long.bounded();
+    assert_eq!(long.events.len(), 3);
+    let first = CellEvent { detail: "first".into(), ..long.events[0].clone() };
+    long.events = vec![long.events[0].clone(); crate::cell::CELL_EVENTS_MAX];
+    long.events.insert(0, first);
+    let long = long.bounded();
+    assert!(long.events.iter().all(|event| event.detail != "first"), "the newest are kept");
+    let swap = NodeSwap {
+        freezes: Err(text),
+        total: Bytes(1),
+        free: Bytes(1),
+        written_in_a_day: Bytes(1),
+        budget: Some(Bytes(1)),
+    };
+    let frame = NodeFrame::Sleep { swap: swap.bounded(), cells: vec![long; SLEEP_CELLS_MAX] };
+    assert!(codec::encode(&frame).unwrap().len() <= PAYLOAD_BYTES_MAX);
+    let terms = CoordinatorFrame::Terms { cells: vec![(cell(), SleepTerms::default()); TERMS_MAX] };
+    assert!(codec::encode(&terms).unwrap().len() <= PAYLOAD_BYTES_MAX);
 }

@@ -207,6 +207,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         NodeFrame::CommandDone { seq: 4, outcome: Err(Problem::new(Code::Internal, "why")) },
         NodeFrame::PinStored { key: made::key(2).public() },
         NodeFrame::Findings { findings: vec![Finding::good("swap", "there is some")] },
+        NodeFrame::Sleep { swap: made::node_swap(), cells: vec![made::sleep_status()] },
     ];
     let generation = Generation { epoch: 1, number: 7 };
     let command = |verb| Command { seq: 9, cell: made::cell(), generation, ttl: Millis::secs(30), verb };
@@ -230,6 +231,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         CoordinatorFrame::Command(command(CommandVerb::Logs { lines: 100 })),
         CoordinatorFrame::Heard,
         CoordinatorFrame::KeyJudged { key: made::key(2).public(), outcome: Ok(()) },
+        CoordinatorFrame::Terms { cells: vec![(made::cell(), made::terms())] },
     ];
     let mut seeds =
         vec![seed(0, []), seed(0, [0, 1, 1]), seed(0, [2, 100, 1, 1, 100, 7]), seed(0, [4, 0, 0])];

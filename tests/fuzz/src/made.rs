@@ -1,11 +1,16 @@
 //! Things that seeds and checks are made of.
 
-use berth_shared::cell::{Assignment, CellSize, CellSpec, ImageRef, RestPolicy, Workload};
+use berth_shared::cell::{
+    Assignment, BusyReason, CellEvent, CellEventKind, CellSize, CellSpec, ImageRef, RestPolicy, SleepStatus,
+    SleepTerms, Workload,
+};
 use berth_shared::codec;
 use berth_shared::credential::{SecretHash, bearer_token};
 use berth_shared::ids::{CellId, Generation, NodeId, Slug, UserId};
 use berth_shared::signing::SigningKey;
 use berth_shared::time::UnixMs;
+use berth_shared::units::Bytes;
+use berth_shared::wire::NodeSwap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -56,6 +61,34 @@ pub(crate) fn spec() -> CellSpec {
 
 pub(crate) fn assignment() -> Assignment {
     Assignment { generation: Generation { epoch: 1, number: 7 }, spec: spec() }
+}
+
+pub(crate) fn sleep_status() -> SleepStatus {
+    SleepStatus {
+        cell: cell(),
+        awake_because: Some(BusyReason::Held { until: UnixMs(2_000) }),
+        wakes_at: None,
+        stops_at: Some(UnixMs(3_000)),
+        resident: Some(Bytes(1)),
+        swapped: None,
+        stopped_because: Some("no swap".into()),
+        open_sockets: 1,
+        events: vec![CellEvent { at: UnixMs(1), kind: CellEventKind::NotFrozen, detail: "why".into() }],
+    }
+}
+
+pub(crate) fn terms() -> SleepTerms {
+    SleepTerms { awake_until: Some(UnixMs(2_000)), ..SleepTerms::default() }
+}
+
+pub(crate) fn node_swap() -> NodeSwap {
+    NodeSwap {
+        freezes: Err("no live-restore".into()),
+        total: Bytes(2),
+        free: Bytes(1),
+        written_in_a_day: Bytes(3),
+        budget: None,
+    }
 }
 
 /// What was written for these tests always has an encoding.

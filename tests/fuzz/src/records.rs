@@ -9,7 +9,7 @@
 //! | 4 | the agent's stream as the ingress reads it |
 //! | 5 | the ingress's stream as the agent reads it |
 
-use berth_coordinator_core::event::{self, Event};
+use berth_coordinator_core::event::{self, Event, SleepFact};
 use berth_coordinator_core::fleet::FIRST_EPOCH;
 use berth_coordinator_core::{Actor, Fact, Fleet};
 use berth_ingress::fuzz as ingress;
@@ -168,6 +168,7 @@ fn facts() -> Vec<Fact> {
             mark: SessionMark { counter: JoinCounter(9), nonce: SessionNonce::from_random([8; 16]) },
         },
         Fact::BearersRevoked { user },
+        Fact::Sleep(SleepFact::Held { user, until: UnixMs(14) }),
         Fact::Unassigned { user, generation },
         Fact::UserRemoved { user },
         Fact::TokenRevoked { token },
@@ -196,6 +197,7 @@ fn remembered() -> Vec<Record> {
             address: "10.1.2.3:7443".into(),
         }),
         Record::Session(mark, true),
+        Record::Terms(vec![(cell, made::terms())]),
         Record::Booted(BootId::from_random([6; 16])),
         desired(vec![made::assignment()]),
         Record::Slot(cell, Slot(0)),

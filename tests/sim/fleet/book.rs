@@ -28,6 +28,9 @@ pub(crate) struct Book {
 /// Memory, disk, swap.
 type Amounts = [u128; 3];
 
+/// Where swap is among them.
+const SWAP: usize = 2;
+
 fn needed(size: &CellSize, rest: IdleRest) -> Amounts {
     let memory = u128::from(size.memory.0);
     [memory, u128::from(size.disk.0), if rest == IdleRest::Freeze { memory } else { 0 }]
@@ -138,7 +141,7 @@ impl Book {
     /// A user was just given to this node: is that within what the policy lets it promise?
     pub(crate) fn check_room(&self, policy: &Policy, node: NodeId, facts: &NodeFacts) -> Result<(), String> {
         let (promised, limits) = (self.promised(node), limits(policy, facts));
-        for (what, (promised, limit)) in ["memory", "disk", "swap"].iter().zip(promised.iter().zip(limits)) {
+        for (what, (promised, limit)) in ["memory", "disk"].iter().zip(promised.iter().zip(limits)) {
             if *promised > limit {
                 return Err(format!("{promised} of {what} are promised of a node that may promise {limit}"));
             }
@@ -161,7 +164,14 @@ impl Book {
             .iter()
             .zip(need)
             .zip(limits(policy, facts))
+            .take(SWAP)
             .all(|((promised, need), limit)| need == 0 || promised + need <= limit);
         fits && size.memory <= facts.memory
+    }
+
+    /// Is what is promised of the node's swap, with as much more, within what the policy lets it promise? Where it is not,
+    /// a cell is stopped there instead of frozen.
+    pub(crate) fn has_swap(&self, policy: &Policy, node: NodeId, facts: &NodeFacts, more: u64) -> bool {
+        self.promised(node)[SWAP] + u128::from(more) <= limits(policy, facts)[SWAP]
     }
 }

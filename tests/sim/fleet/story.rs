@@ -220,6 +220,26 @@ impl Story {
                     return Err("a cell went to a node that is locked or revoked".to_owned());
                 }
                 self.book.check_room(&self.policy, node, facts)?;
+                if rest == IdleRest::Freeze {
+                    let freezes = self.book.has_swap(&self.policy, node, facts, 0);
+                    let said = reasons.first().is_some_and(|line| line.contains("it is stopped there"));
+                    if freezes == said {
+                        return Err(format!(
+                            "a cell is frozen there ({freezes}), and the explanation: {reasons:?}"
+                        ));
+                    }
+                    let better = looked_at.iter().find(|other| {
+                        connected.get(other).is_some_and(|facts| {
+                            **other != node
+                                && !self.keys.barred.contains(other)
+                                && self.book.has_room(&self.policy, **other, facts, &size, rest)
+                                && self.book.has_swap(&self.policy, **other, facts, size.memory.0)
+                        })
+                    });
+                    if let Some(better) = better.filter(|_| !freezes) {
+                        return Err(format!("a cell is stopped on {node}, and {better} could freeze it"));
+                    }
+                }
                 let name = self.book.nodes.get(&node).cloned().unwrap_or_default();
                 if !reasons.first().is_some_and(|line| line.starts_with(&format!("{name}: chosen"))) {
                     return Err(format!(

@@ -245,7 +245,8 @@ impl World {
             NodeFrame::Join(_)
             | NodeFrame::Hello(_)
             | NodeFrame::PinStored { .. }
-            | NodeFrame::Findings { .. } => {}
+            | NodeFrame::Findings { .. }
+            | NodeFrame::Sleep { .. } => {}
         }
     }
 

@@ -91,6 +91,13 @@ fn examples() -> Vec<Event> {
         Fact::Move(MoveFact::LeaseGiven { node: node(), autonomy: Some(Millis(600_000)) }),
         Fact::Quarantine(QuarantineFact::Quarantined { user: user(), reason: "mining".into() }),
         Fact::Quarantine(QuarantineFact::Released { user: user() }),
+        Fact::Sleep(SleepFact::TermsSet {
+            user: user(),
+            stop_after: Millis(86_400_000),
+            dial_out_may_sleep: true,
+        }),
+        Fact::Sleep(SleepFact::Held { user: user(), until: UnixMs(15) }),
+        Fact::Sleep(SleepFact::HoldEnded { user: user() }),
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -129,7 +136,7 @@ fn every_released_payload_is_still_read_and_means_the_same() {
 #[test]
 fn kinds_have_the_numbers_that_the_journal_holds() {
     let numbers: Vec<u16> = examples().iter().map(|event| event.fact.kind().id()).collect();
-    assert_eq!(numbers, (1..=16).chain(30..=42).chain(50..=51).collect::<Vec<u16>>());
+    assert_eq!(numbers, (1..=16).chain(30..=42).chain(50..=51).chain(60..=62).collect::<Vec<u16>>());
 }
 
 #[test]

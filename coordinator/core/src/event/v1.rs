@@ -160,6 +160,7 @@ pub(super) fn encode(event: &Event) -> Result<Vec<u8>, CodecError> {
         Fact::Key(fact) => super::keys::encode(event, &fact),
         Fact::Move(fact) => super::moves::encode(event, fact),
         Fact::Quarantine(fact) => super::quarantine::encode(event, &fact),
+        Fact::Sleep(fact) => super::sleep::encode(event, fact),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use berth_shared::cell::SleepTerms;
 use berth_shared::ids::{NodeId, TokenId, UserId};
 use berth_shared::time::UnixMs;
 use berth_shared::wire::REMOVED_MAX;
@@ -98,6 +99,7 @@ impl Fleet {
                     image: image.clone(),
                     size: *size,
                     rest: *rest,
+                    terms: SleepTerms::default(),
                     bearers: vec![],
                     sessions_valid_from: UnixMs(0),
                     quarantine: None,
@@ -208,6 +210,7 @@ impl Fleet {
             Fact::Key(fact) => self.take_in_key(number, at, fact)?,
             Fact::Move(fact) => self.take_in_move(number, at, *fact)?,
             Fact::Quarantine(fact) => self.take_in_quarantine(number, at, fact)?,
+            Fact::Sleep(fact) => self.take_in_sleep(number, *fact)?,
         }
         Ok(())
     }

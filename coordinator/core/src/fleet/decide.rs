@@ -100,6 +100,11 @@ impl Fleet {
             Command::Move(command) => self.decide_move(command)?,
             Command::Quarantine { slug, reason } => self.quarantine(slug, reason)?,
             Command::Release { slug } => self.release(slug)?,
+            Command::SetSleepTerms { slug, stop_after, dial_out_may_sleep } => {
+                self.set_terms(slug, *stop_after, *dial_out_may_sleep)?
+            }
+            Command::Hold { slug, until } => self.hold(now, slug, *until)?,
+            Command::EndHold { slug } => self.end_hold(slug)?,
         };
         Ok(events(now, actor, facts))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_shared::cell::{BEARERS_MAX, IdleRest};
+use berth_shared::cell::BEARERS_MAX;
 use berth_shared::ids::{JoinCounter, SessionNonce};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::Secret;
@@ -182,7 +182,7 @@ fn users_are_refused_by_name_for_each_cause() {
     let cases = [
         (altered(&|new| new.connected.clear()), Code::NoRoom),
         (altered(&|new| new.size.memory = Bytes::gib(9)), Code::NoRoom),
-        (altered(&|new| new.rest.rest = IdleRest::Freeze), Code::NoRoom),
+        (altered(&|new| new.size.disk = Bytes::gib(81)), Code::NoRoom),
         (altered(&|new| new.on = Some("n9".parse().unwrap())), Code::UnknownNode),
         (altered(&|new| new.size.memory = Bytes(1)), Code::BadRequest),
         (altered(&|new| new.size.disk = Bytes(u64::MAX)), Code::BadRequest),

@@ -1,6 +1,9 @@
 //! Late words of old generations and old connections, and what stays when a node goes silent.
 
-use berth_shared::cell::{CellSize, CellState, RestPolicy, Workload};
+use berth_shared::cell::{
+    CELL_EVENTS_MAX, CellEvent, CellEventKind, CellSize, CellState, RestPolicy, SLEEP_TEXT_BYTES_MAX,
+    Workload,
+};
 use berth_shared::credential::SecretHash;
 use berth_shared::doctor::TEXT_BYTES_MAX;
 use berth_shared::ids::{BootId, Generation, JoinCounter, SessionNonce, Slug, TokenId, UserId};
@@ -205,4 +208,101 @@ fn what_a_node_finds_is_bounded_kept_over_sessions_and_heard_of_its_newest_one_o
     assert_eq!(live.node(node(1)).unwrap().findings.len(), FINDINGS_MAX, "an older session's last words");
     live.findings(UnixMs(13_000), node(1), second, vec![Finding::good("swap", "there")]);
     assert_eq!(live.node(node(1)).unwrap().findings, [Finding::good("swap", "there")]);
+}
+
+fn swap(freezes: Result<&str, &str>) -> NodeSwap {
+    NodeSwap {
+        freezes: freezes.map(str::to_owned).map_err(str::to_owned),
+        total: Bytes::gib(8),
+        free: Bytes::gib(7),
+        written_in_a_day: Bytes::ZERO,
+        budget: None,
+    }
+}
+
+fn asleep(cell: CellId) -> SleepStatus {
+    SleepStatus {
+        cell,
+        awake_because: None,
+        wakes_at: None,
+        stops_at: Some(UnixMs(90_000)),
+        resident: Some(Bytes(1)),
+        swapped: Some(Bytes(2)),
+        stopped_because: None,
+        open_sockets: 0,
+        events: vec![],
+    }
+}
+
+#[test]
+fn what_is_said_of_sleep_counts_beside_a_status_in_force_only_and_from_the_cells_own_node() {
+    let mut fleet = fleet();
+    let mut live = Liveness::default();
+    let (first, second) = (Connection(1), Connection(2));
+    live.opened(NOW, first, &hello(1, NOW));
+    live.opened(NOW, second, &hello(2, NOW));
+    let stranger = asleep(CellId::from_random([9; 16]));
+    let told = |live: &mut Liveness, fleet: &Fleet, number, connection, cells| {
+        live.sleep(UnixMs(11_000), fleet, node(number), connection, swap(Ok("memory.reclaim")), cells)
+    };
+    assert_eq!(told(&mut live, &fleet, 2, second, vec![asleep(cell())]), Heard { kept: 0, stale: 1 });
+    let heard = told(&mut live, &fleet, 1, first, vec![asleep(cell()), stranger]);
+    assert_eq!(heard, Heard { kept: 1, stale: 1 });
+    assert_eq!(told(&mut live, &fleet, 1, second, vec![asleep(cell())]).kept, 0, "of another connection");
+    assert_eq!(live.sleep_of(anna(&fleet)), None, "nobody knows under which assignment");
+    let frozen = vec![status(1, CellState::Frozen)];
+    live.heartbeat(NOW, &fleet, node(1), first, beat(frozen.clone()));
+    assert_eq!(live.sleep_of(anna(&fleet)), Some(&asleep(cell())));
+    live.closed(node(1), first);
+    assert!(live.sleep_of(anna(&fleet)).is_some(), "what was heard before stays");
+    let again = Connection(3);
+    live.opened(NOW, again, &hello(1, NOW));
+    live.observed(NOW, &fleet, node(1), again, frozen);
+    assert_eq!(live.sleep_of(anna(&fleet)), None, "an older agent tells nothing more of it");
+    assert_eq!(told(&mut live, &fleet, 1, again, vec![asleep(cell())]).kept, 1);
+    assign(&mut fleet, 2, 2);
+    assert_eq!(live.sleep_of(anna(&fleet)), None);
+    told(&mut live, &fleet, 1, again, vec![]);
+    assign(&mut fleet, 1, 3);
+    live.heartbeat(NOW, &fleet, node(1), again, beat(vec![status(3, CellState::Frozen)]));
+    assert_eq!(live.sleep_of(anna(&fleet)), None, "what was said before it went away is forgotten");
+}
+
+#[test]
+fn what_a_node_says_of_sleep_is_bounded_whatever_it_sent() {
+    let fleet = fleet();
+    let mut live = Liveness::default();
+    let first = Connection(1);
+    live.opened(NOW, first, &hello(1, NOW));
+    live.observed(NOW, &fleet, node(1), first, vec![status(1, CellState::Frozen)]);
+    let long = "é".repeat(10_000);
+    let event = |at| CellEvent { at: UnixMs(at), kind: CellEventKind::NotFrozen, detail: long.clone() };
+    let told = SleepStatus {
+        stopped_because: Some(long.clone()),
+        events: (0..100).map(event).collect(),
+        ..asleep(cell())
+    };
+    live.sleep(NOW, &fleet, node(1), first, swap(Err(&long)), vec![told]);
+    let kept = live.sleep_of(anna(&fleet)).unwrap();
+    assert!(kept.stopped_because.as_ref().unwrap().len() <= SLEEP_TEXT_BYTES_MAX);
+    assert_eq!(kept.events.len(), CELL_EVENTS_MAX);
+    assert_eq!(kept.events.last().unwrap().at, UnixMs(99), "the newest");
+    assert!(kept.events.iter().all(|event| event.detail.len() <= SLEEP_TEXT_BYTES_MAX));
+    let reason = live.node(node(1)).unwrap().swap.clone().unwrap().freezes.unwrap_err();
+    assert!(reason.len() <= SLEEP_TEXT_BYTES_MAX);
+}
+
+#[test]
+fn the_swap_of_a_node_that_does_not_freeze_is_no_room_for_anybody() {
+    let fleet = fleet();
+    let mut live = Liveness::default();
+    let first = Connection(1);
+    let facts = NodeFacts { swap: Bytes::gib(4), ..facts() };
+    live.opened(NOW, first, &Hello { facts, ..hello(1, NOW) });
+    let room = |live: &Liveness| live.connected()[&node(1)].swap;
+    assert_eq!(room(&live), Bytes::gib(4), "as it said of itself, while nothing better is known");
+    live.sleep(NOW, &fleet, node(1), first, swap(Err("no live-restore")), vec![]);
+    assert_eq!(room(&live), Bytes::ZERO);
+    live.sleep(NOW, &fleet, node(1), first, swap(Ok("memory.reclaim")), vec![]);
+    assert_eq!(room(&live), Bytes::gib(8), "it was made larger since the hello");
 }

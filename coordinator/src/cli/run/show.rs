@@ -3,10 +3,10 @@
 use berth_coordinator_core::keys::{CLOCK_OFFSET_MAX, CLOCK_OFFSET_WARNED};
 use berth_daemon::doctor::render;
 use berth_shared::api::{
-    Cell, CoordinatorKey, Doctor, List, LoginLink, Logs, Node, NodeLease, NodeStanding, Purged, Token, User,
-    Why,
+    Cell, CoordinatorKey, Doctor, List, LoginLink, Logs, Node, NodeLease, NodeStanding, NodeSwap, Purged,
+    Token, User, Why,
 };
-use berth_shared::cell::{CellState, IdleRest, Workload};
+use berth_shared::cell::{CellEvent, CellState, IdleRest, Workload};
 use berth_shared::ids::NodeName;
 use berth_shared::problem::Code;
 use berth_shared::time::Millis;
@@ -64,9 +64,31 @@ pub(super) fn user(user: &User) -> String {
         ("cpus", format!("{}.{:03}", user.size.cpus.0 / 1000, user.size.cpus.0 % 1000)),
         ("disk", user.size.disk.to_string()),
         ("rest", format!("{} after {}", rest(user.rest), user.idle_after)),
+        ("stop after", format!("{} frozen", user.sleep.stop_after)),
         ("bearers", user.bearers.to_string()),
         ("created", user.created_at.to_string()),
     ])
+}
+
+const fn yes_or_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+pub(super) fn sleep_terms(user: &User) -> String {
+    let terms = &user.sleep;
+    facts(&[
+        ("user", user.slug.to_string()),
+        ("rest", format!("{} after {}", rest(user.rest), user.idle_after)),
+        ("stop after", format!("{} frozen", terms.stop_after)),
+        ("dial-out may sleep", yes_or_no(terms.dial_out_may_sleep).to_owned()),
+        ("held awake until", or_dash(terms.awake_until)),
+    ])
+}
+
+pub(super) fn events(events: &List<CellEvent>) -> String {
+    let rows =
+        events.items.iter().map(|event| [event.at.to_string(), event.kind.to_string(), event.detail.clone()]);
+    table(["WHEN", "WHAT", "DETAIL"], rows.collect())
 }
 
 pub(super) fn created(user: &User) -> String {
@@ -132,6 +154,7 @@ pub(super) fn cell(cell: &Cell) -> String {
     let wake = status.and_then(|status| status.last_wake);
     let refusal = status.and_then(|status| status.last_refusal.as_ref());
     let problem = status.and_then(|status| status.problem.as_ref());
+    let sleep = cell.sleep.as_ref();
     let mut rows = vec![
         ("user", cell.user.to_string()),
         ("cell", cell.cell.to_string()),
@@ -139,10 +162,21 @@ pub(super) fn cell(cell: &Cell) -> String {
         ("state", state(cell)),
         ("since", or_dash(status.map(|status| status.since))),
         ("last wake", or_dash(wake.map(|wake| format!("{}, {}", wake.cause, wake.at)))),
-        ("awake because", or_dash(refusal.map(|refusal| format!("{}, {}", refusal.reason, refusal.at)))),
+        ("awake because", or_dash(sleep.and_then(|sleep| sleep.awake_because.as_ref()))),
+        ("last refusal", or_dash(refusal.map(|refusal| format!("{}, {}", refusal.reason, refusal.at)))),
         ("sleeps", or_dash(status.and_then(|status| status.sleeps_at))),
+        ("wakes", or_dash(sleep.and_then(|sleep| sleep.wakes_at))),
+        ("stops", or_dash(sleep.and_then(|sleep| sleep.stops_at))),
+        ("memory", or_dash(sleep.and_then(|sleep| sleep.resident))),
+        ("in swap", or_dash(sleep.and_then(|sleep| sleep.swapped))),
         ("starts", or_dash(status.map(|status| status.starts))),
     ];
+    if let Some(reason) = sleep.and_then(|sleep| sleep.stopped_because.as_ref()) {
+        rows.push(("not frozen", reason.clone()));
+    }
+    if let Some(until) = cell.awake_until {
+        rows.push(("held awake until", until.to_string()));
+    }
     if let Some(notice) = status.and_then(|status| status.cpu_notice) {
         rows.push(("cpu", format!("{} % of a core in the mean since {}", notice.percent, notice.since)));
     }
@@ -291,6 +325,8 @@ pub(super) fn node(node: &Node) -> String {
         ("disk free", or_dash(load.map(|load| load.disk_available))),
         ("swap", format!("{}, {} promised", facts_of.swap, node.swap_promised)),
         ("swap free", or_dash(load.map(|load| load.swap_free))),
+        ("swap written", or_dash(node.swap.as_ref().map(written))),
+        ("freezes", node.swap.as_ref().map_or_else(|| UNKNOWN.to_owned(), freezes)),
         ("pressure", pressure(load.and_then(|load| load.memory_pressure_some))),
         ("cpus", facts_of.cpus.to_string()),
         ("uptime", or_dash(load.map(|load| load.uptime))),
@@ -302,6 +338,15 @@ pub(super) fn node(node: &Node) -> String {
     rows.extend(standing(node).map(|standing| ("note", standing)));
     rows.extend(node.left_behind.iter().map(|left| ("left behind", left_behind(left))));
     facts(&rows)
+}
+
+fn freezes(swap: &NodeSwap) -> String {
+    format!("{}: {}", yes_or_no(swap.freezes), swap.detail)
+}
+
+fn written(swap: &NodeSwap) -> String {
+    let budget = swap.budget.map(|budget| format!(", {budget} allowed")).unwrap_or_default();
+    format!("{} within a day{budget}", swap.written_in_a_day)
 }
 
 fn pressure(hundredths: Option<u32>) -> String {

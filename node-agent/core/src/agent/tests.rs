@@ -1,4 +1,6 @@
-use berth_shared::cell::{Assignment, CellSize, CellSpec, CellState, IdleRest, RestPolicy, Workload};
+use berth_shared::cell::{
+    Assignment, BusyReason, CellSize, CellSpec, CellState, IdleRest, RestPolicy, SleepTerms, Workload,
+};
 use berth_shared::ids::{Generation, UserId};
 use berth_shared::time::{Millis, UnixMs};
 
@@ -75,6 +77,38 @@ fn only_so_many_cells_start_at_a_time_and_the_others_see_their_place() {
     let failed = Outcome::Failed(Problem::new(Code::UnknownImage, "no"));
     let next = finish(&mut agent, &effects, &failed);
     assert!(operations(&next).iter().any(|(_, _, verb)| *verb == Verb::Create), "a free place is used");
+}
+
+#[test]
+fn terms_outlive_the_agent_hold_for_cells_that_come_later_and_end_when_they_are_not_named() {
+    let until = UnixMs(500_000);
+    let held = SleepTerms { awake_until: Some(until), ..SleepTerms::default() };
+    let id = |seed: u8| CellId::from_random([seed; 16]);
+    let mut memory = Memory { desired: None, ..Memory::default() };
+    memory.later.terms = [(id(1), held)].into();
+    let mut agent = Agent::new(now(), &memory, 4);
+    let address = "10.0.0.2:1".parse().unwrap();
+    let mut effects = step(&mut agent, desired(&[1, 2]));
+    while !operations(&effects).is_empty() {
+        let ended = operations(&effects).into_iter().flat_map(|(cell, op, verb)| {
+            let outcome = match verb {
+                Verb::Look => Outcome::Looked(Seen::Running { address, fits: true }),
+                Verb::AwaitReady => Outcome::Ready,
+                Verb::Resume => Outcome::Resumed,
+                other => panic!("{other:?}"),
+            };
+            step(&mut agent, Event::Cell(cell, cell::Event::Done { op, outcome }))
+        });
+        effects = ended.collect();
+    }
+    let reasons = |agent: &Agent| -> Vec<Option<BusyReason>> {
+        agent.sleep_statuses(now()).into_iter().map(|status| status.awake_because).collect()
+    };
+    let (is_held, active) = (Some(BusyReason::Held { until }), Some(BusyReason::Active));
+    assert_eq!(reasons(&agent), [is_held.clone(), active.clone()]);
+    let effects = step(&mut agent, Event::Terms(vec![(id(2), held)]));
+    assert!(effects.contains(&Effect::Changed(id(1))) && effects.contains(&Effect::Changed(id(2))));
+    assert_eq!(reasons(&agent), [active, is_held]);
 }
 
 #[test]

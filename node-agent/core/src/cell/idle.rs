@@ -74,9 +74,20 @@ impl Cell {
     /// Its plan, or an operator, says something new about sleep.
     pub(super) fn terms(&mut self, now: Now, terms: SleepTerms, out: &mut Vec<Effect>) {
         if self.terms != terms {
-            self.terms = terms;
+            self.set_terms(now, terms);
             out.push(Effect::Changed);
         }
+    }
+
+    /// With these terms, before anything happens to it.
+    #[must_use]
+    pub fn with_terms(mut self, now: Now, terms: SleepTerms) -> Self {
+        self.set_terms(now, terms);
+        self
+    }
+
+    fn set_terms(&mut self, now: Now, terms: SleepTerms) {
+        self.terms = terms;
         // Counted on boot time from here on: a clock that is set does not end it.
         self.held_until = terms.awake_until.map_or(BootMs(0), |until| now.boot.after(until.since(now.wall)));
     }

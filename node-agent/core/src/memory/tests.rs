@@ -1,9 +1,9 @@
 //! What the records add up to, and their bytes.
 
 use super::*;
-use berth_shared::cell::{CellSize, CellSpec, RestPolicy, Workload};
+use berth_shared::cell::{CellSize, CellSpec, IdleRest, RestPolicy, SleepTerms, Workload};
 use berth_shared::ids::{Generation, JoinCounter, SessionNonce, UserId};
-use berth_shared::time::UnixMs;
+use berth_shared::time::{Millis, UnixMs};
 
 fn cell(seed: u8) -> CellId {
     CellId::from_random([seed; 16])
@@ -43,6 +43,76 @@ fn records_survive_the_journal() {
     assert_eq!(other, memory);
     assert_eq!(memory.cells[&cell(1)].known_creates(), [7]);
     assert!(memory.cells[&cell(1)].up_this_boot);
+}
+
+fn terms(minutes: u64) -> SleepTerms {
+    SleepTerms {
+        stop_after: Millis::minutes(minutes),
+        dial_out_may_sleep: true,
+        awake_until: Some(UnixMs(9)),
+    }
+}
+
+/// Everything that version 1 of the snapshot could hold of sleep, and one thing of each other kind.
+fn old_memory() -> Memory {
+    let mut memory = Memory::default();
+    let spec = CellSpec {
+        cell: cell(1),
+        user: UserId::from_random([1; 16]),
+        slug: "anna".parse().unwrap(),
+        workload: Workload::Http,
+        image: "a:b".parse().unwrap(),
+        size: CellSize::default(),
+        rest: RestPolicy { idle_after: Millis::minutes(30), rest: IdleRest::Stop },
+        bearers: vec![],
+        sessions_valid_from: UnixMs(0),
+        quarantined: false,
+    };
+    let assignments = vec![Assignment { generation: Generation { epoch: 1, number: 2 }, spec }];
+    let mark = SessionMark { counter: JoinCounter(3), nonce: SessionNonce::from_random([1; 16]) };
+    memory.apply(Record::Session(mark, true));
+    memory.apply(Record::Desired(DesiredState {
+        revision: 4,
+        domain: "d".into(),
+        assignments,
+        removed: vec![],
+    }));
+    memory.apply(Record::Slot(cell(1), Slot(5)));
+    memory.apply(Record::Booted(BootId::from_random([6; 16])));
+    memory
+}
+
+/// As a release without terms wrote [`old_memory`].
+const OLD_SNAPSHOT: &str = include_str!("snapshot_v1.txt");
+
+#[test]
+fn a_snapshot_of_a_release_that_knew_no_terms_is_read_and_the_next_one_holds_them() {
+    let hex: Vec<u32> = OLD_SNAPSHOT.trim().chars().map(|digit| digit.to_digit(16).unwrap()).collect();
+    let bytes: Vec<u8> = hex.chunks(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).unwrap()).collect();
+    let mut memory = Memory::default();
+    memory.apply(Record::decode(6, 1, &bytes).unwrap());
+    assert_eq!(memory, old_memory());
+    memory.apply(Record::Terms(vec![(cell(1), terms(3))]));
+    let (kind, version, payload) = Record::Snapshot(Box::new(memory.clone())).encode().unwrap();
+    assert_eq!((kind, version), (6, 2));
+    let mut again = Memory::default();
+    again.apply(Record::decode(kind, version, &payload).unwrap());
+    assert_eq!(again, memory);
+    assert_eq!(again.later.terms, [(cell(1), terms(3))].into());
+}
+
+#[test]
+fn terms_are_replaced_as_a_whole_and_survive_the_journal() {
+    let mut memory = Memory::default();
+    let lists = [vec![(cell(1), terms(3)), (cell(2), terms(4))], vec![(cell(2), terms(5))], vec![]];
+    for list in lists {
+        let record = Record::Terms(list.clone());
+        let (kind, version, payload) = record.encode().unwrap();
+        assert_eq!((kind, version), (27, 1));
+        assert_eq!(Record::decode(kind, version, &payload).unwrap(), record);
+        memory.apply(record);
+        assert_eq!(memory.later.terms, list.into_iter().collect());
+    }
 }
 
 #[test]

@@ -247,9 +247,13 @@ impl Wire {
         }
     }
 
-    fn queue(&mut self, frame: &NodeFrame) -> Result<(), LinkError> {
+    /// In words that the session's version has: an answer may have waited here since an older session.
+    fn queue(&mut self, frame: NodeFrame) -> Result<(), LinkError> {
         match self {
-            Self::Up(connected) => connected.sender.queue(frame),
+            Self::Up(connected) => {
+                let frame = frame.for_version(connected.sender.spoken());
+                connected.sender.queue(&frame)
+            }
             Self::Down | Self::Dialling(_) => Ok(()),
         }
     }
@@ -375,7 +379,7 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
             return None;
         };
         // Its size can be wrong, or its version: the outbox is empty. Nothing of it was sent, so the session goes on.
-        if let Err(failure) = self.wire.queue(&frame) {
+        if let Err(failure) = self.wire.queue(frame) {
             warn!(error = &failure as &dyn Error, "frame for the coordinator dropped");
         }
         None
@@ -418,16 +422,16 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
             }
             Effect::SendHello(mark) => {
                 let greeting = answered(self.driver.side.greeting()).await?;
-                self.wire.queue(&hello(mark, greeting))?;
+                self.wire.queue(hello(mark, greeting))?;
             }
             Effect::SendObserved => {
                 let cells = answered(self.driver.side.observed()).await?;
-                self.wire.queue(&NodeFrame::Observed { cells })?;
+                self.wire.queue(NodeFrame::Observed { cells })?;
             }
             Effect::SendHeartbeat => {
                 let Heartbeat { load, cells, desired } = answered(self.driver.side.heartbeat()).await?;
                 self.news_from = self.driver.clock.now().after(NEWS_EVERY_MIN);
-                self.wire.queue(&NodeFrame::Heartbeat { load, cells, desired })?;
+                self.wire.queue(NodeFrame::Heartbeat { load, cells, desired })?;
             }
             Effect::Online { version, autonomy } => {
                 info!(version, "session open");
@@ -489,7 +493,7 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
         };
         let said = signing::new_node_key(greeting.node, &self.driver.key.public(), &key);
         let proof = Signature(next.sign(Purpose::NodeKey, &said));
-        self.wire.queue(&NodeFrame::NewKey { key, proof })?;
+        self.wire.queue(NodeFrame::NewKey { key, proof })?;
         Ok(())
     }
 
@@ -507,7 +511,7 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
             self.driver.target.next = Some(key);
             info!(%key, "the coordinator's next key is pinned");
         }
-        self.wire.queue(&NodeFrame::PinStored { key })?;
+        self.wire.queue(NodeFrame::PinStored { key })?;
         Ok(())
     }
 

@@ -10,15 +10,15 @@ use berth_link::{
     BootClock, Clock, Handshaken, LinkState, LinkStatus, ListenLimits, Listener, NodeDriver, NodeDriverError,
     NodeSide, boot_now, listen, tls,
 };
-use berth_shared::cell::CellStatus;
+use berth_shared::cell::{BusyReason, CellState, CellStatus, RefusalRecord};
 use berth_shared::ids::{BootId, CellId, Generation, JoinCounter, NodeId};
 use berth_shared::link::{HEARTBEAT_EVERY, SILENCE_MAX, SessionMark};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::{self, PublicKey, Purpose, Signature, SigningKey};
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::{
-    ChannelBinding, Command, CommandVerb, CoordinatorFrame, FRAMES_VERSION_MAX, Hello, NodeFrame, NodeLoad,
-    Sealer, StreamKind,
+    ChannelBinding, Command, CommandOutcome, CommandVerb, CoordinatorFrame, FRAMES_VERSION_MAX, Hello,
+    NodeFrame, NodeLoad, Sealer, StreamKind,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -563,6 +563,49 @@ async fn the_coordinators_next_key_is_pinned_beside_and_ends_the_old_pin_at_its_
         drop(session);
         let back = listener.accept().await.unwrap().handshake().await;
         assert!(back.is_err(), "the old key is not trusted any more");
+    })
+    .await;
+}
+
+fn held() -> CellStatus {
+    CellStatus {
+        cell: CellId::from_random([2; 16]),
+        slug: "anna".parse().unwrap(),
+        generation: Generation { epoch: 1, number: 1 },
+        state: CellState::Running,
+        since: UnixMs(1),
+        last_wake: None,
+        last_refusal: Some(RefusalRecord { reason: BusyReason::Held { until: UnixMs(9) }, at: UnixMs(2) }),
+        sleeps_at: None,
+        problem: None,
+        starts: 1,
+        cpu_notice: None,
+    }
+}
+
+async fn told(session: &mut Handshaken) -> CellStatus {
+    loop {
+        let frame = session.receiver.recv().await.unwrap();
+        if let NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Cell(status)), .. } = frame {
+            return *status;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_told_in_the_words_of_its_version_also_what_waited_since_another() {
+    let (listener, address) = listener(ListenLimits::default());
+    let (run, agent) = driver(plain(address));
+    let done = || NodeFrame::CommandDone { seq: 1, outcome: Ok(CommandOutcome::Cell(Box::new(held()))) };
+    agent.outgoing.try_send(done()).unwrap();
+    beside(run, async {
+        let (mut old, _) = welcomed(&listener, HEARTBEAT_EVERY).await;
+        assert_eq!(told(&mut old).await, held().for_version(1));
+        assert_ne!(held().for_version(1), held());
+        drop(old);
+        let (mut newest, _) = settled(&listener).await;
+        agent.outgoing.try_send(done()).unwrap();
+        assert_eq!(told(&mut newest).await, held());
     })
     .await;
 }
