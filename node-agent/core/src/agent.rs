@@ -180,9 +180,9 @@ impl Agent {
     /// When [`Event::Tick`] is due; `None` while only an event can change anything.
     pub fn next_deadline(&self) -> Option<BootMs> {
         let cells = self.cells.values().filter_map(Cell::next_deadline);
-        // A thaw that takes long gives its turn up by and by.
+        // A thaw that takes long gives its turn up by and by; the next waits for all of them.
         let turn =
-            self.thaws.front().and_then(|_| self.cells.values().filter_map(Cell::thaw_turn_until).min());
+            self.thaws.front().and_then(|_| self.cells.values().filter_map(Cell::thaw_turn_until).max());
         cells.chain(self.lease.next_deadline()).chain(turn).min()
     }
 
