@@ -49,6 +49,9 @@ impl Cell {
                 out.push(refuse(Code::WakeQueueFull, "too many callers wait for this cell"));
             }
             (Phase::Frozen, Rest::Stopped) => {
+                if self.refuses_for_schedule(now, rest, waiter, out) {
+                    return;
+                }
                 self.rest_waiters.push(waiter);
                 self.kill_frozen(now, out);
             }
