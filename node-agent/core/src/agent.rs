@@ -21,7 +21,7 @@ use berth_shared::time::BootMs;
 use berth_shared::units::Bytes;
 use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 
-use crate::cell::{self, Cell, Now, Rest, Waiter};
+use crate::cell::{self, Cell, Now, Outcome, Rest, Waiter};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
 use crate::swap::{self, Swap};
@@ -217,7 +217,12 @@ impl Agent {
                     self.give(now, activity.cell, cell::Event::Activity(activity), random, &mut out);
                 }
             }
-            Event::Cell(cell, event) => self.give(now, cell, event, random, &mut out),
+            Event::Cell(cell, event) => {
+                if let cell::Event::Done { outcome: Outcome::Pushed(pushed), .. } = &event {
+                    self.swap.landed(pushed.before.saturating_sub(pushed.resident));
+                }
+                self.give(now, cell, event, random, &mut out);
+            }
             Event::Freezing(able) => self.swap.freezes(able),
             Event::Swap(sample) => {
                 self.swap.sampled(now.boot, sample);
