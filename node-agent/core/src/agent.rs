@@ -21,7 +21,7 @@ use berth_shared::time::BootMs;
 use berth_shared::units::Bytes;
 use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 
-use crate::cell::{self, Cell, Now, Rest, Waiter};
+use crate::cell::{self, Cell, Now, Outcome, Rest, Waiter};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
 use crate::swap::{self, Swap};
@@ -181,9 +181,9 @@ impl Agent {
     /// When [`Event::Tick`] is due; `None` while only an event can change anything.
     pub fn next_deadline(&self) -> Option<BootMs> {
         let cells = self.cells.values().filter_map(Cell::next_deadline);
-        // A thaw that takes long gives its turn up by and by.
+        // A thaw that takes long gives its turn up by and by; the next waits for all of them.
         let turn =
-            self.thaws.front().and_then(|_| self.cells.values().filter_map(Cell::thaw_turn_until).min());
+            self.thaws.front().and_then(|_| self.cells.values().filter_map(Cell::thaw_turn_until).max());
         cells.chain(self.lease.next_deadline()).chain(turn).min()
     }
 
@@ -223,7 +223,12 @@ impl Agent {
                     self.give(now, activity.cell, cell::Event::Activity(activity), random, &mut out);
                 }
             }
-            Event::Cell(cell, event) => self.give(now, cell, event, random, &mut out),
+            Event::Cell(cell, event) => {
+                if let cell::Event::Done { outcome: Outcome::Pushed(pushed), .. } = &event {
+                    self.swap.landed(pushed.before.saturating_sub(pushed.resident));
+                }
+                self.give(now, cell, event, random, &mut out);
+            }
             Event::Freezing(able) => self.swap.freezes(able),
             Event::Swap(sample) => {
                 self.swap.sampled(now.boot, sample);
@@ -258,14 +263,14 @@ impl Agent {
     }
 
     /// Swap runs short: the cell that has been frozen for longest leaves it, one at each look, so that the next look
-    /// shows what that brought. Those without an open page go first.
+    /// shows what that brought. Those without an open page go first, and one with a job that is due in a moment stays.
     fn relieve_swap(&mut self, now: Now, random: &mut dyn FnMut() -> u64, out: &mut Vec<Effect>) {
         let under_way = self.cells.values().any(Cell::is_killed_frozen);
         if !self.swap.is_short() || under_way {
             return;
         }
-        let frozen =
-            self.cells.iter().filter_map(|(id, cell)| Some((cell.has_sockets(), cell.frozen_since()?, *id)));
+        let frozen = self.cells.iter().filter(|(_, cell)| !cell.stays_for_schedule());
+        let frozen = frozen.filter_map(|(id, cell)| Some((cell.has_sockets(), cell.frozen_since()?, *id)));
         if let Some((_, _, id)) = frozen.min() {
             self.give(now, id, cell::Event::SwapNeeded, random, out);
         }

@@ -47,7 +47,7 @@ pub const MISSED_EACH: Millis = Millis::secs(5);
 /// More missed jobs than this make the wait no longer.
 pub const MISSED_JOBS_MAX: u32 = 120;
 
-/// What a boot and a thaw are taken to need before one was seen.
+/// What a boot and a thaw are taken to need at least before five of them were seen.
 pub const BOOT_FIRST: Millis = Millis::secs(20);
 /// See [`BOOT_FIRST`].
 pub const THAW_FIRST: Millis = Millis::secs(3);
@@ -166,8 +166,11 @@ impl Spans {
         self.0.push(span);
     }
 
-    fn longest(&self) -> Option<Millis> {
-        self.0.iter().copied().max()
+    /// The longest. Until there are as many as are remembered, `first` counts as one of them: a single quick boot says
+    /// little about the next.
+    fn longest(&self, first: Millis) -> Millis {
+        let first = (self.0.len() < SPANS_MAX).then_some(first);
+        self.0.iter().copied().chain(first).max().unwrap_or_default()
     }
 }
 
@@ -242,8 +245,8 @@ impl Agenda {
     /// How long before a due time the cell is woken.
     pub fn lead(&self, way: Way) -> Millis {
         let (learned, margin) = match way {
-            Way::Boot => (self.boots.longest().unwrap_or(BOOT_FIRST), BOOT_MARGIN),
-            Way::Thaw => (self.thaws.longest().unwrap_or(THAW_FIRST), THAW_MARGIN),
+            Way::Boot => (self.boots.longest(BOOT_FIRST), BOOT_MARGIN),
+            Way::Thaw => (self.thaws.longest(THAW_FIRST), THAW_MARGIN),
         };
         Millis(learned.0 + margin.0)
     }

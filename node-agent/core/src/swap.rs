@@ -79,6 +79,8 @@ pub struct Swap {
     /// What had been written when, oldest first; at most a day and a mark.
     marks: VecDeque<(BootMs, Bytes)>,
     short: bool,
+    /// What cells have been pushed out since the sample: free in it, and not any more.
+    landed: Bytes,
 }
 
 impl Swap {
@@ -86,7 +88,14 @@ impl Swap {
     pub fn new(limits: Limits) -> Self {
         // Boot time and the kernel's counter both began at zero.
         let marks = VecDeque::from([(BootMs(0), Bytes::ZERO)]);
-        Self { limits, off: Some("it has not been tried yet".to_owned()), sample: None, marks, short: false }
+        Self {
+            limits,
+            off: Some("it has not been tried yet".to_owned()),
+            sample: None,
+            marks,
+            short: false,
+            landed: Bytes::ZERO,
+        }
     }
 
     /// Whether this node can freeze; `Err`: why not.
@@ -97,6 +106,7 @@ impl Swap {
     /// Takes in what the kernel shows.
     pub fn sampled(&mut self, now: BootMs, sample: Sample) {
         self.sample = Some(sample);
+        self.landed = Bytes::ZERO;
         if self.marks.back().is_none_or(|(at, _)| now.since(*at) >= MARK_EVERY) {
             self.marks.push_back((now, sample.written));
         }
@@ -117,6 +127,11 @@ impl Swap {
     /// What may be written in a day; `None` without end.
     pub const fn written_per_day(&self) -> Option<Bytes> {
         self.limits.written_per_day
+    }
+
+    /// So much of a cell has been pushed out: it was promised, and shows in the next sample only.
+    pub fn landed(&mut self, moved: Bytes) {
+        self.landed = self.landed.saturating_add(moved);
     }
 
     /// How full swap is, in percent; `None` while it is not known, or there is none.
@@ -161,7 +176,7 @@ impl Swap {
             }
         }
         let reserve = part(sample.total, u64::from(self.limits.reserve_percent), 100);
-        Ok(sample.free.saturating_sub(reserve).saturating_sub(promised))
+        Ok(sample.free.saturating_sub(reserve).saturating_sub(self.landed).saturating_sub(promised))
     }
 }
 
@@ -204,6 +219,17 @@ mod tests {
         swap.sampled(BootMs(1), sample(3));
         assert_eq!(swap.room(BootMs(1), Bytes::gib(1)), Ok(Bytes::gib(1)));
         assert_eq!(swap.room(BootMs(1), Bytes::gib(7)), Ok(Bytes::ZERO));
+    }
+
+    #[test]
+    fn room_that_was_taken_since_the_last_look_is_not_promised_again() {
+        let mut swap = swap(Limits::default());
+        swap.sampled(BootMs(1), sample(4));
+        swap.landed(Bytes::gib(1));
+        swap.landed(Bytes::gib(1));
+        assert_eq!(swap.room(BootMs(1), Bytes::ZERO), Ok(Bytes::gib(1)));
+        swap.sampled(BootMs(2), sample(2));
+        assert_eq!(swap.room(BootMs(2), Bytes::ZERO), Ok(Bytes::gib(1)), "the look shows them");
     }
 
     #[test]

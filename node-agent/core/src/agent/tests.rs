@@ -5,7 +5,7 @@ use berth_shared::ids::{Generation, UserId};
 use berth_shared::time::{Millis, UnixMs};
 
 use super::*;
-use crate::cell::{Outcome, Seen, Verb};
+use crate::cell::{Seen, Verb};
 
 fn now() -> Now {
     Now { boot: BootMs(1_000), wall: UnixMs(1_000) }
@@ -218,5 +218,6 @@ fn a_removal_goes_on_after_a_crash_and_a_cell_that_comes_back_meanwhile_begins_a
     assert!(operations(&looked)[0].1 > last, "a late report of the old one is not taken for one of its own");
 }
 
+mod frozen;
 mod lease;
 mod schedule;

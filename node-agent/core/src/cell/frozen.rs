@@ -58,7 +58,7 @@ impl Cell {
         // The fence ends with this route: held requests ask for a wake.
         self.shown_route = self.route();
         out.push(Effect::Route(self.shown_route));
-        if self.container_fits == Some(false) {
+        if self.container_fits == Some(false) && !self.is_too_late_to_stop(now) {
             return self.leave(now, Leave::OutOfDate, out);
         }
         self.begin(now, Verb::Push, out);
@@ -76,9 +76,9 @@ impl Cell {
         self.answer_rest(&Ok(()), out);
     }
 
-    /// It is frozen and stays only as long as nobody needs its place.
+    /// It is frozen and stays only as long as nobody needs its place, but over a job that is due in a moment.
     pub(super) fn leave(&mut self, now: Now, why: Leave, out: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Frozen) {
+        if matches!(self.phase, Phase::Frozen) && !self.is_too_late_to_stop(now) {
             out.push(Effect::Note(Note::LeftSwap(why)));
             self.kill_frozen(now, out);
         }
@@ -92,7 +92,7 @@ impl Cell {
     /// When it has been frozen for as long as its plan lets it be.
     pub(super) fn leaves_at(&self) -> Option<BootMs> {
         let rests = matches!(self.phase, Phase::Frozen) && self.spec.rest.rest != IdleRest::AlwaysOn;
-        rests.then(|| self.frozen_since.after(self.terms.stop_after))
+        (rests && !self.stays_for_schedule()).then(|| self.frozen_since.after(self.terms.stop_after))
     }
 
     /// Since when it is frozen; `None` while it is not.

@@ -115,6 +115,9 @@ impl Cell {
         if self.turned() || !quiet {
             return self.stay_awake(now, BusyReason::Active, Again::WhenIdle, random, out);
         }
+        if let Some(reason) = self.held(now) {
+            return self.stay_awake(now, reason, Again::WhenIdle, random, out);
+        }
         // A restart is for a cell that does what it should not.
         if let Some(percent) = seen.cpu_percent.filter(|percent| *percent >= UNDECLARED_PERCENT)
             && !self.restart_wanted
@@ -163,6 +166,13 @@ impl Cell {
         self.tell(now, CellEventKind::KilledByKernel, format!("its memory was at the limit of {limit}"));
         out.push(Effect::Note(Note::KilledByKernel));
         out.push(Effect::Changed);
+    }
+
+    /// Has an operator held it awake, maybe since it began to fall asleep? What an operator ordered goes on.
+    pub(super) fn held(&self, now: Now) -> Option<BusyReason> {
+        let until = now.wall.after(self.held_until.since(now.boot));
+        let is_held = !self.ordered && now.boot < self.held_until;
+        is_held.then(|| BusyReason::Held { until: self.terms.awake_until.unwrap_or(until) })
     }
 
     /// Keeps what its user should know, the newest of it.

@@ -49,6 +49,9 @@ impl Cell {
                 out.push(refuse(Code::WakeQueueFull, "too many callers wait for this cell"));
             }
             (Phase::Frozen, Rest::Stopped) => {
+                if self.refuses_for_schedule(now, rest, waiter, out) {
+                    return;
+                }
                 self.rest_waiters.push(waiter);
                 self.kill_frozen(now, out);
             }
@@ -105,6 +108,8 @@ impl Cell {
                     self.stay_awake(now, reason, Again::Rarely, random, out);
                 } else if self.turned() || !quiet {
                     self.stay_awake(now, BusyReason::Active, Again::WhenIdle, random, out);
+                } else if let Some(reason) = self.held(now) {
+                    self.stay_awake(now, reason, Again::WhenIdle, random, out);
                 } else {
                     self.phase = Phase::Resting { rest, step: RestStep::Suspending };
                     self.begin(now, Verb::Suspend, out);
@@ -119,6 +124,10 @@ impl Cell {
                     // A lease that is over before it can be used will be so at the next try, too.
                     let again = if self.turned() { Again::WhenIdle } else { Again::Rarely };
                     self.refused(now, BusyReason::Active, again, random, out);
+                    return self.revive(now, rest, out);
+                }
+                if let Some(reason) = self.held(now) {
+                    self.refused(now, reason, Again::WhenIdle, random, out);
                     return self.revive(now, rest, out);
                 }
                 if !self.restart_wanted

@@ -7,7 +7,7 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, UnixMs};
 
 use super::{Cell, Effect, Note, Now, Phase, Rest, Waiter};
-use crate::schedule::{Agenda, Schedule, Way};
+use crate::schedule::{Agenda, STOP_USEFUL, Schedule, Way};
 
 /// Most names of channels that are kept.
 pub(crate) const CHANNELS_MAX: usize = 32;
@@ -24,6 +24,8 @@ pub(super) struct Scheduled {
     hold_until: Option<BootMs>,
     /// Was the present hold told?
     told: bool,
+    /// Frozen: its job is due so soon that it must not be stopped now.
+    stays: bool,
 }
 
 impl Scheduled {
@@ -147,6 +149,7 @@ impl Cell {
     /// To be called behind every event: what the schedule asks for at this moment.
     pub(super) fn follow_schedule(&mut self, now: Now, out: &mut Vec<Effect>) {
         (self.scheduled.look_at, self.scheduled.hold_until) = (None, None);
+        self.scheduled.stays = false;
         match self.phase {
             Phase::Running if self.spec.rest.rest != IdleRest::AlwaysOn => {
                 let hold = self.scheduled.agenda.holds(now, self.idle_rest());
@@ -163,10 +166,24 @@ impl Cell {
                 } else {
                     let look_at = self.scheduled.agenda.look_at(now, way);
                     self.scheduled.look_at = look_at.map(|at| at.max(not_before));
+                    self.scheduled.stays =
+                        matches!(self.phase, Phase::Frozen) && self.is_too_late_to_stop(now);
                 }
             }
             _ => {}
         }
+    }
+
+    /// Is it frozen and a job of its own due so soon that it would come up too late if it had to be started for it? Then it
+    /// stays, whatever its place is wanted for: it is thawed in a moment, and leaves when it rests again.
+    pub const fn stays_for_schedule(&self) -> bool {
+        self.scheduled.stays
+    }
+
+    /// The same at this moment.
+    pub(super) fn is_too_late_to_stop(&self, now: Now) -> bool {
+        let wake_at = self.scheduled.agenda.wake_at(now.wall, Way::Boot);
+        !self.must_stay_down() && wake_at.is_some_and(|at| at.since(now.wall) < STOP_USEFUL)
     }
 
     /// When the schedule of a cell at rest is looked at again.

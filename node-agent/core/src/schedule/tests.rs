@@ -31,6 +31,10 @@ fn a_cell_is_woken_by_its_boot_or_thaw_and_a_margin_before_the_job() {
     let mut agenda = agenda(&[HOUR]);
     assert_eq!(agenda.wake_at(T, Way::Boot), Some(UnixMs(T.0 + HOUR - 25_000)));
     assert_eq!(agenda.wake_at(T, Way::Thaw), Some(UnixMs(T.0 + HOUR - 5_000)));
+    for seconds in [2, 3, 2] {
+        agenda.up(now(0, T), Some((Way::Boot, Millis::secs(seconds))));
+    }
+    assert_eq!(agenda.lead(Way::Boot), Millis::secs(25), "a few quick boots say little about the next");
     for seconds in [9, 12, 10, 9, 9] {
         agenda.up(now(0, T), Some((Way::Boot, Millis::secs(seconds))));
     }

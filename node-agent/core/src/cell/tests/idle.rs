@@ -144,3 +144,43 @@ fn its_user_is_told_why_it_could_not_be_woken() {
     assert_eq!(event.kind, CellEventKind::CouldNotWake);
     assert!(event.detail.contains("unknown_image"), "{}", event.detail);
 }
+
+#[test]
+fn a_hold_that_comes_while_a_cell_falls_asleep_keeps_it_awake_and_ends_no_order() {
+    for step in 0..3 {
+        for ordered in [false, true] {
+            let mut scene = Scene::running(IdleRest::Freeze);
+            if ordered {
+                scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(1) });
+            } else {
+                scene.later(Millis::secs(61));
+            }
+            let until = scene.now.wall.after(Millis::minutes(60));
+            let hold = Event::Terms(SleepTerms { awake_until: Some(until), ..SleepTerms::default() });
+            let steps: [fn(&mut Scene); 3] = [
+                |scene| drop(scene.looked_at()),
+                |scene| drop(scene.done(Outcome::Fenced(idle(0)))),
+                |scene| drop(scene.consent()),
+            ];
+            for (number, take) in steps.iter().enumerate() {
+                if number == step {
+                    scene.event(hold.clone());
+                }
+                if matches!(scene.cell.state(), CellState::Freezing) || number == 0 {
+                    take(&mut scene);
+                }
+            }
+            if ordered {
+                assert_eq!(scene.verb(), Some(Verb::Pause), "what was ordered is done, step {step}");
+                continue;
+            }
+            let refusal = scene.cell.last_refusal.clone().unwrap().reason;
+            assert_eq!(refusal, BusyReason::Held { until }, "step {step}");
+            if step == 2 {
+                assert_eq!(scene.verb(), Some(Verb::Resume), "it had consented already");
+                scene.done(Outcome::Resumed);
+            }
+            assert_eq!((scene.cell.state(), scene.verb()), (CellState::Running, None), "step {step}");
+        }
+    }
+}

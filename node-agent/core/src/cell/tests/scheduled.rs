@@ -74,6 +74,36 @@ fn a_frozen_cell_is_thawed_a_few_seconds_before() {
 }
 
 #[test]
+fn a_frozen_cell_with_a_job_in_a_moment_is_not_stopped_and_leaves_when_it_rests_again() {
+    let waits = |scene: &Scene| (scene.cell.state(), scene.verb()) == (CellState::Frozen, None);
+    let mut newer = assignment(IdleRest::Freeze);
+    newer.spec.image = "berth/test-cell:new".parse().unwrap();
+    for event in [Event::SwapNeeded, Event::Assigned(newer), Event::Tick] {
+        let mut scene = Scene::running(IdleRest::Freeze);
+        let terms = SleepTerms { stop_after: Millis::minutes(58), ..SleepTerms::default() };
+        scene.event(Event::Terms(terms));
+        scene.tells(&[HOUR]).rests();
+        scene.later(Millis(HOUR.0 - 2 * 60_000));
+        assert!(waits(&scene), "{event:?}: not for what its plan says");
+        scene.event(event.clone());
+        assert!(waits(&scene), "{event:?}: a boot would be too late");
+        let now = scene.now.boot;
+        assert!(scene.cell.next_deadline().is_some_and(|due| due > now), "nobody spins over it");
+        scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(5) });
+        assert_eq!(scene.answers(), [(Waiter(5), Err(Code::CellBusy))]);
+        scene.passes(HOUR);
+        assert_eq!(scene.verb(), Some(Verb::Unpause), "{event:?}");
+        scene.done(Outcome::Unpaused).done(Outcome::Resumed).done(Outcome::Ready);
+        scene.passes(Millis::secs(10));
+        scene.tells(&[Millis(24 * HOUR.0)]);
+        scene.passes(HOUR);
+        scene.fenced(0).consent().done(Outcome::Paused);
+        let leaves = matches!(event, Event::Assigned(_));
+        assert_eq!(scene.verb(), Some(if leaves { Verb::KillFrozen } else { Verb::Push }), "{event:?}");
+    }
+}
+
+#[test]
 fn a_job_that_was_due_while_nobody_looked_wakes_at_once_and_the_cell_is_kept_up_for_it() {
     let due = Schedule::new([(UnixMs(1_600_000_000_000), true)]);
     let remembered = Remembered { schedule: Some(due), ..known() };

@@ -1,0 +1,53 @@
+//! Several frozen cells: their turns to be thawed, and the swap that they share.
+
+use super::*;
+use crate::cell::{Pushed, THAW_TURN};
+
+fn at(ms: u64) -> Now {
+    Now { boot: BootMs(1_000 + ms), wall: UnixMs(1_000 + ms) }
+}
+
+/// Three cells that are found paused without their consent, so that each is to be thawed; the first turn is given.
+fn three_that_wait() -> Agent {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    let looks = step(&mut agent, desired(&[1, 2, 3]));
+    let address = "10.231.0.2:1".parse().unwrap();
+    let effects = finish(&mut agent, &looks, &Outcome::Looked(Seen::Paused { address, fits: true }));
+    assert_eq!(thawed(&effects), 1, "one at a time");
+    agent
+}
+
+fn thawed(effects: &[Effect]) -> usize {
+    operations(effects).into_iter().filter(|(_, _, verb)| *verb == Verb::Unpause).count()
+}
+
+#[test]
+fn a_thaw_that_hangs_gives_its_turn_up_and_nobody_spins_over_it() {
+    let mut agent = three_that_wait();
+    assert_eq!(agent.next_deadline(), Some(at(THAW_TURN.0).boot));
+    let second = agent.step(at(THAW_TURN.0), Event::Tick, &mut || 7);
+    assert_eq!(thawed(&second), 1);
+    let due = agent.next_deadline().unwrap();
+    assert_eq!(due, at(2 * THAW_TURN.0).boot, "the first hangs still, and the second has its turn");
+    assert_eq!(thawed(&agent.step(at(2 * THAW_TURN.0 - 1), Event::Tick, &mut || 7)), 0);
+    assert_eq!(thawed(&agent.step(at(2 * THAW_TURN.0), Event::Tick, &mut || 7)), 1);
+}
+
+#[test]
+fn what_was_pushed_out_is_not_promised_again_before_the_next_look_at_swap() {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    step(&mut agent, desired(&[1]));
+    step(&mut agent, Event::Freezing(Ok(())));
+    let sample = swap::Sample { total: Bytes::gib(10), free: Bytes::gib(4), written: Bytes::ZERO };
+    step(&mut agent, Event::Swap(sample));
+    let pushed = Pushed { before: Bytes::gib(1), resident: Bytes::ZERO, ..Pushed::default() };
+    let done = cell::Event::Done { op: cell::OpId(99), outcome: Outcome::Pushed(pushed) };
+    step(&mut agent, Event::Cell(assignment(1).spec.cell, done));
+    assert_eq!(
+        agent.swap().room(now().boot, Bytes::ZERO),
+        Ok(Bytes::gib(2)),
+        "also where its report is late"
+    );
+    step(&mut agent, Event::Swap(swap::Sample { free: Bytes::gib(3), ..sample }));
+    assert_eq!(agent.swap().room(now().boot, Bytes::ZERO), Ok(Bytes::gib(2)));
+}
