@@ -9,7 +9,7 @@ use berth_tests::world::{BOUND, Member, Options, Rest, World};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::armory::{Armory, verify_journal, wanted};
+use crate::armory::{Armory, left_behind_by, verify_journal, wanted};
 use crate::steps::{At, Step, walk_to};
 
 /// No cell rests by itself here.
