@@ -72,6 +72,15 @@ fn elsewhere(point: &str) -> Option<&'static str> {
             Some("only a fence that failed is reported by itself; of others `done:fence` is the same place")
         }
         "journal:synced:created" => Some("only a journal's first start passes it: see `first`"),
+        "quota:setquota:running"
+        | "quota:setquota:done"
+        | "quota:repquota:running"
+        | "quota:repquota:done"
+        | "quota:chown:running"
+        | "quota:chown:done"
+        | "quota:files:made"
+        | "quota:files:named"
+        | "quota:files:bound" => Some("only where the file system itself counts what each user has"),
         "quota:image:extended" | "quota:resize:running" | "quota:resize:done" => {
             Some("nothing changes the size of a disk yet")
         }
