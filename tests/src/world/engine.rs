@@ -100,6 +100,28 @@ impl Engine {
         self.containers().await.into_iter().filter(|container| container.cell == cell).collect()
     }
 
+    /// Bytes that the kernel charges to a container that is up, caches and its part of the swap cache included.
+    pub async fn memory_held(&self, id: &str) -> u64 {
+        let inspected = self.docker.inspect_container(id, None).await.unwrap();
+        let first = inspected.state.and_then(|state| state.pid).expect("the container is up");
+        let groups = std::fs::read_to_string(format!("/proc/{first}/cgroup")).unwrap();
+        let counter = |line: &str| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, group) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+            let root = std::path::Path::new("/sys/fs/cgroup");
+            match controllers {
+                "" => Some(root.join(group).join("memory.current")),
+                _ if controllers.split(',').any(|name| name == "memory") => {
+                    Some(root.join("memory").join(group).join("memory.usage_in_bytes"))
+                }
+                _ => None,
+            }
+        };
+        let counter = groups.lines().filter_map(counter).find(|file| file.exists());
+        let text = std::fs::read_to_string(counter.expect("its memory is counted")).unwrap();
+        text.trim().parse().unwrap()
+    }
+
     /// Names of one cell's networks.
     pub async fn networks_of(&self, cell: &str) -> Vec<String> {
         let mut filters = self.filters();
