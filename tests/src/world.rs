@@ -8,11 +8,13 @@
 //! the next one, which finds its folder.
 
 pub mod api;
+pub mod claw;
 pub mod daemon;
 pub mod engine;
 pub mod front;
 pub mod http;
 pub mod metrics;
+pub mod model;
 mod place;
 pub mod wait;
 
@@ -50,6 +52,9 @@ pub struct Options {
     pub ingress: Vec<String>,
     /// The coordinator lives in this network namespace, and the node reaches it at this address.
     pub coordinator_elsewhere: Option<(String, std::net::IpAddr)>,
+    /// Swap that the machine has to have for the frozen cells of this world, in MiB; what small cells need where nothing
+    /// is said.
+    pub swap_mib: Option<u64>,
 }
 
 /// A whole Berth. Dropped, it leaves nothing behind.
@@ -125,7 +130,7 @@ impl World {
     /// image is missing.
     pub async fn start(options: Options) -> Self {
         let place = Place::take().await;
-        place.ensure_swap();
+        place.ensure_swap(options.swap_mib);
         let engine = Engine::connect();
         engine.need_image(TEST_IMAGE, "scripts/image test").await;
         let dir = place.dir().to_path_buf();

@@ -1,6 +1,8 @@
 //! What Docker itself says: no word of Berth's is taken for it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +33,48 @@ pub struct Container {
     pub cell: String,
     /// `running`, `paused`, `exited`, `created`, …
     pub state: String,
+}
+
+/// Bytes that are charged to a container, by the kernel's own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Its pages: what its processes hold, caches, and its part of the swap cache.
+    pub pages: u64,
+    /// What the kernel itself keeps for it, above all page tables: there for as long as its processes are, also where every
+    /// page that they lead to is in swap.
+    pub kernel: u64,
+}
+
+impl Memory {
+    /// Of the process with these lines in its /proc/PID/cgroup.
+    fn of(groups: &str) -> Option<Self> {
+        let of = |line: &str| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, group) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+            let root = Path::new("/sys/fs/cgroup");
+            match controllers {
+                "" => Self::of_v2(&root.join(group)),
+                _ if controllers.split(',').any(|name| name == "memory") => {
+                    Self::of_v1(&root.join("memory").join(group))
+                }
+                _ => None,
+            }
+        };
+        groups.lines().find_map(of)
+    }
+
+    fn of_v1(folder: &Path) -> Option<Self> {
+        let number = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+        let kernel = number("memory.kmem.usage_in_bytes")?;
+        Some(Self { pages: number("memory.usage_in_bytes")?.saturating_sub(kernel), kernel })
+    }
+
+    fn of_v2(folder: &Path) -> Option<Self> {
+        let all: u64 = fs::read_to_string(folder.join("memory.current")).ok()?.trim().parse().ok()?;
+        let stat = fs::read_to_string(folder.join("memory.stat")).ok()?;
+        let kernel = stat.lines().find_map(|line| line.strip_prefix("kernel "))?.trim().parse().ok()?;
+        Some(Self { pages: all.saturating_sub(kernel), kernel })
+    }
 }
 
 /// Something that happened to a container, by Docker's own word.
@@ -98,6 +142,14 @@ impl Engine {
     /// The containers of one cell.
     pub async fn containers_of(&self, cell: &str) -> Vec<Container> {
         self.containers().await.into_iter().filter(|container| container.cell == cell).collect()
+    }
+
+    /// What the kernel charges to a container that is up.
+    pub async fn memory(&self, id: &str) -> Memory {
+        let inspected = self.docker.inspect_container(id, None).await.unwrap();
+        let first = inspected.state.and_then(|state| state.pid).expect("the container is up");
+        let groups = fs::read_to_string(format!("/proc/{first}/cgroup")).unwrap();
+        Memory::of(&groups).expect("its memory is counted")
     }
 
     /// Names of one cell's networks.

@@ -21,7 +21,7 @@ const BRIDGE_PREFIX: &str = "bth";
 
 const NODE_FILE: &str = "node-id";
 
-/// Swap for the frozen cells of a story: more than they all may have.
+/// Swap for the frozen small cells of a story: more than they all may have.
 const SWAP_MIB: u64 = 768;
 const SWAPS: &str = "/proc/swaps";
 
@@ -61,16 +61,17 @@ impl Place {
 
     /// Cells that rest frozen are placed only where there is swap for them: where the machine has none, it has some for
     /// as long as this world lives.
-    pub(super) fn ensure_swap(&self) {
+    pub(super) fn ensure_swap(&self, mib: Option<u64>) {
+        let mib = mib.unwrap_or(SWAP_MIB);
         let table = fs::read_to_string(SWAPS).unwrap_or_default();
         let kib =
             table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
-        if kib.sum::<u64>() >= SWAP_MIB * 1024 {
+        if kib.sum::<u64>() >= mib * 1024 {
             return;
         }
         let file = self.dir.join("swap");
         let path = file.display().to_string();
-        let size = format!("{SWAP_MIB}M");
+        let size = format!("{mib}M");
         for (program, args) in [
             ("fallocate", vec!["-l", &size, &path]),
             ("chmod", vec!["600", &path]),

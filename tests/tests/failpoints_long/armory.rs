@@ -15,12 +15,19 @@ const TRACE_VARIABLE: &str = "BERTH_FAILPOINT_TRACE";
 /// How often each point kills.
 const WANTED_VARIABLE: &str = "BERTH_KILLS_PER_POINT";
 
+/// Parts of names, with commas between them: only points with one of them kill.
+const ONLY_VARIABLE: &str = "BERTH_KILLS_ONLY";
+
 /// A file that gets a line for each kill: daemon, point, pass, step, milliseconds. Several tests append to it.
 const REPORT_VARIABLE: &str = "BERTH_KILLS_REPORT";
 
 /// How often each point shall kill: once, or what the environment says.
 pub(crate) fn wanted() -> u64 {
     std::env::var(WANTED_VARIABLE).map_or(1, |text| text.parse().expect("BERTH_KILLS_PER_POINT is a number"))
+}
+
+fn is_chosen(point: &str) -> bool {
+    std::env::var(ONLY_VARIABLE).map_or(true, |only| only.split(',').any(|part| point.contains(part)))
 }
 
 /// The failpoints of one daemon.
@@ -90,9 +97,9 @@ impl Armory {
         passed
     }
 
-    /// All points whose names begin so.
+    /// All points whose names begin so, of those that were chosen.
     pub(crate) fn points(&self, areas: &[&str]) -> Vec<String> {
-        let of_areas = |name: &&String| areas.iter().any(|area| name.starts_with(area));
+        let of_areas = |name: &&String| areas.iter().any(|area| name.starts_with(area)) && is_chosen(name);
         self.kills.keys().filter(of_areas).cloned().collect()
     }
 

@@ -9,7 +9,7 @@ use berth_tests::world::{BOUND, Member, Options, Rest, World};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::armory::{Armory, verify_journal, wanted};
+use crate::armory::{Armory, left_behind_by, verify_journal, wanted};
 use crate::steps::{At, Step, walk_to};
 
 /// No cell rests by itself here.
@@ -72,6 +72,15 @@ fn elsewhere(point: &str) -> Option<&'static str> {
             Some("only a fence that failed is reported by itself; of others `done:fence` is the same place")
         }
         "journal:synced:created" => Some("only a journal's first start passes it: see `first`"),
+        "quota:setquota:running"
+        | "quota:setquota:done"
+        | "quota:repquota:running"
+        | "quota:repquota:done"
+        | "quota:chown:running"
+        | "quota:chown:done"
+        | "quota:files:made"
+        | "quota:files:named"
+        | "quota:files:bound" => Some("only where the file system itself counts what each user has"),
         "quota:image:extended" | "quota:resize:running" | "quota:resize:done" => {
             Some("nothing changes the size of a disk yet")
         }

@@ -8,7 +8,7 @@ use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Member, Options, Rest, World};
 use serde_json::json;
 
-use crate::armory::{Armory, verify_journal, wanted};
+use crate::armory::{Armory, left_behind_by, verify_journal, wanted};
 
 /// How long after an answer the coordinator may live on before a point counts as not passed.
 const AFTERMATH: Duration = Duration::from_secs(2);

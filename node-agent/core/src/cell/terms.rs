@@ -168,7 +168,7 @@ pub struct Pushed {
     pub took: Millis,
 }
 
-/// A push that leaves more than this, and more than [`SHORT_PERCENT`] of what there was, fell short.
+/// A push that leaves more than this, and more than [`SHORT_PERCENT`] of what there was, in memory or in swap, fell short.
 pub const SHORT_BYTES: Bytes = Bytes::mib(16);
 /// See [`SHORT_BYTES`].
 pub const SHORT_PERCENT: u64 = 10;
@@ -176,8 +176,13 @@ pub const SHORT_PERCENT: u64 = 10;
 impl Pushed {
     /// Did it leave more than it should? Reported and counted, and not tried again: what could not be pushed out once,
     /// such as locked pages or a full swap, cannot be a moment later either.
+    ///
+    /// Of a cell that lies in swap already, as after a start of the agent, what lies there counts: its page tables, 27 MB of a
+    /// real gateway, stay in memory.
     pub const fn fell_short(&self) -> bool {
-        self.resident.0 > SHORT_BYTES.0 && self.resident.0 > self.before.0 / 100 * SHORT_PERCENT
+        let had = self.resident.0.saturating_add(self.swapped.0);
+        let had = if had > self.before.0 { had } else { self.before.0 };
+        self.resident.0 > SHORT_BYTES.0 && self.resident.0 > had / 100 * SHORT_PERCENT
     }
 }
 

@@ -52,6 +52,14 @@ fn a_push_that_leaves_a_tenth_fell_short() {
 }
 
 #[test]
+fn what_a_cell_in_swap_keeps_in_memory_is_not_told_at_each_start_of_the_agent() {
+    let (left, swapped) = (Bytes::mib(31), Bytes::gib(1));
+    let again = Pushed { before: left, resident: left, swapped, ..Pushed::default() };
+    assert!(!again.fell_short());
+    assert!(Pushed { swapped: Bytes::mib(64), ..again }.fell_short(), "most of it is not in swap");
+}
+
+#[test]
 fn thaws_wait_for_their_turn_and_are_frozen_until_then() {
     let mut scene = Scene::frozen();
     scene.thaws_at_once = false;
