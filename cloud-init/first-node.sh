@@ -72,25 +72,11 @@ fetch_release() {
 # 4. Swap under a key that nobody ever sees: random at each boot. Frozen cells live there.
 encrypted_swap() {
     # Frozen cells may be in it: what is right already is not touched.
-    [ "$(swapon --show=NAME --noheadings | xargs -r readlink -f)" = "$(readlink -f /dev/mapper/berthswap)" ] && return 0
-    if [ -z "${BERTH_SWAP_DEVICE:-}" ]; then
-        BERTH_SWAP_DEVICE=/var/swap.berth
-        if [ ! -e $BERTH_SWAP_DEVICE ]; then
-            fallocate -l "${BERTH_SWAP_MB}MiB" $BERTH_SWAP_DEVICE.new || fail "no room for $BERTH_SWAP_MB MiB of swap"
-            chmod 600 $BERTH_SWAP_DEVICE.new
-            mv $BERTH_SWAP_DEVICE.new $BERTH_SWAP_DEVICE
-        fi
+    if [ -n "${BERTH_SWAP_DEVICE:-}" ]; then
+        berth-node-agent swap setup --partition "$BERTH_SWAP_DEVICE" || fail "there is no encrypted swap"
+    else
+        berth-node-agent swap setup --size "${BERTH_SWAP_MB}MiB" || fail "there is no encrypted swap"
     fi
-    # What the provider set up in plain text goes: memory of cells may not lie on it.
-    swapoff -a
-    sed -i '/^[^#].*[[:space:]]swap[[:space:]]/d' /etc/fstab
-    sed -i '/^berthswap[[:space:]]/d' /etc/crypttab 2>/dev/null || :
-    echo "berthswap $BERTH_SWAP_DEVICE /dev/urandom swap,plain,cipher=aes-xts-plain64,size=512" >>/etc/crypttab
-    echo '/dev/mapper/berthswap none swap sw,nofail 0 0' >>/etc/fstab
-    echo 'vm.swappiness = 10' >/etc/sysctl.d/50-berth.conf && sysctl -q -p /etc/sysctl.d/50-berth.conf
-    systemctl daemon-reload
-    systemctl start systemd-cryptsetup@berthswap.service
-    swapon /dev/mapper/berthswap 2>/dev/null || swapon --show=NAME --noheadings | grep -q . || fail "the swap is not in use"
 }
 
 # The address that this machine has towards the world, else the first that is not a bridge of Docker's.

@@ -281,11 +281,7 @@ async fn watch_engine<R: Runtime>(
 ) -> Result<Infallible, Infallible> {
     loop {
         let events = hands.runtime.events(&hands.node).await;
-        // It may be another one than before, or have another configuration.
-        if let Ok(engine) = hands.runtime.engine().await {
-            tell(&inputs, Input::LiveRestore(engine.live_restore)).await;
-        }
-        tell(&inputs, Input::NudgeAll).await;
+        look_at_engine(&hands, &inputs).await;
         let mut events = match events {
             Ok(events) => events,
             Err(error) => {
@@ -294,10 +290,11 @@ async fn watch_engine<R: Runtime>(
                 continue;
             }
         };
+        let mut look_at = tokio::time::Instant::now() + NUDGE_EVERY.to_std();
         loop {
             let calls = i64::try_from(hands.runtime.calls()).unwrap_or(i64::MAX);
             metrics.engine_calls.set(calls);
-            match tokio::time::timeout(NUDGE_EVERY.to_std(), events.next()).await {
+            match tokio::time::timeout_at(look_at, events.next()).await {
                 Ok(Some(Ok(event))) => {
                     if event.kind == CellEventKind::OutOfMemory {
                         tell(&inputs, Input::OutOfMemory(event.cell)).await;
@@ -305,12 +302,23 @@ async fn watch_engine<R: Runtime>(
                     tell(&inputs, Input::Nudge(event.cell)).await;
                 }
                 Ok(Some(Err(_)) | None) => break,
-                Err(_) => tell(&inputs, Input::NudgeAll).await,
+                Err(_) => {
+                    look_at_engine(&hands, &inputs).await;
+                    look_at = tokio::time::Instant::now() + NUDGE_EVERY.to_std();
+                }
             }
         }
         tracing::warn!("the container engine's events broke off, connecting anew");
         tokio::time::sleep(EVENTS_RETRY).await;
     }
+}
+
+/// Asks the engine how it is configured, which a reload changes without ending anything, and has all cells looked at.
+async fn look_at_engine<R: Runtime>(hands: &Hands<R>, inputs: &mpsc::Sender<Input>) {
+    if let Ok(engine) = hands.runtime.engine().await {
+        tell(inputs, Input::LiveRestore(engine.live_restore)).await;
+    }
+    tell(inputs, Input::NudgeAll).await;
 }
 
 /// Tells the driver again and again that something is due. The first time is one span from now.

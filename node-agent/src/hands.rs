@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::netrules::NetRules;
 use crate::projection::Projection;
 use crate::quota::Quota;
+use crate::runtime::docker::memory;
 use crate::runtime::{
     ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE, Usage,
 };
@@ -214,6 +215,7 @@ impl<R: Runtime> Hands<R> {
             image: job.spec.image.clone(),
             workload: job.spec.workload,
             size: job.spec.size,
+            swap: memory::allowance(Path::new("/sys/fs/cgroup"), job.spec.size.memory),
             uid,
             gid: uid,
             env,

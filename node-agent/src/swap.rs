@@ -1,5 +1,7 @@
 //! The node's swap, as the kernel shows it: how much there is, how full it is, whether it is encrypted, what was written to
 //! it; and whether cells can be frozen onto it. A frozen cell's memory lies there, with its user's secrets in it.
+//!
+//! [`setup`] makes one, by the steps that `plan` decides on; [`status`] shows what there is.
 
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
@@ -10,11 +12,20 @@ use rustix::fs::{FileType, major, minor, stat};
 
 use crate::runtime::docker::memory::way_here;
 
+mod plan;
+pub mod setup;
+pub mod status;
+
+pub use plan::{Refused, Wish};
+
+/// Where a swap file is, if nobody says otherwise.
+pub const SWAP_FILE: &str = "/var/swap.berth";
+
 /// How deep devices may be stacked (a volume on a RAID on a crypt device has 3).
 const STACK_MAX: u32 = 8;
 
 /// One line of `/proc/swaps` (proc(5)).
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Swap {
     /// A device, or a file.
     pub(crate) path: PathBuf,
@@ -33,14 +44,31 @@ pub(crate) enum Kind {
     Unknown,
 }
 
+impl Kind {
+    /// As it is told to people and programs.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Encrypted => "encrypted",
+            Self::Open => "open",
+            Self::Zram => "zram",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Every swap in use, with what is known of its encryption.
 ///
 /// # Errors
 /// `/proc/swaps` cannot be read.
 pub(crate) fn look() -> std::io::Result<Vec<(Swap, Kind)>> {
-    let text = std::fs::read_to_string("/proc/swaps")?;
+    look_at(Path::new("/"))
+}
+
+/// The same of a machine whose root this is.
+fn look_at(root: &Path) -> std::io::Result<Vec<(Swap, Kind)>> {
+    let text = std::fs::read_to_string(root.join("proc/swaps"))?;
     let known = |swap: Swap| {
-        let kind = kind(&swap.path, Path::new("/sys"));
+        let kind = kind(root, &swap.path);
         (swap, kind)
     };
     Ok(parse(&text).into_iter().map(known).collect())
@@ -81,7 +109,7 @@ fn judge(swaps: &[(Swap, Kind)], live_restore: Option<bool>, insecure: bool) -> 
     let of =
         |wanted: Kind| swaps.iter().find(|(_, kind)| *kind == wanted).map(|(swap, _)| swap.path.display());
     if swaps.is_empty() {
-        return Err("there is no swap: `berth-node-agent swap --help` tells how to make one".to_owned());
+        return Err("there is no swap: `berth-node-agent swap setup --help` tells how to make one".to_owned());
     }
     if let Some(zram) = of(Kind::Zram) {
         // It fills first, with the coldest cells, and is RAM.
@@ -89,8 +117,8 @@ fn judge(swaps: &[(Swap, Kind)], live_restore: Option<bool>, insecure: bool) -> 
     }
     if let Some(open) = of(Kind::Open).or_else(|| of(Kind::Unknown)).filter(|_| !insecure) {
         return Err(format!(
-            "{open} is not known to be encrypted, and cells' secrets would lie there: make an encrypted swap, or set \
-             `insecure_swap`"
+            "{open} is not known to be encrypted, and cells' secrets would lie there: make an encrypted swap \
+             (`berth-node-agent swap setup --help`), or set `insecure_swap`"
         ));
     }
     match live_restore {
@@ -139,16 +167,16 @@ fn unescaped(word: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(path))
 }
 
-fn kind(path: &Path, sys: &Path) -> Kind {
+fn kind(root: &Path, path: &Path) -> Kind {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if path.starts_with("/dev") && name.starts_with("zram") {
         return Kind::Zram;
     }
-    let Ok(stat) = stat(path) else { return Kind::Unknown };
+    let Ok(stat) = stat(root.join(path.strip_prefix("/").unwrap_or(path))) else { return Kind::Unknown };
     let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
     // A file is as safe as the device that its file system lies on.
     let device = if is_device { stat.st_rdev } else { stat.st_dev };
-    encrypted(sys, device, STACK_MAX)
+    encrypted(&root.join("sys"), device, STACK_MAX)
 }
 
 fn encrypted(sys: &Path, device: u64, depth: u32) -> Kind {

@@ -9,7 +9,13 @@ use berth_daemon::exit::{Exit, ExitError};
 use berth_daemon::journal::VerifyArgs;
 use berth_daemon::{failpoint, run};
 use berth_node_agent::config::{self, Config, ENV_PREFIX};
+use berth_node_agent::runtime::Runtime as _;
+use berth_node_agent::runtime::docker::DockerRuntime;
+use berth_node_agent::swap::setup::set_up;
+use berth_node_agent::swap::status::Status;
+use berth_node_agent::swap::{SWAP_FILE, Wish};
 use berth_node_agent::{daemon, doctor, join, store};
+use berth_shared::units::Bytes;
 use clap::{Parser, Subcommand};
 
 /// Berth's node agent: runs users' cells on this machine, puts them to sleep and wakes them.
@@ -42,6 +48,9 @@ enum Command {
     Run(Layers),
     /// Read and check the config, start nothing.
     CheckConfig(Layers),
+    /// Swap that frozen cells' memory can lie in.
+    #[command(subcommand)]
+    Swap(SwapCommand),
     /// Look at the node's journal. Reads only; may run beside the agent.
     #[command(subcommand)]
     Journal(JournalCommand),
@@ -54,6 +63,39 @@ enum Command {
         json: bool,
         #[command(flatten)]
         layers: Layers,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SwapCommand {
+    /// Show what there is, whether it is encrypted, and whether cells can be frozen onto it.
+    ///
+    /// Ends with 0 when they can be, with 1 when not.
+    Status {
+        /// Prints it as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        layers: Layers,
+    },
+    /// Make an encrypted swap, whose key is drawn anew at each boot, and take it into use.
+    ///
+    /// Writes /etc/crypttab, /etc/fstab and /etc/sysctl.d/50-berth.conf, and says each step. Swap that is not encrypted is
+    /// switched off. Overwrites nothing but a swap. May be repeated: what is right already is not touched, and a run that
+    /// was cut short goes on.
+    Setup {
+        /// How large the file is, such as 8GiB: a frozen cell needs up to what it may have of memory.
+        #[arg(long, required_unless_present = "partition", conflicts_with = "partition")]
+        size: Option<Bytes>,
+        /// Where the file is.
+        #[arg(long, value_name = "PATH", default_value = SWAP_FILE, conflicts_with = "partition")]
+        file: PathBuf,
+        /// A whole partition instead of a file. Its content is lost at every boot.
+        #[arg(long, value_name = "DEV")]
+        partition: Option<PathBuf>,
+        /// Only says what would be done.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -100,6 +142,24 @@ fn main() -> Exit {
     match cli.command {
         Command::CheckConfig(layers) => cli::check_config(layers.load(ENV_PREFIX, &env, config::load)),
         Command::Journal(JournalCommand::Verify { layers, args }) => verify(layers, args, &env),
+        Command::Swap(SwapCommand::Status { json, layers }) => {
+            match layers.load(ENV_PREFIX, &env, config::load) {
+                Ok(config) => run::block_on(async move { swap_status(&config, json).await }),
+                Err(error) => cli::complain(&error.exit().because(error)),
+            }
+        }
+        Command::Swap(SwapCommand::Setup { size, file, partition, dry_run }) => {
+            let wish = match (partition, size) {
+                (Some(partition), _) => Wish::Partition(partition),
+                (None, size) => Wish::File { path: file, size: size.unwrap_or_default() },
+            };
+            run::block_on(async move {
+                match set_up(&wish, dry_run, cli::say).await {
+                    Ok(()) => Exit::Ok,
+                    Err(error) => cli::complain(&error.into_exit()),
+                }
+            })
+        }
         Command::Doctor { json, layers } => match layers.load(ENV_PREFIX, &env, config::load) {
             Ok(config) => run::block_on(async move { finish(&doctor::examine(&config).await, json) }),
             Err(error) => cli::complain(&error.exit().because(error)),
@@ -121,6 +181,20 @@ fn main() -> Exit {
             },
         ),
     }
+}
+
+async fn swap_status(config: &Config, json: bool) -> Exit {
+    use std::io::Write as _;
+    let engine = DockerRuntime::new(&config.docker_socket).engine().await;
+    let status = match Status::look(engine.ok().map(|facts| facts.live_restore), config.insecure_swap) {
+        Ok(status) => status,
+        Err(error) => return cli::complain(&Exit::NoInput.because(error)),
+    };
+    let text =
+        if json { serde_json::to_string_pretty(&status).unwrap_or_default() + "\n" } else { status.render() };
+    // Nobody is left to be told that stdout is gone.
+    let _unwritten = std::io::stdout().write_all(text.as_bytes());
+    if status.freezes() { Exit::Ok } else { Exit::Failure }
 }
 
 async fn join_now(config: Config, token: Option<String>, token_file: Option<PathBuf>, again: bool) -> Exit {

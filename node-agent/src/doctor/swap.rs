@@ -16,8 +16,7 @@ pub(super) fn look() -> Finding {
 }
 
 fn judge(swaps: &[(Swap, Kind)]) -> Finding {
-    const HOW: &str =
-        "Make an encrypted swap: docs/INSTALL.md shows the crypttab line with a random key at boot.";
+    const HOW: &str = "Make an encrypted swap: `berth-node-agent swap setup --size 8GiB`.";
     let named = |wanted: Kind| -> Option<String> {
         let names: Vec<String> = swaps
             .iter()

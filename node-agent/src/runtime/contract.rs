@@ -4,6 +4,7 @@
 //! name of what is missing. Everything it makes carries a node id of its own and is removed by id, also after a panic.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Seen;
@@ -16,6 +17,7 @@ use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
 use futures_util::StreamExt as _;
 
+use super::docker::memory;
 use super::plan::label;
 use super::{
     CellEventKind, ContainerKey, ContainerPlan, Created, NetworkPlan, Owned, OwnedState, Runtime,
@@ -66,7 +68,7 @@ fn random<const N: usize>() -> [u8; N] {
 }
 
 /// A plan in a network pool and slot of the caller's choice.
-fn plan(node: NodeId, pool: &SlotPool, slot: Slot, data_dir: &std::path::Path) -> ContainerPlan {
+fn plan(node: NodeId, pool: &SlotPool, slot: Slot, data_dir: &Path) -> ContainerPlan {
     let cell = CellId::from_random(random());
     let key = ContainerKey { node, cell, slug: "anna".parse().unwrap(), creates: vec![1] };
     let uid = pool.uid(slot);
@@ -77,6 +79,7 @@ fn plan(node: NodeId, pool: &SlotPool, slot: Slot, data_dir: &std::path::Path) -
         image: IMAGE.parse().unwrap(),
         workload: Workload::Openclaw,
         size: CellSize { memory: Bytes::mib(128), ..CellSize::default() },
+        swap: memory::allowance(Path::new("/sys/fs/cgroup"), Bytes::mib(128)),
         uid,
         gid: uid,
         env: vec![("CELL_LOG".to_owned(), Secret::new("1"))],

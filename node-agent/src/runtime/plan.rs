@@ -9,6 +9,7 @@ use berth_node_agent_core::workload::openclaw;
 use berth_shared::cell::{CellSize, ImageRef, Workload};
 use berth_shared::ids::{CellId, NodeId, Slug};
 use berth_shared::secret::Secret;
+use berth_shared::units::Bytes;
 
 use super::docker::profile;
 
@@ -143,6 +144,8 @@ pub struct ContainerPlan {
     pub workload: Workload,
     /// Its limits.
     pub size: CellSize,
+    /// What it may have in swap while it runs. A push raises it where the kernel tells the two apart.
+    pub swap: Bytes,
     /// Its processes' user: the cell's own, never root.
     pub uid: u32,
     /// Its processes' group.

@@ -1,6 +1,7 @@
 //! Honest tools for tests: what came in, how long it takes, who answers, what was kept.
 
 use std::convert::Infallible;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -196,9 +197,11 @@ pub(crate) async fn burn(query: &Query) -> Reply {
     body::json(StatusCode::OK, &json!({ "ok": burned.is_ok(), "burnedMs": wanted.as_millis() }))
 }
 
-/// Holds `mb` MiB of touched memory until asked for another amount; 0 gives it back.
+/// Holds `mb` MiB of touched memory until asked for another amount; 0 gives it back. Each page holds its number, and `text`
+/// behind it.
 pub(crate) fn hold_memory(world: &Arc<World>, query: &Query) -> Reply {
     let mib = usize::try_from(query.number("mb", 0, HOLD_MIB_MAX)).unwrap_or(0);
+    let text = query.get("text").unwrap_or_default().as_bytes();
     let mut held = world.held_memory.lock().unwrap_or_else(PoisonError::into_inner);
     *held = Vec::new();
     let mut memory = Vec::new();
@@ -206,12 +209,43 @@ pub(crate) fn hold_memory(world: &Arc<World>, query: &Query) -> Reply {
         return failed(StatusCode::INSUFFICIENT_STORAGE, &error);
     }
     memory.resize(mib * MIB, 0_u8);
-    // Written once in every page, and differently, so that every page is really there and none can be merged.
+    // Written in every page, and differently, so that every page is really there and none can be merged.
     for (index, page) in memory.chunks_mut(PAGE).enumerate() {
-        for (byte, value) in page.iter_mut().zip(index.to_le_bytes()) {
-            *byte = value;
+        for (byte, value) in page.iter_mut().zip(index.to_le_bytes().iter().chain(text)) {
+            *byte = *value;
         }
     }
     *held = memory;
     body::json(StatusCode::OK, &json!({ "ok": true, "heldMiB": mib }))
+}
+
+/// How much is held, and a sum over each byte of it, in its place.
+pub(crate) fn held_memory(world: &World) -> Reply {
+    let held = world.held_memory.lock().unwrap_or_else(PoisonError::into_inner);
+    let sum = held.chunks(8).fold(0_u64, |sum, chunk| {
+        let word = chunk.iter().fold(0_u64, |word, byte| (word << 8) | u64::from(*byte));
+        sum.rotate_left(5).wrapping_add(word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    });
+    body::json(StatusCode::OK, &json!({ "heldMiB": held.len() / MIB, "sum": format!("{sum:016x}") }))
+}
+
+/// Writes into the value `beat`, every `ms` and for as long as the process runs, how often it did and when. The last word
+/// of a process that was stopped tells when it last ran. No work under way.
+pub(crate) fn beat(world: &Arc<World>, query: &Query) -> Reply {
+    let pause = Duration::from_millis(query.number("ms", 200, 60_000).max(10));
+    if !world.beats.swap(true, Ordering::Relaxed) {
+        let (world, until) = (Arc::clone(world), world.hang_up.clone());
+        let tasks = world.tasks.clone();
+        tasks.spawn(until.run_until_cancelled_owned(async move {
+            let mut count = 0_u64;
+            loop {
+                count += 1;
+                let beat = json!({ "beats": count, "atMs": world.clock.now().wall_ms }).to_string();
+                // A full disk is the test's own doing.
+                let _written = world.store.set_value("beat", beat.as_bytes());
+                tokio::time::sleep(pause).await;
+            }
+        }));
+    }
+    body::json(StatusCode::OK, &json!({ "ok": true }))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub(crate) struct World {
     pub(crate) crash_at: watch::Sender<Option<Instant>>,
     /// What `/hold-memory` keeps.
     pub(crate) held_memory: Mutex<Vec<u8>>,
+    /// Does `/beat` beat?
+    pub(crate) beats: AtomicBool,
     prepares: Mutex<BTreeMap<IpAddr, (u64, u32)>>,
 }
 
@@ -84,6 +87,7 @@ impl World {
             hang_up: CancellationToken::new(),
             crash_at: watch::Sender::new(crash_at),
             held_memory: Mutex::new(Vec::new()),
+            beats: AtomicBool::new(false),
             prepares: Mutex::new(BTreeMap::new()),
         })
     }

@@ -263,7 +263,7 @@ async fn the_container_has_the_whole_profile() {
     assert_eq!(host.userns_mode.unwrap_or_default(), "");
     let memory = i64::try_from(plan.size.memory.0).unwrap();
     assert_eq!(host.memory, Some(memory));
-    assert_eq!(host.memory_swap, Some(2 * memory));
+    assert_eq!(host.memory_swap, Some(memory + i64::try_from(plan.swap.0).unwrap()));
     assert_eq!(host.nano_cpus, Some(2_000_000_000));
     assert_eq!(host.pids_limit, Some(512));
     assert_eq!(host.oom_score_adj, Some(500));
@@ -361,7 +361,7 @@ async fn the_network_is_the_cells_own() {
     let pools = network.ipam.unwrap().config.unwrap();
     assert_eq!(pools[0].subnet.as_ref().unwrap(), &plan.network.subnet);
     assert_eq!(pools[0].gateway.as_ref().unwrap(), &plan.network.bridge_address.to_string());
-    assert!(std::path::Path::new("/sys/class/net").join(&plan.network.bridge).exists());
+    assert!(Path::new("/sys/class/net").join(&plan.network.bridge).exists());
     bench.runtime.stop(&plan.key, GRACE).await.unwrap();
     bench.runtime.remove(&plan.key, &plan.network.name).await.unwrap();
     assert!(bench.raw.inspect_network(&plan.network.name, None).await.is_err());

@@ -37,7 +37,7 @@ impl Bench for FakeBench {
     fn plan(&self) -> ContainerPlan {
         let pool = SlotPool::new(200_000, "10.231.0.0/16").unwrap();
         let slot = Slot(self.slots.fetch_add(1, Ordering::Relaxed));
-        plan(self.node, &pool, slot, std::path::Path::new("/nowhere"))
+        plan(self.node, &pool, slot, Path::new("/nowhere"))
     }
 
     fn exits_at_start(&self, plan: &mut ContainerPlan, code: u8) {

@@ -85,6 +85,13 @@ pub(crate) fn way_here(cgroups: &Path) -> Option<Way> {
     groups.flatten().take(256).find_map(|group| Way::of(&group.path()))
 }
 
+/// What a container of so much memory may have in swap while it runs. On cgroup v1 as much again: memory and swap have one
+/// limit there, and a frozen cell lies in swap as a whole.
+pub(crate) fn allowance(cgroups: &Path, memory: Bytes) -> Bytes {
+    // On the root of the one hierarchy only.
+    if cgroups.join("cgroup.controllers").exists() { ALLOWANCE.min(memory) } else { memory }
+}
+
 /// A container's memory group.
 #[derive(Debug, Clone)]
 pub(super) struct Group {
@@ -153,7 +160,6 @@ impl Group {
     pub(super) async fn push(&self) -> io::Result<Pushed> {
         let begun = Instant::now();
         let gone = || io::Error::other("the kernel does not tell what the container holds");
-        self.limit_swap(false)?;
         let before = self.held().ok_or_else(gone)?;
         let mut held = before;
         for round in 0..ROUNDS_MAX {
@@ -163,6 +169,8 @@ impl Group {
             if round > 0 {
                 tokio::time::sleep(ROUND_PAUSE.to_std()).await;
             }
+            // Each time: systemd sets its own limit again whenever it reloads.
+            self.limit_swap(false)?;
             self.round(held.resident).await?;
             let left = self.held().ok_or_else(gone)?;
             let brought = held.resident.saturating_sub(left.resident);
@@ -268,12 +276,23 @@ mod tests {
         assert_eq!(read("memory.swap.max"), "max");
     }
 
+    #[test]
+    fn a_container_is_made_with_the_small_allowance_where_swap_has_a_limit_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(allowance(root.path(), Bytes::gib(2)), Bytes::gib(2));
+        std::fs::write(root.path().join("cgroup.controllers"), "memory pids\n").unwrap();
+        assert_eq!(allowance(root.path(), Bytes::gib(2)), ALLOWANCE);
+        assert_eq!(allowance(root.path(), Bytes::mib(16)), Bytes::mib(16));
+    }
+
     #[tokio::test]
     async fn what_could_not_be_brought_out_ends_the_push() {
         let (folder, group) = group(&[("memory.reclaim", ""), ("memory.current", "900000000\n")]);
         let pushed = group.unwrap().push().await.unwrap();
         assert_eq!((pushed.before, pushed.resident), (Bytes(900_000_000), Bytes(900_000_000)));
         assert!(pushed.fell_short());
-        assert_eq!(std::fs::read_to_string(folder.path().join("memory.reclaim")).unwrap(), "900000000");
+        let read = |file: &str| std::fs::read_to_string(folder.path().join(file)).unwrap();
+        assert_eq!(read("memory.reclaim"), "900000000");
+        assert_eq!(read("memory.swap.max"), "max", "a push has room for all of it");
     }
 }

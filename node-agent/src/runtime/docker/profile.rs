@@ -70,8 +70,8 @@ fn host_config(plan: &ContainerPlan) -> HostConfig {
     mounts.extend(plan.binds.iter().map(|extra| bind(&extra.source, &extra.target, true)));
     HostConfig {
         memory: Some(memory),
-        // Memory and swap together: a frozen cell lives in swap as a whole (DESIGN.md, section 5).
-        memory_swap: Some(memory.saturating_mul(2)),
+        // Memory and swap together. As a setting of the engine's, because systemd sets it again whenever it reloads.
+        memory_swap: Some(memory.saturating_add(clamped(plan.swap.0))),
         nano_cpus: Some(i64::from(plan.size.cpus.0) * 1_000_000),
         pids_limit: Some(i64::from(plan.size.pids)),
         // No core dumps: they would go to wherever the host's pattern says.

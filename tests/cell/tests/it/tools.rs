@@ -173,7 +173,17 @@ async fn resources_are_taken_on_demand_and_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let cell = Cell::start(dir.path(), "");
     assert_eq!(cell.get("/hold-memory?mb=16").await.1["heldMiB"], 16);
+    let plain = cell.get("/held-memory").await.1;
+    assert_eq!(plain["heldMiB"], 16);
+    assert_eq!(cell.get("/hold-memory?mb=16&text=word").await.1["heldMiB"], 16);
+    let with_text = cell.get("/held-memory").await.1;
+    assert_ne!(with_text["sum"], plain["sum"]);
+    assert_eq!(cell.get("/held-memory").await.1, with_text);
     assert_eq!(cell.get("/hold-memory?mb=0").await.1["heldMiB"], 0);
+    assert_eq!(cell.get("/beat?ms=10").await.1["ok"], true);
+    while cell.get("/state/beat").await.1["beats"].as_u64() < Some(3) {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     assert_eq!(cell.get("/burn?ms=10").await.1["ok"], true);
     assert_eq!(cell.get("/fork?n=3&ms=10").await.1["started"], 3);
     assert_eq!(cell.get("/fork?n=3&ms=10&kind=thread").await.1["started"], 3);
