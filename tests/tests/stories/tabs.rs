@@ -71,9 +71,8 @@ async fn an_open_tab_lets_its_cell_freeze_and_is_answered_in_the_same_socket() {
     .await;
     within("the end", BOUND, async {
         loop {
-            match tab.next().await.expect("a close comes first").unwrap() {
-                Message::Close(Some(frame)) => return assert_eq!(u16::from(frame.code), 1012, "{frame:?}"),
-                _ => {}
+            if let Message::Close(Some(frame)) = tab.next().await.expect("a close comes first").unwrap() {
+                return assert_eq!(u16::from(frame.code), 1012, "{frame:?}");
             }
         }
     })
