@@ -171,6 +171,7 @@ impl<R: Runtime> Driver<R> {
         let Some(job) = self.job(cell, op) else { return };
         let (hands, loopback, metrics) =
             (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
+        let stop = self.tasks.stopping();
         let task = self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
@@ -180,9 +181,16 @@ impl<R: Runtime> Driver<R> {
                     None => hands.carry_out(verb, job).await,
                 }
             };
-            let outcome = match tokio::time::timeout(limit, Box::pin(work)).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
+            let work = tokio::time::timeout(limit, Box::pin(work));
+            // Whoever is found frozen at the next start is pushed out again: no end of the agent waits for a push.
+            let work = match verb {
+                Verb::Push => stop.run_until_cancelled_owned(work).await,
+                _ => Some(work.await),
+            };
+            let outcome = match work {
+                None => return,
+                Some(Ok(outcome)) => outcome,
+                Some(Err(_)) => {
                     Outcome::Failed(Problem::new(Code::DockerFailed, format!("{verb:?} took too long")))
                 }
             };

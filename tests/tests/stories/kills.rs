@@ -8,6 +8,7 @@ use berth_tests::world::front::Front;
 use berth_tests::world::http::{Failed, Reply};
 use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Member, Options, Rest, World};
+use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::{SOON, whoami};
@@ -15,9 +16,36 @@ use crate::{SOON, whoami};
 const FAILPOINT: &str = "BERTH_FAILPOINT";
 
 /// Places on the way down. Until the workload has answered, both ways are the same.
-const DOWN_TO_STOPPED: [&str; 6] =
-    ["done:fence", "intent:suspend", "done:suspend", "intent:stop", "done:stop", "report:stop"];
-const DOWN_TO_FROZEN: [&str; 4] = ["done:suspend", "intent:pause", "done:pause", "report:pause"];
+const DOWN_TO_STOPPED: [&str; 8] = [
+    "intent:observe",
+    "done:observe",
+    "done:fence",
+    "intent:suspend",
+    "done:suspend",
+    "intent:stop",
+    "done:stop",
+    "report:stop",
+];
+/// Whoever is found frozen at a start is pushed out again: the first push of an armed agent is the other one's.
+const DOWN_TO_FROZEN: [&str; 8] = [
+    "done:suspend",
+    "intent:pause",
+    "done:pause",
+    "report:pause",
+    "intent:push@2",
+    "docker:push:sent@2",
+    "done:push@2",
+    "report:push@2",
+];
+/// Places on the way from frozen to stopped.
+const KILLED_FROZEN: [&str; 6] = [
+    "intent:kill_frozen",
+    "docker:kill_frozen:sent",
+    "frozen:signalled",
+    "docker:kill_frozen:answered",
+    "done:kill_frozen",
+    "report:kill_frozen",
+];
 /// Places on the way up from each rest.
 const UP_FROM_STOPPED: [&str; 6] =
     ["intent:create", "done:create", "intent:start", "done:start", "report:start", "done:await_ready"];
@@ -115,9 +143,15 @@ impl Story {
         self.arm(failpoint).await;
         self.world.agent.wait_killed(BOUND).await;
         let asking = ask(&self.member.front);
-        self.somebody_is_held().await;
-        self.world.agent.without_env(FAILPOINT).spawn().await;
-        answered(asking, failpoint).await;
+        if failpoint.ends_with(":observe") {
+            // Nobody is held before the fence: the cell runs, and the door is open without the agent.
+            answered(asking, failpoint).await;
+            self.world.agent.without_env(FAILPOINT).spawn().await;
+        } else {
+            self.somebody_is_held().await;
+            self.world.agent.without_env(FAILPOINT).spawn().await;
+            answered(asking, failpoint).await;
+        }
         self.truth_holds(&format!("after {failpoint}, somebody asking")).await;
     }
 
@@ -216,6 +250,86 @@ async fn an_agent_killed_while_a_frozen_cell_wakes_leads_back_to_the_truth() {
         told(failpoint, begun);
     }
     story.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_it_ends_a_frozen_cell_leaves_none_paused() {
+    let mut story = Story::begin(Rest::Freeze).await;
+    for failpoint in KILLED_FROZEN {
+        let begun = Instant::now();
+        whoami(&story.member.front).await;
+        story.rests().await;
+        story.arm(failpoint).await;
+        story.world.agent_is_connected().await;
+        let api = story.world.api.clone();
+        let mut ordering = JoinSet::new();
+        // Its answer dies with the agent.
+        ordering.spawn(async move { api.post("/v1/cells/anna/sleep", json!({})).await });
+        story.revive().await;
+        story.world.agent_is_connected().await;
+        // An order that was under way is given again: the one who gave it was not told that it was carried out.
+        eventually("the order is carried out", BOUND, async || {
+            let again = story.world.api.post("/v1/cells/anna/sleep", json!({})).await;
+            (again.status == 200).then_some(())
+        })
+        .await;
+        story.world.container_is(&story.member.cell, "exited").await;
+        story.nothing_is_doubled(&format!("after {failpoint}")).await;
+        story.truth_holds(&format!("after {failpoint}")).await;
+        told(failpoint, begun);
+    }
+    story.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_asked_to_stop_does_not_wait_for_a_push() {
+    let mut story = Story::begin(Rest::Freeze).await;
+    story.rests().await;
+    // The other one's at the start, which would take longer than the agent may.
+    story.arm("docker:push:sent=delay:60000").await;
+    story.world.agent_is_connected().await;
+    let status = story.world.agent.term().await;
+    assert!(status.success(), "it ended with {status}");
+    story.world.agent.without_env(FAILPOINT).spawn().await;
+    story.truth_holds("after a push that was cut off").await;
+    story.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_cells_wait_to_be_thawed_thaws_them_all() {
+    let mut world = World::start(Options::default()).await;
+    let mut members = vec![];
+    for slug in ["anna", "berta", "carla"] {
+        let member = world.create_running(slug, Rest::Freeze, SOON).await;
+        assert_eq!(member.front.post("/control", r#"{"no_rate_limit":true}"#).await.status, 200);
+        members.push(member);
+    }
+    for failpoint in ["intent:unpause", "docker:unpause:sent", "done:unpause", "done:resume"] {
+        let begun = Instant::now();
+        let frozen = async |world: &World| {
+            eventually("all cells are frozen", BOUND, async || {
+                let counted = world.metrics(&world.agent).await;
+                (counted.value("berth_agent_cells{kind=\"frozen\"}") == 3.0).then_some(())
+            })
+            .await;
+        };
+        frozen(&world).await;
+        world.agent.kill9();
+        world.agent.with_env(FAILPOINT, failpoint).spawn().await;
+        world.door_is_connected().await;
+        let asking: Vec<_> = members.iter().map(|member| ask(&member.front)).collect();
+        world.agent.wait_killed(BOUND).await;
+        world.agent.without_env(FAILPOINT).spawn().await;
+        for one in asking {
+            answered(one, failpoint).await;
+        }
+        told(failpoint, begun);
+    }
+    for member in &members {
+        world.container_is(&member.cell, "paused").await;
+    }
+    world.agent_is_connected().await;
+    world.end(&[]).await;
 }
 
 #[tokio::test]
