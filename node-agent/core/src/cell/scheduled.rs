@@ -75,7 +75,7 @@ impl Cell {
             // A container of an older image is not thawed.
             Phase::Frozen if self.container_fits == Some(false) => Way::Boot,
             Phase::Frozen => Way::Thaw,
-            Phase::Running => Way::from(self.idle_rest()),
+            Phase::Running => Way::from(self.ends_as(self.idle_rest())),
             _ => Way::Boot,
         }
     }
@@ -85,6 +85,11 @@ impl Cell {
             IdleRest::Freeze => Rest::Frozen,
             IdleRest::Stop | IdleRest::AlwaysOn => Rest::Stopped,
         }
+    }
+
+    /// A container of an older image that is frozen is stopped at once, and comes up by a boot.
+    fn ends_as(&self, rest: Rest) -> Rest {
+        if self.container_fits == Some(false) { Rest::Stopped } else { rest }
     }
 
     pub(super) fn schedule_heard(&mut self, now: Now, list: Schedule, out: &mut Vec<Effect>) {
@@ -127,7 +132,7 @@ impl Cell {
 
     /// Why its schedule keeps it from this rest.
     pub(super) fn schedule_reason(&mut self, now: Now, rest: Rest) -> Option<BusyReason> {
-        let hold = self.scheduled.agenda.holds(now, rest)?;
+        let hold = self.scheduled.agenda.holds(now, self.ends_as(rest))?;
         let detail = match hold.first {
             Some(first) if first <= now.wall => format!("since {first}"),
             Some(first) => format!("at {first}"),
@@ -152,7 +157,7 @@ impl Cell {
         self.scheduled.stays = false;
         match self.phase {
             Phase::Running if self.spec.rest.rest != IdleRest::AlwaysOn => {
-                let hold = self.scheduled.agenda.holds(now, self.idle_rest());
+                let hold = self.scheduled.agenda.holds(now, self.ends_as(self.idle_rest()));
                 self.scheduled.hold_until = hold.map(|hold| hold.ask_at);
                 self.tell_hold(now, out);
             }

@@ -158,15 +158,9 @@ fn a_hold_that_comes_while_a_cell_falls_asleep_keeps_it_awake_and_ends_no_order(
             let until = scene.now.wall.after(Millis::minutes(60));
             let hold = Event::Terms(SleepTerms { awake_until: Some(until), ..SleepTerms::default() });
             let steps: [fn(&mut Scene); 3] = [
-                |scene| {
-                    scene.looked_at();
-                },
-                |scene| {
-                    scene.done(Outcome::Fenced(idle(0)));
-                },
-                |scene| {
-                    scene.consent();
-                },
+                |scene| _ = scene.looked_at(),
+                |scene| _ = scene.done(Outcome::Fenced(idle(0))),
+                |scene| _ = scene.consent(),
             ];
             for (number, take) in steps.iter().enumerate() {
                 if number == step {

@@ -104,6 +104,21 @@ fn a_frozen_cell_with_a_job_in_a_moment_is_not_stopped_and_leaves_when_it_rests_
 }
 
 #[test]
+fn a_cell_of_an_older_image_rests_only_where_a_boot_is_worth_it() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let mut newer = assignment(IdleRest::Freeze);
+    newer.spec.image = "berth/test-cell:new".parse().unwrap();
+    scene.event(Event::Assigned(newer));
+    scene.tells(&[Millis::secs(100), HOUR]);
+    scene.passes(Millis::secs(100));
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Running, None), "it would be killed frozen");
+    scene.tells(&[HOUR]);
+    scene.passes(HOUR);
+    scene.fenced(0).consent().done(Outcome::Paused);
+    assert_eq!(scene.verb(), Some(Verb::KillFrozen));
+}
+
+#[test]
 fn a_job_that_was_due_while_nobody_looked_wakes_at_once_and_the_cell_is_kept_up_for_it() {
     let due = Schedule::new([(UnixMs(1_600_000_000_000), true)]);
     let remembered = Remembered { schedule: Some(due), ..known() };
