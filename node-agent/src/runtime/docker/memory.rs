@@ -24,15 +24,22 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::cgroup;
 
-/// Rounds of one push. The first leaves what was just being written to swap; a cell that has little left, or of which a
-/// round brought out next to nothing, gets no other.
-const ROUNDS_MAX: u32 = 4;
+/// Rounds of one push. The first leaves what was just being written, to swap or to the cell's own disk; a cell that has little
+/// left gets no other.
+const ROUNDS_MAX: u32 = 8;
 
-/// A round that brought out less than this was the last.
+/// A round that brought out less than this brought out next to nothing.
 const ROUND_WORTH: Bytes = Bytes::mib(1);
 
-/// Between two rounds: pages that were being written can be given up when they are.
+/// So many of those in a row are the end, also where much is left: a slow disk writes in between, locked pages stay.
+const IDLE_ROUNDS_MAX: u32 = 3;
+
+/// Before the second round, and twice as long before each further one: pages that were being written can be given up when
+/// they are.
 const ROUND_PAUSE: Millis = Millis(100);
+
+/// The longest of these pauses.
+const ROUND_PAUSE_MAX: Millis = Millis(3200);
 
 /// What a running container may have in swap on cgroup v2, so that a runaway cannot thrash the disk.
 const ALLOWANCE: Bytes = Bytes::mib(64);
@@ -161,26 +168,25 @@ impl Group {
         let begun = Instant::now();
         let gone = || io::Error::other("the kernel does not tell what the container holds");
         let before = self.held().ok_or_else(gone)?;
-        let mut held = before;
-        for round in 0..ROUNDS_MAX {
-            if held.resident < ROUND_WORTH {
-                break;
-            }
-            if round > 0 {
-                tokio::time::sleep(ROUND_PAUSE.to_std()).await;
-            }
+        let (mut held, mut rounds, mut idle) = (before, 0, 0);
+        let pushed = |held: Held| Pushed {
+            before: before.resident,
+            resident: held.resident,
+            swapped: held.swapped,
+            took: Millis(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        };
+        while let Some(pause) = pause_before(rounds, idle, &pushed(held)) {
+            tokio::time::sleep(pause.to_std()).await;
             // Each time: systemd sets its own limit again whenever it reloads.
             self.limit_swap(false)?;
             self.round(held.resident).await?;
             let left = self.held().ok_or_else(gone)?;
             let brought = held.resident.saturating_sub(left.resident);
+            idle = if brought < ROUND_WORTH { idle + 1 } else { 0 };
             held = left;
-            if brought < ROUND_WORTH {
-                break;
-            }
+            rounds += 1;
         }
-        let took = Millis(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
-        Ok(Pushed { before: before.resident, resident: held.resident, swapped: held.swapped, took })
+        Ok(pushed(held))
     }
 
     async fn round(&self, resident: Bytes) -> io::Result<()> {
@@ -209,6 +215,17 @@ impl Group {
         }
         child.wait().await.map(|_| ())
     }
+}
+
+/// How long to wait before the next round; `None`: there is none. `idle`: how many of the last rounds in a row brought out
+/// next to nothing.
+fn pause_before(round: u32, idle: u32, so_far: &Pushed) -> Option<Millis> {
+    let worth = so_far.resident >= ROUND_WORTH && (idle == 0 || so_far.fell_short());
+    if !worth || round >= ROUNDS_MAX || idle >= IDLE_ROUNDS_MAX {
+        return None;
+    }
+    let Some(doubled) = round.checked_sub(1) else { return Some(Millis(0)) };
+    Some(Millis((ROUND_PAUSE.0 << doubled).min(ROUND_PAUSE_MAX.0)))
 }
 
 /// A line of `memory.stat`, in bytes. Not every kernel counts everything.
@@ -283,6 +300,25 @@ mod tests {
         std::fs::write(root.path().join("cgroup.controllers"), "memory pids\n").unwrap();
         assert_eq!(allowance(root.path(), Bytes::gib(2)), ALLOWANCE);
         assert_eq!(allowance(root.path(), Bytes::mib(16)), Bytes::mib(16));
+    }
+
+    #[test]
+    fn a_disk_that_is_still_writing_is_waited_for_and_pages_that_stay_are_not() {
+        let left = |mib| Pushed { before: Bytes::mib(200), resident: Bytes::mib(mib), ..Pushed::default() };
+        assert_eq!(pause_before(0, 0, &left(200)), Some(Millis(0)));
+        assert_eq!(pause_before(1, 0, &left(100)), Some(Millis(100)));
+        assert_eq!(pause_before(1, 0, &left(0)), None, "all of it is out");
+        assert_eq!(pause_before(2, 1, &left(15)), None, "it was enough, and there is no more");
+        assert_eq!(
+            pause_before(2, 1, &left(44)),
+            Some(Millis(200)),
+            "much is left, maybe it is being written"
+        );
+        assert_eq!(pause_before(3, 3, &left(44)), None, "nothing moves any more");
+        assert_eq!(pause_before(ROUNDS_MAX, 0, &left(44)), None);
+        let all: u64 =
+            (0..ROUNDS_MAX).filter_map(|round| pause_before(round, 0, &left(44))).map(|it| it.0).sum();
+        assert!(all < 10_000, "{all} ms");
     }
 
     #[tokio::test]
