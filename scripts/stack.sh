@@ -71,12 +71,20 @@ stack_close() {
         wait "$pid" 2>/dev/null || true
     done
     if [[ -s $run_dir/node-id ]]; then
-        while read -r container; do
-            [[ -n $container ]] && docker rm -f "$container" >/dev/null
-        done < <(docker ps -aq --filter "label=berth.node=$(<"$run_dir/node-id")")
-        while read -r network; do
-            [[ -n $network ]] && docker network rm "$network" >/dev/null
-        done < <(docker network ls -q --filter "label=berth.node=$(<"$run_dir/node-id")")
+        # The engine finishes what it was asked for, also when whoever asked is gone: it is looked at until two looks in
+        # a row find nothing more.
+        local quiet=0 found
+        for ((i = 0; i < 20 && quiet < 2; i++)); do
+            ((i == 0)) || sleep 0.5
+            found=false
+            while read -r container; do
+                [[ -n $container ]] && found=true && docker rm -f "$container" >/dev/null
+            done < <(docker ps -aq --filter "label=berth.node=$(<"$run_dir/node-id")")
+            while read -r network; do
+                [[ -n $network ]] && found=true && docker network rm "$network" >/dev/null
+            done < <(docker network ls -q --filter "label=berth.node=$(<"$run_dir/node-id")")
+            if $found; then quiet=0; else quiet=$((quiet + 1)); fi
+        done
     fi
     while read -r mount; do
         [[ -n $mount ]] && umount "$mount"
