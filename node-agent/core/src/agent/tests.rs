@@ -221,3 +221,4 @@ fn a_removal_goes_on_after_a_crash_and_a_cell_that_comes_back_meanwhile_begins_a
 mod frozen;
 mod lease;
 mod schedule;
+mod turns;
