@@ -1,6 +1,8 @@
 //! What a cell shall be ([`CellSpec`]) and what it is ([`CellStatus`]), where *unknown* is a state of its own:
 //! there may be something, and only looking will tell.
 
+mod sleep;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,10 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::credential::SecretHash;
 use crate::ids::{CellId, Generation, Slug, UserId};
-use crate::problem::{Problem, cut};
+use crate::problem::Problem;
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
 use crate::wire::{FRAMES_VERSION_MIN, SLEEP_SINCE};
+
+pub(crate) use sleep::bounded_text;
+pub use sleep::{
+    CELL_EVENTS_MAX, CellEvent, CellEventKind, SLEEP_TEXT_BYTES_MAX, STOP_AFTER, SleepStatus, SleepTerms,
+};
 
 /// Longest image reference, in bytes.
 pub const IMAGE_REF_BYTES_MAX: usize = 255;
@@ -141,26 +148,6 @@ impl Default for RestPolicy {
     /// freeze such a cell is stopped.
     fn default() -> Self {
         Self { idle_after: Millis::minutes(5), rest: IdleRest::Freeze }
-    }
-}
-
-/// How long a cell stays frozen at the most before it is stopped (T2), where its plan says nothing.
-pub const STOP_AFTER: Millis = Millis::minutes(7 * 24 * 60);
-
-/// What a user's plan and an operator say about sleep, beside [`RestPolicy`]. Told since version 3 of the frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SleepTerms {
-    /// How long it stays frozen before it is stopped (T2).
-    pub stop_after: Millis,
-    /// May it sleep although a channel of its own dials out, which nothing can wake it for?
-    pub dial_out_may_sleep: bool,
-    /// It is not put to sleep by itself before this.
-    pub awake_until: Option<UnixMs>,
-}
-
-impl Default for SleepTerms {
-    fn default() -> Self {
-        Self { stop_after: STOP_AFTER, dial_out_may_sleep: false, awake_until: None }
     }
 }
 
@@ -570,102 +557,6 @@ pub struct CpuNotice {
     pub since: UnixMs,
     /// Mean use when that was noticed, in percent of one core.
     pub percent: u32,
-}
-
-/// Something that a cell's user should know, beside what it is doing now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CellEvent {
-    /// When.
-    pub at: UnixMs,
-    /// What kind of thing.
-    pub kind: CellEventKind,
-    /// In words, bounded by whoever writes it.
-    pub detail: String,
-}
-
-/// Kinds of [`CellEvent`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CellEventKind {
-    /// It did not go to sleep.
-    CouldNotSleep,
-    /// It was wanted up and did not come up.
-    CouldNotWake,
-    /// Its memory is almost at its limit.
-    NearMemoryLimit,
-    /// The kernel ended processes of it, because its memory was at the limit.
-    KilledByKernel,
-    /// It could not be frozen, and was stopped instead.
-    NotFrozen,
-}
-
-impl CellEventKind {
-    /// The kind as it is written in tables and JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::CouldNotSleep => "could-not-sleep",
-            Self::CouldNotWake => "could-not-wake",
-            Self::NearMemoryLimit => "near-memory-limit",
-            Self::KilledByKernel => "killed-by-kernel",
-            Self::NotFrozen => "not-frozen",
-        }
-    }
-}
-
-impl fmt::Display for CellEventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Most events that are kept of a cell: the newest.
-pub const CELL_EVENTS_MAX: usize = 16;
-
-/// Longest text about a cell's sleep, in bytes; longer ones are cut.
-pub const SLEEP_TEXT_BYTES_MAX: usize = 512;
-
-pub(crate) fn bounded_text(text: &mut String) {
-    cut(text, SLEEP_TEXT_BYTES_MAX);
-}
-
-/// What a node says of one of its cells' sleep, beside its [`CellStatus`]. Told since version 3 of the frames.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SleepStatus {
-    /// Which cell.
-    pub cell: CellId,
-    /// Why it is awake just now; `None` when nothing keeps it so, or it is not.
-    pub awake_because: Option<BusyReason>,
-    /// When it is woken next by its own schedule.
-    pub wakes_at: Option<UnixMs>,
-    /// When it will have been frozen for so long that it is stopped; `None` while it is not frozen.
-    pub stops_at: Option<UnixMs>,
-    /// Memory that it holds, as of the last look.
-    pub resident: Option<Bytes>,
-    /// What it has in swap, as of the last push.
-    pub swapped: Option<Bytes>,
-    /// Why it is stopped where it should be frozen; `None` where it can be.
-    pub stopped_because: Option<String>,
-    /// WebSockets of its user that are open.
-    pub open_sockets: u32,
-    /// The newest things that its user should know, oldest first, at most [`CELL_EVENTS_MAX`].
-    pub events: Vec<CellEvent>,
-}
-
-impl SleepStatus {
-    /// The same with its texts cut and its newest events only: for one that came from elsewhere.
-    #[must_use]
-    pub fn bounded(mut self) -> Self {
-        self.awake_because = self.awake_because.map(BusyReason::bounded);
-        if let Some(reason) = &mut self.stopped_because {
-            bounded_text(reason);
-        }
-        let too_many = self.events.len().saturating_sub(CELL_EVENTS_MAX);
-        self.events.drain(..too_many);
-        for event in &mut self.events {
-            bounded_text(&mut event.detail);
-        }
-        self
-    }
 }
 
 /// What a node says of one of its cells. An observation: asked for again, never journaled.

@@ -55,39 +55,9 @@ enum Way {
         user: UserId,
     },
     /// With Berth: the request, sent to the front door of the sleeping cell.
-    Wake {
-        #[command(flatten)]
-        request: Request,
-        /// The front door.
-        #[arg(long, value_name = "IP:PORT")]
-        front: SocketAddr,
-        /// File with the user's bearer token.
-        #[arg(long, value_name = "FILE")]
-        bearer_file: PathBuf,
-        /// The front door's metrics.
-        #[arg(long, value_name = "IP:PORT")]
-        ingress_metrics: SocketAddr,
-        /// The node agent's metrics.
-        #[arg(long, value_name = "IP:PORT")]
-        agent_metrics: SocketAddr,
-    },
+    Wake(Through),
     /// With Berth: the request, sent to the front door of the frozen cell.
-    Thaw {
-        #[command(flatten)]
-        request: Request,
-        /// The front door.
-        #[arg(long, value_name = "IP:PORT")]
-        front: SocketAddr,
-        /// File with the user's bearer token.
-        #[arg(long, value_name = "FILE")]
-        bearer_file: PathBuf,
-        /// The front door's metrics.
-        #[arg(long, value_name = "IP:PORT")]
-        ingress_metrics: SocketAddr,
-        /// The node agent's metrics.
-        #[arg(long, value_name = "IP:PORT")]
-        agent_metrics: SocketAddr,
-    },
+    Thaw(Through),
     /// Without Berth, the control: unpauses a paused container and sends the request straight to the cell.
     Unpause {
         #[command(flatten)]
@@ -116,6 +86,24 @@ enum Way {
     },
     /// With Berth: a WebSocket through the front door to the sleeping cell, one echo, and its end.
     Websocket(Socket),
+}
+
+#[derive(Debug, Args)]
+struct Through {
+    #[command(flatten)]
+    request: Request,
+    /// The front door.
+    #[arg(long, value_name = "IP:PORT")]
+    front: SocketAddr,
+    /// File with the user's bearer token.
+    #[arg(long, value_name = "FILE")]
+    bearer_file: PathBuf,
+    /// The front door's metrics.
+    #[arg(long, value_name = "IP:PORT")]
+    ingress_metrics: SocketAddr,
+    /// The node agent's metrics.
+    #[arg(long, value_name = "IP:PORT")]
+    agent_metrics: SocketAddr,
 }
 
 #[derive(Debug, Args)]
@@ -156,16 +144,8 @@ struct Request {
 fn main() -> Result<()> {
     let told = match Cli::parse().way {
         Way::Floor { request, user } => floor(&request, user)?,
-        Way::Wake { request, front, bearer_file, ingress_metrics, agent_metrics } => {
-            let bearer = std::fs::read_to_string(bearer_file).context("the bearer file")?;
-            let places = Places { agent: agent_metrics, ingress: ingress_metrics };
-            wake(&request, front, bearer.trim(), places, &SPANS, &PARTS)?
-        }
-        Way::Thaw { request, front, bearer_file, ingress_metrics, agent_metrics } => {
-            let bearer = std::fs::read_to_string(bearer_file).context("the bearer file")?;
-            let places = Places { agent: agent_metrics, ingress: ingress_metrics };
-            wake(&request, front, bearer.trim(), places, &THAW_SPANS, &[])?
-        }
+        Way::Wake(through) => wake(&through, &SPANS, &PARTS)?,
+        Way::Thaw(through) => wake(&through, &THAW_SPANS, &[])?,
         Way::Unpause { request, user } => unpause(&request, user)?,
         Way::Pause { container, engine } => {
             let begun = Instant::now();
@@ -297,23 +277,19 @@ impl Request {
     }
 }
 
-fn wake(
-    request: &Request,
-    front: SocketAddr,
-    bearer: &str,
-    places: Places,
-    spans: &[Span],
-    parts: &[Span],
-) -> Result<Value> {
+fn wake(through: &Through, spans: &[Span], parts: &[Span]) -> Result<Value> {
+    let Through { request, front, .. } = through;
+    let bearer = std::fs::read_to_string(&through.bearer_file).context("the bearer file")?;
+    let places = Places { agent: through.agent_metrics, ingress: through.ingress_metrics };
     let before = Snapshot::take(places)?;
-    let authorization = format!("Bearer {bearer}");
+    let authorization = format!("Bearer {}", bearer.trim());
     let headers = [
         ("host", request.host.as_str()),
         ("accept", "application/json"),
         ("authorization", authorization.as_str()),
     ];
     let begun = Instant::now();
-    let answer = request.send(&mut connect(front, WAKE_MAX)?, &headers)?;
+    let answer = request.send(&mut connect(*front, WAKE_MAX)?, &headers)?;
     let total = answer.first_byte.duration_since(begun);
     ensure!(answer.status == 200, "the front door answered with {}", answer.status);
     let running = Engine { socket: request.engine.clone() }.running(&request.container)?;
