@@ -90,7 +90,13 @@ async fn check(world: &World, member: &Member) -> (String, String) {
     let mounts = container["Mounts"].as_array().unwrap();
     let own = format!("{}/", world.dir().display());
     assert!(mounts.iter().all(|mount| mount["Source"].as_str().unwrap().starts_with(&own)), "{mounts:?}");
-    assert_eq!(mounts.len(), 1, "{mounts:?}");
+    // Its own data, and the plugin that tells its schedule, which it can only read.
+    let writable = |mount: &Value| (mount["Destination"].as_str().unwrap().to_owned(), mount["RW"] == true);
+    let mut targets: Vec<(String, bool)> = mounts.iter().map(writable).collect();
+    targets.sort_unstable();
+    let expected =
+        [("/home/node/.openclaw".to_owned(), true), ("/opt/berth/wake-projection".to_owned(), false)];
+    assert_eq!(targets, expected);
     let network = host["NetworkMode"].as_str().unwrap().to_owned();
     assert!(!["host", "bridge", "default", "none"].contains(&network.as_str()), "{network}");
 
