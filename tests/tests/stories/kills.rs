@@ -26,17 +26,7 @@ const DOWN_TO_STOPPED: [&str; 8] = [
     "done:stop",
     "report:stop",
 ];
-/// Whoever is found frozen at a start is pushed out again: the first push of an armed agent is the other one's.
-const DOWN_TO_FROZEN: [&str; 8] = [
-    "done:suspend",
-    "intent:pause",
-    "done:pause",
-    "report:pause",
-    "intent:push@2",
-    "docker:push:sent@2",
-    "done:push@2",
-    "report:push@2",
-];
+const DOWN_TO_FROZEN: [&str; 4] = ["done:suspend", "intent:pause", "done:pause", "report:pause"];
 /// Places on the way from frozen to stopped.
 const KILLED_FROZEN: [&str; 6] = [
     "intent:kill_frozen",
