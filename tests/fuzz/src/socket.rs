@@ -92,7 +92,7 @@ fn socket(mut input: Input<'_>) {
     let (mut inward, mut outward) = (Inward::of(Workload::Openclaw), Outward::of(Workload::Openclaw));
     let (mut sent, mut said) = (Vec::new(), Vec::new());
     let (mut cell, mut client) = (Vec::new(), Vec::new());
-    let (mut rests, mut ticks) = (false, 0_usize);
+    let (mut rests, mut ticks, mut broken) = (false, 0_usize, false);
     while !steps.is_empty() {
         let (what, count) = (steps.choice(7), usize::from(steps.byte()));
         match what {
@@ -101,6 +101,7 @@ fn socket(mut input: Input<'_>) {
                 sent.extend(bytes);
                 if inward.take(bytes, rests, &mut outward).is_err() {
                     outward.close(Closing::ClientBroke);
+                    broken = true;
                     break;
                 }
             }
@@ -145,6 +146,8 @@ fn socket(mut input: Input<'_>) {
         let next = own.find(|next| next.0 != Kind::Ping || *next == got);
         assert_eq!(next, Some(got), "lost or overtaken on the way in");
     }
+    let mut left = own.filter(|left| left.0 != Kind::Ping);
+    assert!(broken || inward.is_closed() || left.next().is_none(), "lost at the end");
     // The client gets the cell's, in order, and between them what Berth says: whole, and ticks between messages.
     let own = read(Sender::Cell, [&*said]).frames;
     let mut own = own.into_iter().peekable();
@@ -207,10 +210,29 @@ pub fn seeds() -> Vec<Vec<u8>> {
         server_frame(Kind::Close, &1012_u16.to_be_bytes()),
     ]
     .concat();
-    let steps = b"0\x501\x202\x203\x2060404\x102\xff6\x0030\x60\x00\x015\x001\xff3\xff2\xff6\x003\xff0\xff1\xff2\xff3\xff";
+    let steps = [
+        (b'0', 80),
+        (b'1', 32),
+        (b'2', 32),
+        (b'3', 48),
+        (b'6', 0),
+        (b'4', 0),
+        (b'0', 255),
+        (b'2', 255),
+        (b'6', 0),
+        (b'3', 96),
+        (b'5', 0),
+        (b'1', 255),
+        (b'3', 255),
+        (b'2', 255),
+        (b'6', 0),
+        (b'3', 255),
+        (b'1', 255),
+    ];
+    let steps = steps.map(|(what, count)| [what, count]).concat();
     let socket = [
         &[u8::try_from(steps.len()).unwrap_or(0)][..],
-        steps,
+        &steps,
         &u16::try_from(from_client.len()).unwrap_or(0).to_le_bytes(),
         &from_client,
         &from_cell,
