@@ -221,7 +221,7 @@ impl Agenda {
         }
     }
 
-    /// The container was started, or has told a list that could not be taken: what it told before is not its word any
+    /// The container is about to be started, or has told a list that could not be taken: what it told before is not its word any
     /// more. It is woken by that all the same.
     pub const fn doubt(&mut self) {
         self.heard = false;

@@ -283,7 +283,7 @@ fn the_plugin_is_roots_and_mended_at_each_start() {
 #[test]
 fn the_plugin_itself_puts_lists_retries_and_lets_the_newest_win() {
     let test = concat!(env!("CARGO_MANIFEST_DIR"), "/src/projection/plugin/index.test.mjs");
-    let ended = Command::new("node").args(["--test", test]).output();
+    let ended = Command::new("node").args(["--test", "--test-timeout=60000", test]).output();
     let ended = ended.expect("node is installed: sudo apt-get install nodejs");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
 }

@@ -53,11 +53,12 @@ impl Cell {
                     return self.stopped(now, out);
                 }
                 self.phase = Phase::Starting(StartStep::Starting);
+                // Before the start: a quick workload tells its list before the engine has answered.
+                self.scheduled.agenda.doubt();
                 self.begin(now, Verb::Start, out);
             }
             (StartStep::Starting, Outcome::Started { address }) => {
                 self.starts += 1;
-                self.scheduled.agenda.doubt();
                 self.thawed = false;
                 self.address = Some(address);
                 if self.bar().is_some() {

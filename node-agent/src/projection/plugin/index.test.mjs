@@ -6,8 +6,17 @@ import { createServer } from "node:http";
 import { test } from "node:test";
 import plugin from "./index.js";
 
-/** A host that notes what is put and answers as it is told. */
-async function host(answers = []) {
+async function listening(t, server, port) {
+  server.listen(port, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+}
+
+/** A host that notes what is put and answers as it is told; it ends with its test, however that ends. */
+async function host(t, answers = []) {
   const seen = [];
   const server = createServer((request, response) => {
     let body = "";
@@ -20,13 +29,12 @@ async function host(answers = []) {
       server.emit("seen");
     });
   });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
+  await listening(t, server, 0);
   return { seen, server, url: `http://127.0.0.1:${server.address().port}/v1/schedule` };
 }
 
-/** A gateway with one plugin. */
-function gateway(pluginConfig) {
+/** A gateway with one plugin, stopped with its test: a retry would outlive it. */
+function gateway(t, pluginConfig) {
   const hooks = {};
   const lines = [];
   const say = (line) => lines.push(line);
@@ -35,6 +43,7 @@ function gateway(pluginConfig) {
     logger: { info: say, warn: say, error: say },
     on: (name, hook) => (hooks[name] = hook),
   });
+  t.after(() => hooks.gateway_stop?.());
   return { hooks, lines };
 }
 
@@ -50,9 +59,9 @@ const job = (id, nextRunAtMs, more = {}) => ({
   id, name: id, enabled: true, payload: { kind: "agentTurn" }, state: { nextRunAtMs }, ...more,
 });
 
-test("the whole list is put at the start and after every change, and only what will run", async () => {
-  const { seen, server, url } = await host();
-  const { hooks } = gateway({ url, token: "t" });
+test("the whole list is put at the start and after every change, and only what will run", async (t) => {
+  const { seen, server, url } = await host(t);
+  const { hooks } = gateway(t, { url, token: "t" });
   let jobs = [job("b", 20), job("off", 5, { enabled: false }), job("exit", undefined), job("a", 10)];
   const cron = { list: async () => jobs };
   await hooks.cron_changed({}, {});
@@ -73,18 +82,17 @@ test("the whole list is put at the start and after every change, and only what w
   hooks.cron_reconciled({ reason: "reload", enabled: false }, {});
   await until("a scheduler that is off has nothing", () => seen.length === 3);
   assert.deepEqual(seen[2].list.jobs, []);
-  await hooks.gateway_stop();
-  server.close();
 });
 
-test("a host that is away or refuses is asked again, ever more rarely, and the newest list wins", async () => {
-  const { seen, server, url } = await host([503, 507]);
-  const { hooks, lines } = gateway({ url, token: "t", builtInJobs: true });
+test("a host that is away or refuses is asked again, ever more rarely, and the newest list wins", async (t) => {
+  const { seen, server, url } = await host(t, [503, 507]);
+  const { hooks, lines } = gateway(t, { url, token: "t", builtInJobs: true });
   let jobs = [job("old", 1)];
   hooks.cron_reconciled({ enabled: true }, { getCron: () => ({ list: async () => jobs }) });
   await until("the first try", () => seen.length === 1);
   await until("the third try", () => seen.length === 3);
   assert.ok(seen[1].at - seen[0].at >= 900 && seen[2].at - seen[1].at >= 1900);
+  await until("its end is told", () => lines.length >= 2);
   assert.equal(lines.length, 2, `one line at the first failure and one at the end: ${lines}`);
   assert.equal(seen[2].list.builtInJobs, true);
 
@@ -101,19 +109,16 @@ test("a host that is away or refuses is asked again, ever more rarely, and the n
       response.writeHead(204).end();
     });
   });
-  again.listen(Number(new URL(url).port), "127.0.0.1");
-  await once(again, "listening");
+  await listening(t, again, Number(new URL(url).port));
   jobs = [job("newest", 3)];
   hooks.cron_changed({}, {});
   await until("the newest list", () => seen.length === 4);
   assert.deepEqual(seen[3].list.jobs.map((job) => job.id), ["newest"]);
-  await hooks.gateway_stop();
-  again.close();
 });
 
-test("a hundred changes are one list in flight and the last one told", async () => {
-  const { seen, server, url } = await host(["hang"]);
-  const { hooks } = gateway({ url, token: "t" });
+test("a hundred changes are one list in flight and the last one told", async (t) => {
+  const { seen, server, url } = await host(t, ["hang"]);
+  const { hooks } = gateway(t, { url, token: "t" });
   let at = 0;
   hooks.cron_reconciled({ enabled: true }, { getCron: () => ({ list: async () => [job("a", at)] }) });
   await until("the first hangs", () => seen.length === 1);
@@ -121,14 +126,11 @@ test("a hundred changes are one list in flight and the last one told", async () 
   at = 100;
   await until("the last is told", () => seen.at(-1).list.jobs[0].nextRunAtMs === 100);
   assert.ok(seen.length <= 4, `${seen.length} lists`);
-  await hooks.gateway_stop();
-  server.close();
-  server.closeAllConnections();
 });
 
-test("a scheduler whose time is over is told no more, and a stop ends a retry", async () => {
-  const { seen, server, url } = await host([503, 503, 503]);
-  const { hooks } = gateway({ url, token: "t" });
+test("a scheduler whose time is over is told no more, and a stop ends a retry", async (t) => {
+  const { seen, server, url } = await host(t, [503, 503, 503]);
+  const { hooks } = gateway(t, { url, token: "t" });
   const time = new AbortController();
   const cron = { list: async () => [job("a", 1)] };
   hooks.cron_reconciled({ enabled: true }, { getCron: () => cron, abortSignal: time.signal });
@@ -142,11 +144,10 @@ test("a scheduler whose time is over is told no more, and a stop ends a retry", 
   const before = Date.now();
   await hooks.gateway_stop();
   assert.ok(Date.now() - before < 500);
-  server.close();
 });
 
-test("without an address nothing is hooked", () => {
-  const { hooks, lines } = gateway({});
+test("without an address nothing is hooked", (t) => {
+  const { hooks, lines } = gateway(t, {});
   assert.deepEqual(Object.keys(hooks), []);
   assert.equal(lines.length, 1);
 });

@@ -169,6 +169,19 @@ fn a_list_that_comes_while_it_falls_asleep_turns_it_round() {
 }
 
 #[test]
+fn a_list_told_before_the_engine_says_that_the_workload_runs_is_its_word() {
+    let mut scene = Scene::stopped();
+    scene.tells(&[HOUR]);
+    assert!(scene.cell.is_schedule_heard());
+    scene.wake().event(Event::Granted).done(Outcome::Created { by: 1 });
+    assert_eq!(scene.verb(), Some(Verb::Start));
+    assert!(!scene.cell.is_schedule_heard(), "that was the word of the one before");
+    scene.tells(&[HOUR]);
+    scene.done(Outcome::Started { address: address() }).done(Outcome::Ready);
+    assert!(scene.cell.is_schedule_heard());
+}
+
+#[test]
 fn an_unclear_schedule_keeps_it_awake_and_asks_for_no_resume() {
     let mut scene = Scene::running(IdleRest::Stop);
     scene.idle_until_fenced();
