@@ -2,6 +2,7 @@
 
 use berth_node_agent_core::cell::{FLAP_SPAN, Leave, THAW_TURN, Verb};
 use berth_node_agent_core::front::{self, Kind};
+use berth_node_agent_core::schedule::crowd::AHEAD_MAX;
 use berth_node_agent_core::schedule::{BOOT_MARGIN, BOOT_MAX};
 use berth_node_agent_core::swap::Limits;
 use berth_shared::cell::{CellState, IdleRest, WakeCause};
@@ -11,7 +12,7 @@ use berth_shared::wire::CommandVerb;
 use crate::jobs::Job;
 use crate::ops::Running;
 use crate::plan::{At, HOUR, MINUTE, SECOND, cell_id};
-use crate::truth::Run;
+use crate::truth::{Run, Truth};
 use crate::world::{Happening, World};
 
 /// How late a job may begin that was due while its cell rested, and behind an outage (with each job that was missed).
@@ -21,6 +22,9 @@ const LATE_EACH: At = 5 * SECOND;
 
 /// A cell that nobody uses rests after the longest damped quiet time, and the longest wait between two tries.
 const AWAKE_MAX: At = 100 * MINUTE;
+
+/// Cells with jobs this near in time are woken one ahead of the other.
+const CROWD: At = 20 * MINUTE;
 
 /// So many operations on one cell within so long are a spin.
 const PACE_MAX: usize = 60;
@@ -298,7 +302,13 @@ impl World {
                 }
             }
             WakeCause::Schedule => {
-                let soon = BOOT_MAX.0 + BOOT_MARGIN.0;
+                // Ahead of others, too, where there are others.
+                let due_too = |other: &Truth| {
+                    other.jobs.all.iter().any(|job| job.waits() && job.next.since(wall).0 <= CROWD)
+                };
+                let crowd = self.cells.iter().filter(|other| due_too(other)).count() > 1;
+                let ahead = if crowd { AHEAD_MAX.0 } else { 0 };
+                let soon = BOOT_MAX.0 + BOOT_MARGIN.0 + ahead;
                 let due =
                     truth.jobs.all.iter().any(|job| {
                         job.waits() && (job.due_since.is_some() || job.next.since(wall).0 <= soon)
@@ -446,15 +456,23 @@ impl World {
 
     fn audit_awake(&mut self, cell: usize) {
         let truth = &self.cells[cell];
-        let policy = self.wanted[cell].spec.rest.rest;
-        if !truth.runs() || policy == IdleRest::AlwaysOn || truth.watch.held_until > 0 {
+        // As this node was told last: what is ordered while nobody answers here is not known here.
+        let desired = self.life.as_ref().and_then(|life| life.memory.desired.as_ref());
+        let told = desired.and_then(|desired| desired.assignments.get(cell)).map(|told| told.spec.rest.rest);
+        let stays = [Some(self.wanted[cell].spec.rest.rest), told].contains(&Some(IdleRest::AlwaysOn));
+        if !truth.runs() || stays || truth.watch.held_until > 0 {
             return;
         }
         let idle = self.wanted[cell].spec.rest.idle_after.0;
         let since = truth.watch.used_at.max(self.excuse_of(cell));
         if self.at > since + AWAKE_MAX + idle {
             let minutes = (self.at - since) / MINUTE;
-            self.broken("n", &format!("nobody uses cell {cell} for {minutes} minutes, and it is awake"));
+            let believed = self.life.as_ref().and_then(|life| life.agent.cell(cell_id(cell)));
+            let believed = believed.map(|believed| believed.sleep_status(self.now()));
+            self.broken(
+                "n",
+                &format!("nobody uses cell {cell} for {minutes} minutes, and it is awake: {believed:?}"),
+            );
         }
     }
 

@@ -73,7 +73,7 @@ impl World {
         for truth in &mut self.cells {
             truth.operation = None;
             (truth.watch.thaw_turn, truth.watch.rested_at) = (None, None);
-            truth.watch.held_until = 0;
+            (truth.watch.held_until, truth.watch.held_told) = (0, None);
             truth.watch.flaps.clear();
             truth.watch.used_at = truth.watch.used_at.max(self.at);
         }
@@ -186,9 +186,13 @@ impl World {
         let terms = self.terms.iter().enumerate().map(|(cell, terms)| (cell_id(cell), *terms)).collect();
         let wall = self.now().wall;
         for cell in 0..self.cells.len() {
-            let held = self.terms[cell].awake_until.map_or(0, |until| self.at + until.since(wall).0);
-            let held = if self.life.is_some() { held } else { 0 };
+            let told = self.terms[cell].awake_until.filter(|_| self.life.is_some());
+            let held = told.map_or(0, |until| self.at + until.since(wall).0);
             let watch = &mut self.cells[cell].watch;
+            if std::mem::replace(&mut watch.held_told, told) == told {
+                // Said again: it lasts as long as when it was said first, also where the clock was set meanwhile.
+                continue;
+            }
             if watch.held_until <= self.at {
                 watch.held_since = self.at;
             }

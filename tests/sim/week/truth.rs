@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use berth_shared::cell::ImageRef;
 use berth_shared::door::RouteState;
+use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
 
 use crate::jobs::Jobs;
@@ -75,6 +76,8 @@ pub(crate) struct Watch {
     pub(crate) used_at: At,
     /// An operator holds it awake until then.
     pub(crate) held_until: At,
+    /// The wall clock's time that this agent was told and counts from then on.
+    pub(crate) held_told: Option<UnixMs>,
     pub(crate) held_since: At,
     pub(crate) rested_at: Option<At>,
     pub(crate) flaps: VecDeque<At>,
