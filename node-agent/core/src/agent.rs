@@ -24,6 +24,7 @@ use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 use crate::cell::{self, Cell, Now, Outcome, Rest, Waiter};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
+use crate::schedule::crowd;
 use crate::swap::{self, Swap};
 
 /// How many answers of commands are kept for their repetition.
@@ -259,7 +260,20 @@ impl Agent {
             }
         }
         self.grant(now, random, &mut out);
+        if out.iter().any(|effect| matches!(effect, Effect::Changed(_))) {
+            self.lay_out_wakes(now);
+        }
         out
+    }
+
+    /// Cells at rest whose jobs are due at the same time are woken one ahead of the other.
+    fn lay_out_wakes(&mut self, now: Now) {
+        let turns = self.cells.values().filter_map(|cell| cell.schedule_turn(now)).collect();
+        for (cell, ahead) in crowd::lay_out(turns, self.starts_max) {
+            if let Some(cell) = self.cells.get_mut(&cell) {
+                cell.come_ahead(now, ahead);
+            }
+        }
     }
 
     /// Swap runs short: the cell that has been frozen for longest leaves it, one at each look, so that the next look

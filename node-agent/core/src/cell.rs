@@ -245,7 +245,7 @@ pub struct Cell {
     resident: Option<Bytes>,
     frozen_since: BootMs,
     pushed: Option<Pushed>,
-    thaw_begun: BootMs,
+    granted_at: BootMs,
     /// It comes up from being frozen.
     thawed: bool,
     /// Why it was stopped and not frozen, last time.
@@ -314,9 +314,9 @@ impl Cell {
             offer: Err("the node's swap was not looked at yet".to_owned()),
             promised: false,
             resident: None,
-            frozen_since: now.boot,
+            frozen_since: remembered.frozen_at.map_or(now.boot, |at| at.min(now.boot)),
             pushed: None,
-            thaw_begun: now.boot,
+            granted_at: now.boot,
             thawed: false,
             stopped_because: None,
             events: vec![],
@@ -590,7 +590,7 @@ impl Cell {
         if let Outcome::Failed(problem) = &outcome {
             out.push(Effect::Note(Note::OperationFailed { verb: operation.verb, problem: problem.clone() }));
         }
-        if let Some(mut report) = Report::of(self.spec.cell, op, operation.verb, &outcome) {
+        if let Some(mut report) = Report::of(self.spec.cell, op, operation.verb, &outcome, now.boot) {
             if matches!(self.phase, Phase::Resting { step: RestStep::Pausing { lease_until }, .. } if now.boot >= lease_until)
             {
                 report.ok = false;

@@ -9,6 +9,7 @@ use berth_shared::codec::{self, CodecError};
 use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
+use berth_shared::time::BootMs;
 use berth_shared::wire::{DesiredState, LeftBehind, PAYLOAD_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,9 @@ const JOINED: (u16, u16) = (1, 1);
 const SESSION: (u16, u16) = (2, 1);
 const DESIRED: (u16, u16) = (3, 1);
 const INTENT: (u16, u16) = (4, 1);
-const REPORT: (u16, u16) = (5, 1);
+/// Without the time: read only.
+const REPORT_V1: (u16, u16) = (5, 1);
+const REPORT: (u16, u16) = (5, 2);
 /// As releases before [`SNAPSHOT`] wrote it: read only.
 const SNAPSHOT_V1: (u16, u16) = (6, 1);
 const SNAPSHOT: (u16, u16) = (6, 2);
@@ -123,11 +126,15 @@ pub struct Report {
     pub container: Option<u64>,
     /// Was the container removed for good?
     pub removed: bool,
+    /// When it ended, on the boot that the journal is at; 0 in reports of releases that did not write it. Not part of the
+    /// payload of version 1.
+    #[serde(skip)]
+    pub at: BootMs,
 }
 
 impl Report {
     /// The report of an operation's end, `None` for one that had no intent.
-    pub fn of(cell: CellId, op: OpId, verb: Verb, outcome: &Outcome) -> Option<Self> {
+    pub fn of(cell: CellId, op: OpId, verb: Verb, outcome: &Outcome, at: BootMs) -> Option<Self> {
         Intent::of(cell, op, verb)?;
         let up = match outcome {
             Outcome::Started { .. } | Outcome::Unpaused => Some(true),
@@ -146,7 +153,8 @@ impl Report {
         };
         let container = if let Outcome::Created { by } = outcome { Some(*by) } else { None };
         let removed = matches!(outcome, Outcome::Removed);
-        Some(Self { cell, op: op.0, ok: !matches!(outcome, Outcome::Failed(_)), up, container, removed })
+        let ok = !matches!(outcome, Outcome::Failed(_));
+        Some(Self { cell, op: op.0, ok, up, container, removed, at })
     }
 }
 
@@ -171,6 +179,9 @@ pub struct Remembered {
     /// Was that pause reported as confirmed in time, and no way up begun since? Only then does a container that is found
     /// paused rest; any other was paused too late or is wanted up.
     pub frozen: bool,
+    /// Since when it is, on the boot that the journal is at. Not part of the snapshot's payload of version 1.
+    #[serde(skip)]
+    pub frozen_at: Option<BootMs>,
     /// Its uid and subnet, see [`Slot`].
     pub slot: Option<Slot>,
     /// What its workload told last of what it will run, `None` if it never did. Has records of its own, also at a
@@ -265,7 +276,7 @@ impl Record {
             Self::Session(mark, welcomed) => (SESSION, codec::encode(&(mark, welcomed))?),
             Self::Desired(body) => (DESIRED, codec::encode(body)?),
             Self::Intent(body) => (INTENT, codec::encode(body)?),
-            Self::Report(body) => (REPORT, codec::encode(body)?),
+            Self::Report(body) => (REPORT, codec::encode(&(body, body.at))?),
             Self::Booted(body) => (BOOTED, codec::encode(body)?),
             Self::Slot(cell, slot) => (SLOT, codec::encode(&(cell, slot))?),
             Self::KeyUsed(body) => (KEY_USED, codec::encode(body)?),
@@ -276,7 +287,11 @@ impl Record {
             Self::Terms(body) => (TERMS, codec::encode(body)?),
             Self::Schedule(cell, schedule) => (SCHEDULE, codec::encode(&(cell, schedule))?),
             Self::Schedules(body) => (SCHEDULES, codec::encode(body)?),
-            Self::Snapshot(body) => (SNAPSHOT, codec::encode(&(body, &body.later))?),
+            Self::Snapshot(body) => {
+                let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.frozen_at?));
+                let frozen: Vec<(CellId, BootMs)> = body.cells.iter().filter_map(known).collect();
+                (SNAPSHOT, codec::encode(&(body, &body.later, frozen))?)
+            }
         };
         Ok((kind, version, payload))
     }
@@ -302,7 +317,11 @@ impl Record {
             }
             DESIRED => Self::Desired(read(key, payload)?),
             INTENT => Self::Intent(read(key, payload)?),
-            REPORT => Self::Report(read(key, payload)?),
+            REPORT_V1 => Self::Report(read(key, payload)?),
+            REPORT => {
+                let (report, at): (Report, BootMs) = read(key, payload)?;
+                Self::Report(Report { at, ..report })
+            }
             BOOTED => Self::Booted(read(key, payload)?),
             SLOT => {
                 let (cell, slot) = read(key, payload)?;
@@ -324,15 +343,21 @@ impl Record {
             SCHEDULES => Self::Schedules(read(key, payload)?),
             SNAPSHOT_V1 => Self::Snapshot(read(key, payload)?),
             SNAPSHOT => {
-                let (memory, later): (Memory, Later) = read(key, payload)?;
-                Self::Snapshot(Box::new(Memory { later, ..memory }))
+                let (memory, later, frozen): (Memory, Later, Vec<(CellId, BootMs)>) = read(key, payload)?;
+                let mut memory = Box::new(Memory { later, ..memory });
+                for (cell, at) in frozen {
+                    if let Some(known) = memory.cells.get_mut(&cell) {
+                        known.frozen_at = Some(at);
+                    }
+                }
+                Self::Snapshot(memory)
             }
             (kind, version) => return Err(RecordError::Unknown { kind, version }),
         })
     }
 }
 
-/// What version 2 of the snapshot has behind the payload of version 1.
+/// What version 2 of the snapshot has behind the payload of version 1, but for the cells' `frozen_at`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Later {
     /// What plans and operators say of cells' sleep. A cell that is not here has the usual terms.
@@ -405,13 +430,13 @@ impl Memory {
                             cell.creates.remove(CREATES_MAX / 2);
                         }
                     }
-                    IntentVerb::Start | IntentVerb::Unpause => cell.frozen = false,
+                    IntentVerb::Start | IntentVerb::Unpause => (cell.frozen, cell.frozen_at) = (false, None),
                     // From here on an end is meant.
                     IntentVerb::Stop | IntentVerb::KillFrozen => cell.up_this_boot = false,
                     IntentVerb::Suspend => cell.last_suspend = Some(intent.op),
                     IntentVerb::Pause => {
                         cell.pause = Some(intent.op);
-                        cell.frozen = false;
+                        (cell.frozen, cell.frozen_at) = (false, None);
                     }
                     IntentVerb::Repair | IntentVerb::Remove => {}
                 }
@@ -425,6 +450,7 @@ impl Memory {
                 }
                 if report.ok && cell.pause == Some(report.op) {
                     cell.frozen = true;
+                    cell.frozen_at = (report.at > BootMs(0)).then_some(report.at);
                 }
                 if let Some(by) = report.container {
                     cell.container = Some(by);
@@ -437,6 +463,7 @@ impl Memory {
                     // Nothing that was up on another boot is up now.
                     for cell in self.cells.values_mut() {
                         cell.up_this_boot = false;
+                        cell.frozen_at = None;
                     }
                 }
                 self.boot = Some(boot);

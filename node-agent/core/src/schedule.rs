@@ -13,6 +13,8 @@
 //!   is counted on boot time. A due time is woken for until a newer list moves it, or until the cell has been up for
 //!   [`RUN_MAX`] behind it without such a list: then it is *spent*, so that it does not wake the cell for ever. A clock
 //!   that goes back before a spent time makes it due again.
+//! - Many cells may be due in the same minute, and only a few come up at a time: the node wakes the first of them so much
+//!   *ahead* of its own time that all are up in time ([`crowd`]).
 //! - What is due already when it is noticed (the agent was away) wakes at once; OpenClaw runs missed jobs two minutes
 //!   after its start, five seconds apart, so the cell is kept up for longer than that.
 
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Now, Rest};
 
+pub mod crowd;
 #[cfg(test)]
 mod tests;
 
@@ -191,6 +194,8 @@ pub struct Agenda {
     /// The next wake is not tried before.
     not_before: BootMs,
     tries: u32,
+    /// Woken so much earlier than on its own account, for the first due time: others come up then, too.
+    ahead: Millis,
 }
 
 impl Agenda {
@@ -211,10 +216,15 @@ impl Agenda {
 
     /// The workload has told its list: it replaces the one before it.
     pub fn hear(&mut self, now: Now, list: Schedule) {
-        let was_overdue = self.next_due(now.wall).is_some_and(|due| due <= now.wall);
+        let was_due = self.next_due(now.wall);
         self.heard = true;
         self.list = Some(list);
-        let is_overdue = self.next_due(now.wall).is_some_and(|due| due <= now.wall);
+        let is_due = self.next_due(now.wall);
+        if was_due != is_due {
+            self.ahead = Millis(0);
+        }
+        let was_overdue = was_due.is_some_and(|due| due <= now.wall);
+        let is_overdue = is_due.is_some_and(|due| due <= now.wall);
         if was_overdue && !is_overdue {
             self.overdue_since = None;
             self.up_until = self.up_until.max(now.boot.after(QUIET));
@@ -242,13 +252,31 @@ impl Agenda {
         }
     }
 
-    /// How long before a due time the cell is woken.
+    /// How long it has taken to come up by this way, at the most.
+    pub fn learned(&self, way: Way) -> Millis {
+        match way {
+            Way::Boot => self.boots.longest(BOOT_FIRST),
+            Way::Thaw => self.thaws.longest(THAW_FIRST),
+        }
+    }
+
+    /// How long before a due time the cell has to be woken on its own account.
     pub fn lead(&self, way: Way) -> Millis {
-        let (learned, margin) = match way {
-            Way::Boot => (self.boots.longest(BOOT_FIRST), BOOT_MARGIN),
-            Way::Thaw => (self.thaws.longest(THAW_FIRST), THAW_MARGIN),
+        let margin = match way {
+            Way::Boot => BOOT_MARGIN,
+            Way::Thaw => THAW_MARGIN,
         };
-        Millis(learned.0 + margin.0)
+        Millis(self.learned(way).0 + margin.0)
+    }
+
+    /// So much earlier than that it is woken: others come up then, too.
+    pub const fn come_ahead(&mut self, ahead: Millis) {
+        self.ahead = ahead;
+    }
+
+    /// See [`Self::come_ahead`].
+    pub const fn ahead(&self) -> Millis {
+        self.ahead
     }
 
     /// The earliest due time that is still waited for.
@@ -262,7 +290,7 @@ impl Agenda {
     /// When a cell at rest is woken for its schedule, by the wall clock.
     pub fn wake_at(&self, wall: UnixMs, way: Way) -> Option<UnixMs> {
         let due = self.next_due(wall)?;
-        Some(UnixMs(due.0.saturating_sub(self.lead(way).0)))
+        Some(UnixMs(due.0.saturating_sub(self.lead(way).0 + self.ahead.0)))
     }
 
     /// When a cell at rest has to be looked at for its schedule.
@@ -303,7 +331,7 @@ impl Agenda {
                 Rest::Stopped => (Way::Boot, STOP_USEFUL),
                 Rest::Frozen => (Way::Thaw, FREEZE_USEFUL),
             };
-            if due.since(now.wall).0 < self.lead(way).0 + useful.0 {
+            if due.since(now.wall).0 < self.lead(way).0 + self.ahead.0 + useful.0 {
                 return Some(self.hold(due, due, now.boot.after(due.since(now.wall)).min(recheck)));
             }
             break;

@@ -43,7 +43,6 @@ impl Cell {
             return self.look(now, out);
         }
         self.phase = Phase::Frozen;
-        self.frozen_since = now.boot;
         self.pushed = None;
         let deeper = std::mem::take(&mut self.deeper) && !self.turned();
         if self.must_stay_down() || ((self.restart_wanted || deeper) && self.consent_until.is_some()) {
@@ -184,7 +183,7 @@ impl Cell {
     /// Until when it keeps others from being thawed; `None` where it does not.
     pub fn thaw_turn_until(&self) -> Option<BootMs> {
         let under_way = matches!(self.phase, Phase::Thawing(ThawStep::Unpausing | ThawStep::Resuming));
-        under_way.then(|| self.thaw_begun.after(THAW_TURN))
+        under_way.then(|| self.granted_at.after(THAW_TURN))
     }
 
     pub(super) fn thaw(&mut self, now: Now, out: &mut Vec<Effect>) {
@@ -192,7 +191,6 @@ impl Cell {
         // Whatever becomes of it, it was wanted up: found paused after this, it does not rest.
         self.consent_until = None;
         self.thawed = true;
-        self.thaw_begun = now.boot;
         self.phase = Phase::Thawing(ThawStep::Unpausing);
         self.begin(now, Verb::Unpause, out);
     }

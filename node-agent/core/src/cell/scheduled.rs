@@ -4,9 +4,10 @@
 
 use berth_shared::cell::{BusyReason, IdleRest, RefusalRecord, WakeCause};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::{BootMs, UnixMs};
+use berth_shared::time::{BootMs, Millis, UnixMs};
 
 use super::{Cell, Effect, Note, Now, Phase, Rest, Waiter};
+use crate::schedule::crowd::Turn;
 use crate::schedule::{Agenda, STOP_USEFUL, Schedule, Way};
 
 /// Most names of channels that are kept.
@@ -119,8 +120,9 @@ impl Cell {
         let took = match (self.phase, self.wanted) {
             // Found running, so that nothing was woken; or new: an image and a disk took their time, too.
             (_, None | Some(WakeCause::Adopted | WakeCause::TurnedRound | WakeCause::Created)) => None,
-            (Phase::Thawing(_), Some(_)) => Some((Way::Thaw, now.boot.since(self.wanted_since))),
-            (_, Some(_)) => Some((Way::Boot, now.boot.since(self.wanted_since))),
+            // Not since it was wanted: how many waited before it says nothing about the next time.
+            (Phase::Thawing(_), Some(_)) => Some((Way::Thaw, now.boot.since(self.granted_at))),
+            (_, Some(_)) => Some((Way::Boot, now.boot.since(self.granted_at))),
         };
         self.scheduled.agenda.up(now, took);
     }
@@ -164,19 +166,26 @@ impl Cell {
             Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. }
                 if !self.must_stay_down() =>
             {
-                let way = self.way_up();
-                let not_before = if let Phase::Cooling { until, .. } = self.phase { until } else { now.boot };
-                if now.boot >= not_before && self.scheduled.agenda.is_wake_due(now, way) {
+                let is_due = self.scheduled.agenda.is_wake_due(now, self.way_up());
+                if now.boot >= self.not_woken_before(now) && is_due {
                     self.wake_for_schedule(now, out);
                 } else {
-                    let look_at = self.scheduled.agenda.look_at(now, way);
-                    self.scheduled.look_at = look_at.map(|at| at.max(not_before));
+                    self.scheduled.look_at = self.next_schedule_look(now);
                     self.scheduled.stays =
                         matches!(self.phase, Phase::Frozen) && self.is_too_late_to_stop(now);
                 }
             }
             _ => {}
         }
+    }
+
+    const fn not_woken_before(&self, now: Now) -> BootMs {
+        if let Phase::Cooling { until, .. } = self.phase { until } else { now.boot }
+    }
+
+    fn next_schedule_look(&self, now: Now) -> Option<BootMs> {
+        let look_at = self.scheduled.agenda.look_at(now, self.way_up())?;
+        Some(look_at.max(self.not_woken_before(now)))
     }
 
     /// Is it frozen and a job of its own due so soon that it would come up too late if it had to be started for it? Then it
@@ -189,6 +198,26 @@ impl Cell {
     pub(super) fn is_too_late_to_stop(&self, now: Now) -> bool {
         let wake_at = self.scheduled.agenda.wake_at(now.wall, Way::Boot);
         !self.must_stay_down() && wake_at.is_some_and(|at| at.since(now.wall) < STOP_USEFUL)
+    }
+
+    /// The turn that its next wake for its schedule will take of the node; `None` where none is to come.
+    pub fn schedule_turn(&self, now: Now) -> Option<Turn> {
+        let at_rest =
+            matches!(self.phase, Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. });
+        if !at_rest || self.must_stay_down() {
+            return None;
+        }
+        let (agenda, way) = (&self.scheduled.agenda, self.way_up());
+        let latest = UnixMs(agenda.next_due(now.wall)?.0.saturating_sub(agenda.lead(way).0));
+        (latest > now.wall).then(|| Turn { cell: self.spec.cell, way, latest, span: agenda.learned(way) })
+    }
+
+    /// For others' sake it is woken so much earlier for its schedule.
+    pub fn come_ahead(&mut self, now: Now, ahead: Millis) {
+        if self.scheduled.agenda.ahead() != ahead {
+            self.scheduled.agenda.come_ahead(ahead);
+            self.scheduled.look_at = self.scheduled.look_at.and(self.next_schedule_look(now));
+        }
     }
 
     /// When the schedule of a cell at rest is looked at again.

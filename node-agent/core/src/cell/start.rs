@@ -22,11 +22,12 @@ impl Cell {
     }
 
     pub(super) fn granted(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Thawing(ThawStep::Queued)) {
-            return self.thaw(now, out);
-        }
-        if !matches!(self.phase, Phase::Queued) {
+        if !matches!(self.phase, Phase::Queued | Phase::Thawing(ThawStep::Queued)) {
             return;
+        }
+        self.granted_at = now.boot;
+        if matches!(self.phase, Phase::Thawing(_)) {
+            return self.thaw(now, out);
         }
         out.push(Effect::Progress(WakeStage::Starting));
         if std::mem::take(&mut self.repair_due) {

@@ -23,6 +23,7 @@ fn records_survive_the_journal() {
             up: Some(true),
             container: None,
             removed: false,
+            at: BootMs(0),
         }),
         Record::Desired(DesiredState {
             revision: 4,
@@ -119,8 +120,15 @@ fn terms_are_replaced_as_a_whole_and_survive_the_journal() {
 fn the_number_of_the_container_that_is_there_outlives_any_number_of_creates() {
     let mut memory = Memory::default();
     let create = |op| Record::Intent(Intent { cell: cell(1), op, verb: IntentVerb::Create });
-    let report =
-        |op, by| Report { cell: cell(1), op, ok: true, up: None, container: Some(by), removed: false };
+    let report = |op, by| Report {
+        cell: cell(1),
+        op,
+        ok: true,
+        up: None,
+        container: Some(by),
+        removed: false,
+        at: BootMs(0),
+    };
     memory.apply(create(3));
     memory.apply(Record::Report(report(3, 3)));
     for op in 4..40 {
@@ -164,6 +172,7 @@ fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
             up: Some(false),
             container: None,
             removed: true,
+            at: BootMs(0),
         })
     };
     let mut memory = Memory::default();
@@ -199,6 +208,7 @@ fn a_cell_is_new_until_a_start_of_it_was_reported() {
         up: Some(true),
         container: None,
         removed: false,
+        at: BootMs(0),
     }));
     assert!(!memory.cells[&cell(1)].is_new());
     memory.apply(Record::Intent(Intent { cell: cell(1), op: 3, verb: IntentVerb::Stop }));
@@ -209,6 +219,7 @@ fn a_cell_is_new_until_a_start_of_it_was_reported() {
         up: Some(false),
         container: None,
         removed: false,
+        at: BootMs(0),
     }));
     assert!(!memory.cells[&cell(1)].is_new(), "one that sleeps is not new");
 }
@@ -241,6 +252,7 @@ fn the_disk_of_a_cell_that_went_elsewhere_is_kept_and_that_of_a_removed_user_is_
             up: Some(false),
             container: None,
             removed: true,
+            at: BootMs(0),
         })
     };
     let mut memory = Memory::default();
@@ -279,11 +291,44 @@ fn nothing_is_up_after_a_reboot() {
         up: Some(true),
         container: None,
         removed: false,
+        at: BootMs(0),
     }));
     memory.apply(Record::Booted(BootId::from_random([1; 16])));
     assert!(memory.cells[&cell(1)].up_this_boot);
     memory.apply(Record::Booted(BootId::from_random([2; 16])));
     assert!(!memory.cells[&cell(1)].up_this_boot);
+}
+
+#[test]
+fn since_when_a_cell_is_frozen_is_kept_until_the_machine_boots() {
+    let report = Report {
+        cell: cell(1),
+        op: 4,
+        ok: true,
+        up: None,
+        container: None,
+        removed: false,
+        at: BootMs(7_000),
+    };
+    let mut memory = Memory::default();
+    memory.apply(Record::Booted(BootId::from_random([1; 16])));
+    memory.apply(Record::Intent(Intent { cell: cell(1), op: 4, verb: IntentVerb::Pause }));
+    let (kind, version, payload) = Record::Report(report.clone()).encode().unwrap();
+    assert_eq!((kind, version), (5, 2));
+    memory.apply(Record::decode(kind, version, &payload).unwrap());
+    assert_eq!(memory.cells[&cell(1)].frozen_at, Some(BootMs(7_000)));
+    let (kind, version, payload) = Record::Snapshot(Box::new(memory.clone())).encode().unwrap();
+    let mut again = Memory::default();
+    again.apply(Record::decode(kind, version, &payload).unwrap());
+    assert_eq!(again, memory);
+    again.apply(Record::Booted(BootId::from_random([2; 16])));
+    assert_eq!(again.cells[&cell(1)].frozen_at, None);
+    memory.apply(Record::Intent(Intent { cell: cell(1), op: 5, verb: IntentVerb::Unpause }));
+    assert_eq!(memory.cells[&cell(1)].frozen_at, None);
+
+    // Of a release that did not write the time.
+    let old = codec::encode(&report).unwrap();
+    assert_eq!(Record::decode(5, 1, &old).unwrap(), Record::Report(Report { at: BootMs(0), ..report }));
 }
 
 #[test]
@@ -370,6 +415,7 @@ fn a_schedule_outlives_the_agent_and_its_snapshots_and_goes_with_its_cell() {
         up: Some(false),
         container: None,
         removed: true,
+        at: BootMs(0),
     }));
     assert!(!other.cells.contains_key(&cell(1)));
 }

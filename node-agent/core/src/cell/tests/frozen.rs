@@ -108,6 +108,23 @@ fn a_cell_that_was_frozen_for_long_is_stopped_without_being_thawed() {
 }
 
 #[test]
+fn how_long_it_has_been_frozen_is_known_after_the_agent_was_away() {
+    let begun = BootMs(1_000);
+    let remembered = Remembered { frozen: true, frozen_at: Some(begun), ..known() };
+    let mut scene = Scene::with(IdleRest::Freeze, &remembered);
+    scene.event(Event::Terms(SleepTerms { stop_after: Millis::minutes(90), ..SleepTerms::default() }));
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    scene.done(Outcome::Pushed(Pushed::default()));
+    assert_eq!(scene.cell.frozen_since(), Some(begun));
+    assert_eq!(scene.cell.next_deadline(), Some(begun.after(Millis::minutes(90))));
+    // And anew at its next freeze.
+    scene.later(Millis::minutes(3));
+    scene.wake().event(Event::Granted).done(Outcome::Unpaused).done(Outcome::Resumed).done(Outcome::Ready);
+    scene.idle_until_fenced().consent().done(Outcome::Paused);
+    assert_eq!(scene.cell.frozen_since(), Some(scene.now.boot));
+}
+
+#[test]
 fn swap_that_runs_short_ends_a_frozen_cell_and_no_other() {
     let mut frozen = Scene::frozen();
     frozen.event(Event::SwapNeeded);
