@@ -25,7 +25,7 @@ use berth_shared::door::{
 use berth_shared::ids::{BootId, Generation, JoinCounter, OperatorKeyId, SessionNonce, TokenId};
 use berth_shared::link::SessionMark;
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::{Millis, UnixMs};
+use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::wire::DesiredState;
 
 use crate::input::{Input, seed};
@@ -181,7 +181,7 @@ fn remembered() -> Vec<Record> {
     let mark = SessionMark { counter: JoinCounter(3), nonce: SessionNonce::from_random([1; 16]) };
     let report = |op, removed: bool| {
         let (up, container) = (Some(!removed), Some(op));
-        Record::Report(Report { cell, op, ok: true, up, container, removed })
+        Record::Report(Report { cell, op, ok: true, up, container, removed, at: BootMs(op) })
     };
     let desired = |assignments| {
         let (domain, removed) = ("d".to_owned(), vec![]);
