@@ -256,7 +256,7 @@ impl World {
                 }
             }
             Leave::SwapShort => {
-                let open = |truth: &crate::truth::Truth| truth.tabs.iter().any(|tab| tab.socket.is_some());
+                let open = |truth: &Truth| truth.tabs.iter().any(|tab| tab.socket.is_some());
                 let key = (open(truth), frozen_at);
                 // Who was frozen when an agent that died, or the engine's silence, hid it from this one counts from then on.
                 let known = |number: usize| {
