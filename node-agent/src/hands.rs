@@ -316,11 +316,22 @@ impl<R: Runtime> Hands<R> {
     }
 
     async fn unpause(&self, job: &Job) -> Result<Outcome, Problem> {
-        let call = self.runtime.unpause(&self.key(job)).await.map_err(problem)?;
+        let key = self.key(job);
+        let begun = std::time::Instant::now();
+        let read = self.runtime.read_back(&key).await;
+        let read_back = begun..std::time::Instant::now();
+        let call = self.runtime.unpause(&key).await.map_err(problem)?;
         if let Some(call) = &call {
-            self.metrics.engine_unpause(call, job.wake_heard);
+            self.metrics.engine_unpause(&read_back, read, call, job.wake_heard);
         }
         Ok(Outcome::Unpaused)
+    }
+
+    /// A thawed cell is up: what it has touched is read back at once before its next thaw.
+    pub async fn note_touched(&self, job: &Job) {
+        if let Err(error) = self.runtime.note_touched(&self.key(job)).await {
+            tracing::debug!(cell = %job.spec.cell, error = chain(&error), "what a wake touched is not noted");
+        }
     }
 
     async fn await_ready(&self, job: &Job) -> Result<Outcome, Problem> {

@@ -101,6 +101,8 @@ pub struct Metrics {
     wake_to_start_seconds: Histogram,
     engine_start_seconds: Histogram,
     wake_to_unpause_seconds: Histogram,
+    read_back_seconds: Histogram,
+    read_back_bytes: Counter,
     engine_unpause_seconds: Histogram,
     unpause_confirmed_seconds: Histogram,
     /// From a readiness probe's good answer to the route written to the ingress's queue.
@@ -176,8 +178,20 @@ impl Metrics {
             wake_to_unpause_seconds: register(
                 of,
                 "wake_to_unpause_seconds",
-                "From a wake heard to the engine's unpause call",
+                "From a wake heard to the engine's unpause call, without what is read back before it",
                 seconds(),
+            ),
+            read_back_seconds: register(
+                of,
+                "read_back_seconds",
+                "Before an unpause call: until the memory that the wake will touch was read back",
+                seconds(),
+            ),
+            read_back_bytes: register(
+                of,
+                "read_back_bytes",
+                "Memory that was asked for before unpause calls",
+                Counter::default(),
             ),
             engine_unpause_seconds: register(
                 of,
@@ -334,11 +348,21 @@ impl Metrics {
 
     /// Counts an unpause call of the engine, what Berth did before it since the wake was heard, and what after it until it
     /// was confirmed.
-    pub fn engine_unpause(&self, call: &Range<Instant>, wake_heard: Option<Instant>) {
+    pub fn engine_unpause(
+        &self,
+        read_back: &Range<Instant>,
+        read: Bytes,
+        call: &Range<Instant>,
+        wake_heard: Option<Instant>,
+    ) {
+        let reading = read_back.end.duration_since(read_back.start);
+        self.read_back_seconds.observe(reading.as_secs_f64());
+        self.read_back_bytes.inc_by(read.0);
         self.engine_unpause_seconds.observe(call.end.duration_since(call.start).as_secs_f64());
         self.unpause_confirmed_seconds.observe(call.end.elapsed().as_secs_f64());
         if let Some(heard) = wake_heard {
-            self.wake_to_unpause_seconds.observe(call.start.duration_since(heard).as_secs_f64());
+            let waited = call.start.duration_since(heard).saturating_sub(reading);
+            self.wake_to_unpause_seconds.observe(waited.as_secs_f64());
         }
     }
 

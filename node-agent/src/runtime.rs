@@ -185,6 +185,14 @@ pub trait Runtime: Send + Sync + 'static {
         key: &ContainerKey,
     ) -> impl Future<Output = Result<Option<Range<Instant>>, RuntimeError>> + Send;
 
+    /// Notes which memory a container has touched that was thawed a moment ago, for [`Runtime::read_back`] before its next
+    /// thaw. Kept for as long as this process lives.
+    fn note_touched(&self, key: &ContainerKey) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Has that memory of a paused container read back from swap and files, and gives how much; nothing where nothing was
+    /// noted. It helps a wake and is never needed for one, so that it does not fail.
+    fn read_back(&self, key: &ContainerKey) -> impl Future<Output = Bytes> + Send;
+
     /// Looks for `span` at what a running container does and holds. One that does not run is refused.
     fn observe(
         &self,

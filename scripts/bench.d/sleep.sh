@@ -217,7 +217,7 @@ readonly SUMMARY='
        resident_after_wake_mb: ($thaw | map(.resident) | mb | at(0.5)),
        swap_written_mb_per_sleep: ($freeze | map(select(.turn == "again") | .written_mb) | at(0.5)),
        swap_written_mb_first_sleep: ($freeze | map(select(.turn == "first") | .written_mb) | at(0.5))}
-    + ([("wake_ask", "wake_to_unpause", "engine_unpause", "unpause_confirmed", "resume", "await_ready", "ready_to_route", "release",
+    + ([("wake_ask", "wake_to_unpause", "read_back", "engine_unpause", "unpause_confirmed", "resume", "await_ready", "ready_to_route", "release",
          "first_answer", "between") as $span | {"\($span)_p50_ms": ($thaw | map(.["\($span)_ms"]) | at(0.5))}] | add)
     + {cells: $cells, frozen_s: $frozen, idle_s: $idle, page_cache: "evicted when idle, the same in all arms",
        load_avg_p50: (map(.load) | at(0.5)), load_avg_max: (map(.load) | max), revision: $revision}'

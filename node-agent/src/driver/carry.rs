@@ -2,7 +2,7 @@
 //! their own and report through the driver's queue, so that the machine is never re-entered.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::agent;
@@ -19,6 +19,9 @@ use crate::failpoint::{self, Place};
 use crate::hands::Job;
 use crate::runtime::Runtime;
 use crate::store::StoreError;
+
+/// What a thawed cell has touched is noted so long behind its being up: it has answered by then, and begun nothing else.
+const NOTED_AFTER: Duration = Duration::from_millis(100);
 
 impl<R: Runtime> Driver<R> {
     /// Writes the turn's records, then carries its effects out.
@@ -117,8 +120,11 @@ impl<R: Runtime> Driver<R> {
                 self.tell_door(ToIngress::Refused { cell, problem, retry_after });
             }
             cell::Effect::Note(note) => {
-                if let cell::Note::Up { .. } = note {
+                if let cell::Note::Up { thawed, .. } = note {
                     self.wake_heard.remove(&cell);
+                    if thawed {
+                        self.note_touched(cell);
+                    }
                 }
                 self.metrics.note(&note);
                 crate::notes::log(cell, self.agent.cell(cell).map(|cell| &cell.spec().slug), &note);
@@ -211,6 +217,16 @@ impl<R: Runtime> Driver<R> {
         let ended = Instant::now();
         self.tasks.spawn_client("report", async move {
             let _ = loopback.send(Input::Done { cell, op, verb, outcome, ended }).await;
+        });
+    }
+
+    /// Beside whatever is under way, and behind the first request's answer.
+    fn note_touched(&self, cell: CellId) {
+        let Some(job) = self.job(cell, OpId(0)) else { return };
+        let hands = Arc::clone(&self.hands);
+        self.tasks.spawn_client("note", async move {
+            tokio::time::sleep(NOTED_AFTER).await;
+            hands.note_touched(&job).await;
         });
     }
 

@@ -12,18 +12,23 @@
 //! | `frozen` | how a paused container ends without running again |
 //! | `memory` | what a container holds in memory and swap, and how that is pushed out |
 //! | `observe` | what its processes do |
+//! | `touched` | which memory a wake needs, and how that is read back before the next |
 //! | `orphan` | how a container ends that belongs to no cell any more |
 //! | `watch` | output, events and lists |
 //!
 //! Works with API 1.41 (Docker 20.10) and newer.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use berth_daemon::exit::chain;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
-use berth_shared::ids::NodeId;
+use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 use bollard::query_parameters::{RemoveContainerOptions, StopContainerOptions};
 
 use super::{
@@ -42,10 +47,12 @@ mod network;
 mod observe;
 mod orphan;
 pub(super) mod profile;
+mod touched;
 pub(crate) mod watch;
 
 use engine::Engine;
 use find::{Mine, Up};
+use touched::Touched;
 
 /// A question that dockerd answers from its memory, even on a machine at load 20.
 const ASK: Millis = Millis::secs(15);
@@ -53,19 +60,40 @@ const ASK: Millis = Millis::secs(15);
 /// A change of a container's state that is not a stop.
 const ACT: Millis = Millis::secs(50);
 
+/// A wake waits so long for what it will touch to be read back. That takes a tenth of a second where the disk is not busy.
+const READ_BACK_MAX: Duration = Duration::from_secs(1);
+
 /// What a stop may take beyond its grace: the kill, and the clean-up of network and mounts.
 const STOP_MARGIN: Millis = Millis::secs(12);
+
+/// A much larger note replaces a smaller one only after so many: that wake did more than to answer, such as to collect garbage.
+const KEPT_MAX: u32 = 3;
+
+/// What is read back before a cell's next thaw.
+#[derive(Debug)]
+struct Noted {
+    touched: Arc<Touched>,
+    size: Bytes,
+    /// So many larger notes were not taken in its place.
+    kept: u32,
+}
 
 /// Docker. Cheap to keep, holds no connection between calls.
 #[derive(Debug)]
 pub struct DockerRuntime {
     engine: Engine,
+    /// One for each cell that was thawed, until its container ends.
+    touched: Mutex<BTreeMap<CellId, Noted>>,
 }
 
 impl DockerRuntime {
     /// Docker at this socket. Nothing is asked of it yet: it may be down, now and later.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { engine: Engine::new(socket.into()) }
+        Self { engine: Engine::new(socket.into()), touched: Mutex::default() }
+    }
+
+    fn touched(&self) -> MutexGuard<'_, BTreeMap<CellId, Noted>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cell's container, for a verb that needs one.
@@ -197,6 +225,50 @@ impl Runtime for DockerRuntime {
         asked.and(Err(unconfirmed("running", up)))
     }
 
+    async fn note_touched(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+        let mine = self.mine(key).await?;
+        let (Up::Running, Some(first)) = (mine.up(), mine.first_process()) else {
+            return Err(RuntimeError::NotUp);
+        };
+        let noted = tokio::task::spawn_blocking(move || Touched::now(first, &mine.id));
+        match noted.await {
+            Ok(Ok(noted)) => {
+                let size = noted.size();
+                tracing::debug!(cell = %key.cell, pages = %size, bytes = noted.note_bytes(), "what a wake touched is noted");
+                let mut all = self.touched();
+                match all.get_mut(&key.cell) {
+                    Some(held) if held.size.0 + held.size.0 / 4 < size.0 && held.kept < KEPT_MAX => {
+                        held.kept += 1;
+                    }
+                    _ => {
+                        all.insert(key.cell, Noted { touched: Arc::new(noted), size, kept: 0 });
+                    }
+                }
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(cell = %key.cell, error = chain(&error), "what a wake touched is not noted");
+            }
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn read_back(&self, key: &ContainerKey) -> Bytes {
+        let noted = self.touched().get(&key.cell).map(|noted| Arc::clone(&noted.touched));
+        let Some(noted) = noted else { return Bytes::ZERO };
+        // The blocking call goes on where the disk is slow; the wake does not wait for it any more.
+        let asked = tokio::task::spawn_blocking(move || noted.read_back());
+        match tokio::time::timeout(READ_BACK_MAX, asked).await {
+            Ok(Ok(Ok(asked))) => asked,
+            Ok(Ok(Err(error))) => {
+                tracing::info!(cell = %key.cell, %error, "memory is read back page by page: it cannot be asked for");
+                self.touched().remove(&key.cell);
+                Bytes::ZERO
+            }
+            Ok(Err(_)) | Err(_) => Bytes::ZERO,
+        }
+    }
+
     async fn observe(&self, key: &ContainerKey, span: Millis) -> Result<Observation, RuntimeError> {
         let mine = self.mine(key).await?;
         let (Up::Running, Some(first)) = (mine.up(), mine.first_process()) else {
@@ -223,6 +295,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn stop(&self, key: &ContainerKey, grace: Millis) -> Result<i64, RuntimeError> {
+        self.touched().remove(&key.cell);
         let mine = self.mine(key).await?;
         match mine.up() {
             Up::Exited => return Ok(mine.exit_code()),
@@ -248,6 +321,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn kill_frozen(&self, key: &ContainerKey) -> Result<i64, RuntimeError> {
+        self.touched().remove(&key.cell);
         let mine = self.mine(key).await?;
         match mine.up() {
             Up::Exited => return Ok(mine.exit_code()),
@@ -268,6 +342,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn remove(&self, key: &ContainerKey, network: &str) -> Result<(), RuntimeError> {
+        self.touched().remove(&key.cell);
         match self.mine(key).await {
             Ok(mine) => {
                 if matches!(mine.up(), Up::Running | Up::Paused) {

@@ -10,6 +10,7 @@ use berth_failpoint::Point;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 
 use super::{
     CellEvents, ContainerKey, ContainerPlan, Created, EngineError, EngineFacts, Owned, Runtime, RuntimeError,
@@ -65,6 +66,14 @@ impl<R: Runtime> Runtime for Failing<R> {
 
     async fn unpause(&self, key: &ContainerKey) -> Result<Option<Range<Instant>>, RuntimeError> {
         between(&at::UNPAUSE_SENT, &at::UNPAUSE_ANSWERED, RuntimeError::Unpause, self.0.unpause(key)).await
+    }
+
+    async fn note_touched(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+        self.0.note_touched(key).await
+    }
+
+    async fn read_back(&self, key: &ContainerKey) -> Bytes {
+        self.0.read_back(key).await
     }
 
     async fn observe(&self, key: &ContainerKey, span: Millis) -> Result<Observation, RuntimeError> {

@@ -30,9 +30,10 @@ enum Daemon {
 }
 
 /// All spans of a frozen cell's wake, in their order. None overlaps another.
-pub(crate) const THAW_SPANS: [Span; 9] = [
+pub(crate) const THAW_SPANS: [Span; 10] = [
     span("wake_ask", "berth_ingress_wake_ask_seconds", "", Daemon::Ingress, true),
     span("wake_to_unpause", "berth_agent_wake_to_unpause_seconds", "", Daemon::Agent, true),
+    span("read_back", "berth_agent_read_back_seconds", "", Daemon::Agent, false),
     span("engine_unpause", "berth_agent_engine_unpause_seconds", "", Daemon::Agent, false),
     span("unpause_confirmed", "berth_agent_unpause_confirmed_seconds", "", Daemon::Agent, true),
     span("resume", "berth_agent_operation_seconds", "{kind=\"resume\"}", Daemon::Agent, false),

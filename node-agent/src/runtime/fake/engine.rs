@@ -126,6 +126,14 @@ impl Runtime for FakeRuntime {
         .await
     }
 
+    async fn note_touched(&self, key: &ContainerKey) -> Result<(), RuntimeError> {
+        self.world().mine(key).map(drop)
+    }
+
+    async fn read_back(&self, _key: &ContainerKey) -> Bytes {
+        Bytes::ZERO
+    }
+
     async fn observe(&self, key: &ContainerKey, _span: Millis) -> Result<Observation, RuntimeError> {
         let is_lost = self.enter(Call::Observe, Some(key.cell)).await.map_err(RuntimeError::Look)?;
         if is_lost {
