@@ -48,7 +48,7 @@ fn token_id(number: u8) -> TokenId {
     TokenId::from_random([number; 16])
 }
 
-fn mark(counter: u64, nonce: u8) -> SessionMark {
+pub(super) fn mark(counter: u64, nonce: u8) -> SessionMark {
     SessionMark { counter: JoinCounter(counter), nonce: SessionNonce::from_random([nonce; 16]) }
 }
 
@@ -71,6 +71,13 @@ impl World {
             self.journal.push(event.clone());
         }
         Ok(events)
+    }
+
+    /// Takes a fact in that no command leads to here.
+    pub(super) fn happens(&mut self, fact: Fact) {
+        let event = Event { at: self.now, actor: Actor::System, fact };
+        self.fleet.apply(&event).expect("a fact that fits");
+        self.journal.push(event);
     }
 
     pub(super) fn refused(&mut self, command: &Command) -> Code {
