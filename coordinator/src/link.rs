@@ -2,6 +2,7 @@
 //! hands what nodes say to the hub.
 
 mod keys;
+mod snapshots;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -118,6 +119,9 @@ async fn deliver(
         match frame {
             NodeFrame::NewKey { key, proof } => link.new_key(connection, key, proof).await,
             NodeFrame::PinStored { key } => link.pin_stored(connection, key).await,
+            NodeFrame::SnapshotTaken { user, snapshot } => {
+                link.snapshot_taken(connection, user, *snapshot).await;
+            }
             frame => hub.frame(wall_now(), &store.fleet(), connection, frame),
         }
     }
