@@ -19,6 +19,7 @@
 //! | [`hub`] | sessions, observations, commands that wait |
 //! | [`link`] | who may open a session, and what it is sent |
 //! | [`keys`] | the coordinator's own key and the one that is to follow it |
+//! | [`keystore`] | where users' repository keys lie, how they are wrapped, and how they end |
 //! | [`http`] | the API: paths, bodies, who may call |
 //! | [`metrics`] | what is counted |
 //! | [`failpoint`] | where tests have it die (debug builds) |
@@ -32,6 +33,7 @@ pub mod http;
 pub mod hub;
 pub mod install;
 pub mod keys;
+pub mod keystore;
 pub mod link;
 pub mod metrics;
 pub mod records;
