@@ -20,6 +20,8 @@
 //! | [`link`] | who may open a session, and what it is sent |
 //! | [`keys`] | the coordinator's own key and the one that is to follow it |
 //! | [`keystore`] | where users' repository keys lie, how they are wrapped, and how they end |
+//! | [`heads`] | HEADs rebuilt from a listing of the bucket |
+//! | [`vaults`] | users' repositories: keys made, told to nodes, destroyed |
 //! | [`http`] | the API: paths, bodies, who may call |
 //! | [`metrics`] | what is counted |
 //! | [`failpoint`] | where tests have it die (debug builds) |
@@ -29,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod failpoint;
+pub mod heads;
 pub mod http;
 pub mod hub;
 pub mod install;
@@ -39,6 +42,9 @@ pub mod metrics;
 pub mod records;
 pub mod store;
 mod system;
+pub mod vaults;
+
+pub use system::wall_now;
 
 #[cfg(test)]
 mod tests;

@@ -178,3 +178,26 @@ async fn a_key_file_that_others_can_read_is_not_used() {
     assert_eq!(failed.exit(), 66);
     assert!(failed.text(false).contains("readable by others"));
 }
+
+#[tokio::test]
+async fn snapshots_and_the_end_of_a_key_are_shown_as_people_read_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::with(folder.path(), crate::tests::snapshots::with_bucket(folder.path())).await;
+    let _node = world.node("n1", 1).await;
+    assert_eq!(berth(&world, "snapshot list anna").await.unwrap_err().0, 1);
+    berth(&world, "user create anna --workload http").await.unwrap();
+    world.until("/v1/users/anna/snapshots", |answer| answer["key"].is_string()).await;
+    assert_eq!(berth(&world, "snapshot list anna").await.unwrap(), "no snapshots yet\n");
+    assert!(berth(&world, "cell why anna").await.unwrap().contains("no snapshot of it was taken yet"));
+    assert!(berth(&world, "user show anna").await.unwrap().contains("snapshot    -\n"));
+    let json = berth(&world, "--json snapshot list anna").await.unwrap();
+    assert!(json.contains("\"head\": null"), "{json}");
+    let (exit, text) = berth(&world, "user purge anna --yes").await.unwrap_err();
+    assert!(exit == 1 && text.contains("user_in_use"), "{text}");
+    berth(&world, "user rm anna --yes").await.unwrap();
+    let purged = berth(&world, "user purge anna --yes").await.unwrap();
+    assert!(purged.contains("is destroyed; no backup of the keys holds it\n"), "{purged}");
+    let (exit, text) = berth(&world, "user purge anna --yes").await.unwrap_err();
+    assert!(exit == 1 && text.contains("unknown_user"), "{text}");
+    world.end().await;
+}
