@@ -30,6 +30,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use berth_daemon::durable;
 use berth_daemon::exit::Exit;
@@ -37,6 +38,8 @@ use berth_daemon::secret_file::{SecretFileError, read_secret_file};
 use berth_shared::ids::{KeyId, UserId};
 use berth_shared::repository::RepositoryKey;
 use berth_shared::time::{Millis, UnixMs};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use zeroize::Zeroizing;
 
 use form::{BackupForm, BackupMark, Contents, FILE_BYTES_MAX, StoreForm};
@@ -53,6 +56,10 @@ const FLEET_FILE: &str = "fleet.key";
 const NEXT_FLEET_FILE: &str = "fleet.key.next";
 const LOCK_FILE: &str = "lock";
 const FILE_MODE: u32 = 0o600;
+
+/// How long a call waits for another one to end.
+const LOCK_MAX: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the key store cannot be used. Holds no key.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +88,9 @@ pub enum KeyStoreError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else has it, for longer than any call takes.
+    #[error("the key store is held by another process for {} s already", LOCK_MAX.as_secs())]
+    Busy,
     /// The fleet key's file cannot be used.
     #[error("the fleet key cannot be used")]
     FleetFile(#[source] SecretFileError),
@@ -131,6 +141,7 @@ impl KeyStoreError {
             Self::Exists { .. } => Exit::CantCreate,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::NoInput,
             Self::File { .. } => Exit::Io,
+            Self::Busy => Exit::TempFail,
             Self::FleetFile(error) => error.exit(),
             Self::Damaged { .. } | Self::Lost { .. } | Self::Key { .. } => Exit::DataCorrupt,
             #[cfg(test)]
@@ -204,6 +215,7 @@ impl KeyStore {
         self.replace(name, line.as_bytes())
     }
 
+    /// Nothing but a whole making or bringing back leaves the store's file.
     fn must_be_empty(&self) -> Result<(), KeyStoreError> {
         if self.folder.join(STORE_FILE).exists() {
             return Err(KeyStoreError::Exists { folder: self.folder.clone() });
@@ -368,9 +380,17 @@ impl KeyStore {
             io::ErrorKind::NotFound => KeyStoreError::Missing { folder: self.folder.clone() },
             _ => file(&path, "opened", source),
         })?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|errno| file(&path, "locked", errno.into()))?;
-        Ok(lock)
+        let began = Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if began.elapsed() < LOCK_MAX => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(KeyStoreError::Busy),
+                Err(errno) => return Err(file(&path, "locked", errno.into())),
+            }
+        }
     }
 
     fn hold(&self) -> Result<Held, KeyStoreError> {

@@ -36,7 +36,7 @@ use crate::keys::Keys;
 use crate::metrics::{LinkEnd, LinkLabels, Metrics};
 use crate::store::Store;
 use crate::system::{random, wall_now};
-use crate::vaults::{Told, Vaults};
+use crate::vaults::{RETRY_AFTER, Told, Vaults};
 
 /// Frames of all nodes that wait for the hub.
 const INBOX_MAX: usize = 1024;
@@ -294,18 +294,26 @@ struct Repositories {
     node: NodeId,
     /// `None`: there is no bucket, or the session speaks too old a version.
     told: Option<(Vaults, Told)>,
+    /// The key store could not be used when there was something to tell.
+    behind: bool,
 }
 
 impl Repositories {
     fn of(vaults: &Option<Vaults>, node: NodeId, version: u16) -> Self {
         let vaults = vaults.clone().filter(|_| version >= SNAPSHOTS_SINCE);
-        Self { node, told: vaults.map(|vaults| (vaults, Told::new())) }
+        Self { node, told: vaults.map(|vaults| (vaults, Told::new())), behind: false }
     }
 
     /// What there is to tell; `None` where nothing ever is.
     async fn news(&mut self, fleet: &Fleet) -> Option<Vec<CoordinatorFrame>> {
         let (vaults, told) = self.told.as_mut()?;
-        Some(vaults.news(fleet, self.node, told).await)
+        let news = vaults.news(fleet, self.node, told).await;
+        self.behind = news.is_err();
+        Some(news.unwrap_or_else(|problem| {
+            let node = self.node;
+            tracing::error!(%node, %problem, "a node was not told of its users' repositories, will retry");
+            vec![]
+        }))
     }
 }
 
@@ -325,14 +333,16 @@ async fn push(
         if !lease_is_due(now.nodes().count()) {
             return;
         }
-        if let Some(desired) = (revision > sent.revision).then(|| now.desired(node)).flatten() {
-            sent.revision = revision;
+        if revision > sent.revision || sent.repositories.behind {
             // Before the desired state that names them: a node begins from HEAD where it does not hold the data.
             for frame in sent.repositories.news(&now).await.unwrap_or_default() {
                 if outgoing.send(frame).await.is_err() {
                     return;
                 }
             }
+        }
+        if let Some(desired) = (revision > sent.revision).then(|| now.desired(node)).flatten() {
+            sent.revision = revision;
             crate::failpoint::PUSH_MADE.reach();
             if outgoing.send(CoordinatorFrame::Desired(desired)).await.is_err() {
                 return;
@@ -347,8 +357,17 @@ async fn push(
             }
         }
         drop(now);
-        if fleet.changed().await.is_err() {
-            return;
+        let retry = async {
+            match sent.repositories.behind {
+                true => tokio::time::sleep(RETRY_AFTER).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = fleet.changed() => if changed.is_err() {
+                return;
+            },
+            () = retry => {}
         }
     }
 }

@@ -29,8 +29,8 @@ use crate::keystore::{KeyStore, KeyStoreError};
 use crate::store::Store;
 use crate::system::wall_now;
 
-/// How long after a key could not be made it is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long after the key store could not be used it is tried again.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Most keys that are made at a time.
 const KEYS_AT_A_TIME: usize = 256;
@@ -198,8 +198,16 @@ impl Vaults {
     }
 
     /// What a node is told of its users' repositories, beyond what it was told before.
-    pub(crate) async fn news(&self, fleet: &Fleet, node: NodeId, told: &mut Told) -> Vec<CoordinatorFrame> {
-        let Some(found) = fleet.node(node) else { return vec![] };
+    ///
+    /// # Errors
+    /// The key store cannot be used: it is worth another try, [`RETRY_AFTER`] this.
+    pub(crate) async fn news(
+        &self,
+        fleet: &Fleet,
+        node: NodeId,
+        told: &mut Told,
+    ) -> Result<Vec<CoordinatorFrame>, Problem> {
+        let Some(found) = fleet.node(node) else { return Ok(vec![]) };
         told.retain(|user, _| found.users.contains(user));
         let mut due = BTreeMap::new();
         for user in &found.users {
@@ -210,16 +218,10 @@ impl Vaults {
             }
         }
         if due.is_empty() {
-            return vec![];
+            return Ok(vec![]);
         }
         let users: Vec<UserId> = due.keys().copied().collect();
-        let mut keys = match self.call(move |keys| keys.keys(&users)).await {
-            Ok(keys) => keys,
-            Err(problem) => {
-                tracing::error!(%node, %problem, "a node was not told of its users' repositories");
-                return vec![];
-            }
-        };
+        let mut keys = self.call(move |keys| keys.keys(&users)).await?;
         let mut repositories = Vec::with_capacity(due.len());
         for (user, (cell, generation, vault)) in due {
             let Some(key) = keys.remove(&user).filter(|key| key.id == vault.key) else {
@@ -237,10 +239,8 @@ impl Vaults {
                 head: vault.head.clone(),
             });
         }
-        repositories
-            .chunks(REPOSITORIES_MAX)
-            .map(|users| CoordinatorFrame::Repositories { users: users.to_vec() })
-            .collect()
+        let frame = |users: &[UserRepository]| CoordinatorFrame::Repositories { users: users.to_vec() };
+        Ok(repositories.chunks(REPOSITORIES_MAX).map(frame).collect())
     }
 
     async fn call<T: Send + 'static>(

@@ -209,6 +209,8 @@ pub struct Fleet {
     generations: BTreeMap<Slug, Generation>,
     /// Repositories of users, removed ones included, until their keys are purged.
     vaults: BTreeMap<UserId, Arc<Vault>>,
+    /// Users of now that have none.
+    keyless: BTreeSet<UserId>,
     /// Users whose keys were destroyed, for ever.
     purged: BTreeSet<UserId>,
 }
@@ -234,6 +236,7 @@ impl Fleet {
             keys: keys::Keys::default(),
             generations: BTreeMap::new(),
             vaults: BTreeMap::new(),
+            keyless: BTreeSet::new(),
             purged: BTreeSet::new(),
         }
     }

@@ -73,6 +73,20 @@ fn a_key_is_made_once_is_random_and_nothing_of_it_is_in_the_clear() {
 }
 
 #[test]
+fn a_store_that_somebody_holds_on_to_is_busy_and_one_that_is_damaged_is_not_made_anew() {
+    let place = place();
+    let held = place.store.lock(false).unwrap();
+    let busy = place.store.ids().unwrap_err();
+    assert!(matches!(busy, KeyStoreError::Busy) && busy.exit() == Exit::TempFail, "{busy}");
+    drop(held);
+    place.store.ids().unwrap();
+    std::fs::write(place.folder.path().join(KEYS_FOLDER).join(STORE_FILE), b"x").unwrap();
+    let mut shown = vec![];
+    assert_eq!(verbs::init(&place.store, None, &mut shown).unwrap_err().exit(), Exit::CantCreate);
+    assert!(shown.is_empty(), "no key is shown that is none");
+}
+
+#[test]
 fn a_store_is_made_once_and_one_that_is_not_there_says_what_to_do() {
     let place = empty();
     let missing = place.store.ids().unwrap_err();

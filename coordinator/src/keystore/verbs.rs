@@ -23,10 +23,8 @@ const BACKUP_SUFFIX: &str = ".keys";
 /// # Errors
 /// There is a store already, or the recovery key could not be shown or written.
 pub fn init(store: &KeyStore, key_file: Option<&Path>, show: &mut dyn Write) -> Result<(), ExitError> {
-    if store.check().is_ok() {
-        let folder = store.folder.clone();
-        return Err(fail(KeyStoreError::Exists { folder }));
-    }
+    // Before a key is shown that would be none.
+    store.must_be_empty().map_err(fail)?;
     let recovery = match key_file {
         Some(path) => key_in_file(path)?,
         None => {

@@ -286,19 +286,45 @@ async fn a_fleet_key_that_is_changed_beside_the_coordinator_changes_no_users_key
 }
 
 #[tokio::test]
+async fn a_key_store_that_cannot_be_used_for_a_while_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::with(folder.path(), with_bucket(folder.path())).await;
+    let mut node = node(&world, "n1", 1).await;
+    let anna = create(&world, "anna").await;
+    node.repository_of(anna.id).await;
+    let (path, aside) = (settings_path(folder.path()), folder.path().join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    let mut node = session(&world, node, 3, FRAMES_VERSION_MAX).await;
+    assert!(node.bucket.is_some() && node.repositories.is_empty());
+    std::fs::rename(&aside, &path).unwrap();
+    loop {
+        match node.receive().await {
+            CoordinatorFrame::Repositories { users } => {
+                assert_eq!(users[0].user, anna.id);
+                break;
+            }
+            CoordinatorFrame::Desired(_) | CoordinatorFrame::Terms { .. } => {}
+            other => panic!("not what is awaited: {other:?}"),
+        }
+    }
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_bucket_without_keys_or_with_a_wrong_credential_ends_the_start_with_words() {
     let folder = tempfile::tempdir().unwrap();
     let good = with_bucket(folder.path());
-    let tasks = berth_daemon::tasks::Tasks::new();
     let refused = async |config: Config| {
+        let tasks = berth_daemon::tasks::Tasks::new();
         let started = start(config, Some(folder.path().join("op")), &mut vec![], &tasks).await;
+        // Its journal has to be free again.
+        tasks.shutdown(super::world::BOUND).await.unwrap();
         berth_daemon::exit::chain(&started.unwrap_err())
     };
     std::fs::write(folder.path().join("bucket.credential"), "aws_access_key_id = x\n").unwrap();
     assert!(refused(good.clone()).await.contains("aws_secret_access_key"));
     std::fs::remove_dir_all(good.data_dir.join("keys")).unwrap();
     assert!(refused(good).await.contains("berth-coordinator keys init"));
-    tasks.shutdown(super::world::BOUND).await.unwrap();
 }
 
 #[tokio::test]

@@ -252,6 +252,7 @@ impl Fleet {
             removed.push(cell);
         }
         self.users.remove(&id);
+        self.keyless.remove(&id);
         self.slugs.remove(&slug);
         self.cells.remove(&cell);
         self.gone_users.insert(id);

@@ -120,7 +120,7 @@ impl Fleet {
 
     /// The users of now that have no repository key yet, in the order of their ids.
     pub fn users_without_key(&self) -> impl Iterator<Item = UserId> {
-        self.users.keys().filter(|user| !self.vaults.contains_key(user)).copied()
+        self.keyless.iter().copied()
     }
 
     /// The highest generation that a repository has seen: the next one is higher.
@@ -251,6 +251,7 @@ impl Fleet {
                 }
                 let slug = self.users.get(&user).map(|user| user.slug.clone());
                 self.vaults.insert(user, Arc::new(Vault::new(user, slug, *key)));
+                self.keyless.remove(&user);
                 // Its node is told of the key.
                 return self.touch_home(number, user);
             }
@@ -296,10 +297,11 @@ impl Fleet {
         Ok(())
     }
 
-    /// A user of this name is there now whose repository was known before it.
+    /// A user of this name is there now. Its repository may have been known before it.
     pub(super) fn name_vault(&mut self, user: UserId, slug: &Slug) {
-        if let Some(vault) = self.vaults.get_mut(&user) {
-            Arc::make_mut(vault).slug = Some(slug.clone());
+        match self.vaults.get_mut(&user) {
+            Some(vault) => Arc::make_mut(vault).slug = Some(slug.clone()),
+            None => drop(self.keyless.insert(user)),
         }
     }
 

@@ -353,6 +353,8 @@ proptest! {
                 _ if !reports.is_empty() => told = Some(index.get(&reports).clone()),
                 _ => {}
             }
+            let keyless = world.fleet.user_by_id(ANNA).is_some() && world.fleet.vault(ANNA).is_none();
+            prop_assert_eq!(world.fleet.users_without_key().count(), usize::from(keyless));
             let before = world.fleet.vault(ANNA).cloned();
             if let Some((from, taken)) = told {
                 let outcome = world.run(&take(from, taken.clone()));
