@@ -123,6 +123,7 @@ fn router(api: Api) -> Router {
         .route("/v1/users/{slug}/sleep", put(users::set_sleep))
         .route("/v1/users/{slug}/snapshots", get(snapshots::list))
         .route("/v1/users/{slug}/purge", post(snapshots::purge))
+        .route("/v1/users/{slug}/repository-password", post(snapshots::password))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{name}", get(nodes::show).delete(nodes::remove))
         .route("/v1/nodes/{name}/off", post(moves::declare_off))

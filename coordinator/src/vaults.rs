@@ -19,7 +19,7 @@ use berth_daemon::secret_file::{SecretFileError, read_secret_file};
 use berth_daemon::tasks::Tasks;
 use berth_shared::ids::{Generation, KeyId, NodeId, UserId};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::repository::{Bucket, REPOSITORIES_MAX, UserRepository};
+use berth_shared::repository::{Bucket, REPOSITORIES_MAX, RepositoryKey, UserRepository};
 use berth_shared::secret::Secret;
 use berth_shared::time::UnixMs;
 use berth_shared::wire::CoordinatorFrame;
@@ -192,6 +192,19 @@ impl Vaults {
         CoordinatorFrame::Bucket(Box::new((*self.bucket).clone()))
     }
 
+    /// A user's key; `None`: it is not in the key store.
+    ///
+    /// # Errors
+    /// The key store cannot be used.
+    pub(crate) async fn key(&self, user: UserId) -> Result<Option<RepositoryKey>, Problem> {
+        Ok(self.call(move |keys| keys.keys(&[user])).await?.remove(&user))
+    }
+
+    /// Below which the user's repository is.
+    pub(crate) fn prefix(&self, user: UserId) -> String {
+        format!("{}users/{user}/", self.prefix)
+    }
+
     /// Below which the user's snapshots of this generation are kept when it is not in force.
     pub(crate) fn orphans_prefix(&self, user: UserId, generation: Generation) -> String {
         format!("{}orphans/{user}/{generation}/", self.prefix)
@@ -233,7 +246,7 @@ impl Vaults {
                 user,
                 cell,
                 generation,
-                prefix: format!("{}users/{user}/", self.prefix),
+                prefix: self.prefix(user),
                 orphans_prefix: self.orphans_prefix(user, generation),
                 key,
                 head: vault.head.clone(),

@@ -150,6 +150,19 @@ pub struct OrphanSnapshot {
     pub snapshot: Snapshot,
 }
 
+/// What opens a user's repository with stock `restic`: `POST /v1/users/{slug}/repository-password`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryAccess {
+    /// Whose.
+    pub user: UserId,
+    /// Which key.
+    pub key: KeyId,
+    /// Where the repository is in the bucket.
+    pub prefix: String,
+    /// The password.
+    pub password: Secret,
+}
+
 /// A user's key was destroyed: `POST /v1/users/{slug}/purge`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPurged {

@@ -264,6 +264,8 @@ pub enum Kind {
     SnapshotKept = 73,
     /// [`SnapshotFact::SnapshotOrphaned`].
     SnapshotOrphaned = 74,
+    /// [`SnapshotFact::PasswordShown`].
+    RepositoryPasswordShown = 75,
 }
 
 impl Kind {
@@ -308,6 +310,7 @@ impl Kind {
         Self::HeadMoved,
         Self::SnapshotKept,
         Self::SnapshotOrphaned,
+        Self::RepositoryPasswordShown,
     ];
 
     /// The number in the journal.

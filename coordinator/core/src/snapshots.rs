@@ -47,6 +47,11 @@ pub enum SnapshotCommand {
         /// Whose.
         user: UserId,
     },
+    /// Records that the repository's password is shown. The password itself comes from the key store.
+    ShowPassword {
+        /// Whose.
+        user: UserId,
+    },
     /// Takes over what a listing of the bucket tells of a user that no journal knows.
     Rebuild(Box<Rebuilt>),
 }

@@ -154,6 +154,11 @@ pub enum UserVerb {
         #[arg(long)]
         yes: bool,
     },
+    /// Shows where a user's repository is and the password that opens it with `restic`; that it was shown is journaled.
+    RepositoryPassword {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+    },
     /// Makes a link that lets a browser in, once, within 15 minutes.
     LoginLink {
         /// Who.

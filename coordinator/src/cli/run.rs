@@ -9,8 +9,8 @@ use std::time::Duration;
 use berth_daemon::secret_file::read_secret_file;
 use berth_shared::api::{
     Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, HoldRequest, KeyPurged, List,
-    LoginLink, Logs, MoveUser, Node, Purged, QuarantineRequest, SetSleep, SleepRequest, Snapshots, SwitchKey,
-    Token, User, Why,
+    LoginLink, Logs, MoveUser, Node, Purged, QuarantineRequest, RepositoryAccess, SetSleep, SleepRequest,
+    Snapshots, SwitchKey, Token, User, Why,
 };
 use berth_shared::cell::{CellEvent, IdleRest, Workload};
 use berth_shared::credential::CREDENTIAL_BYTES_MAX;
@@ -98,6 +98,11 @@ impl Runner {
                 )?;
                 let path = of("/v1/users", user, "/purge");
                 self.show(&self.send::<KeyPurged>(Method::POST, &path, None).await?, show::key_purged)
+            }
+            UserVerb::RepositoryPassword { user } => {
+                let path = of("/v1/users", user, "/repository-password");
+                let access: RepositoryAccess = self.send(Method::POST, &path, None).await?;
+                self.show(&access, show::repository_access)
             }
             UserVerb::LoginLink { slug } => {
                 let path = of("/v1/users", slug, "/login-link");

@@ -5,7 +5,7 @@ use axum::{Extension, Json};
 use berth_coordinator_core::fleet::Vault;
 use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::{Actor, Command, Fleet};
-use berth_shared::api::{KeyPurged, OrphanSnapshot, Snapshots};
+use berth_shared::api::{KeyPurged, OrphanSnapshot, RepositoryAccess, Snapshots};
 use berth_shared::ids::{Slug, UserId};
 use berth_shared::problem::{Code, Problem};
 
@@ -34,6 +34,25 @@ pub(crate) async fn purge(
     let backups_until = vaults.destroy(user).await?;
     tracing::warn!(%user, %actor, "a user's repository key was destroyed");
     Ok(Json(KeyPurged { user, backups_until }))
+}
+
+/// The place and the password of a user's repository. Written down before it is shown.
+pub(crate) async fn password(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<Json<RepositoryAccess>, ApiError> {
+    let vaults = of(&api)?;
+    let fleet = api.store.fleet();
+    let user = whose(&fleet, &name)?;
+    let vault = fleet.vault(user).ok_or_else(|| no_key(&api, &fleet, user))?;
+    let key = vaults.key(user).await?.filter(|key| key.id == vault.key);
+    let lost = || ApiError::new(Code::KeyMissing, format!("{} is not in the key store", vault.key));
+    let key = key.ok_or_else(lost)?;
+    api.store.submit(actor, Command::Snapshot(SnapshotCommand::ShowPassword { user })).await?;
+    tracing::warn!(%user, %actor, "a repository's password was shown");
+    let prefix = vaults.prefix(user);
+    Ok(Json(RepositoryAccess { user, key: key.id, prefix, password: key.password.clone() }))
 }
 
 fn of(api: &Api) -> Result<&Vaults, ApiError> {

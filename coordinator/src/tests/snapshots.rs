@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use berth_shared::api::{KeyPurged, List, Snapshots, User};
+use berth_shared::api::{KeyPurged, List, RepositoryAccess, Snapshots, User};
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::problem::Code;
 use berth_shared::repository::UserRepository;
@@ -137,6 +137,10 @@ async fn a_user_gets_a_key_its_node_is_told_and_head_moves_as_the_node_says() {
     assert_eq!(shown.orphans[0].prefix.as_deref(), Some(&*format!("prod/orphans/{}/0.9/", anna.id)));
     assert_eq!(world.get("/v1/users/anna").await.json::<User>().head.as_ref(), Some(&third));
 
+    let access: RepositoryAccess = world.post("/v1/users/anna/repository-password", json!({})).await.json();
+    assert_eq!((access.prefix, access.password), (told.prefix, told.key.password.clone()));
+    assert_eq!(world.post("/v1/users/nobody/repository-password", json!({})).await.code(), Code::UnknownUser);
+
     // A new session is told where to begin from, before its desired state.
     let node = session(&world, node, 3, FRAMES_VERSION_MAX).await;
     let again = node.repositories.last().unwrap();
@@ -215,6 +219,8 @@ async fn a_purge_needs_a_removed_user_ends_its_key_and_names_its_last_backup() {
     assert_eq!(world.get(&format!("/v1/users/{}/snapshots", anna.id)).await.code(), Code::KeyPurged);
     let late = node.takes(anna.id, &snapshot(anna.cell, anna.generation, 1, 1)).await;
     assert!(matches!(&late, SnapshotOutcome::Refused(problem) if problem.code == Code::KeyPurged));
+    let shown = world.post(&format!("/v1/users/{}/repository-password", anna.id), json!({})).await;
+    assert_eq!(shown.code(), Code::KeyPurged);
     let third: KeyPurged = world.post("/v1/users/anna/purge", json!({})).await.json();
     assert_eq!((third.user, third.backups_until), (other.id, None), "made after the backup");
     assert_eq!(store.ids().unwrap().into_keys().collect::<Vec<_>>(), [bert.id]);

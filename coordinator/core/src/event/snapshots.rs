@@ -29,6 +29,13 @@ pub enum SnapshotFact {
         /// Which.
         key: KeyId,
     },
+    /// The repository's password was shown. For the audit: nothing else depends on it.
+    PasswordShown {
+        /// Whose.
+        user: UserId,
+        /// Of which key.
+        key: KeyId,
+    },
     /// This is the user's newest snapshot.
     HeadMoved {
         /// Whose.
@@ -61,6 +68,7 @@ impl SnapshotFact {
         match self {
             Self::KeyMade { .. } => Kind::RepositoryKeyMade,
             Self::KeyPurged { .. } => Kind::RepositoryKeyPurged,
+            Self::PasswordShown { .. } => Kind::RepositoryPasswordShown,
             Self::HeadMoved { .. } => Kind::HeadMoved,
             Self::SnapshotKept { .. } => Kind::SnapshotKept,
             Self::SnapshotOrphaned { .. } => Kind::SnapshotOrphaned,
@@ -71,6 +79,7 @@ impl SnapshotFact {
     pub const fn user(&self) -> UserId {
         let (Self::KeyMade { user, .. }
         | Self::KeyPurged { user, .. }
+        | Self::PasswordShown { user, .. }
         | Self::HeadMoved { user, .. }
         | Self::SnapshotKept { user, .. }
         | Self::SnapshotOrphaned { user, .. }) = self;
@@ -131,9 +140,9 @@ type Orphaned = (UserId, Option<NodeId>, Option<(u32, u64)>, Snapshot);
 
 pub(super) fn encode(event: &Event, fact: &SnapshotFact) -> Result<Vec<u8>, CodecError> {
     match fact {
-        SnapshotFact::KeyMade { user, key } | SnapshotFact::KeyPurged { user, key } => {
-            v1::put::<Key>(event, (*user, *key))
-        }
+        SnapshotFact::KeyMade { user, key }
+        | SnapshotFact::KeyPurged { user, key }
+        | SnapshotFact::PasswordShown { user, key } => v1::put::<Key>(event, (*user, *key)),
         SnapshotFact::HeadMoved { user, snapshot } | SnapshotFact::SnapshotKept { user, snapshot } => {
             v1::put::<Taken>(event, (*user, snapshot.into()))
         }
@@ -155,6 +164,7 @@ pub(super) fn decode(kind: Kind, payload: &[u8]) -> Option<Result<Event, CodecEr
     Some(match kind {
         Kind::RepositoryKeyMade => key(|user, key| SnapshotFact::KeyMade { user, key }),
         Kind::RepositoryKeyPurged => key(|user, key| SnapshotFact::KeyPurged { user, key }),
+        Kind::RepositoryPasswordShown => key(|user, key| SnapshotFact::PasswordShown { user, key }),
         Kind::HeadMoved => taken(|user, snapshot| SnapshotFact::HeadMoved { user, snapshot }),
         Kind::SnapshotKept => taken(|user, snapshot| SnapshotFact::SnapshotKept { user, snapshot }),
         Kind::SnapshotOrphaned => v1::take(payload, |(user, node, current, snapshot): Orphaned| {

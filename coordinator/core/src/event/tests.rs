@@ -126,6 +126,7 @@ fn examples() -> Vec<Event> {
             current: Some(Generation { epoch: 1, number: 8 }),
             snapshot: snapshot(None),
         }),
+        Fact::Snapshot(SnapshotFact::PasswordShown { user: user(), key: KeyId::from_random([12; 16]) }),
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -166,7 +167,7 @@ fn kinds_have_the_numbers_that_the_journal_holds() {
     let numbers: Vec<u16> = examples().iter().map(|event| event.fact.kind().id()).collect();
     assert_eq!(
         numbers,
-        (1..=16).chain(30..=42).chain(50..=51).chain(60..=62).chain(70..=74).collect::<Vec<u16>>()
+        (1..=16).chain(30..=42).chain(50..=51).chain(60..=62).chain(70..=75).collect::<Vec<u16>>()
     );
 }
 

@@ -133,6 +133,10 @@ impl Fleet {
             SnapshotCommand::AdoptKey { user, key } => self.adopt_key(*user, *key)?,
             SnapshotCommand::Take { node, user, snapshot } => self.take_snapshot(*node, *user, snapshot)?,
             SnapshotCommand::PurgeKey { user } => self.purge_key(*user)?,
+            SnapshotCommand::ShowPassword { user } => {
+                let key = self.known_vault(*user)?.key;
+                vec![SnapshotFact::PasswordShown { user: *user, key }]
+            }
             SnapshotCommand::Rebuild(rebuilt) => self.rebuild(rebuilt)?,
         };
         Ok(facts.into_iter().map(Fact::Snapshot).collect())
@@ -265,6 +269,7 @@ impl Fleet {
                 self.vaults.remove(&user);
                 self.purged.insert(user);
             }
+            SnapshotFact::PasswordShown { .. } => drop(self.vault_mut(number, user)?),
             SnapshotFact::HeadMoved { snapshot, .. } => {
                 let home = self.users.get(&user).and_then(|user| user.home.as_ref());
                 let of_other = home.is_some_and(|home| home.generation != snapshot.generation);

@@ -4,7 +4,7 @@ use berth_coordinator_core::keys::{CLOCK_OFFSET_MAX, CLOCK_OFFSET_WARNED};
 use berth_daemon::doctor::render;
 use berth_shared::api::{
     Cell, CoordinatorKey, Doctor, KeyPurged, List, LoginLink, Logs, Node, NodeLease, NodeStanding, NodeSwap,
-    Purged, Snapshots, Token, User, Why,
+    Purged, RepositoryAccess, Snapshots, Token, User, Why,
 };
 use berth_shared::cell::{CellEvent, CellState, IdleRest, Workload};
 use berth_shared::ids::NodeName;
@@ -101,6 +101,10 @@ pub(super) fn snapshots(snapshots: &Snapshots) -> String {
         return "no snapshots yet\n".to_owned();
     }
     table(["", "SNAPSHOT", "TAKEN", "SIZE", "GENERATION, SEQUENCE", "IMAGE", "OF NODE"], rows)
+}
+
+pub(super) fn repository_access(access: &RepositoryAccess) -> String {
+    facts(&[("prefix", access.prefix.clone()), ("password", access.password.expose().to_owned())])
 }
 
 pub(super) fn key_purged(purged: &KeyPurged) -> String {

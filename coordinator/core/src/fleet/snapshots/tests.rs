@@ -223,6 +223,9 @@ fn a_key_is_adopted_once_told_to_the_node_and_purged_after_its_user_is_gone() {
     let other = Command::Snapshot(SnapshotCommand::AdoptKey { user: ANNA, key: KeyId::from_random([8; 16]) });
     assert_eq!(world.refused(&other), Code::UserInUse);
     world.run(&take(at, snapshot(1, 1, 1))).unwrap();
+    let show = Command::Snapshot(SnapshotCommand::ShowPassword { user: ANNA });
+    assert_eq!(world.run(&show).unwrap().len(), 1);
+    assert_eq!(world.run(&show).unwrap().len(), 1, "each time");
     assert_eq!(world.refused(&purge()), Code::UserInUse);
     world.run(&Command::RemoveUser { slug: slug("anna") }).unwrap();
     assert_eq!(vault(&world).slug, Some(slug("anna")), "outlives its user");
@@ -232,6 +235,7 @@ fn a_key_is_adopted_once_told_to_the_node_and_purged_after_its_user_is_gone() {
     world.run(&purge()).unwrap();
     assert!(world.fleet.vault(ANNA).is_none() && world.fleet.is_purged(ANNA));
     assert_eq!(world.run(&purge()), Ok(vec![]));
+    assert_eq!(world.refused(&show), Code::KeyPurged);
     assert_eq!(world.refused(&take(at, snapshot(3, 1, 3))), Code::KeyPurged);
     assert_eq!(world.replayed(), world.fleet);
 }
@@ -282,6 +286,7 @@ fn facts_that_would_move_head_back_or_forget_are_misfits() {
         SnapshotFact::KeyMade { user: ANNA, key: KEY },
         SnapshotFact::KeyPurged { user: ANNA, key: KEY },
         SnapshotFact::KeyPurged { user: stranger, key: KEY },
+        SnapshotFact::PasswordShown { user: stranger, key: KEY },
         SnapshotFact::HeadMoved { user: ANNA, snapshot: snapshot(12, 1, 4) },
         SnapshotFact::HeadMoved { user: ANNA, snapshot: snapshot(12, 2, 1) },
         SnapshotFact::HeadMoved { user: stranger, snapshot: snapshot(12, 1, 1) },
