@@ -263,7 +263,8 @@ impl Gate {
         });
         let welcome = CoordinatorFrame::Welcome { version, wall, autonomy, heartbeat: HEARTBEAT_EVERY };
         let next_key = self.link.next_key_for(hello.node, version);
-        let bucket = told_first.is_some().then_some(self.link.vaults.as_ref()).flatten().map(Vaults::bucket);
+        let vaults = told_first.as_ref().and(self.link.vaults.as_ref());
+        let bucket = vaults.map(|vaults| vaults.bucket(&name));
         let told_first = bucket.into_iter().chain(told_first.into_iter().flatten());
         let terms = terms.map(|cells| CoordinatorFrame::Terms { cells });
         let state = std::iter::once(CoordinatorFrame::Desired(desired)).chain(terms).chain(next_key);

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use berth_coordinator_core::{Actor, Command, Fleet};
 use berth_daemon::exit::{Exit, ExitError, chain};
 use berth_daemon::secret_file::{SecretFileError, read_secret_file};
 use berth_daemon::tasks::Tasks;
-use berth_shared::ids::{Generation, KeyId, NodeId, UserId};
+use berth_shared::ids::{Generation, KeyId, NodeId, NodeName, UserId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::{Bucket, REPOSITORIES_MAX, RepositoryKey, UserRepository};
 use berth_shared::secret::Secret;
@@ -41,6 +41,9 @@ const CREDENTIAL_FILE_BYTES_MAX: usize = 4096;
 /// What a session was told: of whom, for which generation, with which key.
 pub(crate) type Told = BTreeMap<UserId, (Generation, KeyId)>;
 
+/// Name and secret of a credential.
+type Credential = (String, Secret);
+
 /// Why there are no snapshots although there is a bucket.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultsError {
@@ -50,9 +53,26 @@ pub enum VaultsError {
     /// The bucket's credential cannot be read.
     #[error("the bucket's credential cannot be used")]
     File(#[source] SecretFileError),
+    /// The folder of nodes' credentials cannot be read.
+    #[error("the folder of nodes' credentials {} cannot be read", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file in it has no node's name.
+    #[error("{} has no node's name: it would be given to nobody", path.display())]
+    NoNode {
+        /// Which.
+        path: PathBuf,
+    },
     /// It holds something else.
-    #[error("the bucket's credential file has no {missing}")]
+    #[error("the credential file {} has no {missing}", path.display())]
     Credential {
+        /// Which.
+        path: PathBuf,
         /// The key that is not in it.
         missing: &'static str,
     },
@@ -64,7 +84,8 @@ impl VaultsError {
         match self {
             Self::Keys(error) => error.exit(),
             Self::File(error) => error.exit(),
-            Self::Credential { .. } => Exit::Config,
+            Self::Folder { .. } => Exit::NoInput,
+            Self::Credential { .. } | Self::NoNode { .. } => Exit::Config,
         }
     }
 }
@@ -74,6 +95,8 @@ impl VaultsError {
 pub struct Vaults {
     keys: KeyStore,
     bucket: Arc<Bucket>,
+    /// Credentials of nodes that have one of their own.
+    of_nodes: Arc<BTreeMap<NodeName, Credential>>,
     prefix: Arc<str>,
     tasks: Tasks,
 }
@@ -98,8 +121,13 @@ impl Vaults {
             access_key,
             secret_key,
         };
-        let prefix = config.prefix.as_str().into();
-        Ok(Some(Self { keys, bucket: Arc::new(bucket), prefix, tasks: tasks.clone() }))
+        let of_nodes = match &config.node_credentials {
+            Some(folder) => read_credentials(folder)?,
+            None => BTreeMap::new(),
+        };
+        let (bucket, of_nodes, prefix) =
+            (Arc::new(bucket), Arc::new(of_nodes), config.prefix.as_str().into());
+        Ok(Some(Self { keys, bucket, of_nodes, prefix, tasks: tasks.clone() }))
     }
 
     /// Finishes purges that the journal has and the key store has not, before anything is served.
@@ -187,9 +215,14 @@ impl Vaults {
         self.call(KeyStore::ids).await
     }
 
-    /// What is told behind a welcome, before the desired state.
-    pub(crate) fn bucket(&self) -> CoordinatorFrame {
-        CoordinatorFrame::Bucket(Box::new((*self.bucket).clone()))
+    /// What a node is told behind its welcome, before the desired state.
+    pub(crate) fn bucket(&self, node: &NodeName) -> CoordinatorFrame {
+        let mut bucket = (*self.bucket).clone();
+        if let Some((access_key, secret_key)) = self.of_nodes.get(node) {
+            bucket.access_key.clone_from(access_key);
+            bucket.secret_key.clone_from(secret_key);
+        }
+        CoordinatorFrame::Bucket(Box::new(bucket))
     }
 
     /// A user's key; `None`: it is not in the key store.
@@ -267,14 +300,29 @@ impl Vaults {
     }
 }
 
+fn read_credentials(folder: &Path) -> Result<BTreeMap<NodeName, Credential>, VaultsError> {
+    let wrong = |source| VaultsError::Folder { path: folder.to_owned(), source };
+    let mut credentials = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).map_err(wrong)? {
+        let path = entry.map_err(wrong)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        let name: NodeName = name.ok_or_else(|| VaultsError::NoNode { path: path.clone() })?;
+        credentials.insert(name, read_credential(&path)?);
+    }
+    Ok(credentials)
+}
+
 /// As the tools of the field write it: `name = value` lines, sections and comments are passed over.
-fn read_credential(path: &Path) -> Result<(String, Secret), VaultsError> {
+fn read_credential(path: &Path) -> Result<Credential, VaultsError> {
     let bytes = read_secret_file(path, CREDENTIAL_FILE_BYTES_MAX).map_err(VaultsError::File)?;
     let text = bytes.expose_secret_text().unwrap_or_default();
     let value = |missing: &'static str| {
         let lines = text.lines().filter_map(|line| line.split_once('='));
         let mut values = lines.filter(|(name, _)| name.trim() == missing).map(|(_, value)| value.trim());
-        values.next().filter(|value| !value.is_empty()).ok_or(VaultsError::Credential { missing })
+        values
+            .next()
+            .filter(|value| !value.is_empty())
+            .ok_or_else(|| VaultsError::Credential { path: path.to_owned(), missing })
     };
     Ok((value("aws_access_key_id")?.to_owned(), Secret::new(value("aws_secret_access_key")?)))
 }

@@ -29,6 +29,8 @@ pub struct Snapshots {
     pub prefix: String,
     /// File with `aws_access_key_id` and `aws_secret_access_key`, readable by the coordinator only.
     pub credential_file: Option<PathBuf>,
+    /// Folder of credentials that are given to one node each: a file of the node's name, as above. Read at the start.
+    pub node_credentials: Option<PathBuf>,
     /// A cell that was in use for so long without a new snapshot is told of by `berth doctor`.
     pub age_max: Span,
     /// How many days a backup of the key store may be kept.
@@ -44,6 +46,7 @@ impl Default for Snapshots {
             path_style: false,
             prefix: String::new(),
             credential_file: None,
+            node_credentials: None,
             age_max: Span(Millis::minutes(24 * 60)),
             key_backup_days: 30,
         }
@@ -67,6 +70,9 @@ impl Snapshots {
         }
         if self.bucket.is_none() && self.endpoint.is_some() {
             wrong("snapshots.bucket", "has to be set beside the endpoint".to_owned());
+        }
+        if self.bucket.is_none() && self.node_credentials.is_some() {
+            wrong("snapshots.bucket", "has to be set beside the nodes' credentials".to_owned());
         }
         if let Some(bucket) = &self.bucket
             && !is_bucket(bucket)

@@ -156,6 +156,27 @@ async fn a_user_gets_a_key_its_node_is_told_and_head_moves_as_the_node_says() {
 }
 
 #[tokio::test]
+async fn a_node_is_given_its_own_credential_where_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("nodes");
+    std::fs::create_dir(&own).unwrap();
+    let text = "aws_access_key_id=OF N2\naws_secret_access_key=its own\n";
+    berth_daemon::secret_file::write_secret_file(&own.join("n2"), text.as_bytes()).unwrap();
+    let mut settings = with_bucket(folder.path());
+    settings.snapshots.node_credentials = Some(own.clone());
+    let world = World::with(folder.path(), settings.clone()).await;
+    let (one, two) = (node(&world, "n1", 1).await, node(&world, "n2", 2).await);
+    assert_eq!(one.bucket.unwrap().access_key, "AK");
+    let bucket = two.bucket.unwrap();
+    assert_eq!((bucket.access_key.as_str(), bucket.secret_key.expose()), ("OF N2", "its own"));
+    world.end().await;
+    std::fs::write(own.join("No Node"), text).unwrap();
+    let tasks = berth_daemon::tasks::Tasks::new();
+    let refused = crate::vaults::Vaults::open(&settings.data_dir, &settings.snapshots, &tasks).unwrap_err();
+    assert!(refused.to_string().contains("would be given to nobody"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_session_of_an_older_version_is_told_nothing_of_it_and_works_as_before() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::with(folder.path(), with_bucket(folder.path())).await;
