@@ -45,7 +45,7 @@ async fn session(world: &World, node: FakeNode, counter: u64, version_max: u16) 
     FakeNode::greet(world.coordinator.link, world.coordinator.key, node.key, hello).await
 }
 
-async fn node(world: &World, name: &str, seed: u8) -> FakeNode {
+pub(crate) async fn node(world: &World, name: &str, seed: u8) -> FakeNode {
     let node = world.node(name, seed).await;
     session(world, node, 2, FRAMES_VERSION_MAX).await
 }
@@ -68,7 +68,7 @@ impl FakeNode {
     }
 
     /// Tells of a snapshot and gives the answer.
-    async fn takes(&mut self, user: UserId, snapshot: &Snapshot) -> SnapshotOutcome {
+    pub(crate) async fn takes(&mut self, user: UserId, snapshot: &Snapshot) -> SnapshotOutcome {
         self.send(&NodeFrame::SnapshotTaken { user, snapshot: Box::new(snapshot.clone()) }).await;
         loop {
             match self.receive().await {
@@ -76,6 +76,7 @@ impl FakeNode {
                     assert_eq!((of, id), (user, snapshot.id));
                     return outcome;
                 }
+                CoordinatorFrame::Repositories { users } => self.repositories.extend(users),
                 CoordinatorFrame::Desired(_) | CoordinatorFrame::Terms { .. } => {}
                 other => panic!("not an answer: {other:?}"),
             }
@@ -83,7 +84,7 @@ impl FakeNode {
     }
 }
 
-fn snapshot(cell: CellId, generation: Generation, id: u8, seq: u64) -> Snapshot {
+pub(crate) fn snapshot(cell: CellId, generation: Generation, id: u8, seq: u64) -> Snapshot {
     Snapshot {
         id: SnapshotId::from_bytes([id; 32]),
         cell,

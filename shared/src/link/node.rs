@@ -537,4 +537,14 @@ mod tests {
         );
         assert!(!link.is_live());
     }
+
+    #[test]
+    fn what_is_said_of_snapshots_is_delivered_from_version_4_on() {
+        let said = CoordinatorFrame::Repositories { users: vec![] };
+        let (mut link, _) = live(4, None);
+        let heard = Event::Received(said.clone());
+        assert_eq!(link.step(BootMs(2), heard.clone(), [0; 24]), [Effect::Deliver(said)]);
+        let (mut link, _) = live(3, None);
+        assert_eq!(link.step(BootMs(2), heard, [0; 24]), [Effect::Close, Effect::Offline]);
+    }
 }
