@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::wrap::{Entry, FleetKey, RecoveryPublic, WrapError};
 
-/// Largest file that is read, in bytes: 20,000 users have 5 MiB.
+/// Largest file that is read, in bytes: 20,000 users have 4 MiB.
 pub(super) const FILE_BYTES_MAX: usize = 64 << 20;
 
 const HASH_BYTES: usize = 32;
