@@ -1,6 +1,7 @@
 //! The coordinator's settings: TOML file, then environment (`BERTH_COORDINATOR_…`), then flags. Checked as a whole
 //! before anything is bound or written. docs/CONFIG.md describes every key.
 
+mod snapshots;
 mod span;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use berth_shared::cell::ImageRef;
 use berth_shared::time::Millis;
 use serde::Deserialize;
 
+pub use snapshots::Snapshots;
 pub use span::{Autonomy, Span};
 
 /// Prefix of the environment variables.
@@ -63,6 +65,8 @@ pub struct Config {
     pub api_connections_max: u32,
     /// After how many events the state is written down, so that a start replays about as many at the most.
     pub snapshot_every: u64,
+    /// Where users' snapshots go.
+    pub snapshots: Snapshots,
     /// How long the drain at SIGTERM may take.
     pub drain_grace: Span,
 }
@@ -110,6 +114,7 @@ impl Default for Config {
             placement: Placement::default(),
             api_connections_max: 256,
             snapshot_every: 10_000,
+            snapshots: Snapshots::default(),
             drain_grace: Span(Millis::secs(20)),
         }
     }
@@ -171,6 +176,7 @@ impl Config {
         if !(1..=SNAPSHOT_EVERY_MAX).contains(&self.snapshot_every) {
             wrong("snapshot_every", format!("has to be from 1 to {SNAPSHOT_EVERY_MAX}"));
         }
+        self.snapshots.problems(&mut wrong);
         if self.drain_grace.0 > Millis::minutes(10) {
             wrong("drain_grace", "has to be at most 10m".to_owned());
         }

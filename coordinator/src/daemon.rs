@@ -21,8 +21,9 @@ use crate::install::install;
 use crate::keys::{Keys, KeysError};
 use crate::link::Link;
 use crate::metrics::Metrics;
-use crate::store::{CHECKED_AT_START, Places, Writer, open_folder};
+use crate::store::{CHECKED_AT_START, Places, Store, Writer, open_folder};
 use crate::system::wall_now;
+use crate::vaults::Vaults;
 
 /// Folder of the journal below the data folder.
 pub const JOURNAL_FOLDER: &str = "journal";
@@ -94,6 +95,7 @@ pub async fn start(
     tasks.spawn_service("journal writer", move |stop| writer.run(of_writer, stop));
 
     keys.settle(store.fleet().coordinator_key()).map_err(keys_exit)?;
+    let vaults = open_vaults(&config, &store, tasks).await?;
     let key = keys.present();
 
     // Bound before the key is shown: a key that is shown once must not be shown in vain.
@@ -124,13 +126,32 @@ pub async fn start(
         keys: keys.clone(),
         metrics: Arc::clone(&metrics),
         autonomy,
+        vaults: vaults.clone(),
     };
+    if let Some(vaults) = &vaults {
+        vaults.spawn(store.clone(), tasks);
+    }
     of_link.spawn(Arc::clone(&link_listener), tasks);
     let public = key.public();
-    let api_state = Api::new(config, store, hub, metrics, readiness.clone(), keys, link_listener, link);
+    let api_state =
+        Api::new(config, store, hub, metrics, readiness.clone(), keys, vaults, link_listener, link);
     http::serve(api_listener, api_state, tasks);
     readiness.set_ready();
     Ok(Coordinator { api, link, key: public, installed_now })
+}
+
+/// The key store, with its unfinished purges done, where there is a bucket.
+async fn open_vaults(config: &Config, store: &Store, tasks: &Tasks) -> Result<Option<Vaults>, ExitError> {
+    let (data_dir, snapshots) = (config.data_dir.clone(), config.snapshots.clone());
+    let (fleet, of_vaults) = (store.fleet(), tasks.clone());
+    let open = move || -> Result<Option<Vaults>, ExitError> {
+        let vaults = Vaults::open(&data_dir, &snapshots, &of_vaults)?;
+        if let Some(vaults) = &vaults {
+            vaults.settle(&fleet).map_err(|error| error.exit().because(error))?;
+        }
+        Ok(vaults)
+    };
+    tasks.blocking("key store", open).await.map_err(|lost| Exit::Software.because(lost))?
 }
 
 fn link_exit(error: ListenError) -> ExitError {

@@ -9,6 +9,7 @@ mod error;
 mod moves;
 mod node_keys;
 mod nodes;
+mod snapshots;
 mod tokens;
 mod users;
 
@@ -42,6 +43,7 @@ use crate::keys::Keys;
 use crate::metrics::{ApiLabels, Area, Metrics, Outcome};
 use crate::store::Store;
 use crate::system::random;
+use crate::vaults::Vaults;
 use error::{ApiError, Refused};
 
 /// Largest request body.
@@ -75,6 +77,8 @@ pub struct Shared {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     keys: Keys,
+    /// Users' repositories, where there is a bucket.
+    vaults: Option<Vaults>,
     /// Takes another key when the coordinator has one.
     listener: Arc<Listener>,
     /// Stands in join tokens.
@@ -98,11 +102,13 @@ impl Api {
         metrics: Arc<Metrics>,
         readiness: Readiness,
         keys: Keys,
+        vaults: Option<Vaults>,
         listener: Arc<Listener>,
         link: SocketAddr,
     ) -> Self {
         let dial_address = config.dial_address(link);
-        Self(Arc::new(Shared { config, store, hub, metrics, readiness, keys, listener, dial_address }))
+        let shared = Shared { config, store, hub, metrics, readiness, keys, vaults, listener, dial_address };
+        Self(Arc::new(shared))
     }
 }
 
@@ -115,6 +121,9 @@ fn router(api: Api) -> Router {
         .route("/v1/users/{slug}/logout", post(users::logout))
         .route("/v1/users/{slug}/move", post(moves::move_user))
         .route("/v1/users/{slug}/sleep", put(users::set_sleep))
+        .route("/v1/users/{slug}/snapshots", get(snapshots::list))
+        .route("/v1/users/{slug}/purge", post(snapshots::purge))
+        .route("/v1/users/{slug}/repository-password", post(snapshots::password))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{name}", get(nodes::show).delete(nodes::remove))
         .route("/v1/nodes/{name}/off", post(moves::declare_off))

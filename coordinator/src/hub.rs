@@ -155,8 +155,10 @@ impl Hub {
             NodeFrame::Sleep { swap, cells } => inner.live.sleep(now, fleet, node, connection, swap, cells),
             // The session's machine lets neither through.
             NodeFrame::Join(_) | NodeFrame::Hello(_) => Heard::default(),
-            // The link has written them down before it came here: see `link::keys`.
-            NodeFrame::NewKey { .. } | NodeFrame::PinStored { .. } => Heard::default(),
+            // The link has written them down and answered: see `link::keys`, `link::snapshots`.
+            NodeFrame::NewKey { .. } | NodeFrame::PinStored { .. } | NodeFrame::SnapshotTaken { .. } => {
+                Heard::default()
+            }
         };
         drop(inner);
         if heard.stale > 0 {

@@ -19,6 +19,9 @@
 //! | [`hub`] | sessions, observations, commands that wait |
 //! | [`link`] | who may open a session, and what it is sent |
 //! | [`keys`] | the coordinator's own key and the one that is to follow it |
+//! | [`keystore`] | where users' repository keys lie, how they are wrapped, and how they end |
+//! | [`heads`] | HEADs rebuilt from a listing of the bucket |
+//! | [`vaults`] | users' repositories: keys made, told to nodes, destroyed |
 //! | [`http`] | the API: paths, bodies, who may call |
 //! | [`metrics`] | what is counted |
 //! | [`failpoint`] | where tests have it die (debug builds) |
@@ -28,15 +31,20 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod failpoint;
+pub mod heads;
 pub mod http;
 pub mod hub;
 pub mod install;
 pub mod keys;
+pub mod keystore;
 pub mod link;
 pub mod metrics;
 pub mod records;
 pub mod store;
 mod system;
+pub mod vaults;
+
+pub use system::wall_now;
 
 #[cfg(test)]
 mod tests;

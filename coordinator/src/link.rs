@@ -2,6 +2,7 @@
 //! hands what nodes say to the hub.
 
 mod keys;
+mod snapshots;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,7 +25,7 @@ use berth_shared::signing::PublicKey;
 use berth_shared::time::Millis;
 use berth_shared::wire::{
     CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, JoinRequest, NodeFrame, SLEEP_SINCE,
-    common_version,
+    SNAPSHOTS_SINCE, common_version,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ use crate::keys::Keys;
 use crate::metrics::{LinkEnd, LinkLabels, Metrics};
 use crate::store::Store;
 use crate::system::{random, wall_now};
+use crate::vaults::{RETRY_AFTER, Told, Vaults};
 
 /// Frames of all nodes that wait for the hub.
 const INBOX_MAX: usize = 1024;
@@ -55,6 +57,8 @@ pub struct Link {
     pub metrics: Arc<Metrics>,
     /// How long a node may work alone.
     pub autonomy: Autonomy,
+    /// Users' repositories, where there is a bucket.
+    pub vaults: Option<Vaults>,
 }
 
 impl Link {
@@ -118,6 +122,9 @@ async fn deliver(
         match frame {
             NodeFrame::NewKey { key, proof } => link.new_key(connection, key, proof).await,
             NodeFrame::PinStored { key } => link.pin_stored(connection, key).await,
+            NodeFrame::SnapshotTaken { user, snapshot } => {
+                link.snapshot_taken(connection, user, *snapshot).await;
+            }
             frame => hub.frame(wall_now(), &store.fleet(), connection, frame),
         }
     }
@@ -227,6 +234,8 @@ impl Gate {
         // An older session could not read them.
         let terms = now.terms(hello.node).filter(|_| version >= SLEEP_SINCE);
         let name = now.node(hello.node).map(|node| node.name.clone()).ok_or_else(rejected)?;
+        let mut repositories = Repositories::of(&self.link.vaults, hello.node, version);
+        let told_first = repositories.news(&now).await;
         let wall = wall_now();
         let outgoing = self.outgoing.clone();
         let way = Way { key, version, outgoing: self.outgoing, cut: self.cut };
@@ -245,7 +254,7 @@ impl Gate {
         tracing::info!(node = %name, %remote, session = %hello.counter, "a node's session is open");
         let (hub, connection) = (self.link.hub.clone(), self.connection);
         let of_fleet = self.link.autonomy;
-        let sent = Sent { revision: desired.revision, terms: terms.clone() };
+        let sent = Sent { revision: desired.revision, terms: terms.clone(), repositories };
         let pushing = push(hello.node, sent, move |nodes| of_fleet.of(nodes) == autonomy, fleet, outgoing);
         self.tasks.spawn_client("link pusher", async move {
             if gone.run_until_cancelled(pushing).await.is_some() {
@@ -254,9 +263,12 @@ impl Gate {
         });
         let welcome = CoordinatorFrame::Welcome { version, wall, autonomy, heartbeat: HEARTBEAT_EVERY };
         let next_key = self.link.next_key_for(hello.node, version);
-        let first = [welcome, CoordinatorFrame::Desired(desired)];
+        let vaults = told_first.as_ref().and(self.link.vaults.as_ref());
+        let bucket = vaults.map(|vaults| vaults.bucket(&name));
+        let told_first = bucket.into_iter().chain(told_first.into_iter().flatten());
         let terms = terms.map(|cells| CoordinatorFrame::Terms { cells });
-        Ok(Verdict::Welcome(first.into_iter().chain(terms).chain(next_key).collect()))
+        let state = std::iter::once(CoordinatorFrame::Desired(desired)).chain(terms).chain(next_key);
+        Ok(Verdict::Welcome(std::iter::once(welcome).chain(told_first).chain(state).collect()))
     }
 }
 
@@ -275,6 +287,35 @@ struct Sent {
     revision: u64,
     /// `None`: it speaks too old a version.
     terms: Option<Vec<(CellId, SleepTerms)>>,
+    repositories: Repositories,
+}
+
+/// What a session was told of its users' repositories.
+struct Repositories {
+    node: NodeId,
+    /// `None`: there is no bucket, or the session speaks too old a version.
+    told: Option<(Vaults, Told)>,
+    /// The key store could not be used when there was something to tell.
+    behind: bool,
+}
+
+impl Repositories {
+    fn of(vaults: &Option<Vaults>, node: NodeId, version: u16) -> Self {
+        let vaults = vaults.clone().filter(|_| version >= SNAPSHOTS_SINCE);
+        Self { node, told: vaults.map(|vaults| (vaults, Told::new())), behind: false }
+    }
+
+    /// What there is to tell; `None` where nothing ever is.
+    async fn news(&mut self, fleet: &Fleet) -> Option<Vec<CoordinatorFrame>> {
+        let (vaults, told) = self.told.as_mut()?;
+        let news = vaults.news(fleet, self.node, told).await;
+        self.behind = news.is_err();
+        Some(news.unwrap_or_else(|problem| {
+            let node = self.node;
+            tracing::error!(%node, %problem, "a node was not told of its users' repositories, will retry");
+            vec![]
+        }))
+    }
 }
 
 /// Sends the node's desired state whenever its revision has grown, and behind it what is said of its cells' sleep where
@@ -293,6 +334,14 @@ async fn push(
         if !lease_is_due(now.nodes().count()) {
             return;
         }
+        if revision > sent.revision || sent.repositories.behind {
+            // Before the desired state that names them: a node begins from HEAD where it does not hold the data.
+            for frame in sent.repositories.news(&now).await.unwrap_or_default() {
+                if outgoing.send(frame).await.is_err() {
+                    return;
+                }
+            }
+        }
         if let Some(desired) = (revision > sent.revision).then(|| now.desired(node)).flatten() {
             sent.revision = revision;
             crate::failpoint::PUSH_MADE.reach();
@@ -309,8 +358,17 @@ async fn push(
             }
         }
         drop(now);
-        if fleet.changed().await.is_err() {
-            return;
+        let retry = async {
+            match sent.repositories.behind {
+                true => tokio::time::sleep(RETRY_AFTER).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = fleet.changed() => if changed.is_err() {
+                return;
+            },
+            () = retry => {}
         }
     }
 }

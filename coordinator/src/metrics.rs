@@ -5,6 +5,7 @@ use std::fmt;
 use berth_daemon::metrics::registered;
 use berth_link::close::CloseCode;
 use berth_shared::problem::Code;
+use berth_shared::snapshot::SnapshotOutcome;
 use berth_shared::wire::CommandVerb;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -76,6 +77,36 @@ pub struct CommandLabels {
     pub outcome: Outcome,
 }
 
+/// What became of a report of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "named after the outcomes")]
+pub enum Judged {
+    Head,
+    Kept,
+    Orphan,
+    Refused,
+    Later,
+}
+
+impl From<&SnapshotOutcome> for Judged {
+    fn from(outcome: &SnapshotOutcome) -> Self {
+        match outcome {
+            SnapshotOutcome::Head => Self::Head,
+            SnapshotOutcome::Kept => Self::Kept,
+            SnapshotOutcome::Orphan { .. } => Self::Orphan,
+            SnapshotOutcome::Refused(_) => Self::Refused,
+            SnapshotOutcome::Later(_) => Self::Later,
+        }
+    }
+}
+
+/// Labels of `berth_snapshots_judged`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct JudgedLabels {
+    /// What became of it.
+    pub outcome: Judged,
+}
+
 /// Why a connection of a node was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkEnd(pub CloseCode);
@@ -122,6 +153,8 @@ pub struct Metrics {
     pub link_handshakes_failed: Counter,
     /// Statuses of cells that were of no assignment in force.
     pub statuses_stale: Counter,
+    /// Reports of users' snapshots.
+    pub snapshots_judged: Family<JudgedLabels, Counter>,
     /// Users there are.
     pub users: Gauge,
     /// Nodes there are.
@@ -165,6 +198,11 @@ impl Default for Metrics {
                 of,
                 "cell_statuses_stale",
                 "Statuses of cells that were of no assignment in force",
+            ),
+            snapshots_judged: registered(
+                of,
+                "snapshots_judged",
+                "Reports of users' snapshots by what became of them",
             ),
             users: registered(of, "users", "Users"),
             nodes: registered(of, "nodes", "Nodes"),

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use berth_shared::time::UnixMs;
 
 /// The wall clock. A clock before 1970 reads as 1970.
-pub(crate) fn wall_now() -> UnixMs {
+pub fn wall_now() -> UnixMs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -7,5 +7,6 @@ mod keys;
 mod links;
 mod restarts;
 mod sleep;
+pub(crate) mod snapshots;
 mod stores;
 pub(crate) mod world;

@@ -1,16 +1,17 @@
 //! The real daemon, killed with SIGKILL while users are created and assigned, and started again.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic in a test is its report")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use berth_coordinator::keystore::KeyStore;
 use berth_link::{Connected, Target, dial, join};
-use berth_shared::api::{List, Token, User};
+use berth_shared::api::{List, Snapshots, Token, User};
 use berth_shared::credential::JoinToken;
-use berth_shared::ids::{BootId, JoinCounter, NodeId, SessionNonce};
+use berth_shared::ids::{BootId, JoinCounter, KeyId, NodeId, SessionNonce, UserId};
 use berth_shared::signing::SigningKey;
 use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
@@ -26,6 +27,8 @@ const CALLERS: usize = 4;
 /// So few that kills meet snapshots that are being written.
 const SNAPSHOT_EVERY: u64 = 5;
 
+const CREDENTIAL: &str = "bucket.credential";
+
 const TOKEN_ROUNDS: usize = 24;
 const TOKEN_CALLERS: usize = 16;
 
@@ -33,6 +36,35 @@ struct Daemon {
     child: Child,
     api: Api,
     link: String,
+}
+
+/// Settings of a bucket, where the folder has a credential for one.
+fn bucket(folder: &Path) -> Vec<String> {
+    let credential = folder.join(CREDENTIAL);
+    if !credential.exists() {
+        return vec![];
+    }
+    let set = |setting: String| ["--set".to_owned(), setting];
+    let settings =
+        ["snapshots.bucket=berth".to_owned(), format!("snapshots.credential_file={}", credential.display())];
+    settings.into_iter().flat_map(set).collect()
+}
+
+/// `berth-coordinator keys`, on a folder.
+fn keys(folder: &Path, verb: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_berth-coordinator"));
+    command.args(["keys", verb, "--set", "link_listen=127.0.0.1:0", "--set"]);
+    command.arg(format!("data_dir={}", folder.join("data").display()));
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Makes a key store, and a credential for a bucket.
+fn with_bucket(folder: &Path) {
+    assert!(keys(folder, "init").status().unwrap().success());
+    let credential = folder.join(CREDENTIAL);
+    let text = "aws_access_key_id = a\naws_secret_access_key = b\n";
+    berth_daemon::secret_file::write_secret_file(&credential, text.as_bytes()).unwrap();
 }
 
 /// Where to ask, and with which key.
@@ -62,6 +94,7 @@ impl Daemon {
             .args(["serve", "--set", "api_listen=127.0.0.1:0", "--set", "link_listen=127.0.0.1:0"])
             .args(["--set", &set("data_dir", &folder.join("data"))])
             .args(["--set", &format!("snapshot_every={SNAPSHOT_EVERY}")])
+            .args(bucket(folder))
             .args(["--set", &set("api_port_file", &api), "--set", &set("link_port_file", &link)])
             .arg("--operator-key-file")
             .arg(folder.join("key"))
@@ -103,6 +136,26 @@ impl Api {
         let text = String::from_utf8(bytes).ok()?;
         let (head, body) = text.split_once("\r\n\r\n")?;
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    /// The key of each user, once it has one.
+    async fn keys(&self) -> BTreeMap<UserId, KeyId> {
+        let (_, body) = self.ask("GET", "/v1/users", "").await.unwrap();
+        let users: List<User> = serde_json::from_str(&body).unwrap();
+        let mut keys = BTreeMap::new();
+        for user in users.items {
+            let path = format!("/v1/users/{}/snapshots", user.slug);
+            let shown = loop {
+                match self.ask("GET", &path, "").await.unwrap() {
+                    (200, shown) => break shown,
+                    (503, _) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    other => panic!("{other:?}"),
+                }
+            };
+            let shown: Snapshots = serde_json::from_str(&shown).unwrap();
+            keys.insert(shown.user, shown.key);
+        }
+        keys
     }
 
     /// Creates users until the connection breaks. Gives those that were acknowledged.
@@ -174,6 +227,7 @@ async fn hello(
 #[tokio::test]
 async fn what_was_acknowledged_survives_sigkill_and_nothing_is_half_done() {
     let folder = tempfile::tempdir().unwrap();
+    with_bucket(folder.path());
     let key = SigningKey::from_seed(&Zeroizing::new([1; 32]));
     let (token, node) = {
         let daemon = Daemon::on(folder.path()).await;
@@ -204,6 +258,8 @@ async fn what_was_acknowledged_survives_sigkill_and_nothing_is_half_done() {
             desired.assignments.iter().map(|assignment| assignment.spec.slug.to_string()).collect();
         assert_eq!(desired, there, "round {round}: users without a home, or homes without a user");
 
+        // Beside the daemon, and killed too.
+        let mut rotating = keys(folder.path(), "rotate-fleet").spawn().unwrap();
         let pid = Pid::from_child(&daemon.child);
         let callers = async {
             let [a, b, c, d] = [0, 1, 2, 3].map(|caller| daemon.api.create_until_killed(round, caller));
@@ -218,7 +274,13 @@ async fn what_was_acknowledged_survives_sigkill_and_nothing_is_half_done() {
             tokio::time::timeout(BOUND, async { tokio::join!(callers, kill) }).await.unwrap();
         acknowledged.extend([a, b, c, d].into_iter().flatten());
         daemon.child.wait().unwrap();
+        let _ended = rotating.kill();
+        rotating.wait().unwrap();
     }
+    let daemon = Daemon::on(folder.path()).await;
+    let in_journal = tokio::time::timeout(BOUND, daemon.api.keys()).await.expect("each user gets a key");
+    let in_store = KeyStore::below(&folder.path().join("data")).ids().unwrap();
+    assert_eq!(in_store, in_journal, "keys that the journal does not know, or the key store does not have");
     assert!(acknowledged.len() > 20, "only {} users were created before the kills", acknowledged.len());
 }
 

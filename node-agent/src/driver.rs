@@ -404,6 +404,12 @@ impl<R: Runtime> Driver<R> {
                 | CoordinatorFrame::KeyJudged { .. }
                 | CoordinatorFrame::NextKey { .. },
             ) => {}
+            // No snapshots are taken yet.
+            Input::Frame(
+                CoordinatorFrame::Bucket(_)
+                | CoordinatorFrame::Repositories { .. }
+                | CoordinatorFrame::SnapshotJudged { .. },
+            ) => {}
             Input::Ask(Ask::Store(mark, welcomed, answer)) => {
                 turn.records.push(Record::Session(mark, welcomed));
                 turn.stored.push(answer);

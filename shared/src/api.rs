@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{CellSize, CellStatus, IdleRest, ImageRef, SleepStatus, SleepTerms, Workload};
 use crate::doctor::Finding;
-use crate::ids::{CellId, Generation, NodeId, NodeName, RequestId, Slug, TokenId, UserId};
+use crate::ids::{CellId, Generation, KeyId, NodeId, NodeName, RequestId, Slug, TokenId, UserId};
 use crate::problem::Code;
 use crate::secret::Secret;
 use crate::signing::PublicKey;
+use crate::snapshot::Snapshot;
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
 use crate::wire::{self, LeftBehind, NodeFacts, NodeLoad};
@@ -74,6 +75,9 @@ pub struct CreateUser {
     /// Only on this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeName>,
+    /// As this user, whose snapshots were found in the bucket after the journal was lost: it begins from its HEAD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub take_over: Option<UserId>,
 }
 
 /// A user.
@@ -108,9 +112,64 @@ pub struct User {
     pub sleep: SleepTerms,
     /// How many bearer tokens let a program in.
     pub bearers: u32,
+    /// Its newest snapshot, if there is one.
+    #[serde(default)]
+    pub head: Option<Snapshot>,
     /// Why this node: one line per node that was looked at. Only in the answer to the creation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub placement: Vec<String>,
+}
+
+/// What the coordinator knows of a user's snapshots: `GET /v1/users/{slug}/snapshots`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// Whose.
+    pub user: UserId,
+    /// Its name; `None` where HEAD was rebuilt and nobody has taken the user over yet.
+    pub slug: Option<Slug>,
+    /// Names the key of the repository.
+    pub key: KeyId,
+    /// The newest.
+    pub head: Option<Snapshot>,
+    /// Those behind it, newest first, as far as they are remembered.
+    pub history: Vec<Snapshot>,
+    /// Snapshots that did not become HEAD, because their generation was not in force.
+    pub orphans: Vec<OrphanSnapshot>,
+}
+
+/// A snapshot of a generation that was not in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrphanSnapshot {
+    /// Who took it; `None` where it was found in a listing, or the node is gone.
+    pub node: Option<NodeName>,
+    /// The generation that was in force; `None`: there was none.
+    pub current: Option<Generation>,
+    /// Where it lies in the bucket; `None` where the coordinator has none any more.
+    pub prefix: Option<String>,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+}
+
+/// What opens a user's repository with stock `restic`: `POST /v1/users/{slug}/repository-password`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryAccess {
+    /// Whose.
+    pub user: UserId,
+    /// Which key.
+    pub key: KeyId,
+    /// Where the repository is in the bucket.
+    pub prefix: String,
+    /// The password.
+    pub password: Secret,
+}
+
+/// A user's key was destroyed: `POST /v1/users/{slug}/purge`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyPurged {
+    /// Whose.
+    pub user: UserId,
+    /// Until then a backup of the key store may be kept that holds the key; `None`: there is none.
+    pub backups_until: Option<UnixMs>,
 }
 
 /// A login link: `POST /v1/users/{slug}/login-link`.

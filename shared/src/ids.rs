@@ -179,6 +179,10 @@ id! {
     SessionNonce, "ses"
 }
 id! {
+    /// A user's repository key. The journal knows keys by these only; what they name lies in the key store.
+    KeyId, "key"
+}
+id! {
     /// One boot of a machine: the kernel's `/proc/sys/kernel/random/boot_id`.
     BootId, "boot"
 }

@@ -8,6 +8,8 @@
 //! | [`cell`] | what a cell shall be (`CellSpec`) and what it is (`CellStatus`, with *unknown*) |
 //! | [`problem`] | every error code that a person can meet, its status and what to do |
 //! | [`secret`], [`signing`], [`credential`] | keys, signatures, join tokens, bearer tokens, login tickets |
+//! | [`snapshot`] | what is known of a snapshot of a cell's data, and what becomes of it at the coordinator |
+//! | [`repository`] | what a node needs to write and read a user's snapshots: bucket, place, key |
 //! | [`codec`], [`wire`] | bincode behind one door; the signed envelope and the link's frames |
 //! | [`link`] | the link's two state machines: the node's session and the coordinator's |
 //! | [`doctor`] | the words of a check-up: findings, how bad, what to do
@@ -26,8 +28,10 @@ pub mod ids;
 pub mod link;
 pub mod money;
 pub mod problem;
+pub mod repository;
 pub mod secret;
 pub mod signing;
+pub mod snapshot;
 pub mod time;
 pub mod units;
 pub mod wire;

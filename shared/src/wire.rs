@@ -9,10 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Assignment, CellStatus, SleepStatus, SleepTerms, bounded_text};
 use crate::doctor::Finding;
-use crate::ids::{BootId, CellId, Generation, JoinCounter, NodeId, NodeName, SessionNonce, Slug, TokenId};
+use crate::ids::{
+    BootId, CellId, Generation, JoinCounter, NodeId, NodeName, SessionNonce, Slug, TokenId, UserId,
+};
 use crate::problem::{Code, Problem};
+use crate::repository::{Bucket, UserRepository};
 use crate::secret::Secret;
 use crate::signing::{PublicKey, Signature};
+use crate::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
 use crate::time::{Millis, UnixMs};
 use crate::units::Bytes;
 
@@ -35,9 +39,10 @@ pub const ALPN: &[u8] = b"berth/1";
 /// | 1 | joining, sessions, desired state, commands |
 /// | 2 | new keys of a node and of the coordinator; what a node holds, disks left behind; what a node finds |
 /// | 3 | sleep: what a node says of its cells' sleep and of its swap, what plans and operators say of it |
+/// | 4 | snapshots: where they go and with which keys, what a node has taken and what becomes of it |
 pub const FRAMES_VERSION_MIN: u16 = 1;
 /// See [`FRAMES_VERSION_MIN`].
-pub const FRAMES_VERSION_MAX: u16 = 3;
+pub const FRAMES_VERSION_MAX: u16 = 4;
 
 /// The version that added the frames about keys.
 pub const KEYS_SINCE: u16 = 2;
@@ -50,6 +55,9 @@ pub const FINDINGS_SINCE: u16 = 2;
 
 /// The version that added [`NodeFrame::Sleep`], [`CoordinatorFrame::Terms`] and the busy reasons that go with them.
 pub const SLEEP_SINCE: u16 = 3;
+
+/// The version that added [`NodeFrame::SnapshotTaken`], [`CoordinatorFrame::Bucket`] and what goes with them.
+pub const SNAPSHOTS_SINCE: u16 = 4;
 
 /// Most cells that one [`NodeFrame::Sleep`] tells of: with all their texts at their longest it fits into a frame.
 pub const SLEEP_CELLS_MAX: usize = 64;
@@ -232,6 +240,14 @@ pub enum NodeFrame {
         /// At most [`SLEEP_CELLS_MAX`]; whoever receives them bounds their texts.
         cells: Vec<SleepStatus>,
     },
+    /// A snapshot is whole in its user's repository. Told once it is, and at each later session until
+    /// [`CoordinatorFrame::SnapshotJudged`] has a final word on it. Since version 4.
+    SnapshotTaken {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        snapshot: Box<Snapshot>,
+    },
 }
 
 impl NodeFrame {
@@ -257,7 +273,8 @@ impl NodeFrame {
             | Self::PinStored { .. }
             | Self::Holding { .. }
             | Self::Findings { .. }
-            | Self::Sleep { .. }) => frame,
+            | Self::Sleep { .. }
+            | Self::SnapshotTaken { .. }) => frame,
         }
     }
 }
@@ -392,6 +409,26 @@ pub enum CoordinatorFrame {
         /// At most [`TERMS_MAX`].
         cells: Vec<(CellId, SleepTerms)>,
     },
+    /// Where snapshots go: behind the welcome, where the coordinator has a bucket. Good for the session. A node that was
+    /// told of one starts no cell whose data it does not hold before it was told of its repository: a HEAD may be in
+    /// there. Since version 4.
+    Bucket(Box<Bucket>),
+    /// Places and keys of users who live on this node, before the desired state that names them: a node that does not
+    /// hold a cell's data begins from the snapshot in here. What was told of a user before is replaced; of one whom the
+    /// desired state does not name any more, it is forgotten. Since version 4.
+    Repositories {
+        /// At most [`REPOSITORIES_MAX`](crate::repository::REPOSITORIES_MAX).
+        users: Vec<UserRepository>,
+    },
+    /// What became of a snapshot that was told of. Since version 4.
+    SnapshotJudged {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        snapshot: SnapshotId,
+        /// Where it stands.
+        outcome: SnapshotOutcome,
+    },
 }
 
 /// Which version of the frames added a frame.
@@ -413,6 +450,7 @@ impl Versioned for NodeFrame {
             Self::Holding { .. } => HOLDING_SINCE,
             Self::Findings { .. } => FINDINGS_SINCE,
             Self::Sleep { .. } => SLEEP_SINCE,
+            Self::SnapshotTaken { .. } => SNAPSHOTS_SINCE,
         }
     }
 }
@@ -429,6 +467,7 @@ impl Versioned for CoordinatorFrame {
             Self::Command(_) => FRAMES_VERSION_MIN,
             Self::RotateKey | Self::KeyJudged { .. } | Self::NextKey { .. } => KEYS_SINCE,
             Self::Terms { .. } => SLEEP_SINCE,
+            Self::Bucket(_) | Self::Repositories { .. } | Self::SnapshotJudged { .. } => SNAPSHOTS_SINCE,
         }
     }
 }

@@ -3,12 +3,15 @@
 //! What only the machine itself can see, its agent tells: it examines itself as `berth-node-agent doctor` does and sends
 //! what it finds.
 
+use std::collections::BTreeMap;
+
 use berth_shared::doctor::{Finding, Level};
-use berth_shared::time::Millis;
+use berth_shared::ids::{KeyId, UserId};
+use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
 use berth_shared::wire::NodeFacts;
 
-use crate::fleet::{Fleet, Node};
+use crate::fleet::{Fleet, Node, User, Vault};
 use crate::liveness::Seen;
 
 /// A node's clock may be this far off before it is worth a warning (DESIGN, section 4).
@@ -68,6 +71,49 @@ pub fn fleet(fleet: &Fleet, connected: usize, autonomy: Option<Millis>) -> Vec<F
         ));
     }
     findings
+}
+
+/// Examines users' repositories. `keys` are those in the key store, `used_at` tells until when a user's cell was in use, as
+/// far as that is known.
+pub fn repositories(
+    fleet: &Fleet,
+    keys: &BTreeMap<UserId, KeyId>,
+    used_at: impl Fn(&User) -> Option<UnixMs>,
+    age_max: Millis,
+) -> Vec<Finding> {
+    let lost: Vec<&Vault> =
+        fleet.vaults().filter(|vault| keys.get(&vault.user) != Some(&vault.key)).collect();
+    let late = |user: &&User| {
+        let head = fleet.vault(user.id).and_then(|vault| vault.head.as_ref());
+        let since = head.map_or(user.created_at, |head| head.taken_at);
+        used_at(user).is_some_and(|used| used > since.after(age_max))
+    };
+    let late: Vec<&User> = fleet.users().filter(late).collect();
+    let keys = match lost.first() {
+        None => Finding::good("repository_keys", format!("{} in the key store", keys.len())),
+        Some(example) => Finding::new(
+            "repository_keys",
+            Level::Problem,
+            format!("{} are not in the key store, such as that of {}", lost.len(), example.user),
+            "Bring the newest backup back: `berth-coordinator keys restore`. Without a key its snapshots cannot be read.",
+        ),
+    };
+    let ages = match late.first() {
+        None => {
+            Finding::good("snapshot_age", format!("no cell was in use for {age_max} without a new snapshot"))
+        }
+        Some(example) => Finding::new(
+            "snapshot_age",
+            Level::Warning,
+            format!(
+                "{} cells were in use for {age_max} without a new snapshot, such as `{}`",
+                late.len(),
+                example.slug
+            ),
+            "Look at the agent's log on the node, and whether the bucket can be reached from there.",
+        ),
+    };
+    vec![keys, ages]
 }
 
 fn session(seen: Option<&Seen>) -> Finding {
@@ -270,6 +316,28 @@ mod tests {
         for (facts, check, expected) in lacks {
             assert_eq!(level(&parts(&facts), check), Some(expected));
         }
+    }
+
+    #[test]
+    fn a_key_that_is_not_in_the_store_and_a_used_cell_without_a_new_snapshot_are_told() {
+        let mut world = crate::fleet::tests::World::with_nodes(1);
+        world.run(&world.create("anna", 1)).unwrap();
+        let (user, key) = (UserId::from_random([1; 16]), KeyId::from_random([2; 16]));
+        let adopt = crate::snapshots::SnapshotCommand::AdoptKey { user, key };
+        world.run(&crate::command::Command::Snapshot(adopt)).unwrap();
+        let created = world.fleet.user_by_id(user).unwrap().created_at;
+        let (keys, age_max) = (BTreeMap::from([(user, key)]), Millis::minutes(60));
+        let found = |keys: &BTreeMap<UserId, KeyId>, used: Option<UnixMs>| {
+            let found = repositories(&world.fleet, keys, |_| used, age_max);
+            (level(&found, "repository_keys").unwrap(), level(&found, "snapshot_age").unwrap())
+        };
+        let in_time = created.after(age_max);
+        assert_eq!(found(&keys, Some(in_time)), (Level::Good, Level::Good));
+        assert_eq!(found(&keys, None), (Level::Good, Level::Good));
+        assert_eq!(found(&keys, Some(in_time.after(Millis(1)))), (Level::Good, Level::Warning));
+        assert_eq!(found(&BTreeMap::new(), None), (Level::Problem, Level::Good));
+        let other = BTreeMap::from([(user, KeyId::from_random([3; 16]))]);
+        assert_eq!(found(&other, None), (Level::Problem, Level::Good));
     }
 
     #[test]

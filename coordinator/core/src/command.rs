@@ -21,6 +21,7 @@ use crate::fleet::{
 use crate::keys::{KeyCommand, KeyRefusal};
 use crate::moves::{MoveCommand, MoveRefusal};
 use crate::placement::Policy;
+use crate::snapshots::{SnapshotCommand, SnapshotRefusal};
 
 /// A new user and its home cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +174,8 @@ pub enum Command {
         /// Whose.
         slug: Slug,
     },
+    /// About users' repositories.
+    Snapshot(SnapshotCommand),
 }
 
 /// Why a command was refused. Nothing has changed.
@@ -318,6 +321,9 @@ pub enum Refusal {
     /// About nodes that are away.
     #[error(transparent)]
     Move(#[from] MoveRefusal),
+    /// About users' repositories.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotRefusal),
     /// No words, too many, or not of one line.
     #[error("the reason of a quarantine is one line of 1 to {REASON_BYTES_MAX} bytes")]
     BadReason,
@@ -361,6 +367,7 @@ impl Refusal {
             Self::CounterReplayed { .. } => Code::CounterReplayed,
             Self::Key(refusal) => refusal.code(),
             Self::Move(refusal) => refusal.code(),
+            Self::Snapshot(refusal) => refusal.code(),
         }
     }
 }

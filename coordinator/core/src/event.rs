@@ -9,6 +9,7 @@ mod keys;
 mod moves;
 mod quarantine;
 mod sleep;
+mod snapshots;
 mod v1;
 
 use berth_shared::cell::{CellSize, ImageRef, RestPolicy, Workload};
@@ -26,6 +27,7 @@ pub use keys::KeyFact;
 pub use moves::MoveFact;
 pub use quarantine::QuarantineFact;
 pub use sleep::SleepFact;
+pub use snapshots::SnapshotFact;
 
 /// Largest payload of an event, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024;
@@ -176,6 +178,8 @@ pub enum Fact {
     Quarantine(QuarantineFact),
     /// About terms of sleep.
     Sleep(SleepFact),
+    /// About users' repositories.
+    Snapshot(SnapshotFact),
 }
 
 /// What kind of fact a record holds. A number is never used for another kind.
@@ -250,6 +254,18 @@ pub enum Kind {
     Held = 61,
     /// [`SleepFact::HoldEnded`].
     HoldEnded = 62,
+    /// [`SnapshotFact::KeyMade`].
+    RepositoryKeyMade = 70,
+    /// [`SnapshotFact::KeyPurged`].
+    RepositoryKeyPurged = 71,
+    /// [`SnapshotFact::HeadMoved`].
+    HeadMoved = 72,
+    /// [`SnapshotFact::SnapshotKept`].
+    SnapshotKept = 73,
+    /// [`SnapshotFact::SnapshotOrphaned`].
+    SnapshotOrphaned = 74,
+    /// [`SnapshotFact::PasswordShown`].
+    RepositoryPasswordShown = 75,
 }
 
 impl Kind {
@@ -289,6 +305,12 @@ impl Kind {
         Self::SleepTermsSet,
         Self::Held,
         Self::HoldEnded,
+        Self::RepositoryKeyMade,
+        Self::RepositoryKeyPurged,
+        Self::HeadMoved,
+        Self::SnapshotKept,
+        Self::SnapshotOrphaned,
+        Self::RepositoryPasswordShown,
     ];
 
     /// The number in the journal.
@@ -376,6 +398,7 @@ impl Fact {
             Self::Move(fact) => fact.kind(),
             Self::Quarantine(fact) => fact.kind(),
             Self::Sleep(fact) => fact.kind(),
+            Self::Snapshot(fact) => fact.kind(),
         }
     }
 }
@@ -407,6 +430,7 @@ impl Event {
                 .or_else(|| moves::decode(kind, payload))
                 .or_else(|| quarantine::decode(kind, payload))
                 .or_else(|| sleep::decode(kind, payload))
+                .or_else(|| snapshots::decode(kind, payload))
                 .ok_or(EventError::UnknownKind { kind: kind.id() })?
                 .map_err(|source| EventError::Payload { kind, version, source }),
             _ => Err(EventError::UnknownVersion { kind, version }),

@@ -15,6 +15,7 @@ mod keys;
 mod moves;
 mod quarantine;
 mod sleep;
+mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub use image::{CODE, IMAGE_BYTES_MAX};
 pub use keys::{NextCoordinatorKey, NextKey, Standing};
 pub use quarantine::{Quarantine, REASON_BYTES_MAX};
 pub use sleep::{HOLD_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN};
+pub(crate) use snapshots::EPOCH_MAX;
+pub use snapshots::{Orphan, Vault};
 
 /// Most users of an installation: what one coordinator's memory and one journal replay hold with ease.
 pub const USERS_MAX: usize = 20_000;
@@ -204,6 +207,12 @@ pub struct Fleet {
     keys: keys::Keys,
     /// The highest generation that was ever given for a slug.
     generations: BTreeMap<Slug, Generation>,
+    /// Repositories of users, removed ones included, until their keys are purged.
+    vaults: BTreeMap<UserId, Arc<Vault>>,
+    /// Users of now that have none.
+    keyless: BTreeSet<UserId>,
+    /// Users whose keys were destroyed, for ever.
+    purged: BTreeSet<UserId>,
 }
 
 impl Fleet {
@@ -226,6 +235,9 @@ impl Fleet {
             gone_nodes: BTreeSet::new(),
             keys: keys::Keys::default(),
             generations: BTreeMap::new(),
+            vaults: BTreeMap::new(),
+            keyless: BTreeSet::new(),
+            purged: BTreeSet::new(),
         }
     }
 
@@ -332,14 +344,21 @@ impl Fleet {
             .collect()
     }
 
-    fn next_generation(&self, slug: &Slug) -> Generation {
-        let number = match self.generations.get(slug) {
-            Some(last) if last.epoch >= self.epoch => last.number + 1,
-            Some(_) | None => 1,
+    /// Higher than any that was given for this name. Where the user's repository has seen a higher one, it was of a journal
+    /// that is lost and may have given more: a new epoch begins for this user.
+    fn next_generation(&self, slug: &Slug, user: UserId) -> Generation {
+        let next = match self.generations.get(slug) {
+            Some(last) if last.epoch >= self.epoch => {
+                Generation { epoch: last.epoch, number: last.number + 1 }
+            }
+            Some(_) | None => Generation { epoch: self.epoch, number: 1 },
         };
-        Generation { epoch: self.epoch, number }
+        match self.highest_of_vault(user) {
+            Some(seen) if seen >= next => Generation { epoch: seen.epoch.saturating_add(1), number: 1 },
+            Some(_) | None => next,
+        }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -17,6 +17,8 @@
 //! | [`liveness`] | what was last heard of nodes and cells: asked for again, never journaled |
 //! | [`silence`] | how long nodes were not heard |
 //! | [`moves`] | when users of a node that is away may be given to another one |
+//! | [`snapshots`] | what can be asked about users' repositories: keys, HEAD, orphans |
+//! | [`rebuild`] | HEADs out of a listing of the bucket |
 //! | [`pending`] | commands that were sent to a node and wait for their answer |
 //! | [`check_up`] | what can be said of a node's and the fleet's health
 //! | [`why`] | how a cell's state is told to a person |
@@ -31,7 +33,9 @@ pub mod liveness;
 pub mod moves;
 pub mod pending;
 pub mod placement;
+pub mod rebuild;
 pub mod silence;
+pub mod snapshots;
 pub mod why;
 
 pub use actor::Actor;

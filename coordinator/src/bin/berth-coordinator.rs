@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use berth_coordinator::config::{self, Config, ENV_PREFIX};
 use berth_coordinator::daemon::{self, JOURNAL_FOLDER};
+use berth_coordinator::heads;
+use berth_coordinator::keystore::{KeyStore, verbs};
 use berth_coordinator::records::{self, Shown};
 use berth_daemon::cli::{self, Layers};
 use berth_daemon::env::Env;
@@ -39,6 +41,68 @@ enum Verb {
     /// Looks at the journal. Reads only; may run beside the coordinator.
     #[command(subcommand)]
     Journal(JournalVerb),
+    /// Users' repository keys: makes the key store, changes the key that wraps them, backs it up and brings it back.
+    ///
+    /// May run beside the coordinator, but for `restore`.
+    #[command(subcommand)]
+    Keys(KeysVerb),
+    /// Which snapshot is a user's newest.
+    #[command(subcommand)]
+    Heads(HeadsVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysVerb {
+    /// Makes the key store, and shows the recovery key once. Ends with 73 when there is one already.
+    Init {
+        #[command(flatten)]
+        settings: Layers,
+        /// Writes the recovery key to this file (mode 0600) instead of showing it. A key that is in the file already is
+        /// used.
+        #[arg(long, value_name = "PATH")]
+        recovery_key_file: Option<PathBuf>,
+    },
+    /// Wraps all users' keys anew, with a fresh fleet key. What was wrapped with the one before is worth nothing then,
+    /// backups excepted, which open with the recovery key.
+    RotateFleet {
+        #[command(flatten)]
+        settings: Layers,
+    },
+    /// Writes a backup into a folder, and removes those in it that are older than `snapshots.key_backup_days`.
+    Backup {
+        #[command(flatten)]
+        settings: Layers,
+        /// The folder. Keep it on another machine.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+    /// Brings a backup back where there is no key store.
+    Restore {
+        #[command(flatten)]
+        settings: Layers,
+        /// The backup's file.
+        #[arg(long, value_name = "FILE")]
+        backup: PathBuf,
+        /// The file that holds the recovery key (mode 0600).
+        #[arg(long, value_name = "FILE")]
+        recovery_key_file: PathBuf,
+        /// Also a backup whose time is over: it may hold keys that were purged.
+        #[arg(long)]
+        also_expired: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum HeadsVerb {
+    /// Rebuilds them from a listing of the bucket, into a journal without users, for users whose keys are in the key store.
+    /// The coordinator has to be stopped. `berth user create NAME --take-over USER_ID` makes a user of each then.
+    Rebuild {
+        #[command(flatten)]
+        settings: Layers,
+        /// The listing, as JSON: docs/INSTALL.md.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -99,6 +163,67 @@ fn journal(verb: JournalVerb, env: &Env) -> Exit {
     told.unwrap_or_else(|error| cli::complain(&error))
 }
 
+fn load(settings: Layers, env: &Env) -> Result<Config, ExitError> {
+    settings.load(ENV_PREFIX, env, config::load).map_err(|error| error.exit().because(error))
+}
+
+fn keys(verb: KeysVerb, env: &Env) -> Exit {
+    let now = berth_coordinator::wall_now();
+    let done = match verb {
+        KeysVerb::Init { settings, recovery_key_file } => load(settings, env).and_then(|config| {
+            let store = KeyStore::below(&config.data_dir);
+            verbs::init(&store, recovery_key_file.as_deref(), &mut std::io::stdout())?;
+            Ok("the key store is made".to_owned())
+        }),
+        KeysVerb::RotateFleet { settings } => load(settings, env).and_then(|config| {
+            let rotated = KeyStore::below(&config.data_dir).rotate(now);
+            let rotated = rotated.map_err(|error| error.exit().because(error))?;
+            Ok(format!(
+                "the fleet key is {} now; keys of {} users were wrapped anew",
+                rotated.fleet, rotated.users
+            ))
+        }),
+        KeysVerb::Backup { settings, to } => load(settings, env).and_then(|config| {
+            let store = KeyStore::below(&config.data_dir);
+            let path = verbs::backup(&store, &to, now, config.snapshots.backups_kept())?;
+            let until = now.after(config.snapshots.backups_kept());
+            Ok(format!("{}: to be kept until {until} at the most", path.display()))
+        }),
+        KeysVerb::Restore { settings, backup, recovery_key_file, also_expired } => load(settings, env)
+            .and_then(|config| {
+                let store = KeyStore::below(&config.data_dir);
+                let users = verbs::restore(&store, &backup, &recovery_key_file, now, also_expired)?;
+                Ok(format!("keys of {users} users are back"))
+            }),
+    };
+    tell(done)
+}
+
+fn heads(HeadsVerb::Rebuild { settings, from }: HeadsVerb, env: &Env) -> Exit {
+    let done = load(settings, env).and_then(|config| {
+        let done = heads::rebuild(&config.data_dir, &from)?;
+        let mut text = format!("HEADs of {} users rebuilt, {} were known", done.rebuilt.len(), done.known);
+        for user in done.rebuilt {
+            text.push_str(&format!("\n  {user}"));
+        }
+        for user in done.unknown {
+            text.push_str(&format!("\n  {user}: its key is not in the key store; left out"));
+        }
+        Ok(text)
+    });
+    tell(done)
+}
+
+fn tell(done: Result<String, ExitError>) -> Exit {
+    match done {
+        Ok(text) => {
+            cli::say(&text);
+            Exit::Ok
+        }
+        Err(error) => cli::complain(&error),
+    }
+}
+
 fn main() -> Exit {
     let points = [
         berth_coordinator::failpoint::POINTS,
@@ -117,6 +242,8 @@ fn main() -> Exit {
     match cli.command {
         Verb::CheckConfig { settings } => cli::check_config(settings.load(ENV_PREFIX, &env, config::load)),
         Verb::Journal(verb) => journal(verb, &env),
+        Verb::Keys(verb) => keys(verb, &env),
+        Verb::Heads(verb) => heads(verb, &env),
         Verb::Serve { settings, operator_key_file } => cli::serve(
             "berth-coordinator",
             &env,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use berth_shared::ids::{NodeName, TokenId};
+use berth_shared::ids::{NodeName, TokenId, UserId};
 use berth_shared::units::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -53,6 +53,9 @@ pub enum Verb {
     /// Nodes: the machines that cells live on.
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Snapshots of users' data, as the coordinator knows them.
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
     /// Join tokens: what lets a new node in, once.
     #[command(subcommand)]
     Token(TokenVerb),
@@ -96,6 +99,9 @@ pub struct Create {
     /// Only on this node.
     #[arg(long)]
     pub node: Option<NodeName>,
+    /// As this user, whose snapshots were found in the bucket after the journal was lost: it begins from its newest one.
+    #[arg(long, value_name = "USER_ID")]
+    pub take_over: Option<UserId>,
 }
 
 /// How a container is handled.
@@ -138,6 +144,21 @@ pub enum UserVerb {
         #[arg(long)]
         yes: bool,
     },
+    /// Destroys the repository key of a user that was removed: nobody can read its snapshots any more.
+    ///
+    /// Says when the last backup ends that holds the key. There is no way back.
+    Purge {
+        /// Who: its name, or its id where several users had the name.
+        user: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Shows where a user's repository is and the password that opens it with `restic`; that it was shown is journaled.
+    RepositoryPassword {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+    },
     /// Makes a link that lets a browser in, once, within 15 minutes.
     LoginLink {
         /// Who.
@@ -178,6 +199,16 @@ pub enum UserVerb {
         /// Does not ask.
         #[arg(long)]
         yes: bool,
+    },
+}
+
+/// About snapshots.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotVerb {
+    /// Lists a user's snapshots: the newest, those behind it, and orphans.
+    List {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
     },
 }
 

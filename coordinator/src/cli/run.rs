@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use berth_daemon::secret_file::read_secret_file;
 use berth_shared::api::{
-    Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, HoldRequest, List, LoginLink,
-    Logs, MoveUser, Node, Purged, QuarantineRequest, SetSleep, SleepRequest, SwitchKey, Token, User, Why,
+    Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, HoldRequest, KeyPurged, List,
+    LoginLink, Logs, MoveUser, Node, Purged, QuarantineRequest, RepositoryAccess, SetSleep, SleepRequest,
+    Snapshots, SwitchKey, Token, User, Why,
 };
 use berth_shared::cell::{CellEvent, IdleRest, Workload};
 use berth_shared::credential::CREDENTIAL_BYTES_MAX;
@@ -23,7 +24,8 @@ use serde::de::DeserializeOwned;
 
 use super::args;
 use super::args::{
-    BearerVerb, CellVerb, Cli, CoordinatorKeyVerb, Create, NodeVerb, Rest, TokenVerb, UserVerb, Verb,
+    BearerVerb, CellVerb, Cli, CoordinatorKeyVerb, Create, NodeVerb, Rest, SnapshotVerb, TokenVerb, UserVerb,
+    Verb,
 };
 use super::client::{Call, Client, body};
 use super::failure::Failure;
@@ -46,6 +48,7 @@ pub(crate) async fn run(cli: &Cli, watched: bool) -> Result<String, Failure> {
         Verb::User(verb) => runner.user(verb).await,
         Verb::Cell(verb) => runner.cell(verb).await,
         Verb::Node(verb) => runner.node(verb).await,
+        Verb::Snapshot(SnapshotVerb::List { user }) => runner.snapshots(user).await,
         Verb::Token(verb) => runner.token(verb).await,
         Verb::CoordinatorKey(verb) => runner.coordinator_key(verb).await,
         Verb::Health => runner.health().await,
@@ -87,6 +90,19 @@ impl Runner {
             UserVerb::Rm { slug, yes } => {
                 confirm(*yes, &format!("Remove user {slug}, with its cell?"))?;
                 self.done(Method::DELETE, &of("/v1/users", slug, ""), &format!("user {slug} removed")).await
+            }
+            UserVerb::Purge { user, yes } => {
+                confirm(
+                    *yes,
+                    &format!("Destroy the key of user {user}? Nobody can read its snapshots then."),
+                )?;
+                let path = of("/v1/users", user, "/purge");
+                self.show(&self.send::<KeyPurged>(Method::POST, &path, None).await?, show::key_purged)
+            }
+            UserVerb::RepositoryPassword { user } => {
+                let path = of("/v1/users", user, "/repository-password");
+                let access: RepositoryAccess = self.send(Method::POST, &path, None).await?;
+                self.show(&access, show::repository_access)
             }
             UserVerb::LoginLink { slug } => {
                 let path = of("/v1/users", slug, "/login-link");
@@ -216,6 +232,11 @@ impl Runner {
                 self.done(Method::DELETE, &of("/v1/nodes", name, ""), &format!("node {name} removed")).await
             }
         }
+    }
+
+    async fn snapshots(&self, user: &str) -> Result<String, Failure> {
+        let path = of("/v1/users", user, "/snapshots");
+        self.show(&self.get::<Snapshots>(&path).await?, show::snapshots)
     }
 
     async fn token(&self, verb: &TokenVerb) -> Result<String, Failure> {
@@ -389,5 +410,6 @@ fn new_user(create: &Create) -> CreateUser {
         }),
         idle_after: create.idle_after.map(|span| span.0),
         node: create.node.clone(),
+        take_over: create.take_over,
     }
 }

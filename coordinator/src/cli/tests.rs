@@ -1,5 +1,7 @@
 //! The command line: what it takes, what it refuses before anything is sent, and what it shows of real answers.
 
+use berth_shared::api::User;
+use berth_shared::ids::Generation;
 use clap::{CommandFactory, Parser};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -177,4 +179,46 @@ async fn a_key_file_that_others_can_read_is_not_used() {
     let failed = run(&cli(&["user", "ls", "--key-file", path.to_str().unwrap()]), false).await.unwrap_err();
     assert_eq!(failed.exit(), 66);
     assert!(failed.text(false).contains("readable by others"));
+}
+
+#[tokio::test]
+async fn snapshots_and_the_end_of_a_key_are_shown_as_people_read_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::with(folder.path(), crate::tests::snapshots::with_bucket(folder.path())).await;
+    let mut node = crate::tests::snapshots::node(&world, "n1", 1).await;
+    assert_eq!(berth(&world, "snapshot list anna").await.unwrap_err().0, 1);
+    berth(&world, "user create anna --workload http").await.unwrap();
+    world.until("/v1/users/anna/snapshots", |answer| answer["key"].is_string()).await;
+    assert_eq!(berth(&world, "snapshot list anna").await.unwrap(), "no snapshots yet\n");
+    assert!(berth(&world, "cell why anna").await.unwrap().contains("no snapshot of it was taken yet"));
+    assert!(berth(&world, "user show anna").await.unwrap().contains("snapshot    -\n"));
+    let json = berth(&world, "--json snapshot list anna").await.unwrap();
+    assert!(json.contains("\"head\": null"), "{json}");
+    let anna: User = world.get("/v1/users/anna").await.json();
+    for (id, generation, seq) in
+        [(10, anna.generation, 1), (11, anna.generation, 2), (12, Generation::default(), 9)]
+    {
+        node.takes(anna.id, &crate::tests::snapshots::snapshot(anna.cell, generation, id, seq)).await;
+    }
+    let listed = berth(&world, "snapshot list anna").await.unwrap();
+    let lines: Vec<&str> = listed.lines().collect();
+    let head = "HEAD    0b0b0b0b  2025-11-21T00:00:00.002Z  200 MiB  1.1, 2                berth/test:1  -";
+    assert_eq!(lines[1].trim_end(), head, "{listed}");
+    assert!(
+        lines[2].trim_start().starts_with("0a0a0a0a") && lines[3].starts_with("orphan  0c0c0c0c"),
+        "{listed}"
+    );
+    assert!(lines[3].trim_end().ends_with("n1"), "{listed}");
+    let shown = berth(&world, "user show anna").await.unwrap();
+    assert!(shown.contains("snapshot    2025-11-21T00:00:00.002Z, 200 MiB, of generation 1.1\n"), "{shown}");
+    let access = berth(&world, "user repository-password anna").await.unwrap();
+    assert!(access.starts_with(&format!("prefix    prod/users/{}/\npassword  ", anna.id)), "{access}");
+    let (exit, text) = berth(&world, "user purge anna --yes").await.unwrap_err();
+    assert!(exit == 1 && text.contains("user_in_use"), "{text}");
+    berth(&world, "user rm anna --yes").await.unwrap();
+    let purged = berth(&world, "user purge anna --yes").await.unwrap();
+    assert!(purged.contains("is destroyed; no backup of the keys holds it\n"), "{purged}");
+    let (exit, text) = berth(&world, "user purge anna --yes").await.unwrap_err();
+    assert!(exit == 1 && text.contains("unknown_user"), "{text}");
+    world.end().await;
 }

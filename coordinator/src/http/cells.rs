@@ -69,7 +69,12 @@ pub(crate) async fn why(State(api): State<Api>, Name(name): Name) -> Result<Json
         None => lines.push("nothing was heard of the cell yet".to_owned()),
     }
     let fleet = api.store.fleet();
-    let home = known_slug(&name).ok().and_then(|slug| fleet.user(&slug)?.home.clone());
+    let user = known_slug(&name).ok().and_then(|slug| fleet.user(&slug));
+    lines.extend(user.and_then(|user| fleet.vault(user.id)).map(|vault| match &vault.head {
+        Some(head) => format!("{}: its newest snapshot was taken, of {}", head.taken_at, head.bytes),
+        None => "no snapshot of it was taken yet".to_owned(),
+    }));
+    let home = user.and_then(|user| user.home.clone());
     let reasons = home.map(|home| home.reasons).unwrap_or_default();
     lines.extend(reasons.first().map(|reason| format!("placed: {reason}")));
     Ok(Json(Why { cell, lines }))

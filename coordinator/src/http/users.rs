@@ -54,8 +54,12 @@ fn new_user(api: &Api, body: CreateUser) -> Result<NewUser, ApiError> {
         }
         None => api.config.default_image.clone(),
     };
+    let user = match body.take_over {
+        Some(user) => rebuilt(api, user)?,
+        None => UserId::from_random(random()),
+    };
     Ok(NewUser {
-        user: UserId::from_random(random()),
+        user,
         cell: CellId::from_random(random()),
         slug: slug(&body.slug)?,
         workload: body.workload.unwrap_or(Workload::Openclaw),
@@ -74,6 +78,18 @@ fn new_user(api: &Api, body: CreateUser) -> Result<NewUser, ApiError> {
         connected: api.hub.connected(),
         policy: api.config.placement.into(),
     })
+}
+
+/// A user whose HEAD was rebuilt from a listing of the bucket, and whom nobody has taken over yet.
+fn rebuilt(api: &Api, user: UserId) -> Result<UserId, ApiError> {
+    let fleet = api.store.fleet();
+    let vault = fleet.vault(user).ok_or_else(|| {
+        ApiError::new(Code::UnknownUser, format!("no snapshots of a user {user} are known"))
+    })?;
+    match &vault.slug {
+        None => Ok(user),
+        Some(slug) => Err(ApiError::new(Code::UserInUse, format!("{user} is, or was, the user `{slug}`"))),
+    }
 }
 
 pub(crate) async fn show(State(api): State<Api>, Name(name): Name) -> Result<Json<User>, ApiError> {
@@ -204,6 +220,7 @@ fn view(fleet: &Fleet, user: &fleet::User) -> Option<User> {
         idle_after: user.rest.idle_after,
         sleep: user.terms,
         bearers: u32::try_from(user.bearers.len()).unwrap_or(u32::MAX),
+        head: fleet.vault(user.id).and_then(|vault| vault.head.clone()),
         placement: vec![],
     })
 }

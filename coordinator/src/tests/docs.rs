@@ -43,7 +43,7 @@ fn every_setting_is_in_the_docs_and_none_else() {
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
         .map(str::to_owned)
         .collect();
-    // The settings' own names, as their debug form has them: four spaces, eight below `placement`.
+    // The settings' own names, as their debug form has them: four spaces, eight below a table.
     let shown = format!("{:#?}", Config { link_address: None, ..config("/x".as_ref()) });
     let mut there = BTreeSet::new();
     let mut table = String::new();
@@ -53,11 +53,12 @@ fn every_setting_is_in_the_docs_and_none_else() {
             continue;
         }
         let depth = line.len() - line.trim_start().len();
-        if depth == 4 && line.contains(": Placement {") {
+        if depth == 4 && line.ends_with('{') {
             table = format!("{name}.");
         } else if depth == 4 {
+            table.clear();
             there.insert(name.to_owned());
-        } else if depth == 8 && name.ends_with("_percent") {
+        } else if depth == 8 && !table.is_empty() {
             there.insert(format!("{table}{name}"));
         }
     }
@@ -82,5 +83,10 @@ fn the_defaults_in_the_docs_are_the_defaults() {
     assert_eq!(row("placement.swap_percent"), config.placement.swap_percent.to_string());
     assert_eq!(row("api_connections_max"), config.api_connections_max.to_string());
     assert_eq!(row("snapshot_every"), config.snapshot_every.to_string());
+    assert_eq!(row("snapshots.region"), config.snapshots.region);
+    assert_eq!(row("snapshots.path_style"), config.snapshots.path_style.to_string());
+    assert_eq!(row("snapshots.key_backup_days"), config.snapshots.key_backup_days.to_string());
+    let age_max = row("snapshots.age_max").parse::<crate::config::Span>().unwrap();
+    assert_eq!(age_max, config.snapshots.age_max);
     assert_eq!(row("drain_grace").parse::<crate::config::Span>().unwrap(), config.drain_grace);
 }

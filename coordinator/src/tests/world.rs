@@ -11,6 +11,7 @@ use berth_shared::cell::{Assignment, CellState, CellStatus, SleepTerms};
 use berth_shared::credential::JoinToken;
 use berth_shared::ids::{BootId, CellId, JoinCounter, NodeId, SessionNonce};
 use berth_shared::problem::Code;
+use berth_shared::repository::{Bucket, UserRepository};
 use berth_shared::signing::{PublicKey, SigningKey};
 use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
@@ -76,10 +77,15 @@ pub(crate) fn config(folder: &Path) -> Config {
 impl World {
     /// Starts a coordinator on a folder; the operator key is in a file there.
     pub(crate) async fn on(folder: &Path) -> Self {
+        Self::with(folder, config(folder)).await
+    }
+
+    /// The same with these settings.
+    pub(crate) async fn with(folder: &Path, config: Config) -> Self {
         let tasks = Tasks::new();
         let key_file = folder.join("operator.key");
         let mut shown = vec![];
-        let started = start(config(folder), Some(key_file.clone()), &mut shown, &tasks).await;
+        let started = start(config, Some(key_file.clone()), &mut shown, &tasks).await;
         let coordinator = started.unwrap_or_else(|error| panic!("{}", berth_daemon::exit::chain(&error)));
         assert!(shown.is_empty(), "a key that is in a file is not shown");
         let key = std::fs::read_to_string(key_file).unwrap().trim().to_owned();
@@ -208,6 +214,9 @@ pub(crate) struct FakeNode {
     pub(crate) terms: Vec<(CellId, SleepTerms)>,
     /// What the session speaks.
     pub(crate) version: u16,
+    pub(crate) bucket: Option<Bucket>,
+    /// All that was said of repositories, oldest first.
+    pub(crate) repositories: Vec<UserRepository>,
 }
 
 impl FakeNode {
@@ -231,13 +240,21 @@ impl FakeNode {
         let wire = connect(link, coordinator, &key).await;
         let desired =
             DesiredState { revision: 0, domain: String::new(), assignments: vec![], removed: vec![] };
-        let mut node = Self { id: hello.node, key, wire, desired, terms: vec![], version: 0 };
+        let mut node = Self {
+            id: hello.node,
+            key,
+            wire,
+            desired,
+            terms: vec![],
+            version: 0,
+            bucket: None,
+            repositories: vec![],
+        };
         node.send(&NodeFrame::Hello(hello)).await;
         let CoordinatorFrame::Welcome { version, .. } = node.receive().await else { panic!("no welcome") };
         node.version = version;
         node.wire.sender.speak(version);
-        let CoordinatorFrame::Desired(desired) = node.receive().await else { panic!("no desired state") };
-        node.desired = desired;
+        node.desired = node.until_desired().await;
         if version >= SLEEP_SINCE {
             node.terms = node.next_terms().await;
         }
@@ -255,9 +272,21 @@ impl FakeNode {
         frame.expect("a frame comes in time").unwrap()
     }
 
+    /// The next desired state; what is said before it of the bucket and of repositories is kept.
+    async fn until_desired(&mut self) -> DesiredState {
+        loop {
+            match self.receive().await {
+                CoordinatorFrame::Bucket(bucket) => self.bucket = Some(*bucket),
+                CoordinatorFrame::Repositories { users } => self.repositories.extend(users),
+                CoordinatorFrame::Desired(desired) => return desired,
+                other => panic!("not a desired state: {other:?}"),
+            }
+        }
+    }
+
     /// The next desired state, which must be newer.
     pub(crate) async fn next_desired(&mut self) -> &DesiredState {
-        let CoordinatorFrame::Desired(desired) = self.receive().await else { panic!("not a desired state") };
+        let desired = self.until_desired().await;
         assert!(desired.revision > self.desired.revision);
         self.desired = desired;
         &self.desired

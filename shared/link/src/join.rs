@@ -95,7 +95,10 @@ pub async fn join(
             | CoordinatorFrame::RotateKey
             | CoordinatorFrame::KeyJudged { .. }
             | CoordinatorFrame::NextKey { .. }
-            | CoordinatorFrame::Terms { .. },
+            | CoordinatorFrame::Terms { .. }
+            | CoordinatorFrame::Bucket(_)
+            | CoordinatorFrame::Repositories { .. }
+            | CoordinatorFrame::SnapshotJudged { .. },
         )) => (Err(JoinError::Unexpected), CloseCode::OutOfOrder),
     };
     connected.close(code, code.name()).await;

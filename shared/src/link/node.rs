@@ -181,7 +181,10 @@ impl NodeLink {
                     }
                     frame @ (CoordinatorFrame::Desired(_)
                     | CoordinatorFrame::Command(_)
-                    | CoordinatorFrame::Terms { .. }) => {
+                    | CoordinatorFrame::Terms { .. }
+                    | CoordinatorFrame::Bucket(_)
+                    | CoordinatorFrame::Repositories { .. }
+                    | CoordinatorFrame::SnapshotJudged { .. }) => {
                         vec![Effect::Deliver(frame)]
                     }
                     CoordinatorFrame::RotateKey => vec![Effect::MakeKey],
@@ -297,7 +300,10 @@ impl NodeLink {
             | CoordinatorFrame::RotateKey
             | CoordinatorFrame::KeyJudged { .. }
             | CoordinatorFrame::NextKey { .. }
-            | CoordinatorFrame::Terms { .. } => self.wait(now, jitter, true),
+            | CoordinatorFrame::Terms { .. }
+            | CoordinatorFrame::Bucket(_)
+            | CoordinatorFrame::Repositories { .. }
+            | CoordinatorFrame::SnapshotJudged { .. } => self.wait(now, jitter, true),
         }
     }
 
@@ -526,9 +532,19 @@ mod tests {
         let (link, effects) = live(FRAMES_VERSION_MAX + 1, None);
         assert!(
             matches!(&effects[..], [Effect::Close, Effect::Refused { code: Code::VersionUnsupported, detail }]
-                if detail.contains("version 4") && detail.contains("1 to 3")),
+                if detail.contains("version 5") && detail.contains("1 to 4")),
             "{effects:?}"
         );
         assert!(!link.is_live());
+    }
+
+    #[test]
+    fn what_is_said_of_snapshots_is_delivered_from_version_4_on() {
+        let said = CoordinatorFrame::Repositories { users: vec![] };
+        let (mut link, _) = live(4, None);
+        let heard = Event::Received(said.clone());
+        assert_eq!(link.step(BootMs(2), heard.clone(), [0; 24]), [Effect::Deliver(said)]);
+        let (mut link, _) = live(3, None);
+        assert_eq!(link.step(BootMs(2), heard, [0; 24]), [Effect::Close, Effect::Offline]);
     }
 }

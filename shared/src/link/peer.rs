@@ -144,7 +144,8 @@ impl PeerSession {
                     | NodeFrame::PinStored { .. }
                     | NodeFrame::Holding { .. }
                     | NodeFrame::Findings { .. }
-                    | NodeFrame::Sleep { .. }) => {
+                    | NodeFrame::Sleep { .. }
+                    | NodeFrame::SnapshotTaken { .. }) => {
                         self.state = State::Live { heard: now, version, room };
                         vec![Effect::Deliver(frame)]
                     }

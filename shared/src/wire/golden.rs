@@ -13,7 +13,9 @@ use crate::cell::{
 use crate::codec;
 use crate::credential::SecretHash;
 use crate::doctor::{Finding, Level};
-use crate::ids::{Slug, UserId};
+use crate::ids::{KeyId, Slug};
+use crate::repository::{MASTER_KEY_BYTES, MasterKey, REPOSITORIES_MAX, RepositoryKey};
+use crate::snapshot::TreeHash;
 use crate::units::MilliCpus;
 
 const GOLDEN: &str = include_str!("golden.txt");
@@ -160,7 +162,46 @@ fn of_nodes() -> Vec<NodeFrame> {
                 }],
             }],
         },
+        NodeFrame::SnapshotTaken { user: user(), snapshot: Box::new(snapshot()) },
     ]
+}
+
+fn user() -> UserId {
+    UserId::from_random([1; 16])
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot {
+        id: SnapshotId::from_bytes([10; 32]),
+        cell: cell(),
+        generation: generation(),
+        seq: 26,
+        taken_at: UnixMs(27),
+        bytes: Bytes(28),
+        tree: TreeHash::from_bytes([11; 32]),
+        image: "berth/test:1".parse().unwrap(),
+        parent: Some(SnapshotId::from_bytes([12; 32])),
+    }
+}
+
+fn repository() -> UserRepository {
+    UserRepository {
+        user: user(),
+        cell: cell(),
+        generation: generation(),
+        prefix: "p/".into(),
+        orphans_prefix: "o/".into(),
+        key: RepositoryKey {
+            id: KeyId::from_random([13; 16]),
+            master: MasterKey::from_bytes(&[14; MASTER_KEY_BYTES]),
+            password: Secret::new("s"),
+        },
+        head: Some(snapshot()),
+    }
+}
+
+fn judged(outcome: SnapshotOutcome) -> CoordinatorFrame {
+    CoordinatorFrame::SnapshotJudged { user: user(), snapshot: snapshot().id, outcome }
 }
 
 fn of_coordinators() -> Vec<CoordinatorFrame> {
@@ -218,6 +259,20 @@ fn of_coordinators() -> Vec<CoordinatorFrame> {
                 },
             )],
         },
+        CoordinatorFrame::Bucket(Box::new(Bucket {
+            endpoint: Some("http://s".into()),
+            region: "r".into(),
+            bucket: "b".into(),
+            path_style: true,
+            access_key: "a".into(),
+            secret_key: Secret::new("s"),
+        })),
+        CoordinatorFrame::Repositories { users: vec![repository()] },
+        judged(SnapshotOutcome::Head),
+        judged(SnapshotOutcome::Kept),
+        judged(SnapshotOutcome::Orphan { current: Some(Generation { epoch: 1, number: 8 }) }),
+        judged(SnapshotOutcome::Refused(Problem::new(Code::KeyRefused, "p"))),
+        judged(SnapshotOutcome::Later(Problem::new(Code::KeyRefused, "p"))),
     ]);
     frames
 }
@@ -237,6 +292,7 @@ fn name_of_nodes(frame: &NodeFrame) -> &'static str {
         NodeFrame::Holding { .. } => "holding",
         NodeFrame::Findings { .. } => "findings",
         NodeFrame::Sleep { .. } => "sleep",
+        NodeFrame::SnapshotTaken { .. } => "snapshot_taken",
     }
 }
 
@@ -259,6 +315,15 @@ fn name_of_coordinators(frame: &CoordinatorFrame) -> &'static str {
         CoordinatorFrame::KeyJudged { outcome: Err(_), .. } => "key_refused",
         CoordinatorFrame::NextKey { .. } => "next_key",
         CoordinatorFrame::Terms { .. } => "terms",
+        CoordinatorFrame::Bucket(_) => "bucket",
+        CoordinatorFrame::Repositories { .. } => "repositories",
+        CoordinatorFrame::SnapshotJudged { outcome, .. } => match outcome {
+            SnapshotOutcome::Head => "snapshot_head",
+            SnapshotOutcome::Kept => "snapshot_kept",
+            SnapshotOutcome::Orphan { .. } => "snapshot_orphan",
+            SnapshotOutcome::Refused(_) => "snapshot_refused",
+            SnapshotOutcome::Later(_) => "snapshot_later",
+        },
     }
 }
 
@@ -333,6 +398,7 @@ fn newer_variants_stand_behind_all_older_ones() {
         };
         assert!(of('1').max() < of('2').min(), "{direction}");
         assert!(of('2').max() < of('3').min(), "{direction}");
+        assert!(of('3').max() < of('4').min(), "{direction}");
     }
 }
 
@@ -401,6 +467,16 @@ fn a_frame_about_as_many_cells_as_it_may_tell_of_fits_with_all_texts_at_their_lo
     };
     let frame = NodeFrame::Sleep { swap: swap.bounded(), cells: vec![long; SLEEP_CELLS_MAX] };
     assert!(codec::encode(&frame).unwrap().len() <= PAYLOAD_BYTES_MAX);
+    let image = format!("a:{}", "x".repeat(crate::cell::IMAGE_REF_BYTES_MAX - 2)).parse().unwrap();
+    let long = "x".repeat(1024);
+    let user = UserRepository {
+        prefix: long.clone(),
+        orphans_prefix: long.clone(),
+        head: Some(Snapshot { image, ..snapshot() }),
+        ..repository()
+    };
+    let repositories = CoordinatorFrame::Repositories { users: vec![user; REPOSITORIES_MAX] };
+    assert!(codec::encode(&repositories).unwrap().len() <= PAYLOAD_BYTES_MAX);
     let terms = CoordinatorFrame::Terms { cells: vec![(cell(), SleepTerms::default()); TERMS_MAX] };
     assert!(codec::encode(&terms).unwrap().len() <= PAYLOAD_BYTES_MAX);
 }

@@ -16,6 +16,7 @@ use berth_shared::cell::{
 use berth_shared::doctor::Finding;
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::SnapshotOutcome;
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::{
     ChannelBinding, Command, CommandOutcome, CommandVerb, CoordinatorFrame, DesiredState, ENVELOPE_BYTES_MAX,
@@ -208,6 +209,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         NodeFrame::PinStored { key: made::key(2).public() },
         NodeFrame::Findings { findings: vec![Finding::good("swap", "there is some")] },
         NodeFrame::Sleep { swap: made::node_swap(), cells: vec![made::sleep_status()] },
+        NodeFrame::SnapshotTaken { user: made::user(), snapshot: Box::new(made::snapshot()) },
     ];
     let generation = Generation { epoch: 1, number: 7 };
     let command = |verb| Command { seq: 9, cell: made::cell(), generation, ttl: Millis::secs(30), verb };
@@ -232,6 +234,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         CoordinatorFrame::Heard,
         CoordinatorFrame::KeyJudged { key: made::key(2).public(), outcome: Ok(()) },
         CoordinatorFrame::Terms { cells: vec![(made::cell(), made::terms())] },
+        CoordinatorFrame::Bucket(Box::new(made::bucket())),
+        CoordinatorFrame::Repositories { users: vec![made::repository()] },
+        CoordinatorFrame::SnapshotJudged {
+            user: made::user(),
+            snapshot: made::snapshot().id,
+            outcome: SnapshotOutcome::Orphan { current: Some(generation) },
+        },
     ];
     let mut seeds =
         vec![seed(0, []), seed(0, [0, 1, 1]), seed(0, [2, 100, 1, 1, 100, 7]), seed(0, [4, 0, 0])];

@@ -6,8 +6,11 @@ use berth_shared::cell::{
 };
 use berth_shared::codec;
 use berth_shared::credential::{SecretHash, bearer_token};
-use berth_shared::ids::{CellId, Generation, NodeId, Slug, UserId};
+use berth_shared::ids::{CellId, Generation, KeyId, NodeId, Slug, UserId};
+use berth_shared::repository::{Bucket, MASTER_KEY_BYTES, MasterKey, RepositoryKey, UserRepository};
+use berth_shared::secret::Secret;
 use berth_shared::signing::SigningKey;
+use berth_shared::snapshot::{Snapshot, SnapshotId, TreeHash};
 use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
 use berth_shared::wire::NodeSwap;
@@ -88,6 +91,47 @@ pub(crate) fn node_swap() -> NodeSwap {
         free: Bytes(1),
         written_in_a_day: Bytes(3),
         budget: None,
+    }
+}
+
+pub(crate) fn snapshot() -> Snapshot {
+    Snapshot {
+        id: SnapshotId::from_bytes([10; 32]),
+        cell: cell(),
+        generation: Generation { epoch: 1, number: 7 },
+        seq: 3,
+        taken_at: UnixMs(4_000),
+        bytes: Bytes(5),
+        tree: TreeHash::from_bytes([11; 32]),
+        image: image(),
+        parent: Some(SnapshotId::from_bytes([12; 32])),
+    }
+}
+
+pub(crate) fn bucket() -> Bucket {
+    Bucket {
+        endpoint: Some("http://127.0.0.1:3900".into()),
+        region: "garage".into(),
+        bucket: "berth".into(),
+        path_style: true,
+        access_key: "a key".into(),
+        secret_key: Secret::new("a secret"),
+    }
+}
+
+pub(crate) fn repository() -> UserRepository {
+    UserRepository {
+        user: user(),
+        cell: cell(),
+        generation: Generation { epoch: 1, number: 7 },
+        prefix: "users/a/".into(),
+        orphans_prefix: "orphans/a/1.7/".into(),
+        key: RepositoryKey {
+            id: KeyId::from_random([13; 16]),
+            master: MasterKey::from_bytes(&[14; MASTER_KEY_BYTES]),
+            password: Secret::new("a password"),
+        },
+        head: Some(snapshot()),
     }
 }
 

@@ -9,7 +9,7 @@
 //! | 4 | the agent's stream as the ingress reads it |
 //! | 5 | the ingress's stream as the agent reads it |
 
-use berth_coordinator_core::event::{self, Event, SleepFact};
+use berth_coordinator_core::event::{self, Event, SleepFact, SnapshotFact};
 use berth_coordinator_core::fleet::FIRST_EPOCH;
 use berth_coordinator_core::{Actor, Fact, Fleet};
 use berth_ingress::fuzz as ingress;
@@ -22,7 +22,7 @@ use berth_shared::credential::SecretHash;
 use berth_shared::door::{
     CellActivity, DOOR_FRAME_BYTES_MAX, DOOR_VERSION, FromIngress, Route, RouteState, ToIngress, WakeStage,
 };
-use berth_shared::ids::{BootId, Generation, JoinCounter, OperatorKeyId, SessionNonce, TokenId};
+use berth_shared::ids::{BootId, Generation, JoinCounter, KeyId, OperatorKeyId, SessionNonce, TokenId};
 use berth_shared::link::SessionMark;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
@@ -169,6 +169,8 @@ fn facts() -> Vec<Fact> {
         },
         Fact::BearersRevoked { user },
         Fact::Sleep(SleepFact::Held { user, until: UnixMs(14) }),
+        Fact::Snapshot(SnapshotFact::KeyMade { user, key: KeyId::from_random([9; 16]) }),
+        Fact::Snapshot(SnapshotFact::HeadMoved { user, snapshot: made::snapshot() }),
         Fact::Unassigned { user, generation },
         Fact::UserRemoved { user },
         Fact::TokenRevoked { token },

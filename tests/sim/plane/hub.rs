@@ -246,7 +246,8 @@ impl World {
             | NodeFrame::Hello(_)
             | NodeFrame::PinStored { .. }
             | NodeFrame::Findings { .. }
-            | NodeFrame::Sleep { .. } => {}
+            | NodeFrame::Sleep { .. }
+            | NodeFrame::SnapshotTaken { .. } => {}
         }
     }
 

@@ -1,7 +1,8 @@
 //! Every kind in every version: golden payloads are decoded, and what is not known is an error.
 
 use berth_shared::cell::IdleRest;
-use berth_shared::ids::{JoinCounter, SessionNonce};
+use berth_shared::ids::{JoinCounter, KeyId, SessionNonce};
+use berth_shared::snapshot::{Snapshot, SnapshotId, TreeHash};
 use berth_shared::time::Millis;
 use berth_shared::units::{Bytes, MilliCpus};
 use proptest::prelude::*;
@@ -31,6 +32,20 @@ fn facts() -> NodeFacts {
         swap: Bytes::gib(16),
         cgroup_version: 2,
         quota_backend: "loop-ext4".into(),
+    }
+}
+
+fn snapshot(parent: Option<SnapshotId>) -> Snapshot {
+    Snapshot {
+        id: SnapshotId::from_bytes([14; 32]),
+        cell: CellId::from_random([2; 16]),
+        generation: Generation { epoch: 1, number: 7 },
+        seq: 16,
+        taken_at: UnixMs(17),
+        bytes: Bytes(18),
+        tree: TreeHash::from_bytes([15; 32]),
+        image: "berth/test:1".parse().unwrap(),
+        parent,
     }
 }
 
@@ -98,6 +113,20 @@ fn examples() -> Vec<Event> {
         }),
         Fact::Sleep(SleepFact::Held { user: user(), until: UnixMs(15) }),
         Fact::Sleep(SleepFact::HoldEnded { user: user() }),
+        Fact::Snapshot(SnapshotFact::KeyMade { user: user(), key: KeyId::from_random([12; 16]) }),
+        Fact::Snapshot(SnapshotFact::KeyPurged { user: user(), key: KeyId::from_random([12; 16]) }),
+        Fact::Snapshot(SnapshotFact::HeadMoved { user: user(), snapshot: snapshot(None) }),
+        Fact::Snapshot(SnapshotFact::SnapshotKept {
+            user: user(),
+            snapshot: snapshot(Some(SnapshotId::from_bytes([13; 32]))),
+        }),
+        Fact::Snapshot(SnapshotFact::SnapshotOrphaned {
+            user: user(),
+            node: Some(node()),
+            current: Some(Generation { epoch: 1, number: 8 }),
+            snapshot: snapshot(None),
+        }),
+        Fact::Snapshot(SnapshotFact::PasswordShown { user: user(), key: KeyId::from_random([12; 16]) }),
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -136,7 +165,10 @@ fn every_released_payload_is_still_read_and_means_the_same() {
 #[test]
 fn kinds_have_the_numbers_that_the_journal_holds() {
     let numbers: Vec<u16> = examples().iter().map(|event| event.fact.kind().id()).collect();
-    assert_eq!(numbers, (1..=16).chain(30..=42).chain(50..=51).chain(60..=62).collect::<Vec<u16>>());
+    assert_eq!(
+        numbers,
+        (1..=16).chain(30..=42).chain(50..=51).chain(60..=62).chain(70..=75).collect::<Vec<u16>>()
+    );
 }
 
 #[test]
@@ -178,7 +210,7 @@ fn names_in_the_journal_are_checked_like_names_from_outside() {
 proptest! {
     #[test]
     fn no_bytes_panic_the_decoder(
-        kind in 0_u16..64,
+        kind in 0_u16..80,
         bytes in proptest::collection::vec(any::<u8>(), 0..300),
     ) {
         let _ = Event::decode(kind, 1, &bytes);

@@ -161,6 +161,7 @@ pub(super) fn encode(event: &Event) -> Result<Vec<u8>, CodecError> {
         Fact::Move(fact) => super::moves::encode(event, fact),
         Fact::Quarantine(fact) => super::quarantine::encode(event, &fact),
         Fact::Sleep(fact) => super::sleep::encode(event, fact),
+        Fact::Snapshot(fact) => super::snapshots::encode(event, &fact),
     }
 }
 

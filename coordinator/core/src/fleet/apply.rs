@@ -90,6 +90,7 @@ impl Fleet {
                 }
                 self.slugs.insert(slug.clone(), *user);
                 self.cells.insert(*cell, *user);
+                self.name_vault(*user, slug);
                 let user = User {
                     id: *user,
                     slug: slug.clone(),
@@ -211,6 +212,7 @@ impl Fleet {
             Fact::Move(fact) => self.take_in_move(number, at, *fact)?,
             Fact::Quarantine(fact) => self.take_in_quarantine(number, at, fact)?,
             Fact::Sleep(fact) => self.take_in_sleep(number, *fact)?,
+            Fact::Snapshot(fact) => self.take_in_snapshot(number, fact)?,
         }
         Ok(())
     }
@@ -250,6 +252,7 @@ impl Fleet {
             removed.push(cell);
         }
         self.users.remove(&id);
+        self.keyless.remove(&id);
         self.slugs.remove(&slug);
         self.cells.remove(&cell);
         self.gone_users.insert(id);

@@ -105,6 +105,7 @@ impl Fleet {
             }
             Command::Hold { slug, until } => self.hold(now, slug, *until)?,
             Command::EndHold { slug } => self.end_hold(slug)?,
+            Command::Snapshot(command) => self.decide_snapshot(command)?,
         };
         Ok(events(now, actor, facts))
     }
@@ -156,7 +157,12 @@ impl Fleet {
                 size: new.size,
                 rest: new.rest,
             },
-            Fact::Assigned { user: new.user, node, generation: self.next_generation(&new.slug), reasons },
+            Fact::Assigned {
+                user: new.user,
+                node,
+                generation: self.next_generation(&new.slug, new.user),
+                reasons,
+            },
         ])
     }
 

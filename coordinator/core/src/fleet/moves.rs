@@ -82,7 +82,7 @@ impl Fleet {
         let mut reasons = placement.lines;
         reasons.truncate(REASONS_MAX - 1);
         reasons.push(format!("{}: lived there until now; it {why}", old.name));
-        let generation = self.next_generation(&user.slug);
+        let generation = self.next_generation(&user.slug, known.id);
         Ok(vec![Fact::Assigned { user: known.id, node, generation, reasons }])
     }
 

@@ -48,13 +48,13 @@ fn token_id(number: u8) -> TokenId {
     TokenId::from_random([number; 16])
 }
 
-fn mark(counter: u64, nonce: u8) -> SessionMark {
+pub(super) fn mark(counter: u64, nonce: u8) -> SessionMark {
     SessionMark { counter: JoinCounter(counter), nonce: SessionNonce::from_random([nonce; 16]) }
 }
 
 /// The fleet with its journal, so that every story is also replayed from its bytes.
-pub(super) struct World {
-    pub(super) fleet: Fleet,
+pub(crate) struct World {
+    pub(crate) fleet: Fleet,
     journal: Vec<Event>,
     pub(super) now: UnixMs,
 }
@@ -64,13 +64,20 @@ impl World {
         Self { fleet: Fleet::new(FIRST_EPOCH), journal: vec![], now: NOW }
     }
 
-    pub(super) fn run(&mut self, command: &Command) -> Result<Vec<Event>, Refusal> {
+    pub(crate) fn run(&mut self, command: &Command) -> Result<Vec<Event>, Refusal> {
         let events = self.fleet.decide(self.now, OPERATOR, command)?;
         for event in &events {
             self.fleet.apply(event).expect("what was decided in this state fits it");
             self.journal.push(event.clone());
         }
         Ok(events)
+    }
+
+    /// Takes a fact in that no command leads to here.
+    pub(super) fn happens(&mut self, fact: Fact) {
+        let event = Event { at: self.now, actor: Actor::System, fact };
+        self.fleet.apply(&event).expect("a fact that fits");
+        self.journal.push(event);
     }
 
     pub(super) fn refused(&mut self, command: &Command) -> Code {
@@ -90,7 +97,7 @@ impl World {
         fleet
     }
 
-    pub(super) fn with_nodes(count: u8) -> Self {
+    pub(crate) fn with_nodes(count: u8) -> Self {
         let mut world = Self::new();
         for number in 1..=count {
             world.run(&token(number, &format!("n{number}"))).unwrap();
@@ -103,7 +110,7 @@ impl World {
         self.fleet.nodes().map(|node| (node.id, node.facts.clone())).collect()
     }
 
-    pub(super) fn create(&self, name: &str, number: u8) -> Command {
+    pub(crate) fn create(&self, name: &str, number: u8) -> Command {
         Command::CreateUser(Box::new(NewUser {
             user: UserId::from_random([number; 16]),
             cell: CellId::from_random([number; 16]),

@@ -3,12 +3,13 @@
 use berth_coordinator_core::keys::{CLOCK_OFFSET_MAX, CLOCK_OFFSET_WARNED};
 use berth_daemon::doctor::render;
 use berth_shared::api::{
-    Cell, CoordinatorKey, Doctor, List, LoginLink, Logs, Node, NodeLease, NodeStanding, NodeSwap, Purged,
-    Token, User, Why,
+    Cell, CoordinatorKey, Doctor, KeyPurged, List, LoginLink, Logs, Node, NodeLease, NodeStanding, NodeSwap,
+    Purged, RepositoryAccess, Snapshots, Token, User, Why,
 };
 use berth_shared::cell::{CellEvent, CellState, IdleRest, Workload};
 use berth_shared::ids::NodeName;
 use berth_shared::problem::Code;
+use berth_shared::snapshot::Snapshot;
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
 use berth_shared::wire::LeftBehind;
@@ -17,6 +18,9 @@ use crate::cli::table::{facts, or_dash, table};
 
 /// Said of what a node did not tell.
 const UNKNOWN: &str = "unknown";
+
+/// So many digits of a snapshot's id are shown, as `restic` does.
+const SHORT_ID: usize = 8;
 
 const fn rest(rest: IdleRest) -> &'static str {
     match rest {
@@ -66,8 +70,49 @@ pub(super) fn user(user: &User) -> String {
         ("rest", format!("{} after {}", rest(user.rest), user.idle_after)),
         ("stop after", format!("{} frozen", user.sleep.stop_after)),
         ("bearers", user.bearers.to_string()),
+        ("snapshot", or_dash(user.head.as_ref().map(newest))),
         ("created", user.created_at.to_string()),
     ])
+}
+
+fn newest(head: &Snapshot) -> String {
+    format!("{}, {}, of generation {}", head.taken_at, head.bytes, head.generation)
+}
+
+pub(super) fn snapshots(snapshots: &Snapshots) -> String {
+    let row = |what: &str, snapshot: &Snapshot, node: String| {
+        let short: String = snapshot.id.to_string().chars().take(SHORT_ID).collect();
+        [
+            what.to_owned(),
+            short,
+            snapshot.taken_at.to_string(),
+            snapshot.bytes.to_string(),
+            format!("{}, {}", snapshot.generation, snapshot.seq),
+            snapshot.image.to_string(),
+            node,
+        ]
+    };
+    let head = snapshots.head.iter().map(|head| row("HEAD", head, "-".to_owned()));
+    let history = snapshots.history.iter().map(|kept| row("", kept, "-".to_owned()));
+    let orphans =
+        snapshots.orphans.iter().map(|orphan| row("orphan", &orphan.snapshot, or_dash(orphan.node.as_ref())));
+    let rows: Vec<_> = head.chain(history).chain(orphans).collect();
+    if rows.is_empty() {
+        return "no snapshots yet\n".to_owned();
+    }
+    table(["", "SNAPSHOT", "TAKEN", "SIZE", "GENERATION, SEQUENCE", "IMAGE", "OF NODE"], rows)
+}
+
+pub(super) fn repository_access(access: &RepositoryAccess) -> String {
+    facts(&[("prefix", access.prefix.clone()), ("password", access.password.expose().to_owned())])
+}
+
+pub(super) fn key_purged(purged: &KeyPurged) -> String {
+    let backups = match purged.backups_until {
+        Some(until) => format!("the last backup of the keys that holds it may be kept until {until}"),
+        None => "no backup of the keys holds it".to_owned(),
+    };
+    format!("the key of {} is destroyed; {backups}\n", purged.user)
 }
 
 const fn yes_or_no(yes: bool) -> &'static str {

@@ -1,0 +1,334 @@
+//! Users' repositories: their key's id, their HEAD, what is behind it, and orphans. The rules are told in
+//! [`crate::snapshots`].
+//!
+//! - HEAD goes forward only, by generation first and sequence second, and only by the node that holds the generation in
+//!   force;
+//! - an orphan is forgotten with its user's key only;
+//! - a user whose key was purged has no vault any more, and never gets one again.
+
+use std::sync::Arc;
+
+use berth_shared::ids::{Generation, KeyId, NodeId, Slug, UserId};
+use berth_shared::problem::Code;
+use berth_shared::snapshot::{Snapshot, SnapshotId};
+use serde::{Deserialize, Serialize};
+
+use super::keys::Standing as NodeStanding;
+use super::{Fleet, Misfit, Node};
+use crate::command::Refusal;
+use crate::event::{Fact, SnapshotFact};
+use crate::rebuild::Rebuilt;
+use crate::snapshots::{
+    HISTORY_MAX, ORPHANS_PER_NODE_MAX, SnapshotCommand, SnapshotRefusal, StaleGeneration, Standing,
+};
+
+/// Highest epoch that a listing is believed: there is one above it.
+pub(crate) const EPOCH_MAX: u32 = u32::MAX - 1;
+
+/// What is known of a user's repository. Outlives the user, until its key is purged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vault {
+    /// Whose.
+    pub user: UserId,
+    /// The user's name; `None` where HEADs were rebuilt from a listing and nobody has taken the user over yet.
+    pub slug: Option<Slug>,
+    /// Names its key in the key store.
+    pub key: KeyId,
+    /// Its newest snapshot.
+    pub head: Option<Snapshot>,
+    /// Those behind HEAD, newest first, at most [`HISTORY_MAX`].
+    pub history: Vec<Snapshot>,
+    /// Snapshots of generations that were not in force.
+    pub orphans: Vec<Orphan>,
+}
+
+/// A snapshot that did not become HEAD, because its generation was not in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orphan {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Who took it; `None` where it was found in a listing.
+    pub node: Option<NodeId>,
+    /// The generation that was in force; `None`: there was none.
+    pub current: Option<Generation>,
+}
+
+impl Orphan {
+    /// Why it did not become HEAD.
+    pub const fn why(&self) -> StaleGeneration {
+        StaleGeneration { given: self.snapshot.generation, current: self.current }
+    }
+}
+
+impl Vault {
+    const fn new(user: UserId, slug: Option<Slug>, key: KeyId) -> Self {
+        Self { user, slug, key, head: None, history: vec![], orphans: vec![] }
+    }
+
+    /// Where a snapshot stands; `None` when nothing is known of it.
+    pub fn standing(&self, id: SnapshotId) -> Option<Result<Standing, StaleGeneration>> {
+        if self.head.as_ref().is_some_and(|head| head.id == id) {
+            return Some(Ok(Standing::Head));
+        }
+        if self.history.iter().any(|kept| kept.id == id) {
+            return Some(Ok(Standing::Kept));
+        }
+        self.orphans.iter().find(|orphan| orphan.snapshot.id == id).map(|orphan| Err(orphan.why()))
+    }
+
+    /// The highest generation that is known to have left anything here. Not by the word of a node that told of an orphan:
+    /// it may name any.
+    fn highest(&self) -> Option<Generation> {
+        let listed = self.orphans.iter().filter(|orphan| orphan.node.is_none());
+        let orphans = listed.map(|orphan| orphan.snapshot.generation);
+        let all = self.head.iter().map(|head| head.generation).chain(orphans);
+        all.filter(|generation| generation.epoch <= EPOCH_MAX).max()
+    }
+
+    fn is_behind_all(&self, snapshot: &Snapshot) -> bool {
+        self.history.len() >= HISTORY_MAX
+            && self.history.last().is_some_and(|oldest| snapshot.place() <= oldest.place())
+    }
+
+    fn keep(&mut self, snapshot: Snapshot) {
+        let at = self.history.partition_point(|kept| kept.place() > snapshot.place());
+        self.history.insert(at, snapshot);
+        self.history.truncate(HISTORY_MAX);
+    }
+}
+
+impl Fleet {
+    /// What is known of a user's repository; `None` before its key was made, and after it was purged.
+    pub fn vault(&self, user: UserId) -> Option<&Vault> {
+        self.vaults.get(&user).map(|vault| &**vault)
+    }
+
+    /// All repositories whose keys are not purged, those of removed users too.
+    pub fn vaults(&self) -> impl Iterator<Item = &Vault> {
+        self.vaults.values().map(|vault| &**vault)
+    }
+
+    /// Was this user's key purged?
+    pub fn is_purged(&self, user: UserId) -> bool {
+        self.purged.contains(&user)
+    }
+
+    /// Is there a user of this id now?
+    pub fn user_by_id(&self, user: UserId) -> Option<&super::User> {
+        self.users.get(&user).map(|user| &**user)
+    }
+
+    /// The users of now that have no repository key yet, in the order of their ids.
+    pub fn users_without_key(&self) -> impl Iterator<Item = UserId> {
+        self.keyless.iter().copied()
+    }
+
+    /// The highest generation that a repository has seen: the next one is higher.
+    pub(super) fn highest_of_vault(&self, user: UserId) -> Option<Generation> {
+        self.vaults.get(&user).and_then(|vault| vault.highest())
+    }
+
+    pub(super) fn decide_snapshot(&self, command: &SnapshotCommand) -> Result<Vec<Fact>, Refusal> {
+        let facts = match command {
+            SnapshotCommand::AdoptKey { user, key } => self.adopt_key(*user, *key)?,
+            SnapshotCommand::Take { node, user, snapshot } => self.take_snapshot(*node, *user, snapshot)?,
+            SnapshotCommand::PurgeKey { user } => self.purge_key(*user)?,
+            SnapshotCommand::ShowPassword { user } => {
+                let key = self.known_vault(*user)?.key;
+                vec![SnapshotFact::PasswordShown { user: *user, key }]
+            }
+            SnapshotCommand::Rebuild(rebuilt) => self.rebuild(rebuilt)?,
+        };
+        Ok(facts.into_iter().map(Fact::Snapshot).collect())
+    }
+
+    fn adopt_key(&self, user: UserId, key: KeyId) -> Result<Vec<SnapshotFact>, SnapshotRefusal> {
+        match self.vault(user) {
+            Some(vault) if vault.key == key => Ok(vec![]),
+            Some(vault) => Err(SnapshotRefusal::HasKey { user, key: vault.key }),
+            None if self.users.contains_key(&user) => Ok(vec![SnapshotFact::KeyMade { user, key }]),
+            None => Err(SnapshotRefusal::UnknownUser { user }),
+        }
+    }
+
+    /// The repository that something is said of.
+    fn known_vault(&self, user: UserId) -> Result<&Vault, SnapshotRefusal> {
+        self.vault(user).ok_or_else(|| {
+            if self.is_purged(user) {
+                SnapshotRefusal::Purged { user }
+            } else if self.users.contains_key(&user) {
+                SnapshotRefusal::NoKey { user }
+            } else {
+                SnapshotRefusal::UnknownUser { user }
+            }
+        })
+    }
+
+    fn take_snapshot(
+        &self,
+        from: NodeId,
+        user: UserId,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<SnapshotFact>, Refusal> {
+        let node = self.node(from).ok_or(Refusal::NodeRejected { node: from })?;
+        let vault = self.known_vault(user)?;
+        if vault.standing(snapshot.id).is_some() {
+            return Ok(vec![]);
+        }
+        if let Some(why) = node.standing.bars_new() {
+            let code = match node.standing {
+                NodeStanding::Revoked { .. } => Code::NodeRevoked,
+                NodeStanding::Active | NodeStanding::AnyCounter | NodeStanding::Locked { .. } => {
+                    Code::CounterReplayed
+                }
+            };
+            return Err(SnapshotRefusal::Barred { name: node.name.clone(), why, code }.into());
+        }
+        let found = self.users.get(&user);
+        let home = found.and_then(|user| user.home.as_ref());
+        let Some(home) = home.filter(|home| home.generation == snapshot.generation) else {
+            let current = home.map(|home| home.generation);
+            return Ok(orphaned(node, vault, current, snapshot)?);
+        };
+        if home.node != from || found.is_none_or(|user| user.cell != snapshot.cell) {
+            let (name, generation) = (node.name.clone(), snapshot.generation);
+            return Err(SnapshotRefusal::NotItsOwn { name, generation }.into());
+        }
+        let snapshot = snapshot.clone();
+        if vault.head.as_ref().is_none_or(|head| head.place() < snapshot.place()) {
+            return Ok(vec![SnapshotFact::HeadMoved { user, snapshot }]);
+        }
+        // What the history has no room for was answered before, and is in the repository.
+        let kept = (!vault.is_behind_all(&snapshot)).then_some(SnapshotFact::SnapshotKept { user, snapshot });
+        Ok(kept.into_iter().collect())
+    }
+
+    fn purge_key(&self, user: UserId) -> Result<Vec<SnapshotFact>, SnapshotRefusal> {
+        if self.is_purged(user) {
+            return Ok(vec![]);
+        }
+        if let Some(found) = self.users.get(&user) {
+            return Err(SnapshotRefusal::StillThere { slug: found.slug.clone() });
+        }
+        let key = self.known_vault(user)?.key;
+        Ok(vec![SnapshotFact::KeyPurged { user, key }])
+    }
+
+    fn rebuild(&self, rebuilt: &Rebuilt) -> Result<Vec<SnapshotFact>, SnapshotRefusal> {
+        let Rebuilt { user, key, snapshots, orphans } = rebuilt;
+        let user = *user;
+        if self.vaults.contains_key(&user)
+            || self.is_purged(user)
+            || self.users.contains_key(&user)
+            || self.gone_users.contains(&user)
+        {
+            return Err(SnapshotRefusal::Known { user });
+        }
+        let mut facts = vec![SnapshotFact::KeyMade { user, key: *key }];
+        // Oldest first, so that each moves HEAD on.
+        let mut head = None;
+        for snapshot in snapshots {
+            let moves = head.is_none_or(|head| head < snapshot.place());
+            let snapshot = snapshot.clone();
+            facts.push(if moves {
+                head = Some(snapshot.place());
+                SnapshotFact::HeadMoved { user, snapshot }
+            } else {
+                SnapshotFact::SnapshotKept { user, snapshot }
+            });
+        }
+        let current = head.map(|(generation, _)| generation);
+        facts.extend(orphans.iter().map(|snapshot| {
+            let snapshot = snapshot.clone();
+            SnapshotFact::SnapshotOrphaned { user, node: None, current, snapshot }
+        }));
+        Ok(facts)
+    }
+
+    pub(super) fn take_in_snapshot(&mut self, number: u64, fact: &SnapshotFact) -> Result<(), Misfit> {
+        let user = fact.user();
+        let twice = |what: String| Misfit::Twice { number, what };
+        match fact {
+            SnapshotFact::KeyMade { key, .. } => {
+                if self.vaults.contains_key(&user) || self.purged.contains(&user) {
+                    return Err(twice(format!("a repository of {user}")));
+                }
+                let slug = self.users.get(&user).map(|user| user.slug.clone());
+                self.vaults.insert(user, Arc::new(Vault::new(user, slug, *key)));
+                self.keyless.remove(&user);
+                // Its node is told of the key.
+                return self.touch_home(number, user);
+            }
+            SnapshotFact::KeyPurged { key, .. } => {
+                if self.users.contains_key(&user) {
+                    return Err(Misfit::InUse { number, what: key.to_string() });
+                }
+                if self.vault_mut(number, user)?.key != *key {
+                    return Err(Misfit::Missing { number, what: key.to_string() });
+                }
+                self.vaults.remove(&user);
+                self.purged.insert(user);
+            }
+            SnapshotFact::PasswordShown { .. } => drop(self.vault_mut(number, user)?),
+            SnapshotFact::HeadMoved { snapshot, .. } => {
+                let home = self.users.get(&user).and_then(|user| user.home.as_ref());
+                let of_other = home.is_some_and(|home| home.generation != snapshot.generation);
+                let vault = self.vault_mut(number, user)?;
+                if of_other || vault.head.as_ref().is_some_and(|head| head.place() >= snapshot.place()) {
+                    return Err(Misfit::Backwards { number, what: format!("HEAD of {user}") });
+                }
+                if let Some(before) = vault.head.replace(snapshot.clone()) {
+                    vault.keep(before);
+                }
+            }
+            SnapshotFact::SnapshotKept { snapshot, .. } => {
+                let vault = self.vault_mut(number, user)?;
+                if vault.standing(snapshot.id).is_some() {
+                    return Err(twice(format!("snapshot {}", snapshot.id)));
+                }
+                if vault.head.as_ref().is_none_or(|head| head.place() < snapshot.place()) {
+                    return Err(Misfit::Backwards { number, what: format!("HEAD of {user}") });
+                }
+                vault.keep(snapshot.clone());
+            }
+            SnapshotFact::SnapshotOrphaned { node, current, snapshot, .. } => {
+                let vault = self.vault_mut(number, user)?;
+                if vault.standing(snapshot.id).is_some() {
+                    return Err(twice(format!("snapshot {}", snapshot.id)));
+                }
+                vault.orphans.push(Orphan { snapshot: snapshot.clone(), node: *node, current: *current });
+            }
+        }
+        Ok(())
+    }
+
+    /// A user of this name is there now. Its repository may have been known before it.
+    pub(super) fn name_vault(&mut self, user: UserId, slug: &Slug) {
+        match self.vaults.get_mut(&user) {
+            Some(vault) => Arc::make_mut(vault).slug = Some(slug.clone()),
+            None => drop(self.keyless.insert(user)),
+        }
+    }
+
+    fn vault_mut(&mut self, number: u64, user: UserId) -> Result<&mut Vault, Misfit> {
+        let missing = || Misfit::Missing { number, what: format!("a repository of {user}") };
+        Ok(Arc::make_mut(self.vaults.get_mut(&user).ok_or_else(missing)?))
+    }
+}
+
+fn orphaned(
+    node: &Node,
+    vault: &Vault,
+    current: Option<Generation>,
+    snapshot: &Snapshot,
+) -> Result<Vec<SnapshotFact>, SnapshotRefusal> {
+    let of_node = vault.orphans.iter().filter(|orphan| orphan.node == Some(node.id)).count();
+    if of_node >= ORPHANS_PER_NODE_MAX {
+        return Err(SnapshotRefusal::TooManyOrphans { name: node.name.clone() });
+    }
+    let (user, node, snapshot) = (vault.user, Some(node.id), snapshot.clone());
+    Ok(vec![SnapshotFact::SnapshotOrphaned { user, node, current, snapshot }])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! What can be asked about users' repositories, and why it may be refused.
+//!
+//! A node tells of a snapshot as often as it has to until it is answered: whatever was answered once is answered the same
+//! again, and nothing is written down twice.
+//!
+//! ```text
+//!                         generation of the report        HEAD
+//! Take ── of the user's home, newer than HEAD ──────────> moves, the one before goes to the history
+//!      ├─ of the user's home, not newer ────────────────> stays; the snapshot goes to the history
+//!      └─ any other ────────────────────────────────────> stays; the snapshot is an orphan
+//! ```
+
+use berth_shared::ids::{Generation, KeyId, NodeId, NodeName, Slug, UserId};
+use berth_shared::problem::Code;
+use berth_shared::snapshot::Snapshot;
+
+use crate::rebuild::Rebuilt;
+
+/// Most snapshots that are remembered behind a user's HEAD. The repository itself lists all that it holds.
+pub const HISTORY_MAX: usize = 24;
+
+/// Most orphans of one user that one node may tell of: far more than one lease's worth of sleeps, and no node fills the
+/// list with others' names. More are asked for later, when an operator has looked at those.
+pub const ORPHANS_PER_NODE_MAX: usize = 64;
+
+/// What can be asked about users' repositories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotCommand {
+    /// The user's key lies in the key store. No events when it is known already.
+    AdoptKey {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        key: KeyId,
+    },
+    /// A node tells of a snapshot. No events when it was told before.
+    Take {
+        /// Which node, by its session.
+        node: NodeId,
+        /// Whose.
+        user: UserId,
+        /// Which.
+        snapshot: Box<Snapshot>,
+    },
+    /// The key of a user that was removed is to be destroyed. No events when it was before.
+    PurgeKey {
+        /// Whose.
+        user: UserId,
+    },
+    /// Records that the repository's password is shown. The password itself comes from the key store.
+    ShowPassword {
+        /// Whose.
+        user: UserId,
+    },
+    /// Takes over what a listing of the bucket tells of a user that no journal knows.
+    Rebuild(Box<Rebuilt>),
+}
+
+/// Why it was refused. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotRefusal {
+    /// No such user, now or before.
+    #[error("there is no user {user}")]
+    UnknownUser {
+        /// Who.
+        user: UserId,
+    },
+    /// Its key was destroyed.
+    #[error("the key of {user} was purged: nothing of its repository can be read any more")]
+    Purged {
+        /// Whose.
+        user: UserId,
+    },
+    /// It has another key already.
+    #[error("{user} has the key {key} already")]
+    HasKey {
+        /// Who.
+        user: UserId,
+        /// Which.
+        key: KeyId,
+    },
+    /// Its key is not made yet.
+    #[error("{user} has no repository key yet")]
+    NoKey {
+        /// Who.
+        user: UserId,
+    },
+    /// The user is still there.
+    #[error("user `{slug}` is still there: its key is purged after it was removed")]
+    StillThere {
+        /// Who.
+        slug: Slug,
+    },
+    /// Something is known of it already, so that a listing has nothing to say.
+    #[error("the journal knows {user} already: HEADs are rebuilt into an empty one only")]
+    Known {
+        /// Who.
+        user: UserId,
+    },
+    /// The node is locked or revoked.
+    #[error("node `{name}` is {why}: it moves no HEAD")]
+    Barred {
+        /// Which.
+        name: NodeName,
+        /// How it stands.
+        why: &'static str,
+        /// The code of that.
+        code: Code,
+    },
+    /// The generation in force was given to another node, or the cell is not the user's.
+    #[error("node `{name}` tells of a snapshot of generation {generation}, which it never had")]
+    NotItsOwn {
+        /// Which.
+        name: NodeName,
+        /// The generation that it named.
+        generation: Generation,
+    },
+    /// More than are kept.
+    #[error("node `{name}` has told of {ORPHANS_PER_NODE_MAX} orphans of this user, more are not kept")]
+    TooManyOrphans {
+        /// Which.
+        name: NodeName,
+    },
+}
+
+/// HEAD was not moved, because the generation that asked for it is not the one in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("HEAD does not move: the snapshot is of generation {given}, in force is {}", or_none(*current))]
+pub struct StaleGeneration {
+    /// The one that took the snapshot.
+    pub given: Generation,
+    /// The one in force; `None`: the user had none.
+    pub current: Option<Generation>,
+}
+
+fn or_none(generation: Option<Generation>) -> String {
+    generation.map_or("none".to_owned(), |generation| generation.to_string())
+}
+
+/// Where a snapshot that was taken down stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is HEAD.
+    Head,
+    /// It is in the history, or was until newer ones took its place.
+    Kept,
+}
+
+impl SnapshotRefusal {
+    /// The stable code.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::UnknownUser { .. } => Code::UnknownUser,
+            Self::Purged { .. } => Code::KeyPurged,
+            Self::NoKey { .. } => Code::KeyMissing,
+            Self::StillThere { .. } | Self::HasKey { .. } | Self::Known { .. } => Code::UserInUse,
+            Self::Barred { code, .. } => *code,
+            Self::NotItsOwn { .. } => Code::StaleGeneration,
+            Self::TooManyOrphans { .. } => Code::TooMany,
+        }
+    }
+}
+
+/// Is this code the last word on a report of a snapshot? Of all others the node has to ask again.
+pub const fn is_final(code: Code) -> bool {
+    matches!(code, Code::UnknownUser | Code::KeyPurged | Code::StaleGeneration | Code::NodeRejected)
+}

@@ -1,0 +1,131 @@
+//! The section `[snapshots]`: the bucket that users' snapshots go to. Without a bucket there are none.
+
+use std::path::PathBuf;
+
+use berth_shared::time::Millis;
+use serde::Deserialize;
+
+use super::Span;
+
+/// Longest name of a bucket (S3's own rule), and shortest.
+const BUCKET_BYTES: std::ops::RangeInclusive<usize> = 3..=63;
+
+/// Longest `endpoint`, `region` and `prefix`.
+const TEXT_BYTES_MAX: usize = 256;
+
+/// Where users' snapshots go, and what is expected of them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Snapshots {
+    /// The bucket's name; `None`: no snapshots.
+    pub bucket: Option<String>,
+    /// `http[s]://host[:port]` of the S3 service; `None`: Amazon's for the region.
+    pub endpoint: Option<String>,
+    /// Region that requests are signed for.
+    pub region: String,
+    /// `endpoint/bucket/key` instead of `bucket.endpoint/key`.
+    pub path_style: bool,
+    /// All keys in the bucket begin with it.
+    pub prefix: String,
+    /// File with `aws_access_key_id` and `aws_secret_access_key`, readable by the coordinator only.
+    pub credential_file: Option<PathBuf>,
+    /// Folder of credentials that are given to one node each: a file of the node's name, as above. Read at the start.
+    pub node_credentials: Option<PathBuf>,
+    /// A cell that was in use for so long without a new snapshot is told of by `berth doctor`.
+    pub age_max: Span,
+    /// How many days a backup of the key store may be kept.
+    pub key_backup_days: u32,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self {
+            bucket: None,
+            endpoint: None,
+            region: "us-east-1".to_owned(),
+            path_style: false,
+            prefix: String::new(),
+            credential_file: None,
+            node_credentials: None,
+            age_max: Span(Millis::minutes(24 * 60)),
+            key_backup_days: 30,
+        }
+    }
+}
+
+impl Snapshots {
+    /// How long a backup of the key store may be kept.
+    pub const fn backups_kept(&self) -> Millis {
+        Millis::minutes(self.key_backup_days as u64 * 24 * 60)
+    }
+
+    /// What is wrong, by key.
+    pub(super) fn problems(&self, wrong: &mut impl FnMut(&str, String)) {
+        match (&self.bucket, &self.credential_file) {
+            (Some(_), None) => {
+                wrong("snapshots.credential_file", "has to be set beside the bucket".to_owned())
+            }
+            (None, Some(_)) => wrong("snapshots.bucket", "has to be set beside the credential".to_owned()),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        if self.bucket.is_none() && self.endpoint.is_some() {
+            wrong("snapshots.bucket", "has to be set beside the endpoint".to_owned());
+        }
+        if self.bucket.is_none() && self.node_credentials.is_some() {
+            wrong("snapshots.bucket", "has to be set beside the nodes' credentials".to_owned());
+        }
+        if let Some(bucket) = &self.bucket
+            && !is_bucket(bucket)
+        {
+            wrong("snapshots.bucket", format!("`{}` is not the name of a bucket", short(bucket)));
+        }
+        if let Some(endpoint) = &self.endpoint
+            && !is_endpoint(endpoint)
+        {
+            let text = format!("`{}` is not http://host[:port] or https://host[:port]", short(endpoint));
+            wrong("snapshots.endpoint", text);
+        }
+        let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        if self.region.is_empty() || self.region.len() > TEXT_BYTES_MAX || !plain(&self.region) {
+            wrong("snapshots.region", format!("`{}` is not the name of a region", short(&self.region)));
+        }
+        if !is_prefix(&self.prefix) {
+            let text =
+                "has to be empty, or parts of a-z, A-Z, 0-9, `-`, `_` and `.`, each with a `/` behind it";
+            wrong("snapshots.prefix", text.to_owned());
+        }
+        if !(Millis::minutes(1)..=Millis::minutes(365 * 24 * 60)).contains(&self.age_max.0) {
+            wrong("snapshots.age_max", "has to be from 1m to 365d".to_owned());
+        }
+        if !(1..=3_650).contains(&self.key_backup_days) {
+            wrong("snapshots.key_backup_days", "has to be from 1 to 3650".to_owned());
+        }
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn is_bucket(name: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = name.as_bytes();
+    BUCKET_BYTES.contains(&bytes.len())
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-' || *b == b'.')
+}
+
+fn is_endpoint(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+    text.len() <= TEXT_BYTES_MAX && host.is_some_and(|host| !host.is_empty() && host.chars().all(plain))
+}
+
+fn is_prefix(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.chars().all(plain);
+    text.is_empty()
+        || text.len() <= TEXT_BYTES_MAX
+            && text.strip_suffix('/').is_some_and(|text| text.split('/').all(part))
+}

@@ -1,0 +1,115 @@
+//! Users' snapshots as the coordinator knows them, and the end of a user's key.
+
+use axum::extract::State;
+use axum::{Extension, Json};
+use berth_coordinator_core::fleet::Vault;
+use berth_coordinator_core::snapshots::SnapshotCommand;
+use berth_coordinator_core::{Actor, Command, Fleet};
+use berth_shared::api::{KeyPurged, OrphanSnapshot, RepositoryAccess, Snapshots};
+use berth_shared::ids::{Slug, UserId};
+use berth_shared::problem::{Code, Problem};
+
+use super::Api;
+use super::body::Name;
+use super::error::ApiError;
+use super::users::{known_slug, unknown};
+use crate::vaults::Vaults;
+
+pub(crate) async fn list(State(api): State<Api>, Name(name): Name) -> Result<Json<Snapshots>, ApiError> {
+    let fleet = api.store.fleet();
+    let user = whose(&fleet, &name)?;
+    let vault = fleet.vault(user).ok_or_else(|| no_key(&api, &fleet, user))?;
+    Ok(Json(view(&api, &fleet, vault)))
+}
+
+/// Journals the purge, then destroys the key; asked again, it does what is left of it.
+pub(crate) async fn purge(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<Json<KeyPurged>, ApiError> {
+    let vaults = of(&api)?;
+    let user = whose(&api.store.fleet(), &name)?;
+    api.store.submit(actor, Command::Snapshot(SnapshotCommand::PurgeKey { user })).await?;
+    let backups_until = vaults.destroy(user).await?;
+    tracing::warn!(%user, %actor, "a user's repository key was destroyed");
+    Ok(Json(KeyPurged { user, backups_until }))
+}
+
+/// The place and the password of a user's repository. Written down before it is shown.
+pub(crate) async fn password(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<Json<RepositoryAccess>, ApiError> {
+    let vaults = of(&api)?;
+    let fleet = api.store.fleet();
+    let user = whose(&fleet, &name)?;
+    let vault = fleet.vault(user).ok_or_else(|| no_key(&api, &fleet, user))?;
+    let key = vaults.key(user).await?.filter(|key| key.id == vault.key);
+    let lost = || ApiError::new(Code::KeyMissing, format!("{} is not in the key store", vault.key));
+    let key = key.ok_or_else(lost)?;
+    api.store.submit(actor, Command::Snapshot(SnapshotCommand::ShowPassword { user })).await?;
+    tracing::warn!(%user, %actor, "a repository's password was shown");
+    let prefix = vaults.prefix(user);
+    Ok(Json(RepositoryAccess { user, key: key.id, prefix, password: key.password.clone() }))
+}
+
+fn of(api: &Api) -> Result<&Vaults, ApiError> {
+    api.vaults
+        .as_ref()
+        .ok_or_else(|| ApiError::new(Code::SnapshotsOff, "the config names no bucket for snapshots"))
+}
+
+fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
+    match of(api) {
+        _ if fleet.is_purged(user) => ApiError::new(Code::KeyPurged, format!("the key of {user} was purged")),
+        Ok(_) => ApiError::new(Code::KeyMissing, format!("{user} has no repository key yet")),
+        Err(off) => off,
+    }
+}
+
+/// Who is meant by a name or an id in a path: the user of now; else the one that had the name, if it was one only.
+fn whose(fleet: &Fleet, text: &str) -> Result<UserId, Problem> {
+    if let Ok(id) = text.parse::<UserId>() {
+        let is_known = fleet.user_by_id(id).is_some() || fleet.vault(id).is_some() || fleet.is_purged(id);
+        let unknown = || Problem::new(Code::UnknownUser, format!("there is no user {id}"));
+        return is_known.then_some(id).ok_or_else(unknown);
+    }
+    let slug = known_slug(text).map_err(|ApiError(problem)| problem)?;
+    if let Some(user) = fleet.user(&slug) {
+        return Ok(user.id);
+    }
+    let had_it: Vec<UserId> =
+        fleet.vaults().filter(|vault| vault.slug.as_ref() == Some(&slug)).map(|vault| vault.user).collect();
+    match had_it[..] {
+        [] => Err(unknown(&slug)),
+        [user] => Ok(user),
+        _ => Err(ambiguous(&slug, &had_it)),
+    }
+}
+
+fn ambiguous(slug: &Slug, had_it: &[UserId]) -> Problem {
+    let ids: Vec<String> = had_it.iter().map(UserId::to_string).collect();
+    Problem::new(Code::AmbiguousUser, format!("`{slug}` was the name of {}", ids.join(", ")))
+}
+
+fn view(api: &Api, fleet: &Fleet, vault: &Vault) -> Snapshots {
+    let orphans = vault.orphans.iter().map(|orphan| OrphanSnapshot {
+        node: orphan.node.and_then(|node| fleet.node(node)).map(|node| node.name.clone()),
+        current: orphan.current,
+        prefix: api
+            .vaults
+            .as_ref()
+            .map(|vaults| vaults.orphans_prefix(vault.user, orphan.snapshot.generation)),
+        snapshot: orphan.snapshot.clone(),
+    });
+    Snapshots {
+        user: vault.user,
+        slug: vault.slug.clone(),
+        key: vault.key,
+        head: vault.head.clone(),
+        history: vault.history.clone(),
+        orphans: orphans.collect(),
+    }
+}

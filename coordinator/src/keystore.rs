@@ -1,0 +1,508 @@
+//! The key store: users' repository keys, small, mutable and encrypted, beside the journal, which holds key ids only. So a
+//! key that is destroyed here is destroyed.
+//!
+//! Files below `keys/` in the data folder, all of mode 0600:
+//!
+//! | file | what |
+//! |---|---|
+//! | `store` | users' keys, wrapped by the fleet key; the fleet key, sealed to the recovery key's public half |
+//! | `fleet.key` | the fleet key |
+//! | `fleet.key.next` | only while it is being changed |
+//! | `lock` | held for the length of one call, so that commands may run beside the daemon |
+//!
+//! Each file is replaced whole. Which fleet key is in force the store says, so that a change of it that is cut short at
+//! any write is either done or not begun:
+//!
+//! ```text
+//! fleet.key.next made ──> store replaced (names the next one) ──> fleet.key replaced
+//!      not begun          │            done; the next call takes the last step
+//! ```
+//!
+//! What was replaced is overwritten before its blocks are given back. Where a disk writes elsewhere (flash, copy on write)
+//! that is not the end of the old bytes; a change of the fleet key after a purge is.
+
+mod form;
+pub mod verbs;
+mod wrap;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use berth_daemon::durable;
+use berth_daemon::exit::Exit;
+use berth_daemon::secret_file::{SecretFileError, read_secret_file};
+use berth_shared::ids::{KeyId, UserId};
+use berth_shared::repository::RepositoryKey;
+use berth_shared::time::{Millis, UnixMs};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use zeroize::Zeroizing;
+
+use form::{BackupForm, BackupMark, Contents, FILE_BYTES_MAX, StoreForm};
+use wrap::{FleetKey, KEY_TEXT_BYTES_MAX, RecoveryKey, RecoveryPublic};
+
+pub use form::FormError;
+pub use wrap::WrapError;
+
+/// Folder below the data folder.
+pub const KEYS_FOLDER: &str = "keys";
+
+const STORE_FILE: &str = "store";
+const FLEET_FILE: &str = "fleet.key";
+const NEXT_FLEET_FILE: &str = "fleet.key.next";
+const LOCK_FILE: &str = "lock";
+const FILE_MODE: u32 = 0o600;
+
+/// How long a call waits for another one to end.
+const LOCK_MAX: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why the key store cannot be used. Holds no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyStoreError {
+    /// Nothing was made yet.
+    #[error("there is no key store in {}: make one with `berth-coordinator keys init`, or bring a backup back with \
+             `keys restore`", folder.display())]
+    Missing {
+        /// Where it would be.
+        folder: PathBuf,
+    },
+    /// There is one.
+    #[error("there is a key store in {} already; nothing was changed", folder.display())]
+    Exists {
+        /// Where.
+        folder: PathBuf,
+    },
+    /// A file or folder could not be made, read, locked or written.
+    #[error("{} could not be {doing}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Such as "read".
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else has it, for longer than any call takes.
+    #[error("the key store is held by another process for {} s already", LOCK_MAX.as_secs())]
+    Busy,
+    /// The fleet key's file cannot be used.
+    #[error("the fleet key cannot be used")]
+    FleetFile(#[source] SecretFileError),
+    /// A file is damaged.
+    #[error("{what} is damaged")]
+    Damaged {
+        /// Which.
+        what: String,
+        /// How.
+        #[source]
+        source: FormError,
+    },
+    /// No file holds the fleet key that the store names.
+    #[error("the key store is of fleet key {expected}, and no file holds it: files of different backups")]
+    Lost {
+        /// The one that is named.
+        expected: KeyId,
+    },
+    /// A key could not be wrapped, opened or read.
+    #[error("{what} cannot be used")]
+    Key {
+        /// Whose or which.
+        what: String,
+        /// Why.
+        #[source]
+        source: WrapError,
+    },
+    /// The recovery key is of another installation.
+    #[error("the backup was not made for this recovery key")]
+    OtherRecovery,
+    /// The backup's time is over.
+    #[error("the backup may not be kept since {at}: keys that were purged since could be in it")]
+    Expired {
+        /// Since when.
+        at: UnixMs,
+    },
+    /// The change was stopped: by a test only.
+    #[cfg(test)]
+    #[error("stopped")]
+    Stopped,
+}
+
+impl KeyStoreError {
+    /// The exit code for a command or a daemon that ends because of it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Missing { .. } | Self::OtherRecovery | Self::Expired { .. } => Exit::Config,
+            Self::Exists { .. } => Exit::CantCreate,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::NoInput,
+            Self::File { .. } => Exit::Io,
+            Self::Busy => Exit::TempFail,
+            Self::FleetFile(error) => error.exit(),
+            Self::Damaged { .. } | Self::Lost { .. } | Self::Key { .. } => Exit::DataCorrupt,
+            #[cfg(test)]
+            Self::Stopped => Exit::Failure,
+        }
+    }
+}
+
+/// The key store below a data folder. Clones are the same. Every call locks, reads and, where it changes something,
+/// replaces the whole of it: a tenth of a second with 20,000 users, so not for an async task.
+#[derive(Debug, Clone)]
+pub struct KeyStore {
+    folder: PathBuf,
+}
+
+/// The store while it is locked.
+struct Held {
+    form: StoreForm,
+    fleet: FleetKey,
+    _lock: File,
+}
+
+/// A step of a change of the fleet key: a write that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    NextMade,
+    StoreReplaced,
+    KeyReplaced,
+}
+
+/// What a change of the fleet key did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotated {
+    /// The fleet key from now on.
+    pub fleet: KeyId,
+    /// Keys of so many users were wrapped anew.
+    pub users: usize,
+}
+
+impl KeyStore {
+    /// The one below this data folder, whether it is there or not.
+    pub fn below(data_dir: &Path) -> Self {
+        Self { folder: data_dir.join(KEYS_FOLDER) }
+    }
+
+    /// Can it be used? Looks at everything but users' own keys.
+    ///
+    /// # Errors
+    /// It is missing, damaged, or its fleet key is.
+    pub fn check(&self) -> Result<(), KeyStoreError> {
+        self.hold().map(drop)
+    }
+
+    /// Makes an empty store with a fresh fleet key, sealed to the recovery key.
+    fn init(&self, recovery: RecoveryPublic) -> Result<(), KeyStoreError> {
+        let _lock = self.lock(true)?;
+        self.must_be_empty()?;
+        let fleet = FleetKey::draw();
+        let contents = Contents::new(&fleet, recovery).map_err(|source| key("the recovery key", source))?;
+        self.put_first(&fleet, &StoreForm::new(contents))
+    }
+
+    /// The key's file before the store: one that lies there without a store is of a making that was cut short.
+    fn put_first(&self, fleet: &FleetKey, form: &StoreForm) -> Result<(), KeyStoreError> {
+        self.put_key(FLEET_FILE, fleet)?;
+        self.replace(STORE_FILE, &form.encode())
+    }
+
+    fn put_key(&self, name: &str, fleet: &FleetKey) -> Result<(), KeyStoreError> {
+        let line = Zeroizing::new(format!("{}\n", fleet.to_text().expose()));
+        self.replace(name, line.as_bytes())
+    }
+
+    /// Nothing but a whole making or bringing back leaves the store's file.
+    fn must_be_empty(&self) -> Result<(), KeyStoreError> {
+        if self.folder.join(STORE_FILE).exists() {
+            return Err(KeyStoreError::Exists { folder: self.folder.clone() });
+        }
+        Ok(())
+    }
+
+    /// The users whose keys are there.
+    ///
+    /// # Errors
+    /// The store cannot be used.
+    pub fn ids(&self) -> Result<BTreeMap<UserId, KeyId>, KeyStoreError> {
+        let held = self.hold()?;
+        Ok(held.form.contents.entries.iter().map(|(user, entry)| (*user, entry.key)).collect())
+    }
+
+    /// Sees to it that these users have keys, durably; gives their ids. A user's key is made once.
+    ///
+    /// # Errors
+    /// The store cannot be used; no key was made then.
+    pub fn ensure(&self, users: &[UserId], now: UnixMs) -> Result<Vec<(UserId, KeyId)>, KeyStoreError> {
+        let mut held = self.hold()?;
+        let entries = &mut held.form.contents.entries;
+        let before = entries.len();
+        let mut made = Vec::with_capacity(users.len());
+        for user in users {
+            let entry = entries.entry(*user).or_insert_with(|| held.fleet.make(*user, now));
+            made.push((*user, entry.key));
+        }
+        if entries.len() > before {
+            self.put(&mut held, now)?;
+        }
+        Ok(made)
+    }
+
+    /// The keys of these users, as far as they are there.
+    ///
+    /// # Errors
+    /// The store cannot be used, or a key does not open.
+    pub fn keys(&self, users: &[UserId]) -> Result<BTreeMap<UserId, RepositoryKey>, KeyStoreError> {
+        let held = self.hold()?;
+        let mut keys = BTreeMap::new();
+        for user in users {
+            let Some(entry) = held.form.contents.entries.get(user) else { continue };
+            let opened = held.fleet.unwrap(*user, entry);
+            keys.insert(*user, opened.map_err(|source| key(format!("the key of {user}"), source))?);
+        }
+        Ok(keys)
+    }
+
+    /// Destroys the keys of these users, where they are there. Gives for each until when the last backup may be kept that
+    /// holds it; `None`: there is none. The same when it is asked again.
+    ///
+    /// # Errors
+    /// The store cannot be used or replaced; nothing is destroyed then.
+    pub fn destroy(
+        &self,
+        users: &[UserId],
+        now: UnixMs,
+    ) -> Result<BTreeMap<UserId, Option<UnixMs>>, KeyStoreError> {
+        let mut held = self.hold()?;
+        let StoreForm { contents, backups, destroyed } = &mut held.form;
+        let mut removed = false;
+        for user in users {
+            let Some(entry) = contents.entries.remove(user) else { continue };
+            removed = true;
+            let holds = backups.iter().filter(|backup| backup.made_at >= entry.made_at);
+            let last = holds.map(|backup| backup.expires_at).filter(|at| *at > now).max();
+            destroyed.extend(last.map(|at| (*user, at)));
+        }
+        if removed {
+            self.put(&mut held, now)?;
+        }
+        let until = |user: &UserId| held.form.destroyed.get(user).copied().filter(|at| *at > now);
+        Ok(users.iter().map(|user| (*user, until(user))).collect())
+    }
+
+    /// Wraps all keys anew, with a fresh fleet key. Cut short at any moment it is done or not begun.
+    ///
+    /// # Errors
+    /// The store cannot be used or replaced.
+    pub fn rotate(&self, now: UnixMs) -> Result<Rotated, KeyStoreError> {
+        self.rotate_with(now, |_| Ok(()))
+    }
+
+    fn rotate_with(
+        &self,
+        now: UnixMs,
+        mut done: impl FnMut(Step) -> Result<(), KeyStoreError>,
+    ) -> Result<Rotated, KeyStoreError> {
+        let mut held = self.hold()?;
+        let next = FleetKey::draw();
+        let rewrapped = held.form.contents.rewrapped(&held.fleet, &next);
+        held.form.contents = rewrapped.map_err(|source| key("a user's key", source))?;
+        self.put_key(NEXT_FLEET_FILE, &next)?;
+        done(Step::NextMade)?;
+        self.put(&mut held, now)?;
+        done(Step::StoreReplaced)?;
+        self.take_next()?;
+        done(Step::KeyReplaced)?;
+        Ok(Rotated { fleet: next.id, users: held.form.contents.entries.len() })
+    }
+
+    /// A backup that may be kept for so long, as bytes of a file. It opens with the recovery key only.
+    ///
+    /// # Errors
+    /// The store cannot be used, or that there is a backup could not be written down.
+    pub fn backup(&self, now: UnixMs, kept: Millis) -> Result<Vec<u8>, KeyStoreError> {
+        let mut held = self.hold()?;
+        let mark = BackupMark { made_at: now, expires_at: now.after(kept) };
+        // Before anybody has it: what is said at a purge must not be too early.
+        held.form.backups.push(mark);
+        self.put(&mut held, now)?;
+        Ok(BackupForm { mark, contents: held.form.contents }.encode())
+    }
+
+    /// Brings a backup back where there is no store. Gives how many users' keys that are.
+    fn restore(
+        &self,
+        backup: &[u8],
+        recovery: &RecoveryKey,
+        now: UnixMs,
+        also_expired: bool,
+    ) -> Result<usize, KeyStoreError> {
+        let BackupForm { mark, contents } = BackupForm::decode(backup)
+            .map_err(|source| KeyStoreError::Damaged { what: "the backup".to_owned(), source })?;
+        if now >= mark.expires_at && !also_expired {
+            return Err(KeyStoreError::Expired { at: mark.expires_at });
+        }
+        if contents.recovery != recovery.public() {
+            return Err(KeyStoreError::OtherRecovery);
+        }
+        let fleet = contents.open(recovery).map_err(|source| key("the fleet key", source))?;
+        for (user, entry) in &contents.entries {
+            let opened = fleet.unwrap(*user, entry);
+            opened.map_err(|source| key(format!("the key of {user}"), source))?;
+        }
+        let _lock = self.lock(true)?;
+        self.must_be_empty()?;
+        let users = contents.entries.len();
+        // The backup goes on to be one.
+        self.put_first(&fleet, &StoreForm { backups: vec![mark], ..StoreForm::new(contents) })?;
+        Ok(users)
+    }
+
+    /// Until when a file that is a backup of ours may be kept; `None` for any other file.
+    fn backup_expires(bytes: &[u8]) -> Option<UnixMs> {
+        BackupForm::decode(bytes).ok().map(|backup| backup.mark.expires_at)
+    }
+
+    fn lock(&self, make: bool) -> Result<File, KeyStoreError> {
+        if make {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.folder)
+                .map_err(|source| file(&self.folder, "made", source))?;
+        }
+        let path = self.folder.join(LOCK_FILE);
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(&path);
+        let lock = opened.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => KeyStoreError::Missing { folder: self.folder.clone() },
+            _ => file(&path, "opened", source),
+        })?;
+        let began = Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if began.elapsed() < LOCK_MAX => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(KeyStoreError::Busy),
+                Err(errno) => return Err(file(&path, "locked", errno.into())),
+            }
+        }
+    }
+
+    fn hold(&self) -> Result<Held, KeyStoreError> {
+        let lock = self.lock(false)?;
+        let path = self.folder.join(STORE_FILE);
+        let length = std::fs::metadata(&path).map(|found| found.len()).unwrap_or(0);
+        if usize::try_from(length).map_or(true, |length| length > FILE_BYTES_MAX) {
+            let source = FormError::Magic;
+            return Err(KeyStoreError::Damaged { what: path.display().to_string(), source });
+        }
+        let bytes = std::fs::read(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => KeyStoreError::Missing { folder: self.folder.clone() },
+            _ => file(&path, "read", source),
+        })?;
+        let form = StoreForm::decode(&bytes)
+            .map_err(|source| KeyStoreError::Damaged { what: path.display().to_string(), source })?;
+        let fleet = self.fleet_key(form.contents.fleet)?;
+        Ok(Held { form, fleet, _lock: lock })
+    }
+
+    /// The key that the store names; the last step of a change that was cut short is taken, or its first one undone.
+    fn fleet_key(&self, expected: KeyId) -> Result<FleetKey, KeyStoreError> {
+        let next = self.read_fleet(NEXT_FLEET_FILE)?;
+        let present = self.read_fleet(FLEET_FILE)?.filter(|present| present.id == expected);
+        match (present, next) {
+            (Some(present), None) => Ok(present),
+            (Some(present), Some(_not_begun)) => {
+                let path = self.folder.join(NEXT_FLEET_FILE);
+                shred(&path).map_err(|source| file(&path, "overwritten", source))?;
+                std::fs::remove_file(&path).map_err(|source| file(&path, "removed", source))?;
+                Ok(present)
+            }
+            (None, Some(next)) if next.id == expected => {
+                self.take_next()?;
+                Ok(next)
+            }
+            (None, _) => Err(KeyStoreError::Lost { expected }),
+        }
+    }
+
+    fn read_fleet(&self, name: &str) -> Result<Option<FleetKey>, KeyStoreError> {
+        let path = self.folder.join(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = read_secret_file(&path, KEY_TEXT_BYTES_MAX).map_err(KeyStoreError::FleetFile)?;
+        let text = bytes.expose_secret_text().ok_or(WrapError::Text("fleet key"));
+        let fleet = text.and_then(FleetKey::from_text);
+        fleet.map(Some).map_err(|source| key(path.display().to_string(), source))
+    }
+
+    fn take_next(&self) -> Result<(), KeyStoreError> {
+        let (next, path) = (self.folder.join(NEXT_FLEET_FILE), self.folder.join(FLEET_FILE));
+        let take = || {
+            let old = open_old(&path)?;
+            std::fs::rename(&next, &path)?;
+            File::open(&self.folder)?.sync_all()?;
+            old.map_or(Ok(()), overwrite)
+        };
+        take().map_err(|source| file(&path, "replaced", source))
+    }
+
+    fn put(&self, held: &mut Held, now: UnixMs) -> Result<(), KeyStoreError> {
+        held.form.backups.retain(|backup| backup.expires_at > now);
+        held.form.destroyed.retain(|_, until| *until > now);
+        self.replace(STORE_FILE, &held.form.encode())
+    }
+
+    /// Replaces a file, durably; what it held is overwritten.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), KeyStoreError> {
+        let path = self.folder.join(name);
+        let replace = || {
+            let old = open_old(&path)?;
+            durable::write_atomic(&path, bytes, FILE_MODE)?;
+            old.map_or(Ok(()), overwrite)
+        };
+        replace().map_err(|source| file(&path, "replaced", source))
+    }
+}
+
+fn open_old(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().write(true).open(path) {
+        Ok(old) => Ok(Some(old)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn shred(path: &Path) -> io::Result<()> {
+    open_old(path)?.map_or(Ok(()), overwrite)
+}
+
+/// Writes zeros over all of a file that has no name any more, or is about to lose it.
+fn overwrite(mut old: File) -> io::Result<()> {
+    let mut left = old.metadata()?.len();
+    old.rewind()?;
+    let zeros = [0; 4096];
+    while left > 0 {
+        let part = usize::try_from(left).unwrap_or(usize::MAX).min(zeros.len());
+        old.write_all(zeros.get(..part).unwrap_or(&zeros))?;
+        left -= u64::try_from(part).unwrap_or(u64::MAX).min(left);
+    }
+    old.sync_all()
+}
+
+fn file(path: &Path, doing: &'static str, source: io::Error) -> KeyStoreError {
+    KeyStoreError::File { path: path.to_owned(), doing, source }
+}
+
+fn key(what: impl Into<String>, source: WrapError) -> KeyStoreError {
+    KeyStoreError::Key { what: what.into(), source }
+}
+
+#[cfg(test)]
+mod tests;

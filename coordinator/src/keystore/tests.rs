@@ -1,0 +1,320 @@
+//! Keys from their making to their end: what is on the disk, what a crash leaves, what opens with what.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+
+use berth_shared::repository::MASTER_KEY_BYTES;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+const NOW: UnixMs = UnixMs(1_763_683_200_000);
+const DAY: Millis = Millis::minutes(24 * 60);
+
+fn user(number: u8) -> UserId {
+    UserId::from_random([number; 16])
+}
+
+fn users(count: u8) -> Vec<UserId> {
+    (1..=count).map(user).collect()
+}
+
+struct Place {
+    folder: TempDir,
+    store: KeyStore,
+    recovery: RecoveryKey,
+}
+
+fn empty() -> Place {
+    let folder = tempfile::tempdir().unwrap();
+    Place { store: KeyStore::below(folder.path()), folder, recovery: RecoveryKey::draw() }
+}
+
+fn place() -> Place {
+    let place = empty();
+    place.store.init(place.recovery.public()).unwrap();
+    place
+}
+
+/// Every byte of every file below the keys' folder.
+fn on_disk(place: &Place) -> Vec<u8> {
+    let files = std::fs::read_dir(place.folder.path().join(KEYS_FOLDER)).unwrap();
+    files.flat_map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
+}
+
+fn holds(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+#[test]
+fn a_key_is_made_once_is_random_and_nothing_of_it_is_in_the_clear() {
+    let place = place();
+    let made = place.store.ensure(&users(3), NOW).unwrap();
+    assert_eq!(place.store.ensure(&users(3), NOW).unwrap(), made);
+    assert_eq!(place.store.ids().unwrap(), made.iter().copied().collect());
+    let keys = place.store.keys(&users(4)).unwrap();
+    assert_eq!(keys.keys().copied().collect::<Vec<_>>(), users(3), "the fourth has none");
+    let different: BTreeSet<&str> = keys.values().map(|key| key.password.expose()).collect();
+    assert_eq!(different.len(), 3);
+    let bytes = on_disk(&place);
+    for (of, key) in &keys {
+        assert_eq!(Some(&(*of, key.id)), made.iter().find(|(user, _)| user == of));
+        assert_eq!(key.password.expose().len(), 32);
+        assert!(!holds(&bytes, key.master.expose_encrypt()) && !holds(&bytes, key.master.expose_mac()));
+        assert!(!holds(&bytes, key.password.expose().as_bytes()));
+        let shown = format!("{key:?} {:?} {:?}", place.recovery, place.store);
+        assert!(!shown.contains(key.password.expose()), "{shown}");
+    }
+    for entry in std::fs::read_dir(place.folder.path().join(KEYS_FOLDER)).unwrap() {
+        let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn a_store_that_somebody_holds_on_to_is_busy_and_one_that_is_damaged_is_not_made_anew() {
+    let place = place();
+    let held = place.store.lock(false).unwrap();
+    let busy = place.store.ids().unwrap_err();
+    assert!(matches!(busy, KeyStoreError::Busy) && busy.exit() == Exit::TempFail, "{busy}");
+    drop(held);
+    place.store.ids().unwrap();
+    std::fs::write(place.folder.path().join(KEYS_FOLDER).join(STORE_FILE), b"x").unwrap();
+    let mut shown = vec![];
+    assert_eq!(verbs::init(&place.store, None, &mut shown).unwrap_err().exit(), Exit::CantCreate);
+    assert!(shown.is_empty(), "no key is shown that is none");
+}
+
+#[test]
+fn a_store_is_made_once_and_one_that_is_not_there_says_what_to_do() {
+    let place = empty();
+    let missing = place.store.ids().unwrap_err();
+    assert!(matches!(missing, KeyStoreError::Missing { .. }), "{missing}");
+    assert!(missing.to_string().contains("keys init"), "{missing}");
+    place.store.init(place.recovery.public()).unwrap();
+    let made = place.store.ensure(&users(1), NOW).unwrap();
+    assert!(matches!(place.store.init(place.recovery.public()), Err(KeyStoreError::Exists { .. })));
+    assert_eq!(place.store.ensure(&users(1), NOW).unwrap(), made);
+    // A making that was cut short behind its first write is made anew.
+    std::fs::remove_file(place.folder.path().join(KEYS_FOLDER).join(STORE_FILE)).unwrap();
+    place.store.init(place.recovery.public()).unwrap();
+    assert_eq!(place.store.ids().unwrap().len(), 0);
+}
+
+#[test]
+fn an_entry_that_was_moved_changed_or_is_of_another_fleet_key_does_not_open() {
+    let (fleet, other) = (FleetKey::draw(), FleetKey::draw());
+    let entry = fleet.make(user(1), NOW);
+    let key = fleet.unwrap(user(1), &entry).unwrap();
+    assert!(fleet.unwrap(user(2), &entry).is_err());
+    assert!(other.unwrap(user(1), &entry).is_err());
+    assert!(
+        fleet.unwrap(user(1), &wrap::Entry { key: KeyId::from_random([0; 16]), ..entry.clone() }).is_err()
+    );
+    let again = fleet.wrap(user(1), &key, NOW);
+    assert_ne!(again, entry, "another nonce");
+    assert_eq!(fleet.unwrap(user(1), &again).unwrap(), key);
+    let same_id = FleetKey::from_text(other.to_text().expose()).unwrap();
+    assert_eq!(same_id.id, other.id);
+    assert_eq!(format!("{fleet:?}"), format!("FleetKey({}, ***)", fleet.id));
+    assert_eq!(MASTER_KEY_BYTES, 64);
+}
+
+#[test]
+fn a_change_of_the_fleet_key_that_is_cut_short_anywhere_is_done_or_not_begun() {
+    for stop_at in [Step::NextMade, Step::StoreReplaced, Step::KeyReplaced] {
+        let place = place();
+        place.store.ensure(&users(5), NOW).unwrap();
+        let keys = place.store.keys(&users(5)).unwrap();
+        let before = place.store.hold().unwrap().fleet.id;
+        let old = std::fs::read(place.folder.path().join(KEYS_FOLDER).join(FLEET_FILE)).unwrap();
+        let stopped = place
+            .store
+            .rotate_with(NOW, |step| if step == stop_at { Err(KeyStoreError::Stopped) } else { Ok(()) });
+        assert!(matches!(stopped, Err(KeyStoreError::Stopped)));
+        assert_eq!(place.store.keys(&users(5)).unwrap(), keys, "{stop_at:?}");
+        let after = place.store.hold().unwrap().fleet.id;
+        assert_eq!(after == before, stop_at == Step::NextMade, "{stop_at:?}");
+        let next = place.folder.path().join(KEYS_FOLDER).join(NEXT_FLEET_FILE);
+        assert!(!next.exists(), "{stop_at:?}");
+        let rotated = place.store.rotate(NOW).unwrap();
+        assert_eq!((rotated.users, rotated.fleet == after), (5, false));
+        assert_eq!(place.store.keys(&users(5)).unwrap(), keys);
+        assert!(!holds(&on_disk(&place), &old), "the old fleet key is gone");
+        // What the old one wrapped is worth nothing with the new one.
+        let store = place.folder.path().join(KEYS_FOLDER).join(STORE_FILE);
+        assert!(StoreForm::decode(&std::fs::read(store).unwrap()).is_ok());
+    }
+}
+
+#[test]
+fn files_of_different_times_are_told_as_such() {
+    let place = place();
+    place.store.ensure(&users(1), NOW).unwrap();
+    let keys = place.folder.path().join(KEYS_FOLDER);
+    let old = std::fs::read(keys.join(FLEET_FILE)).unwrap();
+    place.store.rotate(NOW).unwrap();
+    std::fs::write(keys.join(FLEET_FILE), &old).unwrap();
+    let lost = place.store.ids().unwrap_err();
+    assert!(matches!(lost, KeyStoreError::Lost { .. }), "{lost}");
+    assert_eq!(lost.exit(), Exit::DataCorrupt);
+    std::fs::set_permissions(keys.join(FLEET_FILE), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let exposed = place.store.ids().unwrap_err();
+    assert_eq!(exposed.exit(), Exit::NoPerm, "{exposed}");
+}
+
+#[test]
+fn any_changed_byte_of_the_store_is_told_as_damage() {
+    let place = place();
+    place.store.ensure(&users(2), NOW).unwrap();
+    let path = place.folder.path().join(KEYS_FOLDER).join(STORE_FILE);
+    let good = std::fs::read(&path).unwrap();
+    for at in (0..good.len()).step_by(7) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        std::fs::write(&path, &bad).unwrap();
+        assert!(matches!(place.store.ids(), Err(KeyStoreError::Damaged { .. })), "byte {at}");
+    }
+    for cut in [0, 7, good.len() - 1] {
+        std::fs::write(&path, &good[..cut]).unwrap();
+        assert!(matches!(place.store.ids(), Err(KeyStoreError::Damaged { .. })), "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_destroyed_key_is_gone_from_the_disk_and_its_last_backup_is_named() {
+    let place = place();
+    place.store.ensure(&users(2), NOW).unwrap();
+    let entry = place.store.hold().unwrap().form.contents.entries[&user(1)].clone();
+    let wrapped = berth_shared::codec::encode(&entry).unwrap();
+    assert!(holds(&on_disk(&place), &wrapped));
+    place.store.backup(NOW, Millis(DAY.0 * 3)).unwrap();
+    let later = NOW.after(DAY);
+    place.store.backup(later, DAY).unwrap();
+    place.store.ensure(&[user(3)], later.after(Millis(1))).unwrap();
+    let path = place.folder.path().join(KEYS_FOLDER).join(STORE_FILE);
+    let old = File::open(&path).unwrap();
+    let both = [user(1), user(3), user(9)];
+    let until = NOW.after(Millis(DAY.0 * 3));
+    let told = BTreeMap::from([(user(1), Some(until)), (user(3), None), (user(9), None)]);
+    let at = later.after(Millis(2));
+    assert_eq!(place.store.destroy(&both, at).unwrap(), told);
+    assert_eq!(place.store.destroy(&both, at).unwrap(), told, "asked again");
+    assert_eq!(place.store.ids().unwrap().keys().copied().collect::<Vec<_>>(), [user(2)]);
+    assert!(!holds(&on_disk(&place), &wrapped));
+    // The blocks that held it are overwritten, though a reader still has them open.
+    let mut left = vec![];
+    io::Read::read_to_end(&mut io::BufReader::new(old), &mut left).unwrap();
+    assert!(!left.is_empty() && left.iter().all(|byte| *byte == 0));
+    // When the last backup has expired, nothing is remembered of it.
+    assert_eq!(place.store.destroy(&[user(1)], until).unwrap()[&user(1)], None);
+}
+
+#[test]
+fn a_backup_brings_all_keys_back_on_an_empty_folder_with_its_recovery_key_only() {
+    let here = place();
+    here.store.ensure(&users(4), NOW).unwrap();
+    let keys = here.store.keys(&users(4)).unwrap();
+    let backup = here.store.backup(NOW, DAY).unwrap();
+    for key in keys.values() {
+        assert!(!holds(&backup, key.password.expose().as_bytes()));
+    }
+    here.store.rotate(NOW).unwrap();
+    let there = empty();
+    let other = RecoveryKey::draw();
+    let wrong = there.store.restore(&backup, &other, NOW, false).unwrap_err();
+    assert!(matches!(wrong, KeyStoreError::OtherRecovery), "{wrong}");
+    for at in (0..backup.len()).step_by(13) {
+        let mut bad = backup.clone();
+        bad[at] ^= 1;
+        let damaged = there.store.restore(&bad, &here.recovery, NOW, false);
+        assert!(matches!(damaged, Err(KeyStoreError::Damaged { .. })), "byte {at}");
+    }
+    let expired = there.store.restore(&backup, &here.recovery, NOW.after(DAY), false).unwrap_err();
+    assert!(matches!(expired, KeyStoreError::Expired { at } if at == NOW.after(DAY)), "{expired}");
+    assert!(!there.folder.path().join(KEYS_FOLDER).join(STORE_FILE).exists());
+    let text = here.recovery.to_text();
+    let from_paper = RecoveryKey::from_text(&format!("  {}\n", text.expose())).unwrap();
+    assert_eq!(there.store.restore(&backup, &from_paper, NOW, false).unwrap(), 4);
+    assert_eq!(there.store.keys(&users(4)).unwrap(), keys);
+    assert!(matches!(
+        there.store.restore(&backup, &from_paper, NOW, false),
+        Err(KeyStoreError::Exists { .. })
+    ));
+    // The same recovery key opens what is backed up from there, and the backup of before still counts at a purge.
+    let again = there.store.backup(NOW, Millis(1)).unwrap();
+    let third = empty();
+    assert_eq!(third.store.restore(&again, &here.recovery, NOW.after(DAY), true).unwrap(), 4);
+    let told = there.store.destroy(&[user(1)], NOW).unwrap();
+    assert_eq!(told[&user(1)], Some(NOW.after(DAY)));
+}
+
+#[test]
+fn a_recovery_key_that_was_copied_wrongly_is_refused_before_anything_is_tried() {
+    let key = RecoveryKey::draw();
+    let good = key.to_text();
+    let good = good.expose();
+    for at in 0..good.len() {
+        let mut bad = good.as_bytes().to_vec();
+        bad[at] = if bad[at] == b'A' { b'B' } else { b'A' };
+        let bad = String::from_utf8(bad).unwrap();
+        assert!(RecoveryKey::from_text(&bad).is_err(), "{at}");
+    }
+    assert!(RecoveryKey::from_text(&good[..good.len() - 1]).is_err());
+    assert!(RecoveryKey::from_text(FleetKey::draw().to_text().expose()).is_err());
+    assert_eq!(RecoveryKey::from_text(good).unwrap().public(), key.public());
+}
+
+#[test]
+fn backups_in_a_folder_are_removed_when_their_time_is_over_and_nothing_else_is() {
+    let place = place();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("other.keys"), b"not ours").unwrap();
+    let first = verbs::backup(&place.store, folder.path(), NOW, DAY).unwrap();
+    let second = verbs::backup(&place.store, folder.path(), NOW.after(Millis(DAY.0 - 1)), DAY).unwrap();
+    assert!(first.exists() && second.exists());
+    let third = verbs::backup(&place.store, folder.path(), NOW.after(DAY), DAY).unwrap();
+    assert!(!first.exists() && second.exists() && third.exists());
+    assert!(folder.path().join("other.keys").exists());
+}
+
+#[test]
+fn a_recovery_key_is_shown_once_or_in_its_file_before_the_store_is_made() {
+    let place = empty();
+    let mut shown = vec![];
+    verbs::init(&place.store, None, &mut shown).unwrap();
+    let shown = String::from_utf8(shown).unwrap();
+    let text = shown.lines().find(|line| line.starts_with("berth_recovery_")).unwrap();
+    let recovery = RecoveryKey::from_text(text).unwrap();
+    place.store.ensure(&users(1), NOW).unwrap();
+    let backup = place.store.backup(NOW, DAY).unwrap();
+    assert_eq!(empty().store.restore(&backup, &recovery, NOW, false).unwrap(), 1);
+    assert_eq!(verbs::init(&place.store, None, &mut vec![]).unwrap_err().exit(), Exit::CantCreate);
+
+    let other = empty();
+    let file = other.folder.path().join("recovery.key");
+    let mut silent = vec![];
+    verbs::init(&other.store, Some(&file), &mut silent).unwrap();
+    assert!(silent.is_empty());
+    let written = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(other.folder.path().join(KEYS_FOLDER).join(STORE_FILE)).unwrap();
+    verbs::init(&other.store, Some(&file), &mut silent).unwrap();
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        written,
+        "a making that was cut short takes the same"
+    );
+    let public = other.store.hold().unwrap().form.contents.recovery;
+    assert_eq!(public, RecoveryKey::from_text(&written).unwrap().public());
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic_the_readers(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,80}") {
+        let _ = BackupForm::decode(&bytes);
+        let _ = StoreForm::decode(&[b"BERTHKS1".as_slice(), &bytes].concat());
+        let _ = RecoveryKey::from_text(&format!("berth_recovery_{text}"));
+        let _ = FleetKey::from_text(&text);
+    }
+}
