@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -459,13 +460,12 @@ impl TrackedReader {
     fn finish(&mut self) {
         let sha = std::mem::take(&mut self.sha);
         let _set_once = self.read.set(sha.finalize().into());
-        // Told, not mended: the times of the file are other ones now, so the next snapshot reads it again.
-        let now = self.file.metadata().ok().and_then(|meta| meta.modified().ok());
-        let then = u64::try_from(self.identity.mtime.0)
-            .ok()
-            .and_then(|s| UNIX_EPOCH.checked_add(Duration::new(s, self.identity.mtime.1)));
-        let copied = self.file.metadata().is_ok_and(|meta| std::os::unix::fs::MetadataExt::nlink(&meta) == 0);
-        if !copied && then.is_some() && now != then {
+        // Told, not mended: the times of the file are other ones now, so the next snapshot reads it again. A file
+        // without a name is a copy of a database, or gone.
+        let Ok(meta) = self.file.metadata() else { return };
+        if meta.nlink() > 0
+            && (meta.mtime(), meta.mtime_nsec()) != (self.identity.mtime.0, self.identity.mtime.1.into())
+        {
             self.changed();
         }
     }

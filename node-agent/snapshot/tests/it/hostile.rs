@@ -1,6 +1,8 @@
 //! A folder of somebody who wants the worker to read, follow, wait for or choke on what lies in it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +36,20 @@ fn links_are_stored_and_not_followed_and_special_files_are_passed_over() {
         _ => None,
     });
     assert_eq!(etc.unwrap().target.as_deref(), Some("/etc"));
+}
+
+#[test]
+fn names_and_targets_that_are_no_text_come_back_byte_by_byte() {
+    let mut world = World::new();
+    let name = |bytes: &'static [u8]| world.cell().join(OsStr::from_bytes(bytes));
+    fs::write(name(b"bad\xff\xfe"), "x").unwrap();
+    fs::create_dir(name(b"folder\x80")).unwrap();
+    fs::write(name(b"folder\x80/\\x41\"\x07"), "y").unwrap();
+    symlink(OsStr::from_bytes(b"to\xff"), name(b"link")).unwrap();
+    let expected = hash(&world.cell());
+    let taken = world.snapshot();
+    assert_eq!(taken.tree, expected);
+    assert_eq!(world.restored_hash(&taken.snapshot), expected);
 }
 
 #[test]

@@ -131,7 +131,11 @@ fn a_worker_works_as_the_cells_own_uid_and_shows_how_far_it_is() {
     fs::write(world.cell().join("f"), dice.bytes(2_000_000)).unwrap();
     fs::create_dir(world.path("state")).unwrap();
     fs::create_dir(world.path("home")).unwrap();
-    for path in ["cell", "cell/f", "scratch", "state", "home"] {
+    rusqlite::Connection::open(world.cell().join("d.sqlite"))
+        .unwrap()
+        .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (7);")
+        .unwrap();
+    for path in ["cell", "cell/f", "cell/d.sqlite", "scratch", "state", "home"] {
         chown(world.path(path), owner.0, owner.1).unwrap();
     }
     fs::set_permissions(world.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -143,12 +147,14 @@ fn a_worker_works_as_the_cells_own_uid_and_shows_how_far_it_is() {
     .unwrap();
     let mut job = world.snapshot_job();
     job.digests = Some(world.path("state/digests"));
+    job.online = true;
     let done = run(&world, Job::Snapshot(Box::new(job)), Some((20_001, 20_001)), LONG).unwrap();
     let Outcome::Taken(taken) = done.outcome else { panic!("{done:?}") };
     assert_eq!(
         (taken.skips.unreadable, taken.skips.names.as_slice()),
         (1, ["roots-secret".to_owned()].as_slice())
     );
+    assert_eq!(taken.skips.databases_torn, 0, "{taken:?}");
     assert!(world.path("state/digests").exists());
     assert!(done.memory_bytes_peak > 0 && done.traffic.puts > 0, "{:?}", done.traffic);
 
