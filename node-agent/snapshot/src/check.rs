@@ -38,6 +38,7 @@ pub(crate) fn check(repository: &OpenRepository, read_percent: u8) -> Result<Che
         return Err(error.into());
     }
     let sound = results.is_ok().is_ok();
+    // The level's type has no public path, only its text.
     let (mut errors, warnings): (Vec<_>, Vec<_>) =
         results.0.into_iter().partition(|(level, _)| format!("{level:?}") == "Error");
     errors.extend(warnings);

@@ -46,7 +46,8 @@ pub struct RestoreJob {
     pub paths: Vec<String>,
     /// What the folder is to be called. Its parent has to be there.
     pub target: PathBuf,
-    /// What the folder that is there now is called afterwards. On the same file system; must not exist.
+    /// What the folder that is there now is called afterwards. On the same file system; must not exist. Where it does,
+    /// an earlier restore was done, or was killed so late that this one has ended it: `target` is what that one restored.
     pub previous: PathBuf,
     /// Where the new folder is made. On the same file system; nothing else may be in it.
     pub staging: PathBuf,

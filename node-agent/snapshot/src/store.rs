@@ -46,6 +46,9 @@ use pause::Pause;
 /// Threads of the store's own runtime: they only move bytes.
 const RUNTIME_THREADS: usize = 2;
 
+/// So often an object may come damaged before it is taken to be damaged in the store.
+const DAMAGED_MAX: u32 = 4;
+
 /// Windows of packs that are held for readers to take their parts of: see [`S3Store::hold`].
 const WINDOWS_MAX: usize = 16;
 
@@ -189,6 +192,7 @@ impl S3Store {
         let done = self.runtime.block_on(async {
             let deadline = Instant::now() + self.limits.total();
             let mut pause = Pause::new();
+            let mut damaged = 0;
             loop {
                 let permit = self.permits.acquire().await;
                 let done = tokio::time::timeout(self.limits.call(), call()).await;
@@ -202,7 +206,8 @@ impl S3Store {
                     },
                 };
                 let wait = pause.next();
-                if !failed.is_transient() || Instant::now() + wait >= deadline {
+                damaged += u32::from(matches!(failed, StoreError::Damaged { .. }));
+                if !failed.is_transient() || damaged >= DAMAGED_MAX || Instant::now() + wait >= deadline {
                     return Err(failed);
                 }
                 self.counters.retries.fetch_add(1, Ordering::Relaxed);
