@@ -64,6 +64,15 @@ enum Command {
         #[command(flatten)]
         layers: Layers,
     },
+    /// Do one job on a user's snapshots. The agent starts this for itself; people use `berth snapshot`.
+    ///
+    /// The job comes as JSON on standard input, so that no secret is in a process list; progress and result are lines of
+    /// JSON on standard output (docs/decisions/0006-snapshots-in-restic-format.md). Ends with 0 when the job is done;
+    /// 64 it cannot be understood; 65 data in the store is damaged; 66 no such folder, bucket, repository, snapshot or path;
+    /// 69 the store is full or fails; 70 a bug; 73 no room, or the target cannot be written; 75 the store cannot be
+    /// reached: try again; 77 credential or key are refused.
+    #[command(hide = true)]
+    Worker,
 }
 
 #[derive(Debug, Subcommand)]
@@ -140,6 +149,7 @@ fn main() -> Exit {
     };
     let env = Env::of_process();
     match cli.command {
+        Command::Worker => berth_snapshot::worker::main(),
         Command::CheckConfig(layers) => cli::check_config(layers.load(ENV_PREFIX, &env, config::load)),
         Command::Journal(JournalCommand::Verify { layers, args }) => verify(layers, args, &env),
         Command::Swap(SwapCommand::Status { json, layers }) => {

@@ -1,0 +1,238 @@
+//! The daemon's side: starts workers, few at a time, and believes only what they say to the end.
+//!
+//! Dropping the future of [`Workers::run`] kills the worker, which is always safe. The worker is told its job on its
+//! standard input; neither its arguments nor its environment say anything of it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::Semaphore;
+
+use crate::error::Reason;
+use crate::protocol::{LINE_BYTES_MAX, Line, Outcome, Request, VERSION};
+use crate::store::Traffic;
+
+/// Gives the child a low priority on disks whose scheduler knows priorities. Of util-linux, as on every Debian.
+const IONICE: &str = "/usr/bin/ionice";
+
+/// How much of a worker's standard error is kept, from its end, in bytes.
+const STDERR_BYTES_MAX: usize = 1024;
+
+/// What a worker may know of the environment: where certificates are.
+const ENV_KEPT: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+/// A job that was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// What it came to.
+    pub outcome: Outcome,
+    /// What was asked of the store.
+    pub traffic: Traffic,
+    /// The most memory that the worker held.
+    pub memory_bytes_peak: u64,
+}
+
+/// A job that was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the worker failed ({reason:?}): {detail}")]
+pub struct WorkerFailed {
+    /// What to decide by.
+    pub reason: Reason,
+    /// For people. Holds no secret.
+    pub detail: String,
+}
+
+impl WorkerFailed {
+    fn died(detail: impl Into<String>) -> Self {
+        Self { reason: Reason::Died, detail: detail.into() }
+    }
+}
+
+/// Starts workers.
+#[derive(Debug)]
+pub struct Workers {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    permits: Semaphore,
+}
+
+impl Workers {
+    /// Of this program (`berth-node-agent`) with the argument `worker`, `at_once` at a time.
+    pub fn new(program: impl Into<PathBuf>, at_once: usize) -> Self {
+        Self { program: program.into(), arguments: vec!["worker".into()], permits: Semaphore::new(at_once) }
+    }
+
+    /// Waits for a turn, then has a worker do `request` as `identity` (uid and gid; without it as this process), at
+    /// most for `time_max` from its start. Every line but the last is handed to `on_line`.
+    ///
+    /// # Errors
+    /// What the worker said, or that it said nothing: [`Reason::Died`], [`Reason::Deadline`].
+    pub async fn run(
+        &self,
+        request: &Request,
+        identity: Option<(u32, u32)>,
+        time_max: Duration,
+        on_line: impl FnMut(Line),
+    ) -> Result<Done, WorkerFailed> {
+        let _turn = self.permits.acquire().await;
+        let mut child = self
+            .spawn(identity)
+            .map_err(|error| WorkerFailed::died(format!("it could not be started: {error}")))?;
+        let Ok(ended) = tokio::time::timeout(time_max, follow(&mut child, request, on_line)).await else {
+            let _dead_already = child.kill().await;
+            let detail = format!("it was not done within {} s and was killed", time_max.as_secs());
+            return Err(WorkerFailed { reason: Reason::Deadline, detail });
+        };
+        ended
+    }
+
+    fn spawn(&self, identity: Option<(u32, u32)>) -> std::io::Result<Child> {
+        let mut command = if Path::new(IONICE).exists() {
+            let mut command = Command::new(IONICE);
+            // Best effort, last in its class. The idle class can wait for ever on a busy disk.
+            command.args(["-c", "2", "-n", "7"]).arg(&self.program);
+            command
+        } else {
+            Command::new(&self.program)
+        };
+        command.args(&self.arguments).env_clear();
+        for name in ENV_KEPT {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        // Heaps of many threads keep what they once held: two heaps, and a few threads. Days are those of UTC.
+        command.env("MALLOC_ARENA_MAX", "2").env("RAYON_NUM_THREADS", "4").env("TZ", "UTC");
+        command
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some((uid, gid)) = identity {
+            command.uid(uid).gid(gid);
+        }
+        command.spawn()
+    }
+}
+
+async fn follow(
+    child: &mut Child,
+    request: &Request,
+    on_line: impl FnMut(Line),
+) -> Result<Done, WorkerFailed> {
+    let text = serde_json::to_vec(request).map(zeroize::Zeroizing::new);
+    let text = text.map_err(|error| WorkerFailed { reason: Reason::BadJob, detail: error.to_string() })?;
+    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(WorkerFailed::died("it has no pipes"));
+    };
+    let tell = async {
+        // A worker that ends early says why on its own.
+        let _ended = stdin.write_all(&text).await;
+        drop(stdin);
+    };
+    let ((), last, words) = tokio::join!(tell, read_lines(BufReader::new(stdout), on_line), read_end(stderr));
+    let status = child.wait().await.map_err(|error| WorkerFailed::died(error.to_string()))?;
+    match last {
+        Ok(Some(Line::Done { outcome, traffic, memory_bytes_peak })) if status.success() => {
+            Ok(Done { outcome, traffic, memory_bytes_peak })
+        }
+        Ok(Some(Line::Failed { reason, detail })) => Err(WorkerFailed { reason, detail }),
+        Ok(_) => Err(WorkerFailed::died(format!("it ended without a result ({status}): {words}"))),
+        Err(detail) => Err(WorkerFailed::died(format!("{detail} ({status}): {words}"))),
+    }
+}
+
+/// Hands lines on; the last one, if it is a last one.
+async fn read_lines(
+    mut from: impl AsyncBufReadExt + Unpin,
+    mut on_line: impl FnMut(Line),
+) -> Result<Option<Line>, String> {
+    let mut text = Vec::new();
+    let mut first = true;
+    let mut last = None;
+    loop {
+        text.clear();
+        let mut bounded = (&mut from).take(LINE_BYTES_MAX as u64 + 1);
+        let read = bounded.read_until(b'\n', &mut text).await.map_err(|error| error.to_string())?;
+        if read == 0 {
+            return Ok(last);
+        }
+        if text.len() > LINE_BYTES_MAX || !text.ends_with(b"\n") {
+            return Err("it wrote a line that is too long or cut".to_owned());
+        }
+        let line: Line =
+            serde_json::from_slice(&text).map_err(|_| "it wrote a line that cannot be read".to_owned())?;
+        match (&line, std::mem::replace(&mut first, false)) {
+            (Line::Hello { version: VERSION }, true) => {}
+            (_, true) => return Err("it does not speak this version".to_owned()),
+            (Line::Done { .. } | Line::Failed { .. }, _) => last = Some(line),
+            _ => on_line(line),
+        }
+    }
+}
+
+/// Reads to the end, keeps the end.
+async fn read_end(mut from: impl AsyncRead + Unpin) -> String {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
+        let surplus = kept.len().saturating_sub(STDERR_BYTES_MAX);
+        kept.drain(..surplus);
+    }
+    String::from_utf8_lossy(&kept).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(text: &str) -> (Vec<Line>, Result<Option<Line>, String>) {
+        let mut lines = Vec::new();
+        let last = read_lines(BufReader::new(text.as_bytes()), |line| lines.push(line)).await;
+        (lines, last)
+    }
+
+    fn text(line: &Line) -> String {
+        serde_json::to_string(line).unwrap() + "\n"
+    }
+
+    #[tokio::test]
+    async fn lines_are_handed_on_and_the_result_is_the_last() {
+        let hello = text(&Line::Hello { version: VERSION });
+        let progress = Line::Progress { entries: 1, bytes: 2 };
+        let failed = Line::Failed { reason: Reason::NoSpace, detail: "full".into() };
+        let (lines, last) = read(&format!("{hello}{}{}", text(&progress), text(&failed))).await;
+        assert_eq!(lines, std::slice::from_ref(&progress));
+        assert_eq!(last, Ok(Some(failed)));
+        assert_eq!(read(&format!("{hello}{}", text(&progress))).await.1, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_line_is_not_believed() {
+        let hello = text(&Line::Hello { version: VERSION });
+        let other = text(&Line::Hello { version: VERSION + 1 });
+        let long = format!("{hello}{}\n", "x".repeat(LINE_BYTES_MAX));
+        for bad in [other, format!("{hello}{{}}\n"), format!("{hello}cut"), long] {
+            assert!(read(&bad).await.1.is_err(), "{}", &bad[..60]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_told() {
+        let request: Request = serde_json::from_value(serde_json::json!({
+            "version": 1, "job": "check_store", "store": { "endpoint": "http://127.0.0.1:1", "region": "r", "bucket": "b",
+            "credential": { "access_key_id": "a", "secret_access_key": "s" } }
+        })).unwrap();
+        let failed =
+            Workers::new("/nonexistent", 1).run(&request, None, Duration::from_secs(5), |_| {}).await;
+        assert_eq!(failed.unwrap_err().reason, Reason::Died);
+    }
+}

@@ -1,0 +1,140 @@
+//! Forgetting snapshots by a rule, and removing data that none needs any more.
+//!
+//! In two steps that are far apart: data that no snapshot needs is marked, and removed by a later prune when the mark
+//! is old enough (30 days). So a snapshot that is being written meanwhile, by a node that is not heard of, keeps what it
+//! relies on. Needs a credential that may delete.
+
+use rustic_core::jiff::{Span, Zoned};
+use rustic_core::{KeepOptions, PruneOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Failure;
+use crate::repository::OpenRepository;
+
+/// How long marked data stays, in hours.
+const KEEP_HOURS: u32 = 30 * 24;
+/// Longest that may be asked for, in hours: ten years.
+const KEEP_HOURS_MAX: u32 = 10 * 366 * 24;
+
+/// Which snapshots stay, per cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneJob {
+    /// The newest so many.
+    pub last: u16,
+    /// The newest one of each of so many hours in which there is one.
+    #[serde(default)]
+    pub hourly: u16,
+    /// Of days.
+    #[serde(default)]
+    pub daily: u16,
+    /// Of weeks.
+    #[serde(default)]
+    pub weekly: u16,
+    /// Of months.
+    #[serde(default)]
+    pub monthly: u16,
+    /// These stay whatever the rule says: HEADs, by their whole ids.
+    #[serde(default)]
+    pub keep: Vec<String>,
+    /// How long data that no snapshot needs stays, in hours. Default 30 days.
+    #[serde(default = "keep_hours")]
+    pub unneeded_hours: u32,
+    /// Also snapshots that are not Berth's are forgotten, by the same rule. Otherwise they stay.
+    #[serde(default)]
+    pub strangers: bool,
+}
+
+const fn keep_hours() -> u32 {
+    KEEP_HOURS
+}
+
+/// What a prune came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Ids of the snapshots that are gone.
+    pub forgotten: Vec<String>,
+    /// How many there are now.
+    pub kept: u64,
+    /// Packs that were marked before and are removed now.
+    pub packs_removed: u64,
+    /// Bytes of those.
+    pub bytes_removed: u64,
+    /// Packs that no snapshot needs any more and that wait for their time.
+    pub packs_marked: u64,
+    /// Bytes of those.
+    pub bytes_marked: u64,
+}
+
+/// Forgets and prunes.
+///
+/// # Errors
+/// [`Failure`]. Whatever was done until then was safe to do; the next prune goes on.
+pub(crate) fn prune(repository: &OpenRepository, job: &PruneJob) -> Result<Pruned, Failure> {
+    if job.last == 0 {
+        return Err(Failure::bad_job("the newest snapshot always stays: `last` has to be 1 or more"));
+    }
+    if job.unneeded_hours > KEEP_HOURS_MAX {
+        return Err(Failure::bad_job("unneeded_hours is more than ten years"));
+    }
+    let count = |number: u16| (number > 0).then(|| i32::from(number));
+    let mut rule = KeepOptions::default();
+    rule.keep_last = count(job.last);
+    rule.keep_hourly = count(job.hourly);
+    rule.keep_daily = count(job.daily);
+    rule.keep_weekly = count(job.weekly);
+    rule.keep_monthly = count(job.monthly);
+    rule.keep_ids.clone_from(&job.keep);
+
+    let now = Zoned::now();
+    let mut forgotten = Vec::new();
+    let mut kept = 0_u64;
+    for (stranger, group) in by_cell(repository)? {
+        if stranger && !job.strangers {
+            kept += group.len() as u64;
+            continue;
+        }
+        let judged = rule.apply(group, &now).map_err(|error| repository.failed(&error))?;
+        let gone = judged.iter().filter(|snapshot| !snapshot.keep).map(|snapshot| snapshot.snapshot.id);
+        forgotten.extend(gone);
+        kept += judged.iter().filter(|snapshot| snapshot.keep).count() as u64;
+    }
+    if !forgotten.is_empty() {
+        repository.inner.delete_snapshots(&forgotten).map_err(|error| repository.failed(&error))?;
+        refused(repository)?;
+    }
+
+    let mut options = PruneOptions::default();
+    options.keep_delete = Span::new().hours(job.unneeded_hours);
+    let plan = repository.inner.prune_plan(&options).map_err(|error| repository.failed(&error))?;
+    let stats = &plan.stats;
+    let (removed, stays) = (stats.packs_to_delete, stats.size_to_delete);
+    let size = stats.size_sum();
+    let pruned = Pruned {
+        forgotten: forgotten.iter().map(|id| id.to_hex().as_str().to_owned()).collect(),
+        kept,
+        packs_removed: removed.remove,
+        bytes_removed: stays.remove,
+        packs_marked: stats.packs.unused + stats.packs.repack + stats.packs_unref + removed.keep,
+        bytes_marked: size.remove + size.repackrm + stats.size_unref + stays.keep,
+    };
+    repository.inner.prune(&options, plan).map_err(|error| repository.failed(&error))?;
+    refused(repository)?;
+    Ok(pruned)
+}
+
+/// The library only warns of files that it could not remove.
+fn refused(repository: &OpenRepository) -> Result<(), Failure> {
+    repository.store.take_error().map_or(Ok(()), |error| Err(error.into()))
+}
+
+type Group = Vec<rustic_core::repofile::SnapshotFile>;
+
+/// Snapshots by the cell that they are of; `true` where they are not Berth's.
+fn by_cell(repository: &OpenRepository) -> Result<Vec<(bool, Group)>, Failure> {
+    let mut groups = std::collections::BTreeMap::<_, Group>::new();
+    for (file, labels) in repository.snapshots()? {
+        groups.entry(labels.map(|(labels, _)| labels.cell)).or_default().push(file);
+    }
+    Ok(groups.into_iter().map(|(cell, group)| (cell.is_none(), group)).collect())
+}

@@ -1,0 +1,174 @@
+//! The staging folder, and how it takes the target's place.
+//!
+//! The new folder is made as `staging/tree`. It takes the target's place by one `renameat2(RENAME_EXCHANGE)`, after
+//! which `staging/tree` is what was there before and gets the name `previous`. Between these two a kill would leave
+//! the old folder where the next restore would clean up. So before the exchange the new folder's inode is written to
+//! `staging/exchange`; a restore that finds that file, and that inode under the target's name, knows that the exchange
+//! was done and ends it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::io::Errno;
+
+use super::RestoreJob;
+use crate::error::Failure;
+
+/// Kept free on the file system beside what a restore needs.
+const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How long a restore waits for another one in the same place, which may be one that is just being killed.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Staging<'a> {
+    job: &'a RestoreJob,
+    /// The folder that the staging is in, locked. The kernel gives up a dead process's lock.
+    _lock: File,
+    tree: PathBuf,
+    marker: PathBuf,
+}
+
+impl<'a> Staging<'a> {
+    /// Looks at the three folders, and ends or removes what a killed restore has left.
+    pub(super) fn prepare(job: &'a RestoreJob) -> Result<Self, Failure> {
+        let lock = lock(job.staging.parent().unwrap_or(Path::new("/")))?;
+        let staging =
+            Self { job, _lock: lock, tree: job.staging.join("tree"), marker: job.staging.join("exchange") };
+        if let Ok(expected) = fs::read_to_string(&staging.marker)
+            && inode(&job.target).is_some_and(|inode| inode.to_string() == expected)
+            && staging.tree.exists()
+        {
+            staging.keep_previous()?;
+        }
+        remove_tree(&job.staging)?;
+        if exists(&job.previous) {
+            return Err(Failure::bad_job("the folder for what was there before is in use"));
+        }
+        if !job.paths.is_empty() && exists(&job.target) {
+            return Err(Failure::bad_job(
+                "single paths are restored into a new folder, and that one is there already",
+            ));
+        }
+        Ok(staging)
+    }
+
+    pub(super) fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    /// Is there room for so much? A look before, so that a full disk is not filled first.
+    pub(super) fn has_room(&self, bytes: u64) -> Result<(), Failure> {
+        let parent = self.job.staging.parent().unwrap_or(Path::new("/"));
+        let free = rustix::fs::statvfs(parent)
+            .map(|found| found.f_bavail.saturating_mul(found.f_frsize))
+            .map_err(|errno| Failure::write("look at", parent, bytes, errno))?;
+        if free < bytes.saturating_add(RESERVE_BYTES) {
+            Err(Failure::NoSpace { needed: bytes })
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn make(&self) -> Result<(), Failure> {
+        let made = fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&self.job.staging)
+            .and_then(|()| fs::DirBuilder::new().mode(0o700).create(&self.tree));
+        made.map_err(|source| Failure::write("make", &self.tree, 0, source))
+    }
+
+    /// Removes what was made. Says nothing: the failure before counts.
+    pub(super) fn remove(&self) {
+        let _left_for_the_next = remove_tree(&self.job.staging);
+    }
+
+    /// Gives the new folder the target's name. Was there one before?
+    pub(super) fn put_in_place(&self) -> Result<bool, Failure> {
+        let job = self.job;
+        let failed = |what, source| Failure::write(what, &job.target, 0, source);
+        if !exists(&job.target) {
+            let none = RenameFlags::NOREPLACE;
+            rustix::fs::renameat_with(CWD, &self.tree, CWD, &job.target, none)
+                .map_err(|errno| failed("rename to", errno.into()))?;
+            sync_parent(&job.target).map_err(|source| failed("sync", source))?;
+            self.remove();
+            return Ok(false);
+        }
+        let new = inode(&self.tree).unwrap_or_default();
+        let marked = File::create(&self.marker)
+            .and_then(|mut file| {
+                file.write_all(new.to_string().as_bytes())?;
+                file.sync_all()
+            })
+            .and_then(|()| sync_parent(&self.marker));
+        marked.map_err(|source| failed("mark", source))?;
+        rustix::fs::renameat_with(CWD, &self.tree, CWD, &job.target, RenameFlags::EXCHANGE)
+            .map_err(|errno| failed("exchange", errno.into()))?;
+        sync_parent(&job.target).map_err(|source| failed("sync", source))?;
+        self.keep_previous()?;
+        self.remove();
+        Ok(true)
+    }
+
+    fn keep_previous(&self) -> Result<(), Failure> {
+        let previous = &self.job.previous;
+        rustix::fs::renameat_with(CWD, &self.tree, CWD, previous, RenameFlags::NOREPLACE)
+            .map_err(std::io::Error::from)
+            .and_then(|()| sync_parent(previous))
+            .map_err(|source| Failure::write("rename to", previous, 0, source))
+    }
+}
+
+fn lock(folder: &Path) -> Result<File, Failure> {
+    let failed = |source| Failure::write("lock", folder, 0, source);
+    let file = File::open(folder).map_err(failed)?;
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
+            Err(errno) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).ok().map(|meta| meta.ino())
+}
+
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// Removes a staging with all that is in it. Folders in it may lack the right to be written to.
+fn remove_tree(path: &Path) -> Result<(), Failure> {
+    if !exists(path) {
+        return Ok(());
+    }
+    let removed = fs::remove_dir_all(path).or_else(|_| {
+        make_writable(path);
+        fs::remove_dir_all(path)
+    });
+    removed.map_err(|source| Failure::write("remove", path, 0, source))
+}
+
+fn make_writable(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let _then_removing_tells = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_writable(&entry.path());
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Taking a snapshot: read and hash the folder, write what is new, and at last the snapshot itself with its tags.
+//!
+//! Nothing that is written before the last step can be seen: killed anywhere, there is the old state, and some packs
+//! that the next prune finds. Where the tree hash is the parent's, there is no last step.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustic_core::jiff::Zoned;
+use rustic_core::repofile::{SnapshotFile, StringList};
+use rustic_core::{BackupOptions, ParentOptions, RusticError, SnapshotGroupCriterion, SnapshotOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Failure;
+use crate::labels::Labels;
+use crate::progress::Meter;
+use crate::repository::OpenRepository;
+use crate::source::{Digests, Online, SNAPSHOT_ROOT, Shared, Source, SourceOptions};
+use crate::walk::{Skips, WalkLimits, open_folder};
+
+/// Longest time for the copy of one database.
+const DATABASE_MS: u64 = 30_000;
+
+/// What to take a snapshot of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotJob {
+    /// The cell's folder.
+    pub folder: PathBuf,
+    /// The tags.
+    pub labels: Labels,
+    /// The snapshot before, by its whole id; without it the newest one of the cell that the repository has.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Is the cell running? Then SQLite databases are copied with SQLite's online backup, which needs `scratch`.
+    #[serde(default)]
+    pub online: bool,
+    /// An empty folder on the node's disk for copies of databases. Not the cell's to reach.
+    #[serde(default)]
+    pub scratch: Option<PathBuf>,
+    /// A file that keeps hashes of files from one snapshot to the next. Not the cell's to reach. Without it all files
+    /// are read each time.
+    #[serde(default)]
+    pub digests: Option<PathBuf>,
+    /// Longest time for the copy of one database, in milliseconds. Default 30 s.
+    #[serde(default = "database_ms")]
+    pub database_ms: u64,
+    /// How much of a folder is looked at.
+    #[serde(default)]
+    pub limits: WalkLimits,
+}
+
+const fn database_ms() -> u64 {
+    DATABASE_MS
+}
+
+/// What a snapshot came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The snapshot that stands for the folder's state: a new one, or the parent where nothing has changed.
+    pub snapshot: String,
+    /// Nothing has changed since the parent, so no snapshot was written.
+    pub unchanged: bool,
+    /// The parent, where there was one.
+    pub parent: Option<String>,
+    /// The tree hash.
+    pub tree: String,
+    /// Files, folders and links that were stored.
+    pub entries: u64,
+    /// Bytes of files that were read.
+    pub bytes_read: u64,
+    /// Bytes that were new to the repository, before compression.
+    pub bytes_new: u64,
+    /// What was passed over.
+    pub skips: Skips,
+}
+
+/// Takes the snapshot.
+///
+/// # Errors
+/// [`Failure`]; then there is no new snapshot.
+pub(crate) fn take(repository: OpenRepository, job: &SnapshotJob, meter: &Meter) -> Result<Taken, Failure> {
+    job.labels.validate()?;
+    let online = match (job.online, &job.scratch) {
+        (false, _) => None,
+        (true, Some(scratch)) => Some(Online {
+            scratch: scratch.clone(),
+            database_time_max: Duration::from_millis(job.database_ms),
+        }),
+        (true, None) => return Err(Failure::bad_job("a snapshot of a running cell needs a scratch folder")),
+    };
+    let root = open_folder(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
+    let root = Arc::new(root);
+    let options = SourceOptions { workload: job.labels.workload, limits: job.limits, online };
+
+    let parent = parent(&repository, job)?;
+    let digests = job.digests.as_deref().and_then(Digests::load);
+    // Digests of another snapshot than the parent do not fit: the library would compare with one and hash by the other.
+    let fits = |digests: &Digests| parent.as_ref().is_some_and(|(file, _)| digests.snapshot == id_of(file));
+    let digests = digests.filter(fits).map(Arc::new);
+
+    if let (Some((file, tree)), Some(_)) = (&parent, &digests) {
+        let quick = Source::new(Arc::clone(&root), options.clone(), digests.clone());
+        meter.watch(quick.shared());
+        if quick.tree_if_known()?.as_ref() == Some(tree) {
+            let entries = quick.shared().files.load(std::sync::atomic::Ordering::Relaxed);
+            return Ok(unchanged(file, tree, entries, quick.shared()));
+        }
+    }
+
+    let OpenRepository { store, gate, inner } = repository;
+    let failed = |error: Box<RusticError>| Failure::library(&store, &error);
+    let indexed = inner.to_indexed_ids().map_err(failed)?;
+    let mut known = digests;
+    loop {
+        let source = Source::new(Arc::clone(&root), options.clone(), known.clone());
+        let shared = Arc::clone(source.shared());
+        meter.watch(&shared);
+        let mut parents = ParentOptions::default().group_by(SnapshotGroupCriterion::new());
+        match (&parent, &known) {
+            (Some((file, _)), Some(_)) => parents.parents = vec![id_of(file)],
+            _ => parents.force = true,
+        }
+        let backup = BackupOptions::default().parent_opts(parents).no_scan(true);
+        gate.close(true);
+        let archived =
+            indexed.archive(&backup, &source, bare_snapshot(job)?, &[PathBuf::from(SNAPSHOT_ROOT)]);
+        gate.close(false);
+        let file = archived.map_err(failed)?;
+        // The library goes on after some failures of the store, without the file that could not be stored.
+        if let Some(error) = store.take_error() {
+            return Err(error.into());
+        }
+        let Some(mut read) = shared.finish()? else {
+            known = None;
+            continue;
+        };
+        let stored = file.summary.as_ref().map_or(0, |summary| summary.total_files_processed);
+        if stored != read.leaves {
+            return Err(Failure::Internal {
+                detail: format!("{} files and links were read and {stored} stored", read.leaves),
+            });
+        }
+        if let Some((parent, tree)) = &parent
+            && *tree == read.tree
+        {
+            let entries = shared.files.load(std::sync::atomic::Ordering::Relaxed);
+            read.digests.snapshot = id_of(parent);
+            keep(job, &read.digests);
+            return Ok(unchanged(parent, tree, entries, &shared));
+        }
+        let (file, bytes_new) = labelled(file, job, parent.as_ref().map(|(file, _)| file), &read.tree);
+        indexed.save_snapshots(vec![file]).map_err(failed)?;
+        let written = gate.take_written();
+        let snapshot = written
+            .map(|id| id.to_hex().as_str().to_owned())
+            .ok_or_else(|| Failure::Internal { detail: "the snapshot was not written".to_owned() })?;
+        read.digests.snapshot.clone_from(&snapshot);
+        keep(job, &read.digests);
+        return Ok(Taken {
+            snapshot,
+            unchanged: false,
+            parent: parent.as_ref().map(|(file, _)| id_of(file)),
+            tree: read.tree,
+            entries: shared.files.load(std::sync::atomic::Ordering::Relaxed),
+            bytes_read: shared.bytes.load(std::sync::atomic::Ordering::Relaxed),
+            bytes_new,
+            skips: shared.skips.get(),
+        });
+    }
+}
+
+fn id_of(file: &SnapshotFile) -> String {
+    file.id.to_hex().as_str().to_owned()
+}
+
+fn keep(job: &SnapshotJob, digests: &Digests) {
+    if let Some(path) = &job.digests {
+        digests.store(path);
+    }
+}
+
+fn unchanged(parent: &SnapshotFile, tree: &str, entries: u64, shared: &Shared) -> Taken {
+    Taken {
+        snapshot: id_of(parent),
+        unchanged: true,
+        parent: Some(id_of(parent)),
+        tree: tree.to_owned(),
+        entries,
+        bytes_read: shared.bytes.load(std::sync::atomic::Ordering::Relaxed),
+        bytes_new: 0,
+        skips: shared.skips.get(),
+    }
+}
+
+/// The snapshot to compare with, and its tree hash.
+fn parent(repository: &OpenRepository, job: &SnapshotJob) -> Result<Option<(SnapshotFile, String)>, Failure> {
+    if let Some(id) = &job.parent {
+        let file = repository.snapshot(id)?;
+        let labels = Labels::parse(file.tags.iter());
+        return Ok(labels.map(|(_, tree)| (file, tree)));
+    }
+    let newest = repository
+        .snapshots()?
+        .into_iter()
+        .filter_map(|(file, labels)| labels.map(|(labels, tree)| (file, labels, tree)))
+        .filter(|(_, labels, _)| labels.cell == job.labels.cell)
+        .max_by_key(|(_, labels, _)| (labels.generation, labels.sequence));
+    Ok(newest.map(|(file, _, tree)| (file, tree)))
+}
+
+fn bare_snapshot(job: &SnapshotJob) -> Result<SnapshotFile, Failure> {
+    let options = SnapshotOptions::default()
+        .host(job.labels.cell.to_string())
+        .command("berth".to_owned())
+        .time(Zoned::now());
+    options.to_snapshot().map_err(|error| Failure::Internal { detail: error.to_string() })
+}
+
+/// The snapshot as it is to be written, and the bytes that were new.
+fn labelled(
+    mut file: SnapshotFile,
+    job: &SnapshotJob,
+    parent: Option<&SnapshotFile>,
+    tree: &str,
+) -> (SnapshotFile, u64) {
+    let mut tags = StringList::default();
+    for tag in job.labels.tags(tree) {
+        tags.add(tag);
+    }
+    file.tags = tags;
+    file.parent = parent.map(|parent| parent.id);
+    file.parents = file.parent.into_iter().collect();
+    let bytes_new = file.summary.as_ref().map_or(0, |summary| summary.data_added);
+    (file, bytes_new)
+}

@@ -1,0 +1,241 @@
+//! The requests themselves, each with its retries. Keys are without the user's prefix.
+
+use std::sync::atomic::Ordering;
+
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
+
+use super::{Operation, S3Store, StoreError, WINDOWS_MAX, Window, sdk_error};
+
+/// Objects per page of a listing: S3's most.
+const PAGE: i32 = 1000;
+
+impl S3Store {
+    pub(super) fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The names and sizes of all objects whose names begin with `under`.
+    pub(super) fn list(&self, under: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        let prefix = self.key(under);
+        let mut found = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let page = self.run(Operation::List, || async {
+                self.counters.lists.fetch_add(1, Ordering::Relaxed);
+                self.client
+                    .list_objects_v2()
+                    .bucket(&self.bucket)
+                    .prefix(&prefix)
+                    .max_keys(PAGE)
+                    .set_continuation_token(token.clone())
+                    .send()
+                    .await
+                    .map_err(|error| sdk_error(Operation::List, &self.bucket, "", &error))
+            })?;
+            for object in page.contents() {
+                let name = object.key().and_then(|key| key.strip_prefix(&self.prefix));
+                let size = object.size().and_then(|size| u64::try_from(size).ok());
+                if let (Some(name), Some(size)) = (name, size) {
+                    found.push((name.to_owned(), size));
+                }
+            }
+            if found.len() > self.limits.objects_max {
+                return Err(StoreError::TooMany { objects_max: self.limits.objects_max });
+            }
+            match page.next_continuation_token() {
+                Some(next) if page.is_truncated() == Some(true) && token.as_deref() != Some(next) => {
+                    token = Some(next.to_owned());
+                }
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// The object, or `length` bytes of it from `offset`. `whole` says whether these are the right bytes; where it says
+    /// no they are fetched again.
+    pub(super) fn get(
+        &self,
+        name: &str,
+        range: Option<(u32, u32)>,
+        whole: impl Fn(&[u8]) -> bool,
+    ) -> Result<Bytes, StoreError> {
+        let key = self.key(name);
+        self.run(Operation::Get, || async {
+            self.counters.gets.fetch_add(1, Ordering::Relaxed);
+            let header = range.map(|(offset, length)| {
+                let last = u64::from(offset) + u64::from(length).saturating_sub(1);
+                format!("bytes={offset}-{last}")
+            });
+            let answer = self
+                .client
+                .get_object()
+                .bucket(&self.bucket)
+                .key(&key)
+                .set_range(header)
+                .send()
+                .await
+                .map_err(|error| sdk_error(Operation::Get, &self.bucket, name, &error))?;
+            let body = answer.body.collect().await.map_err(|error| StoreError::Unreachable {
+                operation: Operation::Get.name(),
+                detail: format!("the body broke off: {error}"),
+            })?;
+            let bytes = body.into_bytes();
+            self.counters.bytes_down.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            let damaged = |detail| StoreError::Damaged { key: name.to_owned(), detail };
+            if range.is_some_and(|(_, length)| bytes.len() as u64 != u64::from(length)) {
+                return Err(damaged("it has another length"));
+            }
+            if whole(&bytes) { Ok(bytes) } else { Err(damaged("its hash is another one")) }
+        })
+    }
+
+    /// Writes an object, in parts when it is large. What is there already is replaced.
+    pub(super) fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        if bytes.len() > self.limits.part_bytes {
+            return self.put_parts(name, &bytes);
+        }
+        let key = self.key(name);
+        self.run(Operation::Put, || async {
+            self.counters.puts.fetch_add(1, Ordering::Relaxed);
+            self.counters.bytes_up.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(&key)
+                .body(ByteStream::from(bytes.clone()))
+                .send()
+                .await
+                .map(drop)
+                .map_err(|error| sdk_error(Operation::Put, &self.bucket, name, &error))
+        })
+    }
+
+    /// In parts, one after the other: each has its own tries, and the packs that are written beside it keep the line full.
+    fn put_parts(&self, name: &str, bytes: &Bytes) -> Result<(), StoreError> {
+        let key = self.key(name);
+        let begun = self.run(Operation::Put, || async {
+            self.counters.puts.fetch_add(1, Ordering::Relaxed);
+            self.client
+                .create_multipart_upload()
+                .bucket(&self.bucket)
+                .key(&key)
+                .send()
+                .await
+                .map_err(|error| sdk_error(Operation::Put, &self.bucket, name, &error))
+        })?;
+        let upload = begun.upload_id().unwrap_or_default();
+        let sent = self.send_parts(name, &key, upload, bytes);
+        if sent.is_err() {
+            // Parts of an upload that is never ended cost room until the bucket's own rule for them.
+            let _left_behind = self.runtime.block_on(async {
+                let abort =
+                    self.client.abort_multipart_upload().bucket(&self.bucket).key(&key).upload_id(upload);
+                tokio::time::timeout(self.limits.call(), abort.send()).await
+            });
+        }
+        sent
+    }
+
+    fn send_parts(&self, name: &str, key: &str, upload: &str, bytes: &Bytes) -> Result<(), StoreError> {
+        let mut parts = Vec::new();
+        let mut rest = bytes.clone();
+        for number in 1.. {
+            if rest.is_empty() {
+                break;
+            }
+            let part = rest.split_to(rest.len().min(self.limits.part_bytes));
+            let done = self.run(Operation::Put, || async {
+                self.counters.puts.fetch_add(1, Ordering::Relaxed);
+                self.counters.bytes_up.fetch_add(part.len() as u64, Ordering::Relaxed);
+                self.client
+                    .upload_part()
+                    .bucket(&self.bucket)
+                    .key(key)
+                    .upload_id(upload)
+                    .part_number(number)
+                    .body(ByteStream::from(part.clone()))
+                    .send()
+                    .await
+                    .map_err(|error| sdk_error(Operation::Put, &self.bucket, name, &error))
+            })?;
+            let etag = done.e_tag().map(str::to_owned);
+            parts.push(CompletedPart::builder().part_number(number).set_e_tag(etag).build());
+        }
+        let whole = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        self.run(Operation::Put, || async {
+            self.counters.puts.fetch_add(1, Ordering::Relaxed);
+            self.client
+                .complete_multipart_upload()
+                .bucket(&self.bucket)
+                .key(key)
+                .upload_id(upload)
+                .multipart_upload(whole.clone())
+                .send()
+                .await
+                .map(drop)
+                .map_err(|error| sdk_error(Operation::Put, &self.bucket, name, &error))
+        })
+    }
+
+    /// The size of an object, `None` where there is none.
+    pub(super) fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        let key = self.key(name);
+        let looked = self.run(Operation::Head, || async {
+            self.counters.heads.fetch_add(1, Ordering::Relaxed);
+            let looked = self.client.head_object().bucket(&self.bucket).key(&key).send().await;
+            match looked {
+                Ok(found) => {
+                    Ok(Some(found.content_length().and_then(|size| u64::try_from(size).ok()).unwrap_or(0)))
+                }
+                Err(error) => match sdk_error(Operation::Head, &self.bucket, name, &error) {
+                    StoreError::NotFound { .. } => Ok(None),
+                    other => Err(other),
+                },
+            }
+        })?;
+        Ok(looked)
+    }
+
+    /// Deletes an object. One that is not there is no error.
+    pub(super) fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let key = self.key(name);
+        self.run(Operation::Delete, || async {
+            self.counters.deletes.fetch_add(1, Ordering::Relaxed);
+            let done = self.client.delete_object().bucket(&self.bucket).key(&key).send().await;
+            match done.map_err(|error| sdk_error(Operation::Delete, &self.bucket, name, &error)) {
+                Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
+                Err(other) => Err(other),
+            }
+        })
+    }
+
+    /// Fetches a part of a pack in one request and holds it, so that the blobs in it can be read one by one without
+    /// a request each. Held until `release`d, or until 16 newer ones were fetched.
+    pub(crate) fn hold(&self, name: &str, offset: u32, length: u32) -> Result<(), StoreError> {
+        let bytes = self.get(name, Some((offset, length)), |_| true)?;
+        let mut windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if windows.len() >= WINDOWS_MAX {
+            windows.pop_front();
+        }
+        windows.push_back(Window { key: name.to_owned(), offset, bytes });
+        Ok(())
+    }
+
+    /// Gives up what was held of this part of a pack.
+    pub(crate) fn release(&self, name: &str, offset: u32) {
+        let mut windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        windows.retain(|window| window.offset != offset || window.key != name);
+    }
+
+    /// A part of a pack, where it is held.
+    pub(super) fn held(&self, name: &str, offset: u32, length: u32) -> Option<Bytes> {
+        let windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        windows.iter().find_map(|window| {
+            let begin = usize::try_from(offset.checked_sub(window.offset)?).ok()?;
+            let end = begin.checked_add(usize::try_from(length).ok()?)?;
+            (window.key == name && end <= window.bytes.len()).then(|| window.bytes.slice(begin..end))
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! A store that fails: each fault is called by its name, nothing half-done is ever a snapshot, and the retry succeeds.
+
+use std::fs;
+use std::io::Read;
+use std::time::Duration;
+
+use berth_snapshot::Reason;
+use berth_snapshot::protocol::Job;
+use berth_test_s3::Fault;
+
+use crate::support::{Dice, World, hash};
+
+/// A world with one snapshot, and a folder that has changed since.
+fn changed() -> (World, String, String) {
+    let mut world = World::new();
+    let mut dice = Dice(3);
+    for at in 0..20 {
+        fs::write(world.cell().join(format!("f{at}")), dice.bytes(200_000)).unwrap();
+    }
+    let first = world.snapshot();
+    fs::write(world.cell().join("new"), dice.bytes(3_000_000)).unwrap();
+    world.limits.total_ms = 400;
+    world.limits.call_ms = 300;
+    (world, first.snapshot, first.tree)
+}
+
+#[test]
+fn each_fault_while_snapshotting_is_named_and_leaves_the_repository_as_it_was() {
+    let (mut world, first, tree) = changed();
+    for (fault, reason) in [
+        (Fault::InternalError, Reason::StoreFailing),
+        (Fault::SlowDown, Reason::StoreThrottled),
+        (Fault::Slow(Duration::from_secs(5)), Reason::StoreUnreachable),
+        (Fault::CutBody, Reason::StoreUnreachable),
+        (Fault::WrongByte, Reason::StoreDamaged),
+        (Fault::RefuseWrites, Reason::StoreRefused),
+        (Fault::Full, Reason::StoreFull),
+        (Fault::Gone, Reason::StoreUnreachable),
+    ] {
+        world.server.faults().set(fault);
+        let job = world.snapshot_job();
+        let failed = world.taken(job);
+        world.server.faults().clear();
+        let (found, said) = failed.unwrap_err();
+        // The config is the first thing that is read, and it has no name to be compared with: a changed byte of it is
+        // not told from another key.
+        let config = fault == Fault::WrongByte && found == Reason::WrongKey;
+        assert!(found == reason || config, "{fault:?}: {found:?} {said}");
+        assert_eq!(world.lines(Job::List).len(), 1, "{fault:?}");
+    }
+    world.limits.total_ms = 20_000;
+    world.limits.call_ms = 20_000;
+    let second = world.snapshot();
+    assert_eq!(second.tree, hash(&world.cell()));
+    assert_eq!(world.restored_hash(&second.snapshot), second.tree);
+    assert_eq!(world.restored_hash(&first), tree);
+    world.check();
+}
+
+#[test]
+fn faults_that_pass_are_not_noticed() {
+    let (mut world, ..) = changed();
+    world.limits.total_ms = 20_000;
+    world.limits.call_ms = 2_000;
+    let mut dice = Dice(11);
+    for (round, fault) in [Fault::InternalError, Fault::SlowDown, Fault::CutBody, Fault::Gone, Fault::Full]
+        .into_iter()
+        .enumerate()
+    {
+        fs::write(world.cell().join("new"), dice.bytes(2_000_000)).unwrap();
+        world.server.faults().set_for(fault, 2);
+        let job = world.snapshot_job();
+        let taken = world.taken(job);
+        world.server.faults().clear();
+        if fault == Fault::Full {
+            assert_eq!(taken.unwrap_err().0, Reason::StoreFull, "a full store is told at once");
+            continue;
+        }
+        let taken = taken.unwrap_or_else(|error| panic!("round {round}, {fault:?}: {error:?}"));
+        world.server.faults().set_for(fault, 2);
+        assert_eq!(world.restored_hash(&taken.snapshot), taken.tree, "{fault:?}");
+        world.server.faults().clear();
+    }
+}
+
+#[test]
+fn each_fault_while_restoring_leaves_the_target_as_it_was() {
+    let (mut world, first, tree) = changed();
+    let before = hash(&world.cell());
+    for (fault, reason) in [
+        (Fault::InternalError, Reason::StoreFailing),
+        (Fault::CutBody, Reason::StoreUnreachable),
+        (Fault::Gone, Reason::StoreUnreachable),
+    ] {
+        world.server.faults().set(fault);
+        let failed = world.restored(world.restore_job(&first, "cell"));
+        world.server.faults().clear();
+        assert_eq!(failed.unwrap_err().0, reason, "{fault:?}");
+        assert_eq!(hash(&world.cell()), before);
+        assert!(!world.path("cell.staging").exists() && !world.path("cell.previous").exists());
+    }
+    world.limits.total_ms = 20_000;
+    world.limits.call_ms = 20_000;
+    world.restored(world.restore_job(&first, "cell")).unwrap();
+    assert_eq!(hash(&world.cell()), tree);
+}
+
+#[test]
+fn a_pack_that_is_damaged_in_the_store_is_noticed_by_restore_and_check() {
+    let (world, first, _) = changed();
+    let packs = world.path("store/berth/users/u1/data");
+    let mut damaged = 0;
+    for folder in fs::read_dir(packs).unwrap() {
+        for pack in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = pack.unwrap().path();
+            let mut content = fs::read(&path).unwrap();
+            if content.len() > 100_000 {
+                content[5_000] ^= 1;
+                fs::write(&path, content).unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 0);
+    let failed = world.restored(world.restore_job(&first, "back")).unwrap_err();
+    assert_eq!(failed.0, Reason::StoreDamaged, "{failed:?}");
+    assert!(!world.path("back").exists() && !world.path("back.staging").exists());
+    let checked = world.does(Job::Check { read_percent: 100 }).unwrap().0;
+    let berth_snapshot::protocol::Outcome::Checked(checked) = checked else { panic!() };
+    assert!(!checked.sound && !checked.findings.is_empty(), "{checked:?}");
+}
+
+/// A file system of a few megabytes, unmounted at the end.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn new(at: std::path::PathBuf, bytes: u64) -> Self {
+        fs::create_dir(&at).unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        rustix::mount::mount(
+            "none",
+            &at,
+            "tmpfs",
+            rustix::mount::MountFlags::empty(),
+            Some(options.as_c_str()),
+        )
+        .unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _gone = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_disk_that_is_too_small_for_a_restore_is_told_and_left_empty() {
+    let mut world = World::new();
+    let mut dice = Dice(5);
+    for at in 0..3_000 {
+        fs::write(world.cell().join(format!("small{at}")), "x").unwrap();
+    }
+    fs::write(world.cell().join("large"), dice.bytes(4 << 20)).unwrap();
+    let taken = world.snapshot();
+    // Too small to begin with, and: room for the bytes that are needed, and not for a block for each of 3,000 files.
+    for size in [2 << 20, 21 << 20] {
+        let disk = SmallDisk::new(world.path("disk"), size);
+        fs::write(disk.0.join("ballast"), vec![1; usize::try_from(size).unwrap() / 1000]).unwrap();
+        let mut job = world.restore_job(&taken.snapshot, "x");
+        (job.target, job.previous, job.staging) =
+            (disk.0.join("cell"), disk.0.join("previous"), disk.0.join("staging"));
+        let restored = world.restored(job);
+        if size < 20 << 20 {
+            assert_eq!(restored.unwrap_err().0, Reason::NoSpace);
+            assert_eq!(fs::read_dir(&disk.0).unwrap().count(), 1, "only the ballast is there");
+        } else {
+            restored.unwrap();
+        }
+        drop(disk);
+        fs::remove_dir(world.path("disk")).unwrap();
+    }
+    let disk = SmallDisk::new(world.path("disk"), 24 << 20);
+    let filler = fs::File::create(disk.0.join("filler")).unwrap();
+    let mut job = world.restore_job(&taken.snapshot, "x");
+    (job.target, job.previous, job.staging) =
+        (disk.0.join("cell"), disk.0.join("previous"), disk.0.join("staging"));
+    // The room is taken by somebody else as soon as the restore has looked for it.
+    let staging = job.staging.clone();
+    let thief = std::thread::Builder::new()
+        .spawn(move || {
+            while !staging.exists() {
+                std::thread::yield_now();
+            }
+            let _full = std::io::copy(&mut std::io::repeat(1).take(23 << 20), &mut &filler);
+        })
+        .unwrap();
+    let failed = world.restored(job);
+    thief.join().unwrap();
+    assert_eq!(failed.unwrap_err().0, Reason::NoSpace);
+    assert!(!disk.0.join("staging").exists() && !disk.0.join("cell").exists());
+}

@@ -1,0 +1,126 @@
+//! Looking into snapshots without restoring them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use berth_snapshot::protocol::{Job, Line, Outcome};
+use berth_snapshot::{Change, How, Reason};
+
+use crate::support::{Dice, World, keep_last};
+
+#[test]
+fn snapshots_are_listed_with_their_labels_and_found_by_the_beginning_of_their_ids() {
+    let mut world = World::new();
+    let mut ids = Vec::new();
+    for round in 0..3 {
+        fs::write(world.cell().join("f"), round.to_string()).unwrap();
+        ids.push(world.snapshot().snapshot);
+    }
+    let listed: Vec<_> = world
+        .lines(Job::List)
+        .into_iter()
+        .map(|line| match line {
+            Line::Snapshot(snapshot) => snapshot,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(listed.iter().map(|line| &line.id).collect::<Vec<_>>(), ids.iter().collect::<Vec<_>>());
+    assert_eq!(listed[2].labels, Some(world.labels(3)));
+    assert_eq!(listed[2].parent.as_ref(), Some(&ids[1]));
+    assert_eq!((listed[2].entries, listed[2].bytes), (Some(2 + 1), Some(1)), "/, /data and f");
+    let shown = world.does(Job::Show { snapshot: ids[1][..12].to_owned() }).unwrap().0;
+    assert_eq!(shown, Outcome::Shown(listed[1].clone()));
+    for bad in ["", "ffffffffffff", "latest", "../x"] {
+        assert_eq!(world.does(Job::Show { snapshot: bad.into() }).unwrap_err().0, Reason::NotFound, "{bad}");
+    }
+}
+
+#[test]
+fn differences_are_told_by_what_differs() {
+    let mut world = World::new();
+    let cell = world.cell();
+    for name in ["same", "content", "mode", "gone", "kind"] {
+        fs::write(cell.join(name), name).unwrap();
+    }
+    let before = world.snapshot().snapshot;
+    fs::write(cell.join("content"), "other!").unwrap();
+    fs::set_permissions(cell.join("mode"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(cell.join("gone")).unwrap();
+    fs::remove_file(cell.join("kind")).unwrap();
+    fs::create_dir(cell.join("kind")).unwrap();
+    fs::write(cell.join("kind/new"), "new").unwrap();
+    let after = world.snapshot().snapshot;
+    let mut changes: Vec<_> = world
+        .lines(Job::Diff { from: before, to: after })
+        .into_iter()
+        .map(|line| match line {
+            Line::Change(Change { path, how, bytes }) => (path, how, bytes),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    changes.sort_by(|a, b| a.0.cmp(&b.0));
+    let expected = [
+        ("content", How::Content, (7, 6)),
+        ("gone", How::Removed, (4, 0)),
+        ("kind", How::Kind, (4, 0)),
+        ("kind/new", How::Added, (0, 3)),
+        ("mode", How::Metadata, (4, 4)),
+    ];
+    assert_eq!(changes, expected.map(|(path, how, bytes)| (path.to_owned(), how, bytes)));
+}
+
+#[test]
+fn one_file_is_dumped_to_a_new_file_or_in_lines() {
+    let mut world = World::new();
+    let content = Dice(1).bytes(300_000);
+    fs::create_dir(world.cell().join("a")).unwrap();
+    fs::write(world.cell().join("a/f"), &content).unwrap();
+    let snapshot = world.snapshot().snapshot;
+    let dump = |path: &str, to| Job::Dump { snapshot: snapshot.clone(), path: path.into(), to };
+    let mut text = Vec::new();
+    for line in world.lines(dump("a/f", None)) {
+        let Line::Data { base64 } = line else { panic!() };
+        text.extend(data_encoding::BASE64.decode(base64.as_bytes()).unwrap());
+    }
+    assert_eq!(text, content);
+    let to = world.path("dumped");
+    let (outcome, _) = world.does(dump("a/f", Some(to.clone()))).unwrap();
+    assert_eq!(outcome, Outcome::Told { count: 300_000 });
+    assert_eq!(fs::read(&to).unwrap(), content);
+    assert_eq!(world.does(dump("a/f", Some(to))).unwrap_err().0, Reason::Target, "an existing file is kept");
+    for bad in ["a", "a/../a/f", "nowhere", ""] {
+        assert_eq!(world.does(dump(bad, None)).unwrap_err().0, Reason::NotFound, "{bad}");
+    }
+}
+
+#[test]
+fn a_prune_keeps_what_the_rule_says_and_data_that_nobody_needs_for_its_time() {
+    let mut world = World::new();
+    let mut ids = Vec::new();
+    for round in 1..6 {
+        fs::write(world.cell().join("f"), Dice(round).bytes(500_000)).unwrap();
+        ids.push(world.snapshot().snapshot);
+    }
+    let mut rule = keep_last(1);
+    rule.keep = vec![ids[0].clone()];
+    rule.unneeded_hours = 30 * 24;
+    let pruned = world.prune(rule.clone()).unwrap();
+    assert_eq!((pruned.forgotten.len(), pruned.kept), (3, 2));
+    assert!(!pruned.forgotten.contains(&ids[0]) && !pruned.forgotten.contains(&ids[4]));
+    assert!(pruned.packs_marked >= 3 && pruned.packs_removed == 0, "{pruned:?}");
+    let again = world.prune(rule.clone()).unwrap();
+    assert_eq!(
+        (again.packs_removed, again.packs_marked),
+        (0, pruned.packs_marked),
+        "they wait for their time"
+    );
+    rule.unneeded_hours = 0;
+    let removed = world.prune(rule).unwrap();
+    assert!(removed.packs_removed >= 3 && removed.bytes_removed > 1_000_000, "{removed:?}");
+    world.check();
+    for id in [&ids[0], &ids[4]] {
+        world.restored(world.restore_job(id, "back")).unwrap();
+        fs::remove_dir_all(world.path("back")).unwrap();
+    }
+    assert_eq!(world.prune(keep_last(0)).unwrap_err().0, Reason::BadJob);
+}

@@ -1,0 +1,146 @@
+//! What was snapshotted can be restored, bit for bit: over many rounds of random changes, and behind a prune.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use crate::support::{Dice, World, change, hash, keep_last};
+
+/// Rounds of changes: in the slow tier (`scripts/test --long`) fifty.
+const ROUNDS: u64 = if cfg!(feature = "long") { 50 } else { 16 };
+
+#[test]
+fn every_kept_snapshot_of_many_random_rounds_restores_exactly_after_a_prune() {
+    let mut world = World::new();
+    let mut dice = Dice(0x5eed);
+    let mut taken = BTreeMap::new();
+    for round in 0..ROUNDS {
+        for _ in 0..=dice.below(12) {
+            change(&world.cell(), &mut dice);
+        }
+        let snapshot = world.snapshot();
+        assert_eq!(snapshot.tree, hash(&world.cell()), "round {round}");
+        taken.insert(snapshot.snapshot, (round, snapshot.tree));
+        if round == ROUNDS / 2 {
+            let pruned = world.prune(keep_last(7)).unwrap();
+            for gone in &pruned.forgotten {
+                taken.remove(gone).unwrap();
+            }
+            assert_eq!(pruned.kept, 7);
+        }
+    }
+    // Marked by one prune, removed by the next: here at once, because nothing else writes.
+    for _ in 0..2 {
+        for gone in world.prune(keep_last(10)).unwrap().forgotten {
+            taken.remove(&gone).unwrap();
+        }
+    }
+    world.check();
+    assert_eq!(taken.len(), 10);
+    for (id, (round, tree)) in &taken {
+        assert_eq!(&world.restored_hash(id), tree, "round {round}");
+    }
+}
+
+#[test]
+fn a_folder_that_has_not_changed_gets_no_new_snapshot_and_its_files_are_not_read() {
+    let mut world = World::new();
+    fs::write(world.cell().join("f"), "content").unwrap();
+    let first = world.snapshot();
+    assert!(!first.unchanged);
+    // Without digests, and with those that the first has left.
+    let mut job = world.snapshot_job();
+    job.digests = None;
+    let again = world.taken(job).unwrap();
+    assert_eq!((again.unchanged, &again.snapshot, again.bytes_read), (true, &first.snapshot, 7));
+    // A file that has just been made has no digest yet: a second change may hide behind the first one's time.
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    fs::File::open(world.cell().join("f")).unwrap().set_modified(old).unwrap();
+    let moved = world.snapshot();
+    assert!(!moved.unchanged, "its time has changed");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let (outcome, traffic) = {
+            let job = world.snapshot_job();
+            world.does(berth_snapshot::protocol::Job::Snapshot(Box::new(job))).unwrap()
+        };
+        let berth_snapshot::protocol::Outcome::Taken(taken) = outcome else { panic!() };
+        assert_eq!((taken.unchanged, &taken.snapshot), (true, &moved.snapshot));
+        assert_eq!(traffic.bytes_up, traffic.bytes_up.min(10_000), "next to nothing is written");
+        if taken.bytes_read == 0 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "it is read for ever");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn a_restore_keeps_what_was_there_and_leaves_no_staging() {
+    let mut world = World::new();
+    fs::write(world.cell().join("f"), "first").unwrap();
+    let first = world.snapshot();
+    fs::write(world.cell().join("f"), "second").unwrap();
+    let restored = world.restored(world.restore_job(&first.snapshot, "cell")).unwrap();
+    assert_eq!((restored.tree.as_ref(), restored.previous), (Some(&first.tree), true));
+    assert_eq!(fs::read(world.cell().join("f")).unwrap(), b"first");
+    assert_eq!(fs::read(world.path("cell.previous/f")).unwrap(), b"second");
+    assert!(!world.path("cell.staging").exists());
+    // The folder of before stays until its keeper removes it.
+    let again = world.restored(world.restore_job(&first.snapshot, "cell"));
+    assert_eq!(again.unwrap_err().0, berth_snapshot::Reason::BadJob);
+    assert_eq!(fs::read(world.path("cell.previous/f")).unwrap(), b"second");
+}
+
+#[test]
+fn a_restore_for_another_owner_has_the_same_tree_hash() {
+    let mut world = World::new();
+    fs::write(world.cell().join("f"), "x").unwrap();
+    fs::set_permissions(world.cell().join("f"), fs::Permissions::from_mode(0o4711)).unwrap();
+    let taken = world.snapshot();
+    let mut job = world.restore_job(&taken.snapshot, "other");
+    job.owner = Some((4242, 4243));
+    let restored = world.restored(job).unwrap();
+    assert_eq!(restored.tree, Some(taken.tree));
+    let meta = fs::metadata(world.path("other/f")).unwrap();
+    assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (4242, 4243, 0o4711));
+}
+
+#[test]
+fn holes_stay_holes_and_large_files_go_up_in_parts() {
+    let mut world = World::new();
+    world.limits.part_bytes = 5 * 1024 * 1024;
+    let sparse = fs::File::create(world.cell().join("sparse")).unwrap();
+    sparse.set_len(300 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", (200 << 20) + 5).unwrap();
+    let mut dice = Dice(7);
+    fs::write(world.cell().join("large"), dice.bytes(18 << 20)).unwrap();
+    let taken = world.snapshot();
+    world.restored(world.restore_job(&taken.snapshot, "back")).unwrap();
+    let meta = fs::metadata(world.path("back/sparse")).unwrap();
+    assert_eq!(meta.len(), 300 << 20);
+    assert!(meta.blocks() * 512 < 1 << 20, "{} bytes are allocated", meta.blocks() * 512);
+    assert_eq!(hash(&world.path("back")), taken.tree);
+}
+
+#[test]
+fn single_paths_come_back_into_a_folder_of_their_own() {
+    let mut world = World::new();
+    fs::create_dir_all(world.cell().join("a/b")).unwrap();
+    for name in ["a/b/f", "a/g", "h"] {
+        fs::write(world.cell().join(name), name).unwrap();
+    }
+    let taken = world.snapshot();
+    let mut job = world.restore_job(&taken.snapshot, "picked");
+    job.paths = vec!["a/b".into(), "h".into()];
+    let restored = world.restored(job.clone()).unwrap();
+    assert_eq!(restored.tree, None);
+    assert_eq!(fs::read(world.path("picked/a/b/f")).unwrap(), b"a/b/f");
+    assert_eq!(fs::read(world.path("picked/h")).unwrap(), b"h");
+    assert!(!world.path("picked/a/g").exists());
+    for bad in ["../etc", "nowhere", "", "a/./b"] {
+        job.paths = vec![bad.into()];
+        job.target = world.path("elsewhere");
+        assert_eq!(world.restored(job.clone()).unwrap_err().0, berth_snapshot::Reason::NotFound, "{bad}");
+    }
+}

@@ -1,0 +1,74 @@
+//! The check of a store at start-up, and what each kind of wrong store is called.
+
+use berth_snapshot::Reason;
+use berth_snapshot::protocol::{Job, Outcome};
+use berth_snapshot::store::{DeleteRight, StoreConfig};
+use berth_snapshot::worker::perform_here;
+
+use crate::support::World;
+
+#[test]
+fn a_nodes_credential_can_do_all_but_delete_and_an_admins_is_warned_of() {
+    let world = World::empty();
+    let mut request = world.request(Job::CheckStore);
+    let (outcome, _) = perform_here(&request, &mut |_| {}).unwrap();
+    let Outcome::StoreChecked(node) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((node.delete, node.warnings), (DeleteRight::Refused, Vec::new()));
+    request.store = world.store(true);
+    let (outcome, _) = perform_here(&request, &mut |_| {}).unwrap();
+    let Outcome::StoreChecked(admin) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(admin.delete, DeleteRight::Allowed);
+    assert!(admin.warnings[0].contains("may delete"), "{admin:?}");
+}
+
+#[test]
+fn a_nodes_credential_deletes_nothing() {
+    let mut world = World::new();
+    std::fs::write(world.cell().join("f"), "x").unwrap();
+    for _ in 0..3 {
+        std::fs::write(world.cell().join("f"), world.sequence.to_string()).unwrap();
+        world.snapshot();
+    }
+    let mut request = world.request(Job::Prune(crate::support::keep_last(1)));
+    request.store = world.store(false);
+    assert_eq!(perform_here(&request, &mut |_| {}).unwrap_err().0, Reason::StoreRefused);
+    assert_eq!(world.lines(Job::List).len(), 3);
+}
+
+#[test]
+fn a_wrong_store_is_told_by_what_is_wrong() {
+    let world = World::empty();
+    let reason = |change: &dyn Fn(&mut StoreConfig)| {
+        let mut request = world.request(Job::CheckStore);
+        request.store.limits.total_ms = 300;
+        change(&mut request.store);
+        perform_here(&request, &mut |_| {}).unwrap_err()
+    };
+    type Change<'a> = &'a dyn Fn(&mut StoreConfig);
+    let cases: [(Reason, &str, Change<'_>); 5] = [
+        (Reason::NoBucket, "no bucket `other`", &|store| store.bucket = "other".into()),
+        (Reason::StoreRefused, "SignatureDoesNotMatch", &|store| {
+            store.credential.secret_access_key = berth_shared::secret::Secret::new("wrong");
+        }),
+        (Reason::StoreUnreachable, "could not be reached", &|store| {
+            store.endpoint = "http://127.0.0.1:1".into()
+        }),
+        (Reason::BadJob, "endpoint", &|store| store.endpoint = "ftp://x".into()),
+        (Reason::BadJob, "prefix", &|store| store.prefix = "/x".into()),
+    ];
+    for (expected, text, change) in cases {
+        let (reason, said) = reason(change);
+        assert_eq!(reason, expected, "{said}");
+        assert!(said.contains(text), "{said}");
+    }
+}
+
+#[test]
+fn a_repository_is_made_once_and_opened_with_its_own_key_only() {
+    let mut world = World::empty();
+    assert_eq!(world.does(Job::List).unwrap_err().0, Reason::Repository);
+    world.init().unwrap();
+    assert_eq!(world.init().unwrap_err().0, Reason::Repository);
+    world.key = berth_snapshot::RepositoryKey::from_random([9; 64]);
+    assert_eq!(world.does(Job::List).unwrap_err().0, Reason::WrongKey);
+}
