@@ -87,15 +87,19 @@ impl ReadBackend for SnapshotGate {
         &self,
         kind: FileType,
         id: &Id,
-        _: bool,
+        cacheable: bool,
         offset: u32,
         length: u32,
     ) -> RusticResult<Bytes> {
         let name = name(kind, id);
-        match self.store.held(&name, offset, length) {
-            Some(bytes) => Ok(bytes),
-            None => self.store.get(&name, Some((offset, length)), |_| true).map_err(failed),
+        if let Some(bytes) = self.store.held(&name, offset, length) {
+            return Ok(bytes);
         }
+        if cacheable {
+            // A folder's listing: those of its neighbours lie beside it and are asked for next, one by one.
+            return self.store.get_ahead(&name, offset, length).map_err(failed);
+        }
+        self.store.get(&name, Some((offset, length)), |_| true).map_err(failed)
     }
 
     fn warmup_path(&self, kind: FileType, id: &Id) -> String {

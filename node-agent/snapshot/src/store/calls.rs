@@ -11,6 +11,9 @@ use super::{Operation, S3Store, StoreError, WINDOWS_MAX, Window, sdk_error};
 /// Objects per page of a listing: S3's most.
 const PAGE: i32 = 1000;
 
+/// What is fetched ahead of a folder's listing begins and ends at multiples of this, in bytes.
+const AHEAD_BYTES: u32 = 1024 * 1024;
+
 impl S3Store {
     pub(super) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
@@ -63,32 +66,38 @@ impl S3Store {
     ) -> Result<Bytes, StoreError> {
         let key = self.key(name);
         self.run(Operation::Get, || async {
-            self.counters.gets.fetch_add(1, Ordering::Relaxed);
-            let header = range.map(|(offset, length)| {
-                let last = u64::from(offset) + u64::from(length).saturating_sub(1);
-                format!("bytes={offset}-{last}")
-            });
-            let answer = self
-                .client
-                .get_object()
-                .bucket(&self.bucket)
-                .key(&key)
-                .set_range(header)
-                .send()
-                .await
-                .map_err(|error| sdk_error(Operation::Get, &self.bucket, name, &error))?;
-            let body = answer.body.collect().await.map_err(|error| StoreError::Unreachable {
-                operation: Operation::Get.name(),
-                detail: format!("the body broke off: {error}"),
-            })?;
-            let bytes = body.into_bytes();
-            self.counters.bytes_down.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            let bytes = self.get_range(name, &key, range).await?;
             let damaged = |detail| StoreError::Damaged { key: name.to_owned(), detail };
             if range.is_some_and(|(_, length)| bytes.len() as u64 != u64::from(length)) {
                 return Err(damaged("it has another length"));
             }
             if whole(&bytes) { Ok(bytes) } else { Err(damaged("its hash is another one")) }
         })
+    }
+
+    /// One try: what the store sends of the range, which may be less than was asked for.
+    async fn get_range(&self, name: &str, key: &str, range: Option<(u32, u32)>) -> Result<Bytes, StoreError> {
+        self.counters.gets.fetch_add(1, Ordering::Relaxed);
+        let header = range.map(|(offset, length)| {
+            let last = u64::from(offset) + u64::from(length).saturating_sub(1);
+            format!("bytes={offset}-{last}")
+        });
+        let answer = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .set_range(header)
+            .send()
+            .await
+            .map_err(|error| sdk_error(Operation::Get, &self.bucket, name, &error))?;
+        let body = answer.body.collect().await.map_err(|error| StoreError::Unreachable {
+            operation: Operation::Get.name(),
+            detail: format!("the body broke off: {error}"),
+        })?;
+        let bytes = body.into_bytes();
+        self.counters.bytes_down.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     /// Writes an object, in parts when it is large. What is there already is replaced.
@@ -215,12 +224,35 @@ impl S3Store {
     /// a request each. Held until `release`d, or until 16 newer ones were fetched.
     pub(crate) fn hold(&self, name: &str, offset: u32, length: u32) -> Result<(), StoreError> {
         let bytes = self.get(name, Some((offset, length)), |_| true)?;
+        self.keep(Window { key: name.to_owned(), offset, bytes });
+        Ok(())
+    }
+
+    /// Fetches a part of a pack with what lies around it, and holds all of that.
+    pub(super) fn get_ahead(&self, name: &str, offset: u32, length: u32) -> Result<Bytes, StoreError> {
+        let begin = offset - offset % AHEAD_BYTES;
+        let end = offset.saturating_add(length).checked_next_multiple_of(AHEAD_BYTES).unwrap_or(u32::MAX);
+        let key = self.key(name);
+        let bytes = self.run(Operation::Get, || async {
+            let bytes = self.get_range(name, &key, Some((begin, end - begin))).await?;
+            let needed = u64::from(offset - begin) + u64::from(length);
+            // It may end before the range does, where the pack ends.
+            if (bytes.len() as u64) < needed {
+                return Err(StoreError::Damaged { key: name.to_owned(), detail: "it is too short" });
+            }
+            Ok(bytes)
+        })?;
+        self.keep(Window { key: name.to_owned(), offset: begin, bytes: bytes.clone() });
+        let from = usize::try_from(offset - begin).unwrap_or_default();
+        Ok(bytes.slice(from..from + usize::try_from(length).unwrap_or_default()))
+    }
+
+    fn keep(&self, window: Window) {
         let mut windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if windows.len() >= WINDOWS_MAX {
             windows.pop_front();
         }
-        windows.push_back(Window { key: name.to_owned(), offset, bytes });
-        Ok(())
+        windows.push_back(window);
     }
 
     /// Gives up what was held of this part of a pack.
