@@ -15,7 +15,7 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 17] = [
+const ELSEWHERE: [(Code, &str, &str); 22] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
@@ -84,6 +84,32 @@ const ELSEWHERE: [(Code, &str, &str); 17] = [
         Code::LinkTooOld,
         "coordinator/src/tests/keys.rs",
         "a_node_of_the_first_version_works_and_is_never_sent_what_it_cannot_read",
+    ),
+    // Repositories' keys: the real API and key store, without a node.
+    (
+        Code::UserInUse,
+        "coordinator/src/tests/snapshots.rs",
+        "a_purge_needs_a_removed_user_ends_its_key_and_names_its_last_backup",
+    ),
+    (
+        Code::AmbiguousUser,
+        "coordinator/src/tests/snapshots.rs",
+        "a_purge_needs_a_removed_user_ends_its_key_and_names_its_last_backup",
+    ),
+    (
+        Code::KeyPurged,
+        "coordinator/src/tests/snapshots.rs",
+        "a_purge_needs_a_removed_user_ends_its_key_and_names_its_last_backup",
+    ),
+    (
+        Code::SnapshotsOff,
+        "coordinator/src/tests/snapshots.rs",
+        "users_of_before_get_keys_once_there_is_a_bucket_and_without_one_nothing_is_told",
+    ),
+    (
+        Code::KeyMissing,
+        "coordinator/src/tests/snapshots.rs",
+        "users_of_before_get_keys_once_there_is_a_bucket_and_without_one_nothing_is_told",
     ),
     // Needs a bug, or an impossible answer.
     (Code::Internal, "coordinator/src/tests/stores.rs", ""),
