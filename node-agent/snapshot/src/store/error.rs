@@ -126,16 +126,9 @@ fn cut(text: impl Into<String>) -> String {
     text
 }
 
-/// An error and its sources in one line. The SDK's own way adds all of their fields.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    cut(text)
+/// An error and its sources in one line, cut. The SDK's own way adds all of their fields.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    cut(berth_daemon::exit::chain(error))
 }
 
 /// Sorts what the SDK says into the errors above. `key` is empty where the bucket was asked.
