@@ -8,13 +8,12 @@ use berth_coordinator_core::rebuild::{Listing, plan};
 use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::{Actor, Command, Event};
 use berth_daemon::exit::{Exit, ExitError};
-use berth_journal::{KindId, KindVersion, NewRecord};
 use berth_shared::ids::UserId;
 
 use crate::daemon::JOURNAL_FOLDER;
 use crate::keystore::KeyStore;
 use crate::metrics::Metrics;
-use crate::store::{CHECKED_AT_START, Places, open_folder};
+use crate::store::{CHECKED_AT_START, Places, new_records, open_folder};
 use crate::system::wall_now;
 
 /// Largest listing that is read, in bytes: half a million snapshots.
@@ -80,16 +79,8 @@ pub fn rebuild(data_dir: &Path, from: &Path) -> Result<Done, ExitError> {
         let events = events.map_err(|refusal| Exit::Config.because(refusal))?;
         let encoded: Result<Vec<_>, _> = events.iter().map(Event::encode).collect();
         let encoded = encoded.map_err(|error| Exit::Software.because(error))?;
-        let records: Vec<NewRecord<'_>> = encoded
-            .iter()
-            .map(|event| NewRecord {
-                kind: KindId(event.kind),
-                version: KindVersion(event.version),
-                payload: &event.payload,
-            })
-            .collect();
         // One group: a user is known whole or not at all.
-        opened.journal.append_group(&records).map_err(|error| Exit::Io.because(error))?;
+        opened.journal.append_group(&new_records(&encoded)).map_err(|error| Exit::Io.because(error))?;
         for event in &events {
             opened.fleet.apply(event).map_err(|misfit| Exit::Software.because(misfit))?;
         }

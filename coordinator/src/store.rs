@@ -36,6 +36,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use check::Check;
 pub use start::{CHECKED_AT_START, Opened, Places, open, open_folder, replay_event};
 pub use writer::Writer;
+pub(crate) use writer::new_records;
 
 /// Most commands that wait for the writer. Callers are bounded by their connections, so it does not fill up.
 pub const QUEUE_MAX: usize = 1024;

@@ -103,15 +103,7 @@ where
             self.answer(batch.decided, None);
             return Ok(self);
         }
-        let records: Vec<NewRecord<'_>> = batch
-            .encoded
-            .iter()
-            .map(|event| NewRecord {
-                kind: KindId(event.kind),
-                version: KindVersion(event.version),
-                payload: &event.payload,
-            })
-            .collect();
+        let records = new_records(&batch.encoded);
         failpoint::STORE_DECIDED.reach();
         match self.journal.append_group(&records) {
             Ok(_committed) => {
@@ -173,6 +165,18 @@ fn decide(states: &mut States, requests: Vec<Request>, wall: fn() -> UnixMs) -> 
         decided.push(Decided { reply, outcome, tentative: states.is_tentative() });
     }
     Batch { decided, encoded }
+}
+
+/// Events as the journal takes them.
+pub(crate) fn new_records(encoded: &[Encoded]) -> Vec<NewRecord<'_>> {
+    encoded
+        .iter()
+        .map(|event| NewRecord {
+            kind: KindId(event.kind),
+            version: KindVersion(event.version),
+            payload: &event.payload,
+        })
+        .collect()
 }
 
 fn encode(events: &[Event]) -> Result<Vec<Encoded>, Problem> {
