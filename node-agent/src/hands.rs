@@ -397,7 +397,8 @@ impl<R: Runtime> Hands<R> {
         }
     }
 
-    /// Ends a suspension. Where its id was lost in a crash, the same *prepare* is asked again: it names it.
+    /// Ends a suspension. Where its id was lost in a crash, the same *prepare* is asked again: it names it. Not of a
+    /// workload that admits work: the question would suspend it, in front of whoever is just let in.
     async fn resume(&self, job: &Job) -> Result<Outcome, Problem> {
         let Some(address) = job.address.filter(|_| workload::has_handshake(job.spec.workload)) else {
             return Ok(Outcome::Resumed);
@@ -405,8 +406,10 @@ impl<R: Runtime> Hands<R> {
         let known = self.lock_suspensions().get(&job.spec.cell).map(|(_, id)| id.clone());
         let id = match (known, job.remembered.last_suspend) {
             (Some(id), _) => Some(id),
-            (None, Some(op)) => self.prepare(job, address, OpId(op)).await.1,
-            (None, None) => None,
+            (None, Some(op)) if !self.admits_work(job, address).await => {
+                self.prepare(job, address, OpId(op)).await.1
+            }
+            (None, _) => None,
         };
         let Some(id) = id else {
             // Nothing is held by us: a suspension that cannot be named ends by itself after two minutes, and the
@@ -426,6 +429,15 @@ impl<R: Runtime> Hands<R> {
         }
         self.forget_suspension(job);
         Ok(Outcome::Resumed)
+    }
+
+    /// A workload that is suspended says that it is not ready.
+    async fn admits_work(&self, job: &Job, address: SocketAddr) -> bool {
+        let http = CellHttp::new(address, &job.spec, &job.domain);
+        let answer = http.get(workload::ready_path(job.spec.workload), PROBE_MAX).await;
+        answer.is_ok_and(|answer| {
+            workload::judge_probe(job.spec.workload, answer.status, &answer.body) == Probe::Ready
+        })
     }
 
     async fn repair(&self, job: &Job) -> Result<Outcome, Problem> {

@@ -172,7 +172,7 @@ pub struct Remembered {
     pub up_this_boot: bool,
     /// Was a start ever reported? A start that was only intended may never have been asked of anybody.
     pub was_started: bool,
-    /// Number of the newest *suspend*: names its handshake, so that it can be ended after a crash.
+    /// Number of the newest *suspend* since the newest start: names its handshake, so that it can be ended after a crash.
     pub last_suspend: Option<u64>,
     /// Number of the newest *pause* that was begun.
     pub pause: Option<u64>,
@@ -430,7 +430,12 @@ impl Memory {
                             cell.creates.remove(CREATES_MAX / 2);
                         }
                     }
-                    IntentVerb::Start | IntentVerb::Unpause => (cell.frozen, cell.frozen_at) = (false, None),
+                    IntentVerb::Start => {
+                        (cell.frozen, cell.frozen_at) = (false, None);
+                        // A suspension ends with its process.
+                        cell.last_suspend = None;
+                    }
+                    IntentVerb::Unpause => (cell.frozen, cell.frozen_at) = (false, None),
                     // From here on an end is meant.
                     IntentVerb::Stop | IntentVerb::KillFrozen => cell.up_this_boot = false,
                     IntentVerb::Suspend => cell.last_suspend = Some(intent.op),

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -292,6 +293,7 @@ async fn dispatch(
 
 async fn prepare(world: &Arc<World>, mode: &Mode, client: IpAddr, params: Value) -> Result<Answer, RpcError> {
     let now = world.clock.now();
+    world.prepares_asked.fetch_add(1, Ordering::Relaxed);
     if !mode.no_rate_limit
         && let Err(retry_after_ms) = world.take_prepare(client, now)
     {

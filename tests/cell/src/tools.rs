@@ -160,6 +160,7 @@ pub(crate) fn whoami(world: &World) -> Reply {
             "gid": rustix::process::getgid().as_raw(),
             "uptimeMs": now.mono_ms,
             "active": world.work.active(),
+            "prepares": world.prepares_asked.load(Ordering::Relaxed),
         }),
     )
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ pub(crate) struct World {
     pub(crate) held_memory: Mutex<Vec<u8>>,
     /// Does `/beat` beat?
     pub(crate) beats: AtomicBool,
+    /// How often it was asked to suspend itself.
+    pub(crate) prepares_asked: AtomicU64,
     prepares: Mutex<BTreeMap<IpAddr, (u64, u32)>>,
 }
 
@@ -88,6 +90,7 @@ impl World {
             crash_at: watch::Sender::new(crash_at),
             held_memory: Mutex::new(Vec::new()),
             beats: AtomicBool::new(false),
+            prepares_asked: AtomicU64::new(0),
             prepares: Mutex::new(BTreeMap::new()),
         })
     }

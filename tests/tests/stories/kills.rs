@@ -272,6 +272,32 @@ async fn an_agent_killed_while_it_ends_a_frozen_cell_leaves_none_paused() {
 }
 
 #[tokio::test]
+async fn an_agent_that_comes_back_does_not_suspend_a_cell_that_runs() {
+    let mut story = Story::begin(Rest::Stop).await;
+    // The journal knows of a suspension, of a process that has ended since.
+    story.rests().await;
+    // And of one whose process goes on, because it had something to do.
+    story.member.front.post("/control", r#"{"busy":["embedded-run"]}"#).await.ok(200);
+    eventually("it was asked, and is busy", BOUND, async || {
+        story.world.status("anna").await["last_refusal"].to_string().contains("embedded-run").then_some(())
+    })
+    .await;
+    story.world.agent.kill9();
+    story.member.front.post("/control", r#"{"busy":null}"#).await.ok(200);
+    let before = whoami(&story.member.front).await["prepares"].clone();
+    story.world.agent.spawn().await;
+    eventually("the agent has taken up what runs", BOUND, async || {
+        let counted = story.world.metrics(&story.world.agent).await;
+        (counted.value("berth_agent_cells{kind=\"running\"}") == 1.0).then_some(())
+    })
+    .await;
+    // Asked at once it would refuse whoever comes through the door, which is open.
+    assert_eq!(whoami(&story.member.front).await["prepares"], before);
+    story.truth_holds("after an agent that came back").await;
+    story.end().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_is_asked_to_stop_does_not_wait_for_a_push() {
     let mut story = Story::begin(Rest::Freeze).await;
     story.rests().await;
