@@ -54,6 +54,8 @@ pub enum Verb {
     Restart,
     Logs,
     Purge,
+    Snapshot,
+    Restore,
 }
 
 impl From<CommandVerb> for Verb {
@@ -64,6 +66,8 @@ impl From<CommandVerb> for Verb {
             CommandVerb::Restart => Self::Restart,
             CommandVerb::Logs { .. } => Self::Logs,
             CommandVerb::Purge => Self::Purge,
+            CommandVerb::Snapshot => Self::Snapshot,
+            CommandVerb::Restore { .. } => Self::Restore,
         }
     }
 }

@@ -106,6 +106,10 @@ codes! {
     KeyPurged "key_purged" 410 "The user's repository key was destroyed, so that nothing of its snapshots can be read any more." "There is no way back. The answer to the purge says when the last backup of the key ends."
     SnapshotsOff "snapshots_off" 409 "The coordinator has no bucket for snapshots." "Set `snapshots.bucket` in its config and make its keys with `berth-coordinator keys init`."
     AmbiguousUser "ambiguous_user" 409 "Several users had this name, one after the other." "Name the one that is meant by its id; the detail lists them."
+    SnapshotFailed "snapshot_failed" 502 "No snapshot of the cell could be taken." "The detail says why: look at the bucket, its credential and the cell's disk. It is tried again by itself."
+    RestoreFailed "restore_failed" 502 "The cell's data could not be restored from its snapshot." "The detail says why: look at the bucket, its credential and the cell's disk. The cell does not start without its data; it is tried again at its next wake."
+    RepositoryUnknown "repository_unknown" 503 "The node was not told yet where this user's snapshots are." "It is told within seconds of being connected to the coordinator; look at the coordinator's log if not."
+    StateTooNew "state_too_new" 409 "The snapshot was taken under a newer image than the cell's: an older one cannot read it." "Give the user the newer image first, or choose an older snapshot; `berth snapshot list USER` shows both."
 }
 
 impl fmt::Display for Code {
