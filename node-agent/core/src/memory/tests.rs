@@ -3,6 +3,7 @@
 use super::*;
 use berth_shared::cell::{CellSize, CellSpec, IdleRest, RestPolicy, SleepTerms, Workload};
 use berth_shared::ids::{Generation, JoinCounter, SessionNonce, UserId};
+use berth_shared::snapshot::{Snapshot, TreeHash};
 use berth_shared::time::{Millis, UnixMs};
 
 fn cell(seed: u8) -> CellId {
@@ -432,15 +433,15 @@ fn the_bytes_of_a_schedule_record_never_change() {
     );
 }
 
-fn snapshot_of(seed: u8, seq: u64) -> snapshot::Snapshot {
-    snapshot::Snapshot {
+fn snapshot_of(seed: u8, seq: u64) -> Snapshot {
+    Snapshot {
         id: SnapshotId::from_bytes([u8::try_from(seq).unwrap(); 32]),
         cell: cell(seed),
         generation: Generation { epoch: 1, number: 2 },
         seq,
         taken_at: UnixMs(5),
         bytes: berth_shared::units::Bytes(6),
-        tree: snapshot::TreeHash::from_bytes([7; 32]),
+        tree: TreeHash::from_bytes([7; 32]),
         image: "a:b".parse().unwrap(),
         parent: None,
     }
@@ -448,7 +449,7 @@ fn snapshot_of(seed: u8, seq: u64) -> snapshot::Snapshot {
 
 fn taken(seed: u8, seq: u64, at_rest: bool) -> Record {
     let user = UserId::from_random([seed; 16]);
-    Record::Step(Step::Taken { user, snapshot: Box::new(snapshot_of(seed, seq)), at_rest })
+    Record::Step(Step::Taken { user, snapshot: Box::new(snapshot_of(seed, seq)), at_rest, aside: false })
 }
 
 fn begun(seed: u8, seq: u64) -> Record {
@@ -483,7 +484,7 @@ fn what_is_known_of_snapshots_outlives_the_agent_and_its_journals_snapshots() {
     assert_eq!(remembering(memory.snapshot()), memory);
     assert_eq!(memory.repositories.next_seq(cell(1), Generation { epoch: 1, number: 2 }), 3);
     assert_eq!(memory.repositories.next_seq(cell(1), Generation { epoch: 1, number: 3 }), 1);
-    let untold: Vec<u64> = memory.repositories.untold.iter().map(|(_, snapshot)| snapshot.seq).collect();
+    let untold: Vec<u64> = memory.repositories.untold.iter().map(|untold| untold.snapshot.seq).collect();
     assert_eq!(untold, [2], "what has had its final word is not told again");
 }
 
@@ -500,6 +501,13 @@ fn a_snapshot_stands_for_what_is_there_until_the_cell_is_up_again() {
     assert!(!clean(vec![taken(1, 1, false)]), "it was up meanwhile");
     assert!(!clean(vec![taken(1, 1, true), intent(1, IntentVerb::Start)]));
     assert!(!clean(vec![taken(1, 1, true), intent(1, IntentVerb::Unpause)]));
+    let aside = Record::Step(Step::Taken {
+        user: UserId::from_random([1; 16]),
+        snapshot: Box::new(snapshot_of(1, 2)),
+        at_rest: true,
+        aside: true,
+    });
+    assert!(!clean(vec![taken(1, 1, false), aside]), "what lies elsewhere stands for nothing here");
     assert!(clean(vec![taken(1, 1, false), Record::Step(Step::Same { cell: cell(1) })]));
 }
 
@@ -546,10 +554,10 @@ fn a_cell_begins_from_its_snapshot_only_where_it_never_was_up() {
 fn more_snapshots_than_are_waited_for_push_the_oldest_out() {
     let mut memory = Memory::default();
     for seq in 0..=UNTOLD_MAX as u64 {
-        let snapshot = Box::new(snapshot::Snapshot { seq, ..snapshot_of(1, 1) });
+        let snapshot = Box::new(Snapshot { seq, ..snapshot_of(1, 1) });
         let user = UserId::from_random([1; 16]);
-        memory.apply(Record::Step(Step::Taken { user, snapshot, at_rest: true }));
+        memory.apply(Record::Step(Step::Taken { user, snapshot, at_rest: true, aside: false }));
     }
     assert_eq!(memory.repositories.untold.len(), UNTOLD_MAX);
-    assert_eq!(memory.repositories.untold[0].1.seq, 1);
+    assert_eq!(memory.repositories.untold[0].snapshot.seq, 1);
 }
