@@ -9,6 +9,7 @@ mod error;
 mod moves;
 mod node_keys;
 mod nodes;
+mod reading;
 mod snapshots;
 mod tokens;
 mod users;
@@ -37,13 +38,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::BucketCheck;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::keys::Keys;
 use crate::metrics::{ApiLabels, Area, Metrics, Outcome};
+use crate::repositories::Repositories;
 use crate::store::Store;
 use crate::system::random;
-use crate::vaults::Vaults;
 use error::{ApiError, Refused};
 
 /// Largest request body.
@@ -78,7 +80,8 @@ pub struct Shared {
     readiness: Readiness,
     keys: Keys,
     /// Users' repositories, where there is a bucket.
-    vaults: Option<Vaults>,
+    repositories: Option<Repositories>,
+    bucket: BucketCheck,
     /// Takes another key when the coordinator has one.
     listener: Arc<Listener>,
     /// Stands in join tokens.
@@ -92,6 +95,13 @@ impl std::ops::Deref for Api {
     }
 }
 
+impl Shared {
+    /// Keys and places of repositories, where there is a bucket.
+    fn vaults(&self) -> Option<&crate::vaults::Vaults> {
+        self.repositories.as_ref().map(Repositories::vaults)
+    }
+}
+
 impl Api {
     /// `link` is the UDP address that `listener` is bound to.
     #[expect(clippy::too_many_arguments, reason = "each is a part of the daemon, named where it is made")]
@@ -102,12 +112,24 @@ impl Api {
         metrics: Arc<Metrics>,
         readiness: Readiness,
         keys: Keys,
-        vaults: Option<Vaults>,
+        repositories: Option<Repositories>,
+        bucket: BucketCheck,
         listener: Arc<Listener>,
         link: SocketAddr,
     ) -> Self {
         let dial_address = config.dial_address(link);
-        let shared = Shared { config, store, hub, metrics, readiness, keys, vaults, listener, dial_address };
+        let shared = Shared {
+            config,
+            store,
+            hub,
+            metrics,
+            readiness,
+            keys,
+            repositories,
+            bucket,
+            listener,
+            dial_address,
+        };
         Self(Arc::new(shared))
     }
 }
@@ -144,9 +166,13 @@ fn router(api: Api) -> Router {
         .route("/v1/cells/{slug}/hold", post(cells::hold).delete(cells::end_hold))
         .route("/v1/cells/{slug}/quarantine", post(cells::quarantine).delete(cells::release))
         .layer(middleware::from_fn(bounded));
-    // These wait for a cell, each with a bound of its own.
+    // These wait for a cell or a worker, each with a bound of its own.
     let long = Router::new()
         .route("/v1/nodes/{name}/left-behind", axum::routing::delete(moves::purge))
+        .route("/v1/users/{slug}/snapshots/{id}", get(reading::show))
+        .route("/v1/users/{slug}/snapshots/{id}/files", get(reading::files))
+        .route("/v1/users/{slug}/snapshots/{id}/file", get(reading::file))
+        .route("/v1/users/{slug}/snapshots/{id}/diff", get(reading::diff))
         .route("/v1/cells/{slug}/wake", post(cells::wake))
         .route("/v1/cells/{slug}/sleep", post(cells::sleep))
         .route("/v1/cells/{slug}/restart", post(cells::restart));

@@ -106,6 +106,13 @@ codes! {
     KeyPurged "key_purged" 410 "The user's repository key was destroyed, so that nothing of its snapshots can be read any more." "There is no way back. The answer to the purge says when the last backup of the key ends."
     SnapshotsOff "snapshots_off" 409 "The coordinator has no bucket for snapshots." "Set `snapshots.bucket` in its config and make its keys with `berth-coordinator keys init`."
     AmbiguousUser "ambiguous_user" 409 "Several users had this name, one after the other." "Name the one that is meant by its id; the detail lists them."
+    UnknownSnapshot "unknown_snapshot" 404 "The user has no such snapshot, or more than one begins so, or there is nothing at this path in it." "List the snapshots with `berth snapshot list USER`, and what is in one with `berth snapshot ls USER SNAPSHOT`; the detail says which it was."
+    WorkersBusy "workers_busy" 503 "As many workers as may look into repositories at a time are busy." "Try again in a minute; `snapshots.workers` says how many there may be."
+    BucketUnreachable "bucket_unreachable" 503 "The bucket did not answer, or not to the end." "Try again; `berth doctor` tells whether the bucket can be reached, and the detail what was tried."
+    BucketRefused "bucket_refused" 502 "The bucket is not there, or refuses the coordinator's credential." "`berth doctor` tells which; mend `snapshots.bucket` or the credential's file, and start the coordinator anew."
+    RepositoryDamaged "repository_damaged" 502 "Something of the user's repository is missing or damaged." "Run `berth snapshot check USER`; docs/INSTALL.md tells how a repository is repaired."
+    PruneOff "prune_off" 409 "The coordinator has no credential that may delete." "Set `snapshots.prune_credential_file` in its config, and start it anew."
+    PruneUnsafe "prune_unsafe" 409 "A node that had the user before cannot be asked, and may still write into the repository." "Bring the named node back, or remove it with `berth node rm`; a scheduled prune waits for that by itself."
 }
 
 impl fmt::Display for Code {

@@ -53,7 +53,7 @@ pub enum Verb {
     /// Nodes: the machines that cells live on.
     #[command(subcommand)]
     Node(NodeVerb),
-    /// Snapshots of users' data, as the coordinator knows them.
+    /// Snapshots of users' data: lists, what is in them, single files. Wakes nobody, and needs no node.
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
     /// Join tokens: what lets a new node in, once.
@@ -209,6 +209,53 @@ pub enum SnapshotVerb {
     List {
         /// Whose: a name, or the id of a user that was removed.
         user: String,
+    },
+    /// Shows one snapshot, as its repository has it.
+    Show {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which: an id, 8 or more digits that one begins with, or `latest`.
+        #[arg(default_value = "latest")]
+        snapshot: String,
+    },
+    /// Lists what is in a folder of a snapshot. That it was looked at is journaled.
+    Ls {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which: an id, 8 or more digits that one begins with, or `latest`.
+        #[arg(default_value = "latest")]
+        snapshot: String,
+        /// The folder, or a file; the cell's own folder where not given.
+        #[arg(default_value = "")]
+        path: String,
+        /// Also what is in its folders.
+        #[arg(long, short = 'r')]
+        recursive: bool,
+    },
+    /// Lists what differs between two snapshots. That it was looked at is journaled.
+    Diff {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// The older one: an id, 8 or more digits that one begins with, or `latest`.
+        from: String,
+        /// The newer one.
+        #[arg(default_value = "latest")]
+        to: String,
+    },
+    /// Writes one file of a snapshot to standard output, or into a file. That it was read is journaled.
+    Get {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which: an id, 8 or more digits that one begins with, or `latest`.
+        snapshot: String,
+        /// The file, relative to the cell's folder.
+        path: String,
+        /// Into this file, which is made with mode 0600 when all of the content is there; `-`: standard output.
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replaces a file that is there already.
+        #[arg(long)]
+        force: bool,
     },
 }
 

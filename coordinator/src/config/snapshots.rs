@@ -13,6 +13,9 @@ const BUCKET_BYTES: std::ops::RangeInclusive<usize> = 3..=63;
 /// Longest `endpoint`, `region` and `prefix`.
 const TEXT_BYTES_MAX: usize = 256;
 
+/// Most workers at a time: each may hold 200 MB.
+const WORKERS_MAX: u32 = 16;
+
 /// Where users' snapshots go, and what is expected of them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -31,6 +34,10 @@ pub struct Snapshots {
     pub credential_file: Option<PathBuf>,
     /// Folder of credentials that are given to one node each: a file of the node's name, as above. Read at the start.
     pub node_credentials: Option<PathBuf>,
+    /// File of a second credential, which may delete: for prunes, never given to a node. `None`: nothing is pruned.
+    pub prune_credential_file: Option<PathBuf>,
+    /// How many workers may look into repositories for the API at a time.
+    pub workers: u32,
     /// A cell that was in use for so long without a new snapshot is told of by `berth doctor`.
     pub age_max: Span,
     /// How many days a backup of the key store may be kept.
@@ -47,6 +54,8 @@ impl Default for Snapshots {
             prefix: String::new(),
             credential_file: None,
             node_credentials: None,
+            prune_credential_file: None,
+            workers: 2,
             age_max: Span(Millis::minutes(24 * 60)),
             key_backup_days: 30,
         }
@@ -73,6 +82,12 @@ impl Snapshots {
         }
         if self.bucket.is_none() && self.node_credentials.is_some() {
             wrong("snapshots.bucket", "has to be set beside the nodes' credentials".to_owned());
+        }
+        if self.bucket.is_none() && self.prune_credential_file.is_some() {
+            wrong("snapshots.bucket", "has to be set beside the credential for prunes".to_owned());
+        }
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            wrong("snapshots.workers", format!("has to be from 1 to {WORKERS_MAX}"));
         }
         if let Some(bucket) = &self.bucket
             && !is_bucket(bucket)

@@ -47,7 +47,8 @@ pub(crate) async fn show(State(api): State<Api>) -> Json<Doctor> {
     ];
     let connected = api.hub.connected().len();
     coordinator.extend(check_up::fleet(&fleet, connected, api.config.autonomy.of(fleet.nodes().count())));
-    if let Some(vaults) = &api.vaults {
+    if let Some(vaults) = api.vaults() {
+        coordinator.extend(api.bucket.findings());
         coordinator.extend(match vaults.ids().await {
             Ok(keys) => {
                 let age_max = api.config.snapshots.age_max.0;

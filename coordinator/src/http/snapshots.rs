@@ -56,12 +56,14 @@ pub(crate) async fn password(
 }
 
 fn of(api: &Api) -> Result<&Vaults, ApiError> {
-    api.vaults
-        .as_ref()
-        .ok_or_else(|| ApiError::new(Code::SnapshotsOff, "the config names no bucket for snapshots"))
+    api.vaults().ok_or_else(off)
 }
 
-fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
+pub(super) fn off() -> ApiError {
+    ApiError::new(Code::SnapshotsOff, "the config names no bucket for snapshots")
+}
+
+pub(super) fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
     match of(api) {
         _ if fleet.is_purged(user) => ApiError::new(Code::KeyPurged, format!("the key of {user} was purged")),
         Ok(_) => ApiError::new(Code::KeyMissing, format!("{user} has no repository key yet")),
@@ -70,7 +72,7 @@ fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
 }
 
 /// Who is meant by a name or an id in a path: the user of now; else the one that had the name, if it was one only.
-fn whose(fleet: &Fleet, text: &str) -> Result<UserId, Problem> {
+pub(super) fn whose(fleet: &Fleet, text: &str) -> Result<UserId, Problem> {
     if let Ok(id) = text.parse::<UserId>() {
         let is_known = fleet.user_by_id(id).is_some() || fleet.vault(id).is_some() || fleet.is_purged(id);
         let unknown = || Problem::new(Code::UnknownUser, format!("there is no user {id}"));
@@ -98,10 +100,7 @@ fn view(api: &Api, fleet: &Fleet, vault: &Vault) -> Snapshots {
     let orphans = vault.orphans.iter().map(|orphan| OrphanSnapshot {
         node: orphan.node.and_then(|node| fleet.node(node)).map(|node| node.name.clone()),
         current: orphan.current,
-        prefix: api
-            .vaults
-            .as_ref()
-            .map(|vaults| vaults.orphans_prefix(vault.user, orphan.snapshot.generation)),
+        prefix: api.vaults().map(|vaults| vaults.orphans_prefix(vault.user, orphan.snapshot.generation)),
         snapshot: orphan.snapshot.clone(),
     });
     Snapshots {

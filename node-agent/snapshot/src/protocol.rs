@@ -40,7 +40,7 @@ pub struct Request {
     pub version: u32,
     /// Where the repository is.
     pub store: StoreConfig,
-    /// The user's key. Not needed for `check_store`.
+    /// The user's key. Not needed for `check_store` and `folders`.
     #[serde(default)]
     pub key: Option<RepositoryKey>,
     /// What to do.
@@ -93,6 +93,8 @@ pub enum Job {
     },
     /// Forget snapshots by a rule, and remove data that none needs any more.
     Prune(PruneJob),
+    /// The folders right below the prefix: which users' repositories a bucket has. Needs no key.
+    Folders,
     /// The snapshots.
     List,
     /// What is in a folder of a snapshot.
@@ -145,6 +147,11 @@ pub enum Line {
         entries: u64,
         /// Bytes gone through.
         bytes: u64,
+    },
+    /// Of `folders`: one folder.
+    Folder {
+        /// Its name.
+        name: String,
     },
     /// Of `list`: one snapshot.
     Snapshot(SnapshotLine),
@@ -212,7 +219,7 @@ pub enum Outcome {
     Pruned(Pruned),
     /// Of `show`.
     Shown(SnapshotLine),
-    /// Of `list`, `ls`, `diff` and `dump`: all lines of it were written.
+    /// Of `folders`, `list`, `ls`, `diff` and `dump`: all lines of it were written.
     Told {
         /// How many lines, or how many bytes of a `dump`.
         count: u64,
