@@ -16,7 +16,7 @@ use berth_shared::signing::PublicKey;
 
 use crate::bucket::BucketCheck;
 use crate::config::Config;
-use crate::http::{self, Api};
+use crate::http::{self, Api, Kept};
 use crate::hub::Hub;
 use crate::install::install;
 use crate::keys::{Keys, KeysError};
@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::repositories::Repositories;
 use crate::store::{CHECKED_AT_START, Places, Store, Writer, open_folder};
 use crate::system::wall_now;
+use crate::upkeep::Upkeep;
 use crate::vaults::Vaults;
 
 /// Folder of the journal below the data folder.
@@ -140,23 +141,24 @@ pub async fn start(
         vaults.spawn(store.clone(), tasks);
     }
     let bucket = BucketCheck::default();
-    if let Some(repositories) = &repositories {
+    let mut kept_up = None;
+    if let Some(repositories) = repositories {
         bucket.spawn(repositories.clone(), Arc::clone(&metrics), tasks);
+        let upkeep = Upkeep::open(
+            &config.data_dir,
+            config.snapshots.clone(),
+            repositories.clone(),
+            store.clone(),
+            hub.clone(),
+            Arc::clone(&metrics),
+        );
+        upkeep.spawn(tasks);
+        kept_up = Some(Kept { repositories, bucket, upkeep });
     }
     of_link.spawn(Arc::clone(&link_listener), tasks);
     let public = key.public();
-    let api_state = Api::new(
-        config,
-        store,
-        hub,
-        metrics,
-        readiness.clone(),
-        keys,
-        repositories,
-        bucket,
-        link_listener,
-        link,
-    );
+    let api_state =
+        Api::new(config, store, hub, metrics, readiness.clone(), keys, kept_up, link_listener, link);
     http::serve(api_listener, api_state, tasks);
     readiness.set_ready();
     Ok(Coordinator { api, link, key: public, installed_now })

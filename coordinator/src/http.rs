@@ -46,6 +46,7 @@ use crate::metrics::{ApiLabels, Area, Metrics, Outcome};
 use crate::repositories::Repositories;
 use crate::store::Store;
 use crate::system::random;
+use crate::upkeep::Upkeep;
 use error::{ApiError, Refused};
 
 /// Largest request body.
@@ -70,6 +71,17 @@ const REQUEST_ID_HEADER: &str = "x-request-id";
 #[derive(Debug, Clone)]
 pub struct Api(Arc<Shared>);
 
+/// Users' repositories and what is known of them.
+#[derive(Debug)]
+pub struct Kept {
+    /// Workers that look into them.
+    pub repositories: Repositories,
+    /// Whether the bucket can be used.
+    pub bucket: BucketCheck,
+    /// Prunes and checks.
+    pub upkeep: Upkeep,
+}
+
 /// See [`Api`].
 #[derive(Debug)]
 pub struct Shared {
@@ -80,8 +92,7 @@ pub struct Shared {
     readiness: Readiness,
     keys: Keys,
     /// Users' repositories, where there is a bucket.
-    repositories: Option<Repositories>,
-    bucket: BucketCheck,
+    kept: Option<Kept>,
     /// Takes another key when the coordinator has one.
     listener: Arc<Listener>,
     /// Stands in join tokens.
@@ -98,7 +109,7 @@ impl std::ops::Deref for Api {
 impl Shared {
     /// Keys and places of repositories, where there is a bucket.
     fn vaults(&self) -> Option<&crate::vaults::Vaults> {
-        self.repositories.as_ref().map(Repositories::vaults)
+        self.kept.as_ref().map(|kept| kept.repositories.vaults())
     }
 }
 
@@ -112,24 +123,12 @@ impl Api {
         metrics: Arc<Metrics>,
         readiness: Readiness,
         keys: Keys,
-        repositories: Option<Repositories>,
-        bucket: BucketCheck,
+        kept: Option<Kept>,
         listener: Arc<Listener>,
         link: SocketAddr,
     ) -> Self {
         let dial_address = config.dial_address(link);
-        let shared = Shared {
-            config,
-            store,
-            hub,
-            metrics,
-            readiness,
-            keys,
-            repositories,
-            bucket,
-            listener,
-            dial_address,
-        };
+        let shared = Shared { config, store, hub, metrics, readiness, keys, kept, listener, dial_address };
         Self(Arc::new(shared))
     }
 }
@@ -169,6 +168,8 @@ fn router(api: Api) -> Router {
     // These wait for a cell or a worker, each with a bound of its own.
     let long = Router::new()
         .route("/v1/nodes/{name}/left-behind", axum::routing::delete(moves::purge))
+        .route("/v1/users/{slug}/prune", post(snapshots::prune))
+        .route("/v1/users/{slug}/check", post(snapshots::check))
         .route("/v1/users/{slug}/snapshots/{id}", get(reading::show))
         .route("/v1/users/{slug}/snapshots/{id}/files", get(reading::files))
         .route("/v1/users/{slug}/snapshots/{id}/file", get(reading::file))

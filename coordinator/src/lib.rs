@@ -24,6 +24,7 @@
 //! | [`heads`] | HEADs rebuilt from a listing of the bucket |
 //! | [`vaults`] | users' repositories: keys made, told to nodes, destroyed |
 //! | [`repositories`] | workers that look into users' repositories, and what they may cost |
+//! | [`upkeep`] | prunes and checks of users' repositories, by time and on demand |
 //! | [`http`] | the API: paths, bodies, who may call |
 //! | [`metrics`] | what is counted |
 //! | [`failpoint`] | where tests have it die (debug builds) |
@@ -46,6 +47,7 @@ pub mod records;
 pub mod repositories;
 pub mod store;
 mod system;
+pub mod upkeep;
 pub mod vaults;
 
 pub use system::wall_now;

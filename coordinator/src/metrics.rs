@@ -201,6 +201,10 @@ pub struct Metrics {
     pub snapshots_judged: Family<JudgedLabels, Counter>,
     /// 1 while the bucket could be used when it was looked at last.
     pub bucket_usable: Gauge,
+    /// Repositories whose last check found damage.
+    pub repositories_damaged: Gauge,
+    /// Repositories whose last prune was not done.
+    pub prunes_overdue: Gauge,
     /// Workers on users' repositories.
     pub workers: Family<JobLabels, Counter>,
     /// Users there are.
@@ -256,6 +260,16 @@ impl Default for Metrics {
                 of,
                 "bucket_usable",
                 "Whether the bucket could be used when it was looked at last",
+            ),
+            repositories_damaged: registered(
+                of,
+                "repositories_damaged",
+                "Users' repositories whose last check found damage",
+            ),
+            prunes_overdue: registered(
+                of,
+                "prunes_overdue",
+                "Users' repositories whose last prune was not done",
             ),
             workers: registered(of, "snapshot_workers", "Workers on users' repositories by how they ended"),
             users: registered(of, "users", "Users"),

@@ -231,6 +231,41 @@ pub enum EntryChange {
     Metadata,
 }
 
+/// What a prune came to: `POST /v1/users/{slug}/prune`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryPruned {
+    /// Whose repository.
+    pub user: UserId,
+    /// Snapshots that are gone.
+    pub forgotten: u64,
+    /// Snapshots that there are now.
+    pub kept: u64,
+    /// Bytes that were removed from the bucket.
+    pub bytes_removed: u64,
+    /// Bytes that no snapshot needs any more, and that are removed when they have waited for 30 days.
+    pub bytes_marked: u64,
+}
+
+/// Asks for a check: `POST /v1/users/{slug}/check`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckRepository {
+    /// How much of the data is read, in percent; `None`: as much as by time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_percent: Option<u8>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryChecked {
+    /// Whose repository.
+    pub user: UserId,
+    /// Nothing that a snapshot needs is missing or damaged, as far as it was looked at.
+    pub sound: bool,
+    /// What was found, worst first, at most 20.
+    pub findings: Vec<String>,
+}
+
 /// What opens a user's repository with stock `restic`: `POST /v1/users/{slug}/repository-password`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryAccess {

@@ -257,6 +257,23 @@ pub enum SnapshotVerb {
         #[arg(long)]
         force: bool,
     },
+    /// Forgets snapshots by the rule of retention now, and removes data that has been needed by none for 30 days.
+    ///
+    /// It is done by itself every `snapshots.prune_every`. HEAD always stays. Interrupting it does no harm.
+    Prune {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+    },
+    /// Checks now whether all is there that a user's snapshots need, and reads a sample of it.
+    ///
+    /// It is done by itself every `snapshots.check_every`. Ends with 1 when the repository is damaged.
+    Check {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// How much of the data is read, in percent; 100 reads all of it.
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+        read: Option<u8>,
+    },
 }
 
 /// About bearer tokens.

@@ -250,7 +250,7 @@ async fn what_is_in_a_snapshot_is_shown_and_a_file_is_written_once_it_is_whole()
 
     let to = bucket.path("got");
     let get = format!("snapshot get anna latest big -o {}", to.display());
-    assert!(berth(&world, &get).await.unwrap().ends_with(": 2.9 MiB\n"));
+    assert!(berth(&world, &get).await.unwrap().ends_with(": 2.8 MiB\n"));
     assert!(std::fs::read(&to).unwrap() == anna.big);
     let (exit, text) = berth(&world, &get).await.unwrap_err();
     assert!(exit == 66 && text.contains("--force"), "{text}");
@@ -260,12 +260,18 @@ async fn what_is_in_a_snapshot_is_shown_and_a_file_is_written_once_it_is_whole()
     let missing = format!("snapshot get anna latest nothing -o {}", elsewhere.join("f").display());
     let (exit, text) = berth(&world, &missing).await.unwrap_err();
     assert!(exit == 1 && text.contains("unknown_snapshot"), "{text}");
-    // Its pack is cut in the middle: what came until then is not taken for the file.
+    let pruned = berth(&world, "snapshot prune anna").await.unwrap();
+    assert!(pruned.starts_with("0 snapshots are gone, 2 stay; 0 B removed"), "{pruned}");
+    let checked = berth(&world, "snapshot check anna --read 100").await.unwrap();
+    assert_eq!(checked, "sound, as far as it was looked at\n");
+    // Its data is gone.
     std::fs::remove_dir_all(bucket.path("store/berth").join(&anna.told.prefix).join("data")).unwrap();
     berth(&world, &format!("snapshot get anna latest big -o {}", elsewhere.join("f").display()))
         .await
         .unwrap_err();
     assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing half-written is left");
+    let (exit, text) = berth(&world, "snapshot check anna").await.unwrap_err();
+    assert!(exit == 1 && text.starts_with("damaged\n"), "{text}");
     assert_eq!(berth(&world, "snapshot get anna latest new --json").await.unwrap_err().0, 64);
     world.end().await;
 }

@@ -88,7 +88,7 @@ impl<'a> Asked<'a> {
         let fleet = api.store.fleet();
         let user = whose(&fleet, user)?;
         let vault = fleet.vault(user).ok_or_else(|| no_key(api, &fleet, user))?.clone();
-        let repositories = api.repositories.as_ref().ok_or_else(off)?;
+        let repositories = &api.kept.as_ref().ok_or_else(off)?.repositories;
         let id = id(&vault, snapshot)?;
         Ok(Self { api, repositories, user, vault, id })
     }

@@ -5,14 +5,18 @@ use axum::{Extension, Json};
 use berth_coordinator_core::fleet::Vault;
 use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::{Actor, Command, Fleet};
-use berth_shared::api::{KeyPurged, OrphanSnapshot, RepositoryAccess, Snapshots};
+use berth_shared::api::{
+    CheckRepository, KeyPurged, OrphanSnapshot, RepositoryAccess, RepositoryChecked, RepositoryPruned,
+    Snapshots,
+};
 use berth_shared::ids::{Slug, UserId};
 use berth_shared::problem::{Code, Problem};
 
 use super::Api;
-use super::body::Name;
+use super::body::{JsonBody, Name};
 use super::error::ApiError;
 use super::users::{known_slug, unknown};
+use crate::upkeep::Upkeep;
 use crate::vaults::Vaults;
 
 pub(crate) async fn list(State(api): State<Api>, Name(name): Name) -> Result<Json<Snapshots>, ApiError> {
@@ -53,6 +57,46 @@ pub(crate) async fn password(
     tracing::warn!(%user, %actor, "a repository's password was shown");
     let prefix = vaults.prefix(user);
     Ok(Json(RepositoryAccess { user, key: key.id, prefix, password: key.password.clone() }))
+}
+
+/// Forgets snapshots by the rule of retention, and removes what nobody needs. As long as the caller waits.
+pub(crate) async fn prune(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<Json<RepositoryPruned>, ApiError> {
+    let (user, upkeep) = kept(&api, &name)?;
+    let pruned = upkeep.prune(user, actor).await?;
+    Ok(Json(RepositoryPruned {
+        user,
+        forgotten: pruned.forgotten.len() as u64,
+        kept: pruned.kept,
+        bytes_removed: pruned.bytes_removed,
+        bytes_marked: pruned.bytes_marked,
+    }))
+}
+
+/// Looks whether the repository is whole.
+pub(crate) async fn check(
+    State(api): State<Api>,
+    Name(name): Name,
+    JsonBody(request): JsonBody<CheckRepository>,
+) -> Result<Json<RepositoryChecked>, ApiError> {
+    let (user, upkeep) = kept(&api, &name)?;
+    let read_percent = request.read_percent.unwrap_or(api.config.snapshots.check_read_percent);
+    if read_percent > 100 {
+        return Err(ApiError::new(Code::BadRequest, "`read_percent` has to be from 0 to 100"));
+    }
+    let checked = upkeep.check(user, read_percent).await?;
+    Ok(Json(RepositoryChecked { user, sound: checked.sound, findings: checked.findings }))
+}
+
+/// Who is meant, of whom there is a key, and who does the work.
+fn kept<'a>(api: &'a Api, name: &str) -> Result<(UserId, &'a Upkeep), ApiError> {
+    let fleet = api.store.fleet();
+    let user = whose(&fleet, name)?;
+    fleet.vault(user).ok_or_else(|| no_key(api, &fleet, user))?;
+    Ok((user, &api.kept.as_ref().ok_or_else(off)?.upkeep))
 }
 
 fn of(api: &Api) -> Result<&Vaults, ApiError> {

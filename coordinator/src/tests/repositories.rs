@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use berth_daemon::secret_file::write_secret_file;
-use berth_shared::api::{EntryChange, List, SnapshotChange, SnapshotDetail, SnapshotEntry, User};
+use berth_shared::api::{
+    EntryChange, List, RepositoryChecked, RepositoryPruned, SnapshotChange, SnapshotDetail, SnapshotEntry,
+    Snapshots, User,
+};
 use berth_shared::cell::Workload;
 use berth_shared::problem::Code;
 use berth_shared::repository::UserRepository;
@@ -15,6 +18,7 @@ use berth_snapshot::store::{Addressing, Limits, StoreConfig, StoreCredential};
 use berth_snapshot::worker::perform_here;
 use berth_snapshot::{Chunking, Labels, SnapshotJob, WalkLimits};
 use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, Fault, NODE_KEY, NODE_SECRET, REGION, Server};
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use super::snapshots::{create, node, with_bucket};
@@ -358,7 +362,7 @@ async fn after_a_lost_disk_heads_come_out_of_the_bucket_itself() {
 
     let world = World::with(there.path(), config).await;
     let path = format!("/v1/users/{}/snapshots", anna.user.id);
-    let known: berth_shared::api::Snapshots = world.get(&path).await.json();
+    let known: Snapshots = world.get(&path).await.json();
     let head = known.head.unwrap();
     assert_eq!((head.id, head.seq, head.tree), (anna.second.id, 2, anna.second.tree));
     assert_eq!((head.generation, head.image), (anna.second.generation, anna.second.image.clone()));
@@ -420,5 +424,138 @@ async fn the_bucket_is_looked_at_at_the_start_and_what_is_wrong_is_told_with_wha
     assert!(gone["advice"].as_str().unwrap().contains("looked at again by itself"), "{gone}");
     bucket.server.faults().clear();
     found(&world, "bucket", "good").await;
+    world.end().await;
+}
+
+/// Only the newest stays, and HEAD.
+fn keep_one(mut config: Config) -> Config {
+    let snapshots = &mut config.snapshots;
+    snapshots.keep_last = 1;
+    (snapshots.keep_hourly, snapshots.keep_daily) = (0, 0);
+    (snapshots.keep_weekly, snapshots.keep_monthly) = (0, 0);
+    config
+}
+
+#[tokio::test]
+async fn a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journal() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    // A third one that nobody has told of yet: the newest, and not HEAD.
+    std::fs::write(anna.cell.join("new"), "third").unwrap();
+    let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    let pruned: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept, pruned.bytes_removed), (1, 2, 0));
+    let shown = |id: &Snapshot| format!("/v1/users/anna/snapshots/{}", id.id);
+    assert_eq!(world.get(&shown(&anna.first)).await.code(), Code::UnknownSnapshot);
+    for stays in [&anna.second, &third] {
+        assert_eq!(world.get(&shown(stays)).await.status, 200);
+    }
+    let known: Snapshots = world.get("/v1/users/anna/snapshots").await.json();
+    assert_eq!((known.head.map(|head| head.id), known.history), (Some(anna.second.id), vec![]));
+    let again: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((again.forgotten, again.kept), (0, 2));
+    let checked: RepositoryChecked =
+        world.post("/v1/users/anna/check", json!({ "read_percent": 100 })).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    found(&world, "prunes", "good").await;
+    found(&world, "repositories", "good").await;
+    assert_eq!(
+        world.post("/v1/users/anna/check", json!({ "read_percent": 101 })).await.code(),
+        Code::BadRequest
+    );
+    world.end().await;
+    let journal = journal(&bucket.config());
+    let forgotten: Vec<&str> = journal.lines().filter(|line| line.contains("SnapshotsForgotten")).collect();
+    assert_eq!(forgotten.len(), 1, "{journal}");
+    assert!(forgotten[0].contains("  op_") && forgotten[0].contains(&anna.first.id.to_string()));
+
+    let mut config = bucket.config();
+    config.snapshots.prune_credential_file = None;
+    let world = World::with(bucket.folder.path(), config).await;
+    assert_eq!(world.post("/v1/users/anna/prune", json!({})).await.code(), Code::PruneOff);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn upkeep_comes_by_itself_and_what_was_done_is_known_after_a_restart() {
+    let bucket = Bucket::new();
+    let mut config = keep_one(bucket.config());
+    config.snapshots.prune_every = crate::config::Span(Millis(1_000));
+    config.snapshots.check_every = crate::config::Span(Millis(1_000));
+    let world = World::with(bucket.folder.path(), config.clone()).await;
+    let anna = anna(&bucket, &world).await;
+    let pruned = |known: &serde_json::Value| known["history"].as_array().is_some_and(Vec::is_empty);
+    world.until("/v1/users/anna/snapshots", pruned).await;
+    let checks =
+        |metrics: &str| metrics.contains("berth_snapshot_workers_total{job=\"Check\",outcome=\"ok\"}");
+    let wait = async {
+        while !checks(&world.get("/metrics").await.body) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BOUND, wait).await.expect("it is checked");
+    world.end().await;
+    let text = std::fs::read_to_string(config.data_dir.join(crate::upkeep::FILE)).unwrap();
+    assert!(text.contains(&anna.user.id.to_string()) && text.contains("\"good\""), "{text}");
+
+    // Another start, with days between: nothing is due, and the last check is known all the same.
+    let day = crate::config::Span(Millis::minutes(24 * 60));
+    (config.snapshots.prune_every, config.snapshots.check_every) = (day, day);
+    let world = World::with(bucket.folder.path(), config.clone()).await;
+    let known = found(&world, "repositories", "good").await;
+    assert!(known["found"].as_str().unwrap().starts_with("1 were checked"), "{known}");
+    world.end().await;
+    // A file that is damaged is only a memory that is gone.
+    std::fs::write(config.data_dir.join(crate::upkeep::FILE), "{").unwrap();
+    let world = World::with(bucket.folder.path(), config).await;
+    let known = found(&world, "repositories", "good").await;
+    assert!(known["found"].as_str().unwrap().starts_with("0 were checked"), "{known}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_pruned_while_a_node_that_had_the_user_is_unheard() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    assert_eq!(world.delete("/v1/users/anna").await.status, 204);
+    drop(anna.node);
+    world.until("/v1/nodes/n1", |node| node["connected"] == false).await;
+    let path = format!("/v1/users/{}/prune", anna.user.id);
+    let refused = world.post(&path, json!({})).await;
+    assert_eq!(refused.code(), Code::PruneUnsafe);
+    assert!(refused.body.contains("`n1`"), "{}", refused.body);
+    let shown = format!("/v1/users/{}/snapshots/{}", anna.user.id, anna.first.id);
+    assert_eq!(world.get(&shown).await.status, 200);
+    let late = found(&world, "prunes", "warning").await;
+    assert!(late["found"].as_str().unwrap().contains("`n1` is not connected"), "{late}");
+    assert!(world.get("/metrics").await.body.contains("berth_prunes_overdue 1"));
+    // Its operator says that it is off: when it comes back, it asks before it does anything.
+    assert_eq!(world.post("/v1/nodes/n1/off", json!({ "node_is_off": true })).await.status, 200);
+    let pruned: RepositoryPruned = world.post(&path, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
+    found(&world, "prunes", "good").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn damage_that_a_check_finds_is_told_until_it_is_gone() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let anna = anna(&bucket, &world).await;
+    let data = bucket.path("store/berth").join(&anna.told.prefix).join("data");
+    let aside = bucket.path("aside");
+    std::fs::rename(&data, &aside).unwrap();
+    let checked: RepositoryChecked = world.post("/v1/users/anna/check", json!({})).await.json();
+    assert!(!checked.sound && !checked.findings.is_empty());
+    let told = found(&world, "repositories", "problem").await;
+    assert!(told["found"].as_str().unwrap().contains("`anna`"), "{told}");
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 1"));
+    std::fs::rename(&aside, &data).unwrap();
+    let checked: RepositoryChecked = world.post("/v1/users/anna/check", json!({})).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    found(&world, "repositories", "good").await;
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 0"));
     world.end().await;
 }

@@ -15,7 +15,7 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 27] = [
+const ELSEWHERE: [(Code, &str, &str); 29] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
@@ -136,6 +136,16 @@ const ELSEWHERE: [(Code, &str, &str); 27] = [
         Code::RepositoryDamaged,
         "coordinator/src/tests/repositories.rs",
         "what_the_bucket_does_wrong_is_told_as_what_it_is",
+    ),
+    (
+        Code::PruneOff,
+        "coordinator/src/tests/repositories.rs",
+        "a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journal",
+    ),
+    (
+        Code::PruneUnsafe,
+        "coordinator/src/tests/repositories.rs",
+        "nothing_is_pruned_while_a_node_that_had_the_user_is_unheard",
     ),
     // Needs a bug, or an impossible answer.
     (Code::Internal, "coordinator/src/tests/stores.rs", ""),

@@ -8,18 +8,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_shared::api::{EntryChange, List, SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots};
+use berth_shared::api::{
+    CheckRepository, EntryChange, List, RepositoryChecked, RepositoryPruned, SnapshotChange, SnapshotDetail,
+    SnapshotEntry, Snapshots,
+};
 use berth_shared::units::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 
 use super::{Runner, of, show};
 use crate::cli::args::SnapshotVerb;
-use crate::cli::client::Call;
+use crate::cli::client::{Call, body};
 use crate::cli::failure::Failure;
 use crate::cli::table::{facts, or_dash, table};
 
 /// How long an answer that a worker has to look up may take.
 const LOOK: Duration = Duration::from_secs(180);
+
+/// How long a prune or a check may take: somewhat more than the coordinator allows.
+const CHORE: Duration = Duration::from_secs(2 * 60 * 60 + 60);
 
 /// How long a file's content may stand still.
 const STILL: Duration = Duration::from_secs(120);
@@ -44,6 +50,30 @@ impl Runner {
                 let query = format!("/diff?to={}", escaped(to));
                 let changes: List<SnapshotChange> = self.look(&at(user, from, &query)).await?;
                 self.show(&changes, different)
+            }
+            SnapshotVerb::Prune { user } => {
+                let path = of("/v1/users", user, "/prune");
+                let call = Call { method: hyper::Method::POST, path: &path, body: None, wait: CHORE };
+                let pruned: RepositoryPruned =
+                    self.progress(&format!("pruning {user}"), self.client.json(call)).await?;
+                self.show(&pruned, |pruned| {
+                    format!(
+                        "{} snapshots are gone, {} stay; {} removed, {} wait for their 30 days\n",
+                        pruned.forgotten,
+                        pruned.kept,
+                        Bytes(pruned.bytes_removed),
+                        Bytes(pruned.bytes_marked)
+                    )
+                })
+            }
+            SnapshotVerb::Check { user, read } => {
+                let path = of("/v1/users", user, "/check");
+                let body = body(&CheckRepository { read_percent: *read })?;
+                let call = Call { method: hyper::Method::POST, path: &path, body, wait: CHORE };
+                let checked: RepositoryChecked =
+                    self.progress(&format!("checking {user}"), self.client.json(call)).await?;
+                let text = self.show(&checked, looked_at)?;
+                if checked.sound { Ok(text) } else { Err(Failure::Found(text)) }
             }
             SnapshotVerb::Get { user, snapshot, path, output, force } => {
                 let url = at(user, snapshot, &format!("/file?path={}", escaped(path)));
@@ -137,6 +167,14 @@ fn plain(text: &str) -> String {
 /// To the second.
 fn time(text: &str) -> String {
     text.get(..19).map_or_else(|| plain(text), |text| format!("{}Z", plain(text)))
+}
+
+fn looked_at(checked: &RepositoryChecked) -> String {
+    if checked.sound {
+        return "sound, as far as it was looked at\n".to_owned();
+    }
+    let findings = checked.findings.iter().map(|finding| format!("  {}\n", plain(finding)));
+    "damaged\n".to_owned() + &findings.collect::<String>() + "  → docs/INSTALL.md tells how it is repaired.\n"
 }
 
 fn shown(detail: &SnapshotDetail) -> String {
