@@ -174,6 +174,7 @@ fn router(api: Api) -> Router {
         .route("/v1/users/{slug}/snapshots/{id}/files", get(reading::files))
         .route("/v1/users/{slug}/snapshots/{id}/file", get(reading::file))
         .route("/v1/users/{slug}/snapshots/{id}/diff", get(reading::diff))
+        .route("/v1/users/{slug}/snapshots/{id}/tar", get(reading::tar))
         .route("/v1/cells/{slug}/wake", post(cells::wake))
         .route("/v1/cells/{slug}/sleep", post(cells::sleep))
         .route("/v1/cells/{slug}/restart", post(cells::restart));

@@ -119,6 +119,7 @@ pub enum WorkerJob {
     Ls,
     Diff,
     Dump,
+    Tar,
     Check,
     Prune,
     Other,
@@ -134,6 +135,7 @@ impl From<&Job> for WorkerJob {
             Job::Ls { .. } => Self::Ls,
             Job::Diff { .. } => Self::Diff,
             Job::Dump { .. } => Self::Dump,
+            Job::Tar { .. } => Self::Tar,
             Job::Check { .. } => Self::Check,
             Job::Prune(_) => Self::Prune,
             // The coordinator starts no others.

@@ -183,6 +183,22 @@ pub enum UserVerb {
         #[arg(long, value_name = "true|false")]
         dial_out_may_sleep: Option<bool>,
     },
+    /// Writes all of a user's data, as it was at a snapshot, to standard output or into a file, as a tar. That is journaled.
+    ///
+    /// Wakes nobody, and needs no node: what was written since the snapshot is not in it. `tar -xpf FILE --xattrs` unpacks it.
+    Export {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which snapshot: an id, 8 or more digits that one begins with, or `latest`.
+        #[arg(long, value_name = "SNAPSHOT", default_value = "latest")]
+        snapshot: String,
+        /// Into this file, which is made with mode 0600 when all of it is there; `-`: standard output.
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replaces a file that is there already.
+        #[arg(long)]
+        force: bool,
+    },
     /// Gives a user to another node, when its own is silent for longer than it may work alone, or was declared off.
     ///
     /// There are no snapshots yet, so the data does not come along: the user begins with an empty folder. What it has

@@ -133,6 +133,9 @@ impl Runner {
                 let user: User = self.send(Method::PUT, &path, body(&request)?).await?;
                 self.show(&user, show::sleep_terms)
             }
+            UserVerb::Export { user, snapshot, output, force } => {
+                self.content(&snapshots::at(user, snapshot, "/tar"), output.as_deref(), *force).await
+            }
             UserVerb::Move { slug, to, without_data, yes } => {
                 confirm(*yes, &format!("Give user {slug} to another node, with an empty folder?"))?;
                 let request = body(&MoveUser { to: to.clone(), without_data: *without_data })?;

@@ -260,6 +260,10 @@ async fn what_is_in_a_snapshot_is_shown_and_a_file_is_written_once_it_is_whole()
     let missing = format!("snapshot get anna latest nothing -o {}", elsewhere.join("f").display());
     let (exit, text) = berth(&world, &missing).await.unwrap_err();
     assert!(exit == 1 && text.contains("unknown_snapshot"), "{text}");
+    let tar = bucket.path("anna.tar");
+    berth(&world, &format!("user export anna --snapshot {first} -o {}", tar.display())).await.unwrap();
+    let unpacked = std::process::Command::new("tar").arg("-xOf").arg(&tar).arg("gone").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&unpacked.stdout), "soon");
     let pruned = berth(&world, "snapshot prune anna").await.unwrap();
     assert!(pruned.starts_with("0 snapshots are gone, 2 stay; 0 B removed"), "{pruned}");
     let checked = berth(&world, "snapshot check anna --read 100").await.unwrap();

@@ -233,6 +233,17 @@ pub(crate) async fn file(
     Ok(([(CONTENT_TYPE, "application/octet-stream")], Body::new(reading.content())).into_response())
 }
 
+pub(crate) async fn tar(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    names: Names,
+) -> Result<Response, ApiError> {
+    let asked = Asked::of(&api, &names)?;
+    let job = Job::Tar { snapshot: asked.id.clone() };
+    let reading = asked.open(actor, Opened::All, &job).await?;
+    Ok(([(CONTENT_TYPE, "application/x-tar")], Body::new(reading.content())).into_response())
+}
+
 fn json(body: Body) -> Response {
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }

@@ -120,6 +120,11 @@ pub enum Job {
         /// The newer one.
         to: String,
     },
+    /// A whole snapshot as a tar stream, in `data` lines.
+    Tar {
+        /// Which.
+        snapshot: String,
+    },
     /// One file's content.
     Dump {
         /// Which snapshot.
@@ -159,7 +164,7 @@ pub enum Line {
     Entry(Listed),
     /// Of `diff`: one difference.
     Change(Change),
-    /// Of `dump`: the next part of the content, in base64.
+    /// Of `dump` and `tar`: the next part of the content, in base64.
     Data {
         /// At most 32 KiB of it.
         base64: String,
@@ -219,9 +224,9 @@ pub enum Outcome {
     Pruned(Pruned),
     /// Of `show`.
     Shown(SnapshotLine),
-    /// Of `folders`, `list`, `ls`, `diff` and `dump`: all lines of it were written.
+    /// Of `folders`, `list`, `ls`, `diff`, `dump` and `tar`: all lines of it were written.
     Told {
-        /// How many lines, or how many bytes of a `dump`.
+        /// How many lines, or how many bytes of a `dump` or `tar`.
         count: u64,
     },
 }

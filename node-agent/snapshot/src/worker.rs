@@ -19,7 +19,7 @@ use crate::protocol::{
 };
 use crate::repository::{self, OpenRepository};
 use crate::store::{S3Store, Traffic, check_store};
-use crate::{check, look, prune, restore, snapshot};
+use crate::{check, look, prune, restore, snapshot, tar};
 
 /// How often progress is told. Also how soon it is noticed that nobody listens any more.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -172,6 +172,7 @@ fn perform(
         Job::Ls { snapshot, path, recursive } => told(look::ls(open()?, snapshot, path, *recursive, say)?),
         Job::Show { snapshot } => Outcome::Shown(look::snapshot_line(&open()?.snapshot(snapshot)?)),
         Job::Diff { from, to } => told(look::diff(open()?, from, to, say)?),
+        Job::Tar { snapshot } => told(tar::tar(open()?, snapshot, say)?),
         Job::Dump { snapshot, path, to } => told(look::dump(open()?, snapshot, path, to.as_deref(), say)?),
     })
 }

@@ -77,11 +77,21 @@ impl Runner {
             }
             SnapshotVerb::Get { user, snapshot, path, output, force } => {
                 let url = at(user, snapshot, &format!("/file?path={}", escaped(path)));
-                match output.as_deref().filter(|output| *output != Path::new("-")) {
-                    Some(output) => self.get_into(&url, output, *force).await,
-                    None => self.get_out(&url).await,
-                }
+                self.content(&url, output.as_deref(), *force).await
             }
+        }
+    }
+
+    /// Content to standard output, or into a file.
+    pub(super) async fn content(
+        &self,
+        url: &str,
+        output: Option<&Path>,
+        force: bool,
+    ) -> Result<String, Failure> {
+        match output.filter(|output| *output != Path::new("-")) {
+            Some(output) => self.get_into(url, output, force).await,
+            None => self.get_out(url).await,
         }
     }
 
@@ -148,7 +158,7 @@ impl Drop for Part {
     }
 }
 
-fn at(user: &str, snapshot: &str, rest: &str) -> String {
+pub(super) fn at(user: &str, snapshot: &str, rest: &str) -> String {
     of(&of("/v1/users", user, "/snapshots"), snapshot, rest)
 }
 
