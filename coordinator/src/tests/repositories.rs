@@ -444,6 +444,7 @@ async fn a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journ
     // A third one that nobody has told of yet: the newest, and not HEAD.
     std::fs::write(anna.cell.join("new"), "third").unwrap();
     let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    assert_eq!(anna.node.bucket.as_ref().unwrap().access_key, NODE_KEY, "not the one that may delete");
     let pruned: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
     assert_eq!((pruned.forgotten, pruned.kept, pruned.bytes_removed), (1, 2, 0));
     let shown = |id: &Snapshot| format!("/v1/users/anna/snapshots/{}", id.id);
