@@ -249,6 +249,14 @@ mod tests {
         (lines, last)
     }
 
+    fn check_store() -> Request {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "job": "check_store", "store": { "endpoint": "http://127.0.0.1:1", "region": "r", "bucket": "b",
+            "credential": { "access_key_id": "a", "secret_access_key": "s" } }
+        }))
+        .unwrap()
+    }
+
     fn text(line: &Line) -> String {
         serde_json::to_string(line).unwrap() + "\n"
     }
@@ -275,13 +283,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_worker_that_nobody_listens_to_any_more_is_ended_and_never_runs_ahead() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, said) = (folder.path().join("endless"), folder.path().join("said"));
+        // Counts what it has written, so that it shows how far it was let.
+        let text = format!(
+            "#!/bin/sh\necho '{{\"line\":\"hello\",\"version\":{VERSION}}}'\n\
+             while echo '{{\"line\":\"data\",\"base64\":\"{}\"}}'; do echo >>{}; done\n",
+            "A".repeat(40_000),
+            said.display()
+        );
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let workers = Workers::new(&program, 1);
+        let (to, mut lines) = mpsc::channel(2);
+        let request = check_store();
+        let work = workers.stream(&request, None, Duration::from_secs(60), to);
+        let listen = async {
+            for _ in 0..5 {
+                assert!(matches!(lines.recv().await, Some(Line::Data { .. })));
+            }
+            drop(lines);
+        };
+        let (ended, ()) = tokio::join!(work, listen);
+        assert_eq!(ended.unwrap_err().reason, Reason::Died);
+        // What was taken, what waited, and what the pipe and the reader hold: a few.
+        let said = std::fs::read(&said).unwrap().len();
+        assert!((5..30).contains(&said), "{said}");
+    }
+
+    #[tokio::test]
     async fn a_program_that_is_not_there_is_told() {
-        let request: Request = serde_json::from_value(serde_json::json!({
-            "version": 1, "job": "check_store", "store": { "endpoint": "http://127.0.0.1:1", "region": "r", "bucket": "b",
-            "credential": { "access_key_id": "a", "secret_access_key": "s" } }
-        })).unwrap();
         let failed =
-            Workers::new("/nonexistent", 1).run(&request, None, Duration::from_secs(5), |_| {}).await;
+            Workers::new("/nonexistent", 1).run(&check_store(), None, Duration::from_secs(5), |_| {}).await;
         assert_eq!(failed.unwrap_err().reason, Reason::Died);
     }
 }
