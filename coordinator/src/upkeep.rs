@@ -176,14 +176,16 @@ impl Upkeep {
             let detail = format!("node `{node}` is not connected, and {user} may have lived there before");
             return Err(Problem::new(Code::PruneUnsafe, detail));
         }
-        let head = fleet.vault(user).and_then(|vault| vault.head.as_ref());
+        // By the coordinator's own word: times in the bucket are whatever a node has written there.
+        let vault = fleet.vault(user);
+        let newest = vault.iter().flat_map(|vault| vault.head.iter().chain(&vault.history));
         let job = PruneJob {
             last: config.keep_last,
             hourly: config.keep_hourly,
             daily: config.keep_daily,
             weekly: config.keep_weekly,
             monthly: config.keep_monthly,
-            keep: head.map(|head| head.id.to_string()).into_iter().collect(),
+            keep: newest.take(config.keep_last.into()).map(|kept| kept.id.to_string()).collect(),
             unneeded_hours: UNNEEDED_HOURS,
             strangers: false,
         };

@@ -19,7 +19,7 @@ use berth_snapshot::worker::perform_here;
 use berth_snapshot::{Chunking, Labels, SnapshotJob, WalkLimits};
 use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, Fault, NODE_KEY, NODE_SECRET, REGION, Server};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::snapshots::{create, node, with_bucket};
 use super::world::{BOUND, FakeNode, World};
@@ -285,6 +285,40 @@ async fn what_the_bucket_does_wrong_is_told_as_what_it_is() {
     config.snapshots.credential_file = Some(credential);
     let world = World::with(bucket.folder.path(), config).await;
     assert_eq!(world.get(path).await.code(), Code::BucketRefused);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_the_bucket_breaks_off_is_seen_to_be_cut() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let mut anna = anna(&bucket, &world).await;
+    // More than pipes, queues and sockets hold: the worker waits for the client in the middle of it.
+    let mut state = 1_u64;
+    let huge: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_be_bytes()
+    })
+    .take(6_000_000)
+    .flatten()
+    .collect();
+    std::fs::write(anna.cell.join("huge"), &huge).unwrap();
+    let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    assert_eq!(anna.node.takes(anna.user.id, &third).await, SnapshotOutcome::Head);
+    let path = "/v1/users/anna/snapshots/latest/file?path=huge";
+    assert!(world.get_bytes(path).await == huge);
+    let mut stream = tokio::net::TcpStream::connect(world.coordinator.api.get()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", world.key);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut begun = [0; 1000];
+    stream.read_exact(&mut begun).await.unwrap();
+    assert!(begun.starts_with(b"HTTP/1.1 200 OK"));
+    bucket.server.faults().set(Fault::Gone);
+    let mut rest = vec![];
+    // An end, or a reset.
+    let _end = tokio::time::timeout(BOUND, stream.read_to_end(&mut rest)).await.expect("it ends");
+    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "it looks whole");
+    assert!(rest.len() < huge.len(), "the worker ran ahead of its client");
     world.end().await;
 }
 
