@@ -170,6 +170,7 @@ fn router(api: Api) -> Router {
         .route("/v1/nodes/{name}/left-behind", axum::routing::delete(moves::purge))
         .route("/v1/users/{slug}/prune", post(snapshots::prune))
         .route("/v1/users/{slug}/check", post(snapshots::check))
+        .route("/v1/users/{slug}/repository", get(reading::all))
         .route("/v1/users/{slug}/snapshots/{id}", get(reading::show))
         .route("/v1/users/{slug}/snapshots/{id}/files", get(reading::files))
         .route("/v1/users/{slug}/snapshots/{id}/file", get(reading::file))

@@ -295,8 +295,11 @@ impl Reading {
     }
 
     /// As a body of JSON, `{"items": […]}`, each line as `item` writes it.
-    pub(crate) fn items(self, item: fn(Line) -> Option<serde_json::Result<Vec<u8>>>) -> Told {
-        Told::new(self, Shape::Items { item, any: false })
+    pub(crate) fn items(
+        self,
+        item: impl Fn(Line) -> Option<serde_json::Result<Vec<u8>>> + Send + 'static,
+    ) -> Told {
+        Told::new(self, Shape::Items { item: Box::new(item), any: false })
     }
 
     /// As a body of a file's content.
@@ -310,9 +313,11 @@ impl Reading {
 #[error("the worker failed behind the answer's beginning: {0}")]
 pub(crate) struct Cut(String);
 
-#[derive(Debug)]
+/// How a line is written; `None`: not at all.
+type Item = Box<dyn Fn(Line) -> Option<serde_json::Result<Vec<u8>>> + Send>;
+
 enum Shape {
-    Items { item: fn(Line) -> Option<serde_json::Result<Vec<u8>>>, any: bool },
+    Items { item: Item, any: bool },
     Content,
 }
 
@@ -337,7 +342,6 @@ impl Shape {
 }
 
 /// A body that a worker writes.
-#[derive(Debug)]
 pub(crate) struct Told {
     reading: Reading,
     shape: Shape,

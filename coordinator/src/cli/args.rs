@@ -225,6 +225,9 @@ pub enum SnapshotVerb {
     List {
         /// Whose: a name, or the id of a user that was removed.
         user: String,
+        /// All that the repository has, out of the bucket, instead of the newest that the coordinator remembers.
+        #[arg(long)]
+        all: bool,
     },
     /// Shows one snapshot, as its repository has it.
     Show {

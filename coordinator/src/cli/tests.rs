@@ -229,6 +229,10 @@ async fn what_is_in_a_snapshot_is_shown_and_a_file_is_written_once_it_is_whole()
     let world = World::with(bucket.folder.path(), bucket.config()).await;
     let anna = crate::tests::repositories::anna(&bucket, &world).await;
     let first = &anna.first.id.to_string()[..8];
+    let all = berth(&world, "snapshot list anna --all").await.unwrap();
+    let lines: Vec<&str> = all.lines().collect();
+    assert!(lines[1].starts_with(&format!("HEAD  {}", &anna.second.id.to_string()[..8])), "{all}");
+    assert!(lines.len() == 3 && lines[2].trim_start().starts_with(first), "{all}");
     let shown = berth(&world, "snapshot show anna").await.unwrap();
     assert!(shown.contains(&format!("snapshot              {}\n", anna.second.id)), "{shown}");
     assert!(

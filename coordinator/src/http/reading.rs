@@ -19,7 +19,7 @@ use berth_snapshot::{Change, How, Listed};
 use serde::Deserialize;
 
 use super::Api;
-use super::body::QueryOf;
+use super::body::{Name, QueryOf};
 use super::error::ApiError;
 use super::snapshots::{no_key, off, whose};
 use crate::repositories::{Reading, Repositories};
@@ -79,25 +79,36 @@ struct Asked<'a> {
     repositories: &'a Repositories,
     user: UserId,
     vault: Vault,
-    /// An id or its beginning.
+    /// An id or its beginning; empty where all are asked for.
     id: String,
 }
 
 impl<'a> Asked<'a> {
     fn of(api: &'a Api, Names(user, snapshot): &Names) -> Result<Self, ApiError> {
+        let asked = Self::all(api, user)?;
+        let id = id(&asked.vault, snapshot)?;
+        Ok(Self { id, ..asked })
+    }
+
+    /// No single one: the user's repository.
+    fn all(api: &'a Api, user: &str) -> Result<Self, ApiError> {
         let fleet = api.store.fleet();
         let user = whose(&fleet, user)?;
         let vault = fleet.vault(user).ok_or_else(|| no_key(api, &fleet, user))?.clone();
         let repositories = &api.kept.as_ref().ok_or_else(off)?.repositories;
-        let id = id(&vault, snapshot)?;
-        Ok(Self { api, repositories, user, vault, id })
+        Ok(Self { api, repositories, user, vault, id: String::new() })
+    }
+
+    fn head(&self) -> Option<String> {
+        self.vault.head.as_ref().map(|head| head.id.to_string())
     }
 
     /// Where it may be: in the user's repository, or where a node put it whose generation was not in force.
     fn prefixes(&self) -> Vec<String> {
         let vaults = self.repositories.vaults();
         let orphans = self.vault.orphans.iter().map(|orphan| &orphan.snapshot);
-        let orphans = orphans.filter(|orphan| orphan.id.to_string().starts_with(&self.id));
+        let named = |id: String| !self.id.is_empty() && id.starts_with(&self.id);
+        let orphans = orphans.filter(|orphan| named(orphan.id.to_string()));
         let mut generations: Vec<_> = orphans.map(|orphan| orphan.generation).collect();
         generations.sort_unstable();
         generations.dedup();
@@ -145,16 +156,28 @@ pub(crate) async fn show(State(api): State<Api>, names: Names) -> Result<Json<Sn
     let asked = Asked::of(&api, &names)?;
     let reading = asked.read(&Job::Show { snapshot: asked.id.clone() }).await?;
     match reading.done().map(|done| done.outcome) {
-        Some(Outcome::Shown(line)) => Ok(Json(detail(&asked, line))),
+        Some(Outcome::Shown(line)) => Ok(Json(detail(asked.user, &asked.head(), line))),
         other => Err(ApiError::new(Code::Internal, format!("the worker answered something else: {other:?}"))),
     }
 }
 
-fn detail(asked: &Asked<'_>, line: SnapshotLine) -> SnapshotDetail {
+/// All snapshots that the repository has, the oldest first.
+pub(crate) async fn all(State(api): State<Api>, Name(name): Name) -> Result<Response, ApiError> {
+    let asked = Asked::all(&api, &name)?;
+    let reading = asked.read(&Job::List).await?;
+    let (user, head) = (asked.user, asked.head());
+    let item = move |line: Line| match line {
+        Line::Snapshot(line) => Some(serde_json::to_vec(&detail(user, &head, line))),
+        _ => None,
+    };
+    Ok(json(Body::new(reading.items(item))))
+}
+
+fn detail(user: UserId, head: &Option<String>, line: SnapshotLine) -> SnapshotDetail {
     let SnapshotLine { id, time, labels, tree, parent, entries, bytes } = line;
     SnapshotDetail {
-        user: asked.user,
-        head: asked.vault.head.as_ref().is_some_and(|head| head.id.to_string() == id),
+        user,
+        head: head.as_ref() == Some(&id),
         id,
         taken_at: time,
         cell: labels.as_ref().map(|labels| labels.cell),

@@ -189,6 +189,12 @@ async fn what_is_in_a_snapshot_is_told_also_when_its_node_and_its_user_are_gone(
     let shown: SnapshotDetail = world.get(&format!("/v1/users/anna/snapshots/{}", &first[..8])).await.json();
     assert_eq!((&shown.id, shown.head), (&first, false));
 
+    let all: List<SnapshotDetail> = world.get("/v1/users/anna/repository").await.dechunked().json();
+    assert_eq!(
+        all.items.iter().map(|each| (&each.id, each.head)).collect::<Vec<_>>(),
+        [(&first, false), (&id, true)]
+    );
+
     let files = |rest: &str| format!("/v1/users/anna/snapshots/latest/files{rest}");
     let paths = |list: List<SnapshotEntry>| {
         list.items.into_iter().map(|entry| entry.path).collect::<std::collections::BTreeSet<_>>()

@@ -33,7 +33,12 @@ const STILL: Duration = Duration::from_secs(120);
 impl Runner {
     pub(super) async fn snapshot(&self, verb: &SnapshotVerb) -> Result<String, Failure> {
         match verb {
-            SnapshotVerb::List { user } => {
+            SnapshotVerb::List { user, all: true } => {
+                let mut list: List<SnapshotDetail> = self.look(&of("/v1/users", user, "/repository")).await?;
+                list.items.reverse();
+                self.show(&list, all)
+            }
+            SnapshotVerb::List { user, all: false } => {
                 let path = of("/v1/users", user, "/snapshots");
                 self.show(&self.get::<Snapshots>(&path).await?, show::snapshots)
             }
@@ -185,6 +190,21 @@ fn looked_at(checked: &RepositoryChecked) -> String {
     }
     let findings = checked.findings.iter().map(|finding| format!("  {}\n", plain(finding)));
     "damaged\n".to_owned() + &findings.collect::<String>() + "  → docs/INSTALL.md tells how it is repaired.\n"
+}
+
+fn all(list: &List<SnapshotDetail>) -> String {
+    let rows = list.items.iter().map(|detail| {
+        let place = detail.generation.zip(detail.seq).map(|(generation, seq)| format!("{generation}, {seq}"));
+        [
+            if detail.head { "HEAD" } else { "" }.to_owned(),
+            detail.id.chars().take(show::SHORT_ID).collect(),
+            time(&detail.taken_at),
+            or_dash(detail.bytes.map(Bytes)),
+            or_dash(place),
+            plain(&or_dash(detail.image.as_deref())),
+        ]
+    });
+    table(["", "SNAPSHOT", "TAKEN", "SIZE", "GENERATION, SEQUENCE", "IMAGE"], rows.collect())
 }
 
 fn shown(detail: &SnapshotDetail) -> String {
