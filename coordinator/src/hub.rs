@@ -136,7 +136,8 @@ impl Hub {
                     Ok(CommandOutcome::Cell(status)) => {
                         inner.live.status(now, fleet, node, connection, (**status).clone())
                     }
-                    Ok(CommandOutcome::Logs(_) | CommandOutcome::Purged) | Err(_) => Heard::default(),
+                    Ok(CommandOutcome::Logs(_) | CommandOutcome::Purged | CommandOutcome::Snapshot(_))
+                    | Err(_) => Heard::default(),
                 };
                 if let Some(ticket) = inner.pending.done(node, seq) {
                     // Whoever asked may have gone away.

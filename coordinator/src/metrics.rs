@@ -55,6 +55,8 @@ pub enum Verb {
     Restart,
     Logs,
     Purge,
+    Snapshot,
+    Restore,
 }
 
 impl From<CommandVerb> for Verb {
@@ -65,6 +67,8 @@ impl From<CommandVerb> for Verb {
             CommandVerb::Restart => Self::Restart,
             CommandVerb::Logs { .. } => Self::Logs,
             CommandVerb::Purge => Self::Purge,
+            CommandVerb::Snapshot => Self::Snapshot,
+            CommandVerb::Restore { .. } => Self::Restore,
         }
     }
 }

@@ -123,6 +123,7 @@ impl Vaults {
             path_style: config.path_style,
             access_key,
             secret_key,
+            every: config.every.0,
         };
         let of_nodes = match &config.node_credentials {
             Some(folder) => read_credentials(folder)?,

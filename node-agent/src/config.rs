@@ -81,6 +81,9 @@ pub struct Config {
     pub swap_gib_per_day: u32,
     /// How many cells may start at the same time, 1 to 64. Default 2.
     pub starts_max: usize,
+    /// How many snapshots may be taken or restored at the same time, 1 to 16: 50 to 200 MB of memory each, at a low
+    /// priority. Default 2.
+    pub snapshot_workers: usize,
     /// `http` or `https`: what browsers see in front of host names. Default `http`.
     pub public_scheme: Scheme,
     /// The port that browsers see, where it is not the scheme's own. Default none.
@@ -117,6 +120,7 @@ impl Default for Config {
             insecure_swap: false,
             swap_gib_per_day: 200,
             starts_max: 2,
+            snapshot_workers: 2,
             public_scheme: Scheme::Http,
             public_port: None,
             cell_env_files: BTreeMap::new(),
@@ -244,6 +248,9 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     }
     if !(1..=64).contains(&config.starts_max) {
         say("starts_max", "has to be 1 to 64".into());
+    }
+    if !(1..=16).contains(&config.snapshot_workers) {
+        say("snapshot_workers", "has to be 1 to 16".into());
     }
     for (name, path) in &config.cell_env_files {
         let good = name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');

@@ -40,6 +40,7 @@ use crate::quota::{Backend, Quota};
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::failing::Failing;
 use crate::runtime::{CellEventKind, Runtime};
+use crate::snapshots::Snapshots;
 use crate::store::Store;
 
 /// Largest secret of a cell's environment, in bytes.
@@ -87,6 +88,9 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         store.append(vec![Record::Booted(boot)]).map_err(|error| error.exit().because(error))?;
     }
 
+    let program = std::env::current_exe().map_err(|error| Exit::Unavailable.because(error))?;
+    let snapshots = Snapshots::prepare(program, config.snapshot_workers, &config.data_dir)
+        .map_err(|error| Exit::CantCreate.because(error))?;
     let projection = Projection::prepare(&config.data_dir, config.projection_port, pool);
     let projection = Arc::new(projection.map_err(|error| Exit::CantCreate.because(error))?);
     let agent_uid = rustix::process::getuid().as_raw();
@@ -141,6 +145,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         suspensions: Mutex::new(BTreeMap::new()),
         metrics: Arc::clone(&metrics),
         wall: wall_now,
+        snapshots,
     });
     let (lists, lists_queue) = mpsc::channel(FRAMES_MAX);
     let endpoint = Endpoint::new(projection, lists, tasks.clone(), Arc::clone(&metrics));

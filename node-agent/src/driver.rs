@@ -38,10 +38,12 @@ mod desired;
 mod lease;
 mod schedule;
 mod sleep;
+mod snapshots;
 mod swap;
 mod sweep;
 
 pub use check_up::EXAMINE_EVERY;
+pub use snapshots::Ended;
 pub use swap::LOOK_AT_SWAP_EVERY;
 
 use crate::door::{DoorEvent, DoorId};
@@ -50,6 +52,7 @@ use crate::hands::Hands;
 use crate::metrics::Metrics;
 use crate::projection::{Endpoint, List};
 use crate::runtime::{Owned, Runtime, Usage};
+use crate::snapshots::Take;
 use crate::store::{Store, StoreError};
 use crate::swap::Reading;
 
@@ -127,6 +130,15 @@ pub enum Input {
     ScheduleAsked(CellId, Schedule),
     /// These channels of a cell dial out, by its configuration.
     DialsOut(CellId, Vec<String>),
+    /// A worker of snapshots has ended.
+    SnapshotEnded(Ended),
+    /// One could not be started.
+    SnapshotNotBegun {
+        /// Of which cell.
+        cell: CellId,
+        /// Which.
+        run: u64,
+    },
     /// The ingress.
     Door(DoorEvent),
     /// The coordinator.
@@ -196,6 +208,9 @@ pub struct Driver<R> {
     endpoint: Endpoint,
     /// What it was told of sleep.
     told: sleep::Told,
+    snapshots: snapshots::Side,
+    /// Restores that are about to be begun.
+    restores: BTreeMap<CellId, snapshots::Order>,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -206,6 +221,16 @@ struct Turn {
     stored: Vec<oneshot::Sender<Result<(), StoreError>>>,
     /// What is held durably here has changed, or the coordinator does not know it yet.
     tells_holding: bool,
+    /// Snapshots to be begun, with the machine's number.
+    takes: Vec<(u64, Take)>,
+    /// What else the machine of snapshots wants.
+    snapshots: Vec<berth_node_agent_core::snapshots::Effect>,
+    /// There is a snapshot that the coordinator does not know of.
+    tells_snapshots: bool,
+    /// Cells whose state may be another one now.
+    moved: BTreeSet<CellId>,
+    /// The lease has ended, or has begun again.
+    lease_turned: bool,
 }
 
 /// How the driver is connected to everything else.
@@ -240,6 +265,7 @@ impl<R: Runtime> Driver<R> {
             .with_swap(wiring.hands.config.swap_limits());
         let domain = memory.desired.as_ref().map(|desired| desired.domain.clone()).unwrap_or_default();
         let (loopback, inputs) = wiring.inputs;
+        let workers = wiring.hands.config.snapshot_workers;
         wiring.hands.rules.quarantine(desired::quarantined(memory.desired.as_ref(), &memory.cells));
         wiring.endpoint.keep(&schedule::telling(memory.desired.as_ref(), &memory.cells));
         Self {
@@ -274,6 +300,8 @@ impl<R: Runtime> Driver<R> {
             tells_findings: false,
             endpoint: wiring.endpoint,
             told: sleep::Told::default(),
+            snapshots: snapshots::Side::new(workers),
+            restores: BTreeMap::new(),
         }
     }
 
@@ -289,7 +317,7 @@ impl<R: Runtime> Driver<R> {
         }
         loop {
             let mut turn = Turn::default();
-            let deadline = self.agent.next_deadline();
+            let deadline = self.agent.next_deadline().into_iter().chain(self.snapshots.next_deadline()).min();
             tokio::select! {
                 () = stop.cancelled() => {
                     self.follow_link(&mut turn);
@@ -315,6 +343,11 @@ impl<R: Runtime> Driver<R> {
             if self.agent.next_deadline().is_some_and(|due| due <= at.boot) {
                 self.step(agent::Event::Tick, &mut turn);
             }
+            let moved = std::mem::take(&mut turn.moved);
+            self.snapshots_follow(&moved, &mut turn);
+            if self.snapshots.next_deadline().is_some_and(|due| due <= at.boot) {
+                self.step_snapshots(berth_node_agent_core::snapshots::Event::Tick, &mut turn);
+            }
             self.finish(turn).await?;
         }
     }
@@ -330,8 +363,24 @@ impl<R: Runtime> Driver<R> {
                     turn.records.push(Record::Report(report))
                 }
                 agent::Effect::Lease(mark) => turn.records.push(Record::Lease(mark)),
-                effect => turn.effects.push(effect),
+                effect => {
+                    match &effect {
+                        agent::Effect::Changed(cell) | agent::Effect::Gone(cell) => {
+                            turn.moved.insert(*cell);
+                        }
+                        agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Restore, .. }) => {
+                            self.restore_begins(*cell, turn);
+                        }
+                        agent::Effect::Snapshot { seq, cell } => self.snapshot_asked(*seq, *cell, turn),
+                        agent::Effect::LeaseHeld(_) => turn.lease_turned = true,
+                        _ => {}
+                    }
+                    turn.effects.push(effect);
+                }
             }
+        }
+        if std::mem::take(&mut turn.lease_turned) {
+            self.snapshots_begin_anew(turn);
         }
     }
 
@@ -341,6 +390,9 @@ impl<R: Runtime> Driver<R> {
                 failpoint::reach(Place::Report, verb);
                 if matches!(outcome, Outcome::Ready) {
                     self.ready_seen.insert(cell, ended);
+                }
+                if verb == Verb::Restore {
+                    self.restore_ended(cell, &outcome, turn);
                 }
                 self.step(agent::Event::Cell(cell, cell::Event::Done { op, outcome }), turn);
             }
@@ -358,6 +410,7 @@ impl<R: Runtime> Driver<R> {
                 // Also a look at the wall clock, whoever runs.
                 self.step(agent::Event::Lease(berth_node_agent_core::lease::Event::Tick), turn);
                 self.probe_all();
+                self.show_snapshots();
             }
             Input::Sweep => self.sweep(),
             Input::Listed(owned) => self.listed(owned),
@@ -378,6 +431,7 @@ impl<R: Runtime> Driver<R> {
                 self.welcomed(autonomy, turn);
                 self.examine_for(version);
                 self.tell_sleep_to(version);
+                self.snapshots_welcomed(version);
             }
             Input::Frame(CoordinatorFrame::Terms { cells }) => self.terms(cells, turn),
             Input::LiveRestore(on) => {
@@ -404,12 +458,13 @@ impl<R: Runtime> Driver<R> {
                 | CoordinatorFrame::KeyJudged { .. }
                 | CoordinatorFrame::NextKey { .. },
             ) => {}
-            // No snapshots are taken yet.
-            Input::Frame(
-                CoordinatorFrame::Bucket(_)
-                | CoordinatorFrame::Repositories { .. }
-                | CoordinatorFrame::SnapshotJudged { .. },
-            ) => {}
+            Input::Frame(CoordinatorFrame::Bucket(bucket)) => self.bucket_named(*bucket, turn),
+            Input::Frame(CoordinatorFrame::Repositories { users }) => self.repositories_told(users, turn),
+            Input::Frame(CoordinatorFrame::SnapshotJudged { user, snapshot, outcome }) => {
+                self.snapshot_judged(user, snapshot, outcome, turn);
+            }
+            Input::SnapshotEnded(ended) => self.snapshot_ended(ended, turn),
+            Input::SnapshotNotBegun { cell, run } => self.snapshot_not_begun(cell, run, turn),
             Input::Ask(Ask::Store(mark, welcomed, answer)) => {
                 turn.records.push(Record::Session(mark, welcomed));
                 turn.stored.push(answer);
@@ -438,6 +493,7 @@ impl<R: Runtime> Driver<R> {
                 let _ = answer.send((cells, revision.map_or(0, |desired| desired.revision)));
                 // Goes out behind the heartbeat.
                 self.tell_sleep();
+                self.tell_snapshots();
             }
         }
     }
@@ -456,6 +512,7 @@ impl<R: Runtime> Driver<R> {
                 self.send_table();
             }
         }
+        self.snapshots_desired(turn);
         self.told(turn);
         if !std::mem::replace(&mut self.desired_heard, true) {
             self.sweep();

@@ -83,6 +83,7 @@ agent_points! {
         KillFrozen INTENT_KILL_FROZEN DONE_KILL_FROZEN REPORT_KILL_FROZEN "kill_frozen";
         Repair INTENT_REPAIR DONE_REPAIR REPORT_REPAIR "repair";
         Remove INTENT_REMOVE DONE_REMOVE REPORT_REMOVE "remove";
+        Restore INTENT_RESTORE DONE_RESTORE REPORT_RESTORE "restore";
     }
     others {
         ENGINE_SENT = "docker:engine:sent", Fallible;
@@ -184,6 +185,14 @@ agent_points! {
         /// The socket is bound, and nobody but the agent may use it yet.
         DOOR_BOUND = "door:bound", Fallible;
 
+        /// A snapshot's number is on disk, its worker has not begun.
+        SNAPSHOT_BEGUN = "snapshot:begun", Plain;
+        /// It is whole in its repository, nobody knows yet.
+        SNAPSHOT_TAKEN = "snapshot:taken", Plain;
+        /// What was there is kept, nothing of the restore is begun.
+        RESTORE_BEGUN = "restore:begun", Plain;
+        /// The folder is what the snapshot holds, nobody knows yet.
+        RESTORE_DONE = "restore:done", Plain;
         /// Has the journal grown enough for a snapshot?
         SNAPSHOT_DUE = "store:snapshot:due", Condition;
         /// The segment of the snapshot is there, empty.

@@ -33,6 +33,7 @@ use crate::runtime::docker::memory;
 use crate::runtime::{
     ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE, Usage,
 };
+use crate::snapshots::Snapshots;
 
 /// How long a quarantined cell may go on after SIGTERM: nothing of what it does gets out any more.
 const QUARANTINE_GRACE: Millis = Millis::secs(10);
@@ -111,6 +112,8 @@ pub struct Hands<R> {
     pub metrics: Arc<Metrics>,
     /// The wall clock.
     pub wall: fn() -> UnixMs,
+    /// Who takes and restores snapshots.
+    pub snapshots: Snapshots,
 }
 
 impl<R: Runtime> Hands<R> {
@@ -142,6 +145,7 @@ impl<R: Runtime> Hands<R> {
             Verb::KillFrozen => self.runtime.kill_frozen(&self.key(&job)).await.map(ended).map_err(problem),
             Verb::Repair => self.repair(&job).await,
             Verb::Remove => self.remove(&job).await,
+            Verb::Restore => Err(Problem::new(Code::Internal, "a restore needs an order of the driver")),
         };
         ended.unwrap_or_else(Outcome::Failed)
     }
@@ -229,6 +233,17 @@ impl<R: Runtime> Hands<R> {
         })
     }
 
+    /// The cell's disk, made if it is not there, and mounted: whose it is, and its folder.
+    ///
+    /// # Errors
+    /// It cannot be made or mounted.
+    pub async fn disk(&self, job: &Job) -> Result<(u32, PathBuf), Problem> {
+        let uid = self.pool.uid(self.slot(job)?);
+        let disk = self.quota.ensure(job.spec.cell, uid, job.spec.size.disk).await;
+        let folder = disk.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        Ok((uid, folder))
+    }
+
     async fn create(&self, job: &Job) -> Result<Outcome, Problem> {
         let slot = self.slot(job)?;
         let uid = self.pool.uid(slot);
@@ -237,8 +252,7 @@ impl<R: Runtime> Hands<R> {
             self.rules.ensure().await.map_err(|error| Problem::new(Code::FirewallMissing, chain(&error)))
         };
         let container = async {
-            let disk = self.quota.ensure(job.spec.cell, uid, job.spec.size.disk).await;
-            let data_dir = disk.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+            let (_, data_dir) = self.disk(job).await?;
             let plan = self.plan(job, data_dir.clone())?;
             let configured = async {
                 if job.spec.workload == Workload::Openclaw {
@@ -441,12 +455,7 @@ impl<R: Runtime> Hands<R> {
     }
 
     async fn repair(&self, job: &Job) -> Result<Outcome, Problem> {
-        let slot = self.slot(job)?;
-        let data_dir = self
-            .quota
-            .ensure(job.spec.cell, self.pool.uid(slot), job.spec.size.disk)
-            .await
-            .map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        let (_, data_dir) = self.disk(job).await?;
         let plan = self.plan(job, data_dir)?;
         self.runtime.repair(&plan, &openclaw::REPAIR_ARGS, REPAIR_LIMIT).await.map_err(problem)?;
         Ok(Outcome::Repaired)

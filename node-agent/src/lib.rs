@@ -6,6 +6,7 @@
 //! | [`driver`] | owns the agent machine and the journal: journal first, then act |
 //! | [`hands`] | carries each operation out with real parts |
 //! | [`runtime`] | the container engine |
+//! | [`snapshots`] | the workers that take and restore snapshots |
 //! | [`swap`] | the node's swap, and whether cells can be frozen onto it |
 //! | [`folder`], [`quota`] | a cell's folder, which is hostile, and its sized disk |
 //! | [`netrules`] | the packet rules between cells, the node and the world |
@@ -39,5 +40,6 @@ mod notes;
 pub mod projection;
 pub mod quota;
 pub mod runtime;
+pub mod snapshots;
 pub mod store;
 pub mod swap;

@@ -9,9 +9,10 @@ use berth_daemon::metrics::{register, registered};
 use berth_link::clock::{BootClock, Clock};
 use berth_node_agent_core::cell::{Cell, Leave, Note, Rest, Verb};
 use berth_node_agent_core::lease::Lease;
+use berth_node_agent_core::snapshots::Snapshots;
 use berth_node_agent_core::swap::{Sample, Swap};
 use berth_shared::cell::CellState;
-use berth_shared::time::BootMs;
+use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -115,6 +116,11 @@ pub struct Metrics {
     pub journal_failures: Counter,
     /// Requests sent to the container engine.
     pub engine_calls: Gauge,
+    snapshots: Family<Kind, Counter>,
+    snapshot_seconds: Histogram,
+    snapshots_running: Gauge,
+    snapshots_waiting: Gauge,
+    snapshot_age_seconds: Gauge,
     lease_held: Gauge,
     lease_end: Arc<AtomicU64>,
 }
@@ -227,11 +233,23 @@ impl Metrics {
             link_connected: registered(of, "link_connected", "1 while the coordinator is connected"),
             journal_failures: registered(of, "journal_failures", "Journal writes that failed"),
             engine_calls: registered(of, "engine_calls", "Requests sent to the container engine"),
+            snapshots: registered(of, "snapshots", "Snapshots of cells, by what became of them"),
+            snapshot_seconds: register(of, "snapshot_seconds", "Snapshots that were taken", seconds()),
+            snapshots_running: registered(of, "snapshots_running", "Snapshots that are being taken"),
+            snapshots_waiting: registered(of, "snapshots_waiting", "Cells that wait for their snapshot"),
+            snapshot_age_seconds: registered(
+                of,
+                "snapshot_age_seconds",
+                "How long the cell that has waited for longest has had state of which there is no snapshot",
+            ),
             lease_held: registered(of, "lease_held", "1 while cells may run with the coordinator away"),
             lease_end: Self::lease_end(of),
         };
         for fate in Fate::ALL {
             drop(metrics.schedule_lists.get_or_create(&Kind { kind: fate.as_str() }));
+        }
+        for kind in ["taken", "unchanged", "failed", "cancelled", "incomplete"] {
+            drop(metrics.snapshots.get_or_create(&Kind { kind }));
         }
         for orphan in [Orphan::Removed, Orphan::Left] {
             drop(metrics.orphans.get_or_create(&Kind { kind: orphan.as_str() }));
@@ -254,6 +272,25 @@ impl Metrics {
             (None, _) => 0,
         };
         self.lease_end.store(end, Ordering::Relaxed);
+    }
+
+    /// Counts a snapshot by what became of it.
+    pub fn snapshot(&self, kind: &'static str) {
+        self.snapshots.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// Counts how long one took.
+    pub fn snapshot_took(&self, took: Millis) {
+        self.snapshot_seconds.observe(took.to_std().as_secs_f64());
+    }
+
+    /// Shows how the cells' snapshots stand.
+    pub fn snapshots(&self, snapshots: &Snapshots, at: BootMs) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.snapshots_running.set(number(snapshots.running()));
+        self.snapshots_waiting.set(number(snapshots.waiting(at)));
+        let age = snapshots.oldest(at).map_or(0, |age| age.0 / 1000);
+        self.snapshot_age_seconds.set(i64::try_from(age).unwrap_or(i64::MAX));
     }
 
     /// Counts the cells by state.
@@ -388,6 +425,7 @@ pub(crate) const fn verb_name(verb: Verb) -> &'static str {
         Verb::Stop => "stop",
         Verb::KillFrozen => "kill_frozen",
         Verb::Repair => "repair",
+        Verb::Restore => "restore",
         Verb::Remove => "remove",
     }
 }

@@ -45,6 +45,7 @@ use berth_shared::units::Bytes;
 use counted::{Counted, Kind};
 pub use error::QuotaError;
 use mounts::{Attached, Mounted};
+pub(crate) use place::make_dir;
 use place::{Place, PlaceLock};
 use superblock::Superblock;
 use tool::Tool;

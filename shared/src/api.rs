@@ -569,6 +569,14 @@ pub struct HoldRequest {
     pub span: Millis,
 }
 
+/// Puts a cell's data back to a snapshot: `POST /v1/cells/{slug}/restore`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// Its id, or `latest`.
+    pub snapshot: String,
+}
+
 /// Why a cell is as it is: `GET /v1/cells/{slug}/why`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {

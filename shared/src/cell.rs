@@ -87,6 +87,24 @@ impl From<ImageRef> for String {
     }
 }
 
+impl ImageRef {
+    /// Is this certainly a newer release of the same image? Tells by tags that are versions of numbers, such as
+    /// `2026.9.6`; of digests and words nothing is certain.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        match (self.release(), other.release()) {
+            (Some((name, release)), Some((other_name, other))) => name == other_name && release > other,
+            _ => false,
+        }
+    }
+
+    fn release(&self) -> Option<(&str, Vec<u64>)> {
+        let (name, _digest) = self.0.split_once('@').unwrap_or((&self.0, ""));
+        let (name, tag) = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))?;
+        let numbers = tag.split('.').map(|part| part.parse().ok()).collect::<Option<Vec<u64>>>()?;
+        (numbers.len() > 1).then_some((name, numbers))
+    }
+}
+
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
@@ -620,6 +638,24 @@ mod tests {
             assert!(bad.parse::<ImageRef>().is_err(), "{bad}");
         }
         assert!(!"a:b".parse::<ImageRef>().unwrap().is_pinned());
+    }
+
+    #[test]
+    fn an_image_is_newer_where_its_tag_certainly_is() {
+        let newer = |a: &str, b: &str| a.parse::<ImageRef>().unwrap().is_newer_than(&b.parse().unwrap());
+        assert!(newer("a/b:2026.10.1", "a/b:2026.9.6"));
+        assert!(newer("h:5000/b:1.2.1", "h:5000/b:1.2"));
+        for (a, b) in [
+            ("a/b:2026.9.6", "a/b:2026.9.6"),
+            ("a/b:2026.9.5", "a/b:2026.9.6"),
+            ("a/c:2026.10.1", "a/b:2026.9.6"),
+            ("a/b:latest", "a/b:2026.9.6"),
+            ("a/b:2026.10.1", "a/b:dev"),
+            ("a/b:7", "a/b:6"),
+            ("h:5000/b", "h:4000/b"),
+        ] {
+            assert!(!newer(a, b), "{a} {b}");
+        }
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub enum WakeStage {
     Starting,
     /// It runs; its readiness is awaited.
     GettingReady,
+    /// Its data is being fetched from its newest snapshot.
+    Restoring,
 }
 
 /// From the agent.

@@ -10,6 +10,7 @@ use zeroize::Zeroize;
 use crate::ids::{CellId, Generation, KeyId, UserId};
 use crate::secret::Secret;
 use crate::snapshot::Snapshot;
+use crate::time::Millis;
 
 /// Bytes of a [`MasterKey`].
 pub const MASTER_KEY_BYTES: usize = 64;
@@ -91,6 +92,8 @@ pub struct Bucket {
     pub access_key: String,
     /// Signs with it.
     pub secret_key: Secret,
+    /// A cell that is up is snapshotted when its newest snapshot is this old.
+    pub every: Millis,
 }
 
 /// One user's place in the bucket.

@@ -266,7 +266,8 @@ impl NodeFrame {
             frame @ (Self::Join(_)
             | Self::Hello(_)
             | Self::CommandDone {
-                outcome: Ok(CommandOutcome::Logs(_) | CommandOutcome::Purged) | Err(_),
+                outcome:
+                    Ok(CommandOutcome::Logs(_) | CommandOutcome::Purged | CommandOutcome::Snapshot(_)) | Err(_),
                 ..
             }
             | Self::NewKey { .. }
@@ -338,6 +339,14 @@ pub enum CommandVerb {
     },
     /// Destroy the disk that this cell left behind under this generation. Since version 2.
     Purge,
+    /// Take a snapshot of the cell now, whatever it does. Since version 4.
+    Snapshot,
+    /// Stop the cell by the handshake, take a snapshot of it as it is, put its data back to this snapshot of its
+    /// repository, and start it. Since version 4.
+    Restore {
+        /// Which.
+        snapshot: SnapshotId,
+    },
 }
 
 /// How a command ended well.
@@ -349,6 +358,8 @@ pub enum CommandOutcome {
     Logs(Vec<String>),
     /// The disk is gone. Since version 2.
     Purged,
+    /// This snapshot stands for the cell's data: a new one, or the newest where nothing has changed since. Since version 4.
+    Snapshot(Box<Snapshot>),
 }
 
 /// From the coordinator to a node.
@@ -441,6 +452,7 @@ impl Versioned for NodeFrame {
     fn since(&self) -> u16 {
         match self {
             Self::CommandDone { outcome: Ok(CommandOutcome::Purged), .. } => HOLDING_SINCE,
+            Self::CommandDone { outcome: Ok(CommandOutcome::Snapshot(_)), .. } => SNAPSHOTS_SINCE,
             Self::Join(_)
             | Self::Hello(_)
             | Self::Observed { .. }
@@ -463,8 +475,14 @@ impl Versioned for CoordinatorFrame {
             | Self::Rejected { .. }
             | Self::Desired(_)
             | Self::Heard => FRAMES_VERSION_MIN,
-            Self::Command(command) if command.verb == CommandVerb::Purge => HOLDING_SINCE,
-            Self::Command(_) => FRAMES_VERSION_MIN,
+            Self::Command(command) => match command.verb {
+                CommandVerb::Wake
+                | CommandVerb::Sleep { .. }
+                | CommandVerb::Restart
+                | CommandVerb::Logs { .. } => FRAMES_VERSION_MIN,
+                CommandVerb::Purge => HOLDING_SINCE,
+                CommandVerb::Snapshot | CommandVerb::Restore { .. } => SNAPSHOTS_SINCE,
+            },
             Self::RotateKey | Self::KeyJudged { .. } | Self::NextKey { .. } => KEYS_SINCE,
             Self::Terms { .. } => SLEEP_SINCE,
             Self::Bucket(_) | Self::Repositories { .. } | Self::SnapshotJudged { .. } => SNAPSHOTS_SINCE,

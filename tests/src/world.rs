@@ -52,6 +52,8 @@ pub struct Options {
     pub ingress: Vec<String>,
     /// The coordinator lives in this network namespace, and the node reaches it at this address.
     pub coordinator_elsewhere: Option<(String, std::net::IpAddr)>,
+    /// The bucket that snapshots go to: the endpoint of an S3 server that takes the test server's credentials.
+    pub bucket: Option<String>,
     /// Swap that the machine has to have for the frozen cells of this world, in MiB; what small cells need where nothing
     /// is said.
     pub swap_mib: Option<u64>,
@@ -166,6 +168,28 @@ impl World {
                 .set(options.coordinator.clone());
         if let Some(namespace) = &namespace {
             coordinator = coordinator.in_namespace(namespace);
+        }
+        if let Some(endpoint) = &options.bucket {
+            let credential = dir.join("bucket-credential");
+            let keys = format!(
+                "aws_access_key_id = {}\naws_secret_access_key = {}\n",
+                berth_test_s3::NODE_KEY,
+                berth_test_s3::NODE_SECRET
+            );
+            place::write_secret(&credential, &keys);
+            let recovery = text(&dir.join("recovery-key"));
+            let data_dir = format!("data_dir={}", text(&dir.join("coordinator")));
+            let args = ["keys", "init", "--recovery-key-file", &recovery, "--set", &data_dir];
+            let args = [&args[..], &["--set", "link_address=127.0.0.1:0"]].concat();
+            let made =
+                std::process::Command::new(place.program("berth-coordinator")).args(args).output().unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            coordinator = coordinator.set([
+                "snapshots.bucket=berth".to_owned(),
+                format!("snapshots.endpoint={endpoint}"),
+                "snapshots.path_style=true".to_owned(),
+                format!("snapshots.credential_file={}", text(&credential)),
+            ]);
         }
         coordinator.spawn().await;
         let api = Api::new(coordinator.address("api_listen"), key_file, place.program("berth"), namespace);
@@ -308,6 +332,28 @@ impl World {
     /// Mount points of the node's cells.
     pub fn mounts(&self) -> Vec<String> {
         place::mounts_below(self.place.dir())
+    }
+
+    /// The node's machine is lost, with all that was on it, and another one joins in its place.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub async fn node_loses_its_disk(&mut self) {
+        self.agent.kill9();
+        place::remove_containers(&self.node);
+        let dir = self.dir().join("agent");
+        place::unmount_below(&dir);
+        std::fs::remove_dir_all(&dir).unwrap();
+        // Its key may be anywhere.
+        self.api.post(&format!("/v1/nodes/{}/revoke", self.node_name), json!({})).await.ok(200);
+        let token =
+            self.api.post("/v1/tokens", json!({ "node": self.node_name, "rejoin": true })).await.ok(201);
+        let file = self.dir().join("rejoin-token");
+        place::write_secret(&file, token["token"].as_str().expect("a new token is shown"));
+        self.agent.run_once("join", &["--token-file", &text(&file)]).await;
+        self.agent.spawn().await;
+        self.agent_is_connected().await;
+        self.door_is_connected().await;
     }
 
     /// Waits until nothing of a cell is left on the machine: no container, no network, no mount.

@@ -57,6 +57,8 @@ pub struct Snapshots {
     pub workers: u32,
     /// A cell that was in use for so long without a new snapshot is told of by `berth doctor`.
     pub age_max: Span,
+    /// How often a cell that is up is snapshotted; one that comes to rest is at once.
+    pub every: Span,
     /// How many days a backup of the key store may be kept.
     pub key_backup_days: u32,
 }
@@ -82,6 +84,7 @@ impl Default for Snapshots {
             check_read_percent: 5,
             workers: 2,
             age_max: Span(Millis::minutes(24 * 60)),
+            every: Span(Millis::minutes(6 * 60)),
             key_backup_days: 30,
         }
     }
@@ -149,6 +152,9 @@ impl Snapshots {
         }
         if !(Millis::minutes(1)..=Millis::minutes(365 * 24 * 60)).contains(&self.age_max.0) {
             wrong("snapshots.age_max", "has to be from 1m to 365d".to_owned());
+        }
+        if !(Millis::minutes(1)..=self.age_max.0).contains(&self.every.0) {
+            wrong("snapshots.every", format!("has to be from 1m to age_max, {}", self.age_max.0));
         }
         if !(1..=3_650).contains(&self.key_backup_days) {
             wrong("snapshots.key_backup_days", "has to be from 1 to 3650".to_owned());

@@ -7,9 +7,12 @@ use berth_coordinator_core::fleet::Home;
 use berth_coordinator_core::pending::Order;
 use berth_coordinator_core::{Actor, Command, Fleet, why::story};
 use berth_link::boot_now;
-use berth_shared::api::{Cell, HoldRequest, List, Logs, Quarantine, QuarantineRequest, SleepRequest, Why};
+use berth_shared::api::{
+    Cell, HoldRequest, List, Logs, Quarantine, QuarantineRequest, RestoreRequest, SleepRequest, Why,
+};
 use berth_shared::cell::CellEvent;
 use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::Snapshot;
 use berth_shared::time::Millis;
 use berth_shared::wire::{CommandOutcome, CommandVerb};
 use serde::Deserialize;
@@ -26,6 +29,10 @@ const WAKE_MAX: Millis = Millis::secs(240);
 const SLEEP_MAX: Millis = Millis::secs(400);
 /// A sleep and a wake.
 const RESTART_MAX: Millis = Millis::secs(640);
+/// How long a snapshot may take: the first of a large cell, over a slow line.
+const SNAPSHOT_MAX: Millis = Millis::minutes(30);
+/// A restart with a snapshot and a restore in between.
+const RESTORE_MAX: Millis = Millis::minutes(60);
 /// How long the reading of a log may take.
 const LOGS_MAX: Millis = Millis::secs(15);
 
@@ -104,6 +111,51 @@ pub(crate) async fn restart(
     command_cell(&api, &name, CommandVerb::Restart, RESTART_MAX).await
 }
 
+/// Takes a snapshot of the cell now, and answers with it.
+pub(crate) async fn snapshot(
+    State(api): State<Api>,
+    Name(name): Name,
+    JsonBody(Nothing {}): JsonBody<Nothing>,
+) -> Result<Json<Snapshot>, ApiError> {
+    match command(&api, &name, CommandVerb::Snapshot, SNAPSHOT_MAX).await? {
+        CommandOutcome::Snapshot(snapshot) => Ok(Json(*snapshot)),
+        CommandOutcome::Cell(_) | CommandOutcome::Logs(_) | CommandOutcome::Purged => Err(wrong_answer()),
+    }
+}
+
+/// Puts the cell's data back to a snapshot that is known of it.
+pub(crate) async fn restore(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+    JsonBody(request): JsonBody<RestoreRequest>,
+) -> Result<Json<Cell>, ApiError> {
+    let slug = known_slug(&name)?;
+    let (user, snapshot) = {
+        let fleet = api.store.fleet();
+        let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
+        let vault = fleet.vault(user.id);
+        let known = vault.into_iter().flat_map(|vault| vault.head.iter().chain(&vault.history));
+        let mut found = known.filter(|known| match request.snapshot.as_str() {
+            "latest" => true,
+            text => known.id.to_string().starts_with(text),
+        });
+        let snapshot = found.next().cloned();
+        (user.clone(), snapshot)
+    };
+    let Some(snapshot) = snapshot else {
+        let detail = "the user has no such snapshot that could be restored here";
+        return Err(ApiError::new(Code::BadRequest, detail));
+    };
+    if snapshot.image.is_newer_than(&user.image) {
+        let detail = format!("it was taken under {}, the cell has {}", snapshot.image, user.image);
+        return Err(ApiError::new(Code::StateTooNew, detail));
+    }
+    let id = snapshot.id;
+    tracing::warn!(user = %slug, %actor, snapshot = %id, "a cell's data is put back");
+    command_cell(&api, &name, CommandVerb::Restore { snapshot: id }, RESTORE_MAX).await
+}
+
 pub(crate) async fn logs(
     State(api): State<Api>,
     Name(name): Name,
@@ -116,7 +168,7 @@ pub(crate) async fn logs(
     }
     match command(&api, &name, CommandVerb::Logs { lines }, LOGS_MAX).await? {
         CommandOutcome::Logs(lines) => Ok(Json(Logs { lines })),
-        CommandOutcome::Cell(_) | CommandOutcome::Purged => Err(wrong_answer()),
+        CommandOutcome::Cell(_) | CommandOutcome::Purged | CommandOutcome::Snapshot(_) => Err(wrong_answer()),
     }
 }
 
@@ -189,7 +241,7 @@ async fn command_cell(
             let cell = cell(api, name)?;
             Ok(Json(Cell { status: Some(*status), ..cell }))
         }
-        CommandOutcome::Logs(_) | CommandOutcome::Purged => Err(wrong_answer()),
+        CommandOutcome::Logs(_) | CommandOutcome::Purged | CommandOutcome::Snapshot(_) => Err(wrong_answer()),
     }
 }
 

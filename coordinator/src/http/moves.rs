@@ -103,7 +103,9 @@ pub(crate) async fn purge(
         let order = Order { cell: *cell, generation: *generation, verb: CommandVerb::Purge, wait: PURGE_MAX };
         match api.hub.command(boot_now(), node, order).await? {
             CommandOutcome::Purged => {}
-            CommandOutcome::Cell(_) | CommandOutcome::Logs(_) => return Err(wrong_answer()),
+            CommandOutcome::Cell(_) | CommandOutcome::Logs(_) | CommandOutcome::Snapshot(_) => {
+                return Err(wrong_answer());
+            }
         }
         tracing::warn!(node = %name, user = %slug, %cell, %generation, %actor, "a disk left behind was destroyed");
     }

@@ -96,6 +96,7 @@ fn the_defaults_in_the_docs_are_the_defaults() {
     for (key, span) in [
         ("snapshots.prune_every", config.snapshots.prune_every),
         ("snapshots.check_every", config.snapshots.check_every),
+        ("snapshots.every", config.snapshots.every),
     ] {
         assert_eq!(row(key).parse::<crate::config::Span>().unwrap(), span, "{key}");
     }

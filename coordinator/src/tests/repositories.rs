@@ -115,6 +115,7 @@ impl Bucket {
             scratch: None,
             digests: None,
             database_ms: 10_000,
+            unless: None,
             limits: WalkLimits::default(),
         };
         let taken_at = wall_now();

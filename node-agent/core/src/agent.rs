@@ -62,6 +62,10 @@ pub enum Event {
     Swap(swap::Sample),
     /// What plans and operators say of cells' sleep, all of it; a cell that is not named has the usual terms.
     Terms(Vec<(CellId, SleepTerms)>),
+    /// Does the coordinator have a bucket? Then a new cell may have data in there.
+    Bucket(bool),
+    /// Where cells' data is, of those that may not have it here: behind the word on their repositories.
+    Data(Vec<(CellId, cell::Data)>),
     /// Something that concerns the lease. [`lease::Event::Told`] comes behind the desired state that it is about.
     Lease(lease::Event),
     /// [`Agent::next_deadline`] has come.
@@ -88,6 +92,13 @@ pub enum Effect {
         cell: CellId,
         /// How many lines at the most.
         lines: u32,
+    },
+    /// Take a snapshot of this cell and answer the command with it.
+    Snapshot {
+        /// The command.
+        seq: u64,
+        /// Which cell.
+        cell: CellId,
     },
     /// Destroy what this cell left behind under this generation, and answer the command.
     Purge {
@@ -123,6 +134,10 @@ pub struct Agent {
     commands: BTreeMap<u64, CellId>,
     answers: VecDeque<(u64, Result<CommandOutcome, Problem>)>,
     lease: Lease,
+    /// Does the coordinator have a bucket?
+    has_bucket: bool,
+    /// Where cells' data is, as far as that is known and not here.
+    data: BTreeMap<CellId, cell::Data>,
 }
 
 impl Agent {
@@ -141,6 +156,8 @@ impl Agent {
             commands: BTreeMap::new(),
             answers: VecDeque::new(),
             lease: Lease::new(now, boot, memory.lease.as_ref()),
+            has_bucket: memory.repositories.has_bucket,
+            data: BTreeMap::new(),
         };
         let held = agent.lease.is_held();
         let unknown = Remembered::default();
@@ -148,7 +165,9 @@ impl Agent {
         for assignment in memory.desired.iter().flat_map(|desired| &desired.assignments) {
             let id = assignment.spec.cell;
             agent.wanted.insert(id, assignment.clone());
-            let cell = Cell::new(now, assignment.clone(), known(&id)).under_lease(held);
+            let data = memory.data_of(id, None);
+            agent.data.insert(id, data);
+            let cell = Cell::new(now, assignment.clone(), known(&id)).under_lease(held).with_data(data);
             agent.cells.insert(id, cell.with_terms(now, agent.terms_of(id)));
         }
         for (id, assignment) in &memory.retiring {
@@ -186,6 +205,12 @@ impl Agent {
         let turn =
             self.thaws.front().and_then(|_| self.cells.values().filter_map(Cell::thaw_turn_until).max());
         cells.chain(self.lease.next_deadline()).chain(turn).min()
+    }
+
+    /// Where the data is of a cell that is new here.
+    fn data_of(&self, cell: CellId) -> cell::Data {
+        let unknown = if self.has_bucket { cell::Data::Unknown } else { cell::Data::Here };
+        self.data.get(&cell).copied().unwrap_or(unknown)
     }
 
     /// What its plan, and an operator, say of a cell's sleep.
@@ -241,6 +266,13 @@ impl Agent {
                 for cell in cells {
                     let terms = self.terms_of(cell);
                     self.give(now, cell, cell::Event::Terms(terms), random, &mut out);
+                }
+            }
+            Event::Bucket(has) => self.has_bucket = has,
+            Event::Data(told) => {
+                for (cell, data) in told {
+                    self.data.insert(cell, data);
+                    self.give(now, cell, cell::Event::Data(data), random, &mut out);
                 }
             }
             Event::Lease(event) => self.lease_event(now, event, random, &mut out),
@@ -340,11 +372,12 @@ impl Agent {
         let unknown = Remembered::default();
         let held = self.lease.is_held();
         for (id, assignment) in wanted {
+            let data = self.data_of(id);
             let event = match self.cells.entry(id) {
                 Entry::Occupied(_) => cell::Event::Assigned(assignment),
                 Entry::Vacant(place) => {
                     let remembered = remembered.get(&id).unwrap_or(&unknown);
-                    let cell = Cell::new(now, assignment, remembered).under_lease(held);
+                    let cell = Cell::new(now, assignment, remembered).under_lease(held).with_data(data);
                     let terms = self.terms.get(&id).copied().unwrap_or_default();
                     place.insert(cell.with_terms(now, terms));
                     out.extend(arrived(id));
@@ -398,6 +431,8 @@ impl Agent {
                 cell::Event::Sleep { rest, waiter }
             }
             CommandVerb::Restart => cell::Event::Restart { waiter },
+            CommandVerb::Restore { snapshot } => cell::Event::Restore { snapshot, waiter },
+            CommandVerb::Snapshot => return out.push(Effect::Snapshot { seq, cell: command.cell }),
             CommandVerb::Logs { lines } => {
                 out.push(Effect::ReadLogs { seq, cell: command.cell, lines });
                 return;
@@ -447,10 +482,13 @@ impl Agent {
         }
         if gone {
             let last_op = self.cells.remove(&id).map_or(0, |cell| cell.last_op());
+            self.data.remove(&id);
             out.push(Effect::Gone(id));
             if let Some(assignment) = self.wanted.get(&id) {
                 let again = Remembered { last_op, ..Remembered::default() };
-                let cell = Cell::new(now, assignment.clone(), &again).under_lease(self.lease.is_held());
+                let cell = Cell::new(now, assignment.clone(), &again)
+                    .under_lease(self.lease.is_held())
+                    .with_data(self.data_of(id));
                 self.cells.insert(id, cell.with_terms(now, self.terms_of(id)));
                 out.extend(arrived(id));
             }

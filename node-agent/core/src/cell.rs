@@ -21,6 +21,7 @@
 
 mod bar;
 mod cpu;
+mod data;
 mod frozen;
 mod idle;
 mod rest;
@@ -38,8 +39,8 @@ pub use frozen::THAW_TURN;
 pub use idle::{FLAP_MEMORY, FLAP_SPAN, UNDECLARED_PERCENT};
 pub(crate) use scheduled::CHANNELS_MAX;
 pub use terms::{
-    Effect, Event, Leave, Note, Now, Observation, OpId, Outcome, Pushed, Rest, SHORT_BYTES, SHORT_PERCENT,
-    Seen, SuspendAnswer, Verb, Waiter,
+    Data, Effect, Event, Leave, Note, Now, Observation, OpId, Outcome, Pushed, Rest, SHORT_BYTES,
+    SHORT_PERCENT, Seen, SuspendAnswer, Verb, Waiter,
 };
 
 use rest::Again;
@@ -53,6 +54,7 @@ use berth_shared::cell::{
 use berth_shared::door::{CellActivity, RouteState};
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::units::Bytes;
 
@@ -104,6 +106,8 @@ pub const LEASE_MARGIN: Millis = Millis::secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StartStep {
+    /// Its data is not here, or not what it shall be.
+    Restoring,
     Creating,
     Starting,
     GettingReady,
@@ -253,6 +257,9 @@ pub struct Cell {
     events: Vec<CellEvent>,
     /// Its memory was almost at its limit at the last look.
     near_limit: bool,
+    data: Data,
+    /// Put its data back to this snapshot when it is stopped.
+    restore_ordered: Option<SnapshotId>,
 }
 
 impl Cell {
@@ -321,7 +328,16 @@ impl Cell {
             stopped_because: None,
             events: vec![],
             near_limit: false,
+            data: Data::Here,
+            restore_ordered: None,
         }
+    }
+
+    /// The same with its data elsewhere.
+    #[must_use]
+    pub fn with_data(mut self, data: Data) -> Self {
+        self.data = data;
+        self
     }
 
     /// A cell whose removal was begun before the agent died: it goes on from whatever is there.
@@ -349,14 +365,25 @@ impl Cell {
         self.last_op.0
     }
 
-    /// Does it wait for a start permit?
+    /// Does it wait for a start permit? One whose data may be elsewhere waits for the coordinator's word on that first.
     pub const fn waits_for_permit(&self) -> bool {
-        matches!(self.phase, Phase::Queued)
+        matches!(self.phase, Phase::Queued) && !matches!(self.data, Data::Unknown)
     }
 
-    /// Does it hold a start permit?
+    /// Does it hold a start permit? Not while its data is fetched: that takes no CPU worth the name, and may take hours.
     pub const fn holds_permit(&self) -> bool {
-        matches!(self.phase, Phase::Starting(_) | Phase::Repairing)
+        match self.phase {
+            Phase::Starting(step) => !matches!(step, StartStep::Restoring),
+            phase => matches!(phase, Phase::Repairing),
+        }
+    }
+
+    /// From which snapshot its data is restored before it starts, and whether there is data that this is put in place of.
+    pub const fn restores(&self) -> Option<(SnapshotId, bool)> {
+        match self.data {
+            Data::In { snapshot, over } => Some((snapshot, over)),
+            Data::Here | Data::Unknown => None,
+        }
     }
 
     /// Does its user live here no more? Then it is on its way out, and nobody is let in.
@@ -412,6 +439,8 @@ impl Cell {
             Event::Wake { cause, waiter } => self.wake(now, cause, waiter, &mut out),
             Event::Sleep { rest, waiter } => self.sleep(now, rest, waiter, &mut out),
             Event::Restart { waiter } => self.restart(now, waiter, &mut out),
+            Event::Restore { snapshot, waiter } => self.restore(now, snapshot, waiter, &mut out),
+            Event::Data(data) => self.data_told(data),
             Event::Activity(activity) => self.activity(now, activity),
             Event::Done { op, outcome } => self.done(now, op, outcome, random, &mut out),
             Event::Noticed(seen) => self.noticed(now, seen, random, &mut out),

@@ -25,6 +25,7 @@ pub mod may_wake;
 pub mod memory;
 pub mod schedule;
 pub mod slot;
+pub mod snapshots;
 pub mod socket;
 pub mod swap;
 pub mod workload;

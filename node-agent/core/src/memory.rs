@@ -6,17 +6,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_shared::cell::{Assignment, SleepTerms};
 use berth_shared::codec::{self, CodecError};
-use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
+use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName, UserId};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
+use berth_shared::snapshot::{self, SnapshotId};
 use berth_shared::time::BootMs;
 use berth_shared::wire::{DesiredState, LeftBehind, PAYLOAD_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{OpId, Outcome, Verb};
+use crate::cell::{Data, OpId, Outcome, Verb};
 use crate::lease::Mark;
 use crate::schedule::Schedule;
 use crate::slot::Slot;
+
+mod kept;
+
+pub use kept::{Kept, Repositories, Step, UNTOLD_MAX};
 
 /// Kinds of records, with their version.
 const JOINED: (u16, u16) = (1, 1);
@@ -39,9 +44,12 @@ const PURGED: (u16, u16) = (26, 1);
 const TERMS: (u16, u16) = (27, 1);
 const SCHEDULE: (u16, u16) = (30, 1);
 const SCHEDULES: (u16, u16) = (31, 1);
+const SNAPSHOT_STEP: (u16, u16) = (40, 1);
+const KEPT: (u16, u16) = (41, 1);
+const UNTOLD: (u16, u16) = (42, 1);
 
-/// So many cells' schedules are in one record of a snapshot.
-const SCHEDULES_MAX: usize = 1000;
+/// So many cells, or snapshots, are in one record behind a snapshot of the journal.
+const CHUNK_MAX: usize = 1000;
 
 /// How the node came to its coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,9 +111,14 @@ impl Intent {
             Verb::KillFrozen => IntentVerb::KillFrozen,
             Verb::Repair => IntentVerb::Repair,
             Verb::Remove => IntentVerb::Remove,
-            Verb::Look | Verb::AwaitReady | Verb::Observe | Verb::Fence | Verb::Push | Verb::Resume => {
-                return None;
-            }
+            // What is restored has a record of its own, `Step::RestoreBegun`.
+            Verb::Look
+            | Verb::AwaitReady
+            | Verb::Observe
+            | Verb::Fence
+            | Verb::Push
+            | Verb::Resume
+            | Verb::Restore => return None,
         };
         Some(Self { cell, op: op.0, verb })
     }
@@ -149,11 +162,13 @@ impl Report {
             | Outcome::Pushed(_)
             | Outcome::Resumed
             | Outcome::Repaired
+            | Outcome::Restored
+            | Outcome::NotRestored(_)
             | Outcome::Failed(_) => None,
         };
         let container = if let Outcome::Created { by } = outcome { Some(*by) } else { None };
         let removed = matches!(outcome, Outcome::Removed);
-        let ok = !matches!(outcome, Outcome::Failed(_));
+        let ok = !matches!(outcome, Outcome::Failed(_) | Outcome::NotRestored(_));
         Some(Self { cell, op: op.0, ok, up, container, removed, at })
     }
 }
@@ -240,7 +255,13 @@ pub enum Record {
     Schedule(CellId, Schedule),
     /// The same of many cells, behind a snapshot.
     Schedules(Vec<(CellId, Schedule)>),
-    /// Everything so far but schedules: earlier records may be dropped once those stand behind it.
+    /// A step of cells' snapshots in their repositories.
+    Step(Step),
+    /// What is remembered of many cells' snapshots, behind a snapshot of the journal.
+    Kept(Vec<(CellId, Kept)>),
+    /// The same of those that the coordinator has had no final word on.
+    Untold(Vec<(UserId, snapshot::Snapshot)>),
+    /// Everything so far but schedules and cells' snapshots: earlier records may be dropped once those stand behind it.
     Snapshot(Box<Memory>),
 }
 
@@ -287,6 +308,9 @@ impl Record {
             Self::Terms(body) => (TERMS, codec::encode(body)?),
             Self::Schedule(cell, schedule) => (SCHEDULE, codec::encode(&(cell, schedule))?),
             Self::Schedules(body) => (SCHEDULES, codec::encode(body)?),
+            Self::Step(body) => (SNAPSHOT_STEP, codec::encode(body)?),
+            Self::Kept(body) => (KEPT, codec::encode(body)?),
+            Self::Untold(body) => (UNTOLD, codec::encode(body)?),
             Self::Snapshot(body) => {
                 let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.frozen_at?));
                 let frozen: Vec<(CellId, BootMs)> = body.cells.iter().filter_map(known).collect();
@@ -341,6 +365,9 @@ impl Record {
                 Self::Schedule(cell, schedule)
             }
             SCHEDULES => Self::Schedules(read(key, payload)?),
+            SNAPSHOT_STEP => Self::Step(read(key, payload)?),
+            KEPT => Self::Kept(read(key, payload)?),
+            UNTOLD => Self::Untold(read(key, payload)?),
             SNAPSHOT_V1 => Self::Snapshot(read(key, payload)?),
             SNAPSHOT => {
                 let (memory, later, frozen): (Memory, Later, Vec<(CellId, BootMs)>) = read(key, payload)?;
@@ -391,6 +418,9 @@ pub struct Memory {
     /// What came later.
     #[serde(skip)]
     pub later: Later,
+    /// What is remembered of cells' snapshots. Has records of its own, also at a snapshot of the journal.
+    #[serde(skip)]
+    pub repositories: Repositories,
 }
 
 impl Memory {
@@ -434,8 +464,12 @@ impl Memory {
                         (cell.frozen, cell.frozen_at) = (false, None);
                         // A suspension ends with its process.
                         cell.last_suspend = None;
+                        self.repositories.dirtied(intent.cell);
                     }
-                    IntentVerb::Unpause => (cell.frozen, cell.frozen_at) = (false, None),
+                    IntentVerb::Unpause => {
+                        (cell.frozen, cell.frozen_at) = (false, None);
+                        self.repositories.dirtied(intent.cell);
+                    }
                     // From here on an end is meant.
                     IntentVerb::Stop | IntentVerb::KillFrozen => cell.up_this_boot = false,
                     IntentVerb::Suspend => cell.last_suspend = Some(intent.op),
@@ -492,8 +526,28 @@ impl Memory {
                     self.scheduled(cell, schedule);
                 }
             }
+            Record::Step(step) => self.repositories.apply(step),
+            Record::Kept(all) => self.repositories.cells.extend(all),
+            Record::Untold(all) => self.repositories.untold.extend(all),
             Record::Terms(terms) => self.later.terms = terms.into_iter().collect(),
             Record::Snapshot(memory) => *self = *memory,
+        }
+    }
+
+    /// Where a cell's data is. `told`: the word on its repository, with the snapshot in force, if there was one.
+    pub fn data_of(&self, cell: CellId, told: Option<Option<SnapshotId>>) -> Data {
+        let kept = self.repositories.cells.get(&cell);
+        let is_new = self.cells.get(&cell).is_none_or(Remembered::is_new);
+        if let Some(snapshot) = kept.and_then(|kept| kept.restoring) {
+            return Data::In { snapshot, over: !is_new };
+        }
+        if !is_new || kept.is_some_and(|kept| kept.restored.is_some() || kept.newest.is_some()) {
+            return Data::Here;
+        }
+        match told {
+            Some(Some(snapshot)) => Data::In { snapshot, over: false },
+            None if self.repositories.has_bucket => Data::Unknown,
+            Some(None) | None => Data::Here,
         }
     }
 
@@ -508,8 +562,17 @@ impl Memory {
     pub fn snapshot(&self) -> Vec<Record> {
         let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.schedule.clone()?));
         let all: Vec<(CellId, Schedule)> = self.cells.iter().filter_map(known).collect();
-        let schedules = all.chunks(SCHEDULES_MAX).map(|some| Record::Schedules(some.to_vec()));
-        std::iter::once(Record::Snapshot(Box::new(self.clone()))).chain(schedules).collect()
+        let schedules = all.chunks(CHUNK_MAX).map(|some| Record::Schedules(some.to_vec()));
+        let Repositories { has_bucket, cells, untold } = &self.repositories;
+        let cells: Vec<(CellId, Kept)> = cells.iter().map(|(cell, kept)| (*cell, kept.clone())).collect();
+        let kept = cells.chunks(CHUNK_MAX).map(|some| Record::Kept(some.to_vec()));
+        let untold = untold.chunks(CHUNK_MAX).map(|some| Record::Untold(some.to_vec()));
+        std::iter::once(Record::Snapshot(Box::new(self.clone())))
+            .chain(schedules)
+            .chain([Record::Step(Step::Bucket(*has_bucket))])
+            .chain(kept)
+            .chain(untold)
+            .collect()
     }
 
     /// The cell is not wanted here any more. Only the coordinator's own word that its user was removed lets go of its
@@ -545,6 +608,7 @@ impl Memory {
     /// Nothing of the cell is left; its slot is free, unless the cell is wanted here again already.
     fn removed(&mut self, cell: CellId) {
         self.retiring.remove(&cell);
+        self.repositories.gone(cell);
         let wanted = self
             .desired
             .iter()

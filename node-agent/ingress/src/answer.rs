@@ -178,6 +178,7 @@ pub(crate) fn waiting(stage: Option<WakeStage>) -> Response<Answer> {
         Some(WakeStage::Finishing) => {
             "It is just going to rest; it is turned round as soon as that is done.".into()
         }
+        Some(WakeStage::Restoring) => "Its data is being fetched from the newest snapshot.".into(),
         Some(WakeStage::Starting) => "It is starting.".into(),
         Some(WakeStage::GettingReady) => "It runs and is getting ready.".into(),
         None => "It has been called.".into(),

@@ -265,6 +265,7 @@ fn round(bench: &mut Bench, tool: &str, base: &Path, round: u64) -> BTreeMap<&'s
                 online: false,
                 scratch: None,
                 digests: Some(bench.dir.join(format!("digests-{prefix}"))),
+                unless: None,
                 database_ms: 0,
                 limits: WalkLimits::default(),
             };
@@ -304,6 +305,7 @@ fn round(bench: &mut Bench, tool: &str, base: &Path, round: u64) -> BTreeMap<&'s
                 target: back.clone(),
                 previous: back.with_extension("previous"),
                 staging: back.with_extension("staging"),
+                within: None,
                 owner: None,
                 limits: WalkLimits::default(),
             };

@@ -34,6 +34,17 @@ pub(crate) fn is_emptied(workload: Workload, path: &Path) -> bool {
     emptied(workload).iter().any(|folder| path == Path::new(folder))
 }
 
+/// In the cell's folder itself: what ext4 makes in the root of a disk, and the staging of a restore.
+const OF_THE_ROOT: &[&str] = &["lost+found", RESTORE_STAGING];
+
+/// The folder in a cell's folder that a restore is made in.
+pub const RESTORE_STAGING: &str = ".berth-restore";
+
+/// Does this stay out with all that is in it? `path` is relative.
+pub(crate) fn is_not_the_cells(path: &Path) -> bool {
+    OF_THE_ROOT.iter().any(|name| path == Path::new(name))
+}
+
 /// Does a file or link of this name stay out?
 pub(crate) fn is_excluded(workload: Workload, name: &OsStr) -> bool {
     let name = name.as_bytes();

@@ -27,6 +27,7 @@ pub mod worker;
 
 pub use check::Checked;
 pub use error::{Failure, Reason};
+pub use excludes::RESTORE_STAGING;
 pub use labels::Labels;
 pub use look::{Change, How, Listed};
 pub use prune::{PruneJob, Pruned};

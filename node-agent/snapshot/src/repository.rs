@@ -54,6 +54,16 @@ impl RepositoryKey {
     }
 }
 
+impl From<&berth_shared::repository::MasterKey> for RepositoryKey {
+    fn from(key: &berth_shared::repository::MasterKey) -> Self {
+        let mut bytes = Zeroizing::new([0; 64]);
+        let (encrypt, mac) = bytes.split_at_mut(32);
+        encrypt.copy_from_slice(key.expose_encrypt());
+        mac.copy_from_slice(key.expose_mac());
+        Self(bytes)
+    }
+}
+
 impl fmt::Debug for RepositoryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")

@@ -14,6 +14,7 @@
 mod fill;
 mod place;
 mod plan;
+mod within;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -51,6 +52,10 @@ pub struct RestoreJob {
     pub previous: PathBuf,
     /// Where the new folder is made. On the same file system; nothing else may be in it.
     pub staging: PathBuf,
+    /// For a target that cannot be renamed, because it is a mount point: its content is exchanged instead. Names the file
+    /// that holds how far that is, out of the cell's reach; `staging` has to be in the target, and `previous` is not used.
+    #[serde(default)]
+    pub within: Option<PathBuf>,
     /// Uid and gid to give to what belonged to the folder's owner. Without it, or when the worker is not root, all of
     /// it belongs to whoever restores.
     #[serde(default)]
@@ -84,7 +89,11 @@ pub(crate) fn restore(
     job: &RestoreJob,
     meter: &Meter,
 ) -> Result<Restored, Failure> {
-    let staging = Staging::prepare(job)?;
+    let (staging, settled) = Staging::prepare(job)?;
+    if let Some(restored) = settled.filter(|restored| restored.snapshot == job.snapshot) {
+        // It was only the exchange's end that was missing.
+        return Ok(restored);
+    }
     let file = repository.snapshot(&job.snapshot)?;
     let snapshot = file.id.to_hex().as_str().to_owned();
     let labels = Labels::parse(file.tags.iter());
@@ -105,8 +114,9 @@ pub(crate) fn restore(
             return Err(failure);
         }
     };
-    let previous = staging.put_in_place()?;
-    Ok(Restored { snapshot, tree, entries: plan.items.len() as u64, bytes: plan.bytes, previous })
+    let restored =
+        Restored { snapshot, tree, entries: plan.items.len() as u64, bytes: plan.bytes, previous: false };
+    staging.put_in_place(restored)
 }
 
 fn fill_and_check(

@@ -43,6 +43,9 @@ pub struct SnapshotJob {
     /// are read each time.
     #[serde(default)]
     pub digests: Option<PathBuf>,
+    /// Not where this file is: the record of a restore that was cut short, so that the folder is no state at all.
+    #[serde(default)]
+    pub unless: Option<PathBuf>,
     /// Longest time for the copy of one database, in milliseconds. Default 30 s.
     #[serde(default = "database_ms")]
     pub database_ms: u64,
@@ -68,6 +71,8 @@ pub struct Taken {
     pub tree: String,
     /// Files, folders and links that were stored.
     pub entries: u64,
+    /// Bytes of the files in the snapshot.
+    pub bytes: u64,
     /// Bytes of files that were read.
     pub bytes_read: u64,
     /// Bytes that were new to the repository, before compression.
@@ -90,6 +95,9 @@ pub(crate) fn take(repository: OpenRepository, job: &SnapshotJob, meter: &Meter)
         }),
         (true, None) => return Err(Failure::bad_job("a snapshot of a running cell needs a scratch folder")),
     };
+    if job.unless.as_deref().is_some_and(std::path::Path::exists) {
+        return Err(Failure::bad_job("a restore of the folder was cut short, and has to be ended first"));
+    }
     let root = open_folder(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
     let root = Arc::new(root);
     let options = SourceOptions { workload: job.labels.workload, limits: job.limits, online };
@@ -137,6 +145,7 @@ pub(crate) fn take(repository: OpenRepository, job: &SnapshotJob, meter: &Meter)
             continue;
         };
         let stored = file.summary.as_ref().map_or(0, |summary| summary.total_files_processed);
+        let bytes = bytes_of(&file);
         if stored != read.leaves {
             return Err(Failure::Internal {
                 detail: format!("{} files and links were read and {stored} stored", read.leaves),
@@ -164,6 +173,7 @@ pub(crate) fn take(repository: OpenRepository, job: &SnapshotJob, meter: &Meter)
             parent: parent.as_ref().map(|(file, _)| id_of(file)),
             tree: read.tree,
             entries: shared.files.load(std::sync::atomic::Ordering::Relaxed),
+            bytes,
             bytes_read: shared.bytes.load(std::sync::atomic::Ordering::Relaxed),
             bytes_new,
             skips: shared.skips.get(),
@@ -173,6 +183,10 @@ pub(crate) fn take(repository: OpenRepository, job: &SnapshotJob, meter: &Meter)
 
 fn id_of(file: &SnapshotFile) -> String {
     file.id.to_hex().as_str().to_owned()
+}
+
+fn bytes_of(file: &SnapshotFile) -> u64 {
+    file.summary.as_ref().map_or(0, |summary| summary.total_bytes_processed)
 }
 
 fn keep(job: &SnapshotJob, digests: &Digests) {
@@ -188,6 +202,7 @@ fn unchanged(parent: &SnapshotFile, tree: &str, entries: u64, shared: &Shared) -
         parent: Some(id_of(parent)),
         tree: tree.to_owned(),
         entries,
+        bytes: bytes_of(parent),
         bytes_read: shared.bytes.load(std::sync::atomic::Ordering::Relaxed),
         bytes_new: 0,
         skips: shared.skips.get(),

@@ -266,6 +266,9 @@ impl Walk {
                 continue;
             };
             let path = level.path.join(&name);
+            if excludes::is_not_the_cells(&path) {
+                continue;
+            }
             if excludes::is_excluded(self.workload, &name) || level.databases.contains(&name) {
                 self.skips.count(|skips| skips.excluded += 1);
                 continue;

@@ -14,7 +14,7 @@ use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::wire::{CommandOutcome, NodeFrame};
 
-use super::{Driver, Input, Turn, schedule};
+use super::{Driver, Input, Turn, schedule, snapshots};
 use crate::failpoint::{self, Place};
 use crate::hands::Job;
 use crate::runtime::Runtime;
@@ -42,6 +42,10 @@ impl<R: Runtime> Driver<R> {
         }
         for effect in turn.effects {
             self.carry_out(effect, room);
+        }
+        self.carry_out_snapshots(turn.takes, turn.snapshots, room);
+        if turn.tells_snapshots && room {
+            self.tell_snapshots();
         }
         if turn.tells_holding && room {
             self.tell_holding();
@@ -71,6 +75,8 @@ impl<R: Runtime> Driver<R> {
             agent::Effect::Cell(cell, effect) => self.carry_out_for(cell, effect, room),
             agent::Effect::CommandDone { seq, outcome } => self.answer(seq, outcome),
             agent::Effect::ReadLogs { seq, cell, lines } => self.read_logs(seq, cell, lines),
+            // Seen to before, with what it leads to.
+            agent::Effect::Snapshot { .. } => {}
             agent::Effect::Purge { seq, cell, generation } => self.purge(seq, cell, generation),
             agent::Effect::LeaseHeld(held) => self.lease_held(held),
             // Written before.
@@ -178,13 +184,17 @@ impl<R: Runtime> Driver<R> {
         let (hands, loopback, metrics) =
             (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
         let stop = self.tasks.stopping();
+        let order = self.restores.remove(&cell);
         let task = self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
             let work = async {
-                match schedule::survey(&hands, verb, &job, &loopback).await {
-                    Some(refused) => refused,
-                    None => hands.carry_out(verb, job).await,
+                match (schedule::survey(&hands, verb, &job, &loopback).await, order) {
+                    (Some(refused), _) => refused,
+                    (None, Some(order)) if verb == Verb::Restore => {
+                        snapshots::restore(&hands, &job, order, &loopback).await
+                    }
+                    (None, _) => hands.carry_out(verb, job).await,
                 }
             };
             let work = tokio::time::timeout(limit, Box::pin(work));

@@ -200,7 +200,7 @@ impl Place {
 }
 
 /// Makes one directory with exactly this mode, whatever the umask; one that is there stays as it is.
-pub(super) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+pub(crate) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => std::fs::set_permissions(path, Permissions::from_mode(mode)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -130,6 +130,7 @@ fn of_nodes() -> Vec<NodeFrame> {
             left_behind: vec![LeftBehind { slug: slug(), cell: cell(), generation: generation() }],
         },
         done(Ok(CommandOutcome::Purged)),
+        done(Ok(CommandOutcome::Snapshot(Box::new(snapshot())))),
         NodeFrame::Findings {
             findings: vec![Finding {
                 check: "c".into(),
@@ -266,8 +267,11 @@ fn of_coordinators() -> Vec<CoordinatorFrame> {
             path_style: true,
             access_key: "a".into(),
             secret_key: Secret::new("s"),
+            every: Millis(26),
         })),
         CoordinatorFrame::Repositories { users: vec![repository()] },
+        command(CommandVerb::Snapshot),
+        command(CommandVerb::Restore { snapshot: SnapshotId::from_bytes([9; 32]) }),
         judged(SnapshotOutcome::Head),
         judged(SnapshotOutcome::Kept),
         judged(SnapshotOutcome::Orphan { current: Some(Generation { epoch: 1, number: 8 }) }),
@@ -286,6 +290,7 @@ fn name_of_nodes(frame: &NodeFrame) -> &'static str {
         NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Cell(_)), .. } => "done_cell",
         NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Logs(_)), .. } => "done_logs",
         NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Purged), .. } => "done_purged",
+        NodeFrame::CommandDone { outcome: Ok(CommandOutcome::Snapshot(_)), .. } => "done_snapshot",
         NodeFrame::CommandDone { outcome: Err(_), .. } => "done_problem",
         NodeFrame::NewKey { .. } => "new_key",
         NodeFrame::PinStored { .. } => "pin_stored",
@@ -308,6 +313,8 @@ fn name_of_coordinators(frame: &CoordinatorFrame) -> &'static str {
             CommandVerb::Restart => "restart",
             CommandVerb::Logs { .. } => "logs",
             CommandVerb::Purge => "purge",
+            CommandVerb::Snapshot => "snapshot",
+            CommandVerb::Restore { .. } => "restore",
         },
         CoordinatorFrame::Heard => "heard",
         CoordinatorFrame::RotateKey => "rotate_key",
@@ -382,6 +389,9 @@ fn every_frame_of_every_version_is_still_read_and_means_the_same() {
     }
 }
 
+/// Lines of variants that stand within a frame of the first version.
+const COMMANDS: [&str; 5] = [" done_purged ", " purge ", " done_snapshot ", " snapshot ", " restore "];
+
 #[test]
 fn newer_variants_stand_behind_all_older_ones() {
     let index = |line: &str| {
@@ -393,7 +403,7 @@ fn newer_variants_stand_behind_all_older_ones() {
             GOLDEN
                 .lines()
                 .filter(move |line| line.starts_with(version) && line.contains(direction))
-                .filter(|line| !line.contains(" done_purged ") && !line.contains(" purge "))
+                .filter(|line| !COMMANDS.iter().any(|name| line.contains(name)))
                 .map(index)
         };
         assert!(of('1').max() < of('2').min(), "{direction}");

@@ -11,7 +11,7 @@ use berth_shared::repository::{Bucket, MASTER_KEY_BYTES, MasterKey, RepositoryKe
 use berth_shared::secret::Secret;
 use berth_shared::signing::SigningKey;
 use berth_shared::snapshot::{Snapshot, SnapshotId, TreeHash};
-use berth_shared::time::UnixMs;
+use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
 use berth_shared::wire::NodeSwap;
 use serde::Serialize;
@@ -115,6 +115,7 @@ pub(crate) fn bucket() -> Bucket {
         bucket: "berth".into(),
         path_style: true,
         access_key: "a key".into(),
+        every: Millis::minutes(360),
         secret_key: Secret::new("a secret"),
     }
 }

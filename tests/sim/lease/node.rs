@@ -366,6 +366,7 @@ impl World {
                 | Effect::CommandDone { .. }
                 | Effect::ReadLogs { .. }
                 | Effect::Purge { .. }
+                | Effect::Snapshot { .. }
                 | Effect::Lease(_)
                 | Effect::Changed(_)
                 | Effect::Gone(_) => {}
@@ -453,6 +454,7 @@ impl World {
                 Outcome::Ended { code: 0 }
             }
             (Verb::Repair, _) => Outcome::Repaired,
+            (Verb::Restore, _) => unreachable!("this world has no bucket"),
             (Verb::Remove, _) => {
                 node.containers.remove(&cell);
                 self.disk_goes(n, cell);

@@ -140,7 +140,10 @@ impl World {
             CommandVerb::Wake | CommandVerb::Restart => truth.runs(),
             CommandVerb::Sleep { freeze: true } => !truth.runs(),
             CommandVerb::Sleep { freeze: false } => !truth.is_up(),
-            CommandVerb::Logs { .. } | CommandVerb::Purge => true,
+            CommandVerb::Logs { .. }
+            | CommandVerb::Purge
+            | CommandVerb::Snapshot
+            | CommandVerb::Restore { .. } => true,
         };
         truth.ordered_rest = matches!(command.verb, CommandVerb::Sleep { .. });
         if !so && !fresh && !deaf {

@@ -230,6 +230,8 @@ impl World {
             Effect::Changed(_) => {}
             // Nobody in this world limits how long a node may work alone, or moves a user: `tests/sim/lease` does.
             Effect::Lease(_) | Effect::LeaseHeld(_) | Effect::Purge { .. } => {}
+            // It has no bucket either.
+            Effect::Snapshot { .. } => {}
             Effect::Gone(id) => {
                 let cell = number_of(id);
                 self.note(|| format!("cell {cell} is gone"));

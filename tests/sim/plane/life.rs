@@ -107,7 +107,7 @@ impl World {
                 let outcome = Ok(CommandOutcome::Logs(vec![]));
                 self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
             }
-            Effect::Purge { seq, .. } => {
+            Effect::Purge { seq, .. } | Effect::Snapshot { seq, .. } => {
                 let outcome = Ok(CommandOutcome::Logs(vec![]));
                 self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
             }

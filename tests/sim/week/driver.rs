@@ -238,7 +238,11 @@ impl World {
                 self.sync();
             }
             // Nobody in this world limits how long a node may work alone, or moves a user: `tests/sim/lease` does.
-            Effect::Changed(_) | Effect::LeaseHeld(_) | Effect::ReadLogs { .. } | Effect::Purge { .. } => {}
+            Effect::Changed(_)
+            | Effect::LeaseHeld(_)
+            | Effect::ReadLogs { .. }
+            | Effect::Purge { .. }
+            | Effect::Snapshot { .. } => {}
             Effect::Gone(id) => self.broken("h", &format!("{id} is gone, and nobody said so")),
         }
     }

@@ -224,15 +224,7 @@ fn remove_leftovers() {
 /// must have ended. Every step is tried, whatever became of the ones before.
 fn remove(dir: &Path) {
     if let Ok(node) = fs::read_to_string(dir.join(NODE_FILE)) {
-        let label = format!("label=berth.node={node}");
-        for id in lines("docker", &["ps", "-aq", "--filter", &label]) {
-            // A paused container is killed only once it is thawed.
-            run("docker", &["unpause", &id]);
-            run("docker", &["rm", "-fv", &id]);
-        }
-        for id in lines("docker", &["network", "ls", "-q", "--filter", &label]) {
-            run("docker", &["network", "rm", &id]);
-        }
+        remove_containers(&node);
     }
     let below = format!("{}/", dir.display());
     for line in fs::read_to_string(SWAPS).unwrap_or_default().lines().filter(|line| line.starts_with(&below))
@@ -241,12 +233,29 @@ fn remove(dir: &Path) {
             run("swapoff", &[file]);
         }
     }
-    for mount in mounts_below(dir) {
-        run("umount", &[&mount]);
-    }
+    unmount_below(dir);
     run("nft", &["delete", "table", "inet", "berth"]);
     if let Err(error) = fs::remove_dir_all(dir) {
         say(&format!("{} was not removed: {error}", dir.display()));
+    }
+}
+
+/// Removes containers and networks of a node.
+pub(super) fn remove_containers(node: &str) {
+    let label = format!("label=berth.node={node}");
+    for id in lines("docker", &["ps", "-aq", "--filter", &label]) {
+        // A paused container is killed only once it is thawed.
+        run("docker", &["unpause", &id]);
+        run("docker", &["rm", "-fv", &id]);
+    }
+    for id in lines("docker", &["network", "ls", "-q", "--filter", &label]) {
+        run("docker", &["network", "rm", &id]);
+    }
+}
+
+pub(super) fn unmount_below(dir: &Path) {
+    for mount in mounts_below(dir) {
+        run("umount", &[&mount]);
     }
 }
 

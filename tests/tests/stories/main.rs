@@ -17,6 +17,7 @@ mod kills;
 mod lease;
 mod orphans;
 mod schedule;
+mod snapshots;
 mod tabs;
 mod walk;
 

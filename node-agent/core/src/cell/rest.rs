@@ -6,7 +6,7 @@ use berth_shared::time::Millis;
 
 use super::{
     Cell, Effect, Event, LEASE_MARGIN, LOOK_RETRY_MAX, Note, Now, Operation, Outcome, Phase, Rest, RestStep,
-    SuspendAnswer, ThawStep, Verb, WAITERS_MAX, Waiter,
+    StartStep, SuspendAnswer, ThawStep, Verb, WAITERS_MAX, Waiter,
 };
 
 /// When a rest that did not come about is tried again.
@@ -272,6 +272,7 @@ impl Cell {
         self.answer_rest(&Err(problem.clone()), out);
         self.ordered = false;
         self.restart_wanted = false;
+        self.restore_ordered = None;
         self.answer_restart(&Err(problem), out);
         out.push(Effect::Note(Note::RestRefused(reason)));
     }
@@ -321,6 +322,8 @@ impl Cell {
             Phase::Running => self.stop_for_good(now, out),
             Phase::Frozen | Phase::Thawing(ThawStep::Queued) => self.kill_frozen(now, out),
             Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed => self.stopped(now, out),
+            // What is fetched is of no use any more.
+            Phase::Starting(StartStep::Restoring) => self.look(now, out),
             // Each of these ends in `stopped`, `up`, `frozen` or a look, which all ask whether it is retired.
             Phase::Unknown { .. }
             | Phase::Starting(_)

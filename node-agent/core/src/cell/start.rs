@@ -7,8 +7,8 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 
 use super::{
-    CRASH_WINDOW, CRASHES_MAX, Cell, Effect, Note, Now, Outcome, Phase, Rest, START_TRIES_MAX, StartStep,
-    ThawStep, Verb, Waiter,
+    CRASH_WINDOW, CRASHES_MAX, Cell, Data, Effect, Note, Now, Outcome, Phase, Rest, START_TRIES_MAX,
+    StartStep, ThawStep, Verb, Waiter,
 };
 
 /// OpenClaw's exit code for a configuration that cannot be used (OPENCLAW.md, section 1).
@@ -18,6 +18,10 @@ impl Cell {
     /// Waits for a start permit.
     pub(super) fn queue(&mut self, out: &mut Vec<Effect>) {
         self.phase = Phase::Queued;
+        if matches!(self.data, Data::Unknown) {
+            let text = "the node was not told yet whether there is a snapshot of the cell's data";
+            self.problem = Some(Problem::new(Code::RepositoryUnknown, text));
+        }
         out.push(Effect::Note(Note::Waking(self.wanted.unwrap_or(WakeCause::Recovery))));
     }
 
@@ -28,6 +32,9 @@ impl Cell {
         self.granted_at = now.boot;
         if matches!(self.phase, Phase::Thawing(_)) {
             return self.thaw(now, out);
+        }
+        if self.fetches_data(now, out) {
+            return out.push(Effect::Progress(WakeStage::Restoring));
         }
         out.push(Effect::Progress(WakeStage::Starting));
         if std::mem::take(&mut self.repair_due) {
@@ -48,6 +55,7 @@ impl Cell {
         out: &mut Vec<Effect>,
     ) {
         match (step, outcome) {
+            (StartStep::Restoring, outcome) => self.restore_done(now, outcome, random, out),
             (StartStep::Creating, Outcome::Created { .. }) => {
                 self.container_fits = Some(true);
                 if self.must_stay_down() {
@@ -107,6 +115,8 @@ impl Cell {
             self.last_active = self.last_active.max(now.boot);
         }
         self.phase = Phase::Running;
+        // Whatever was thought of it: what is on the disk is its data from here on.
+        self.data = Data::Here;
         self.was_up = true;
         self.start_tries = 0;
         self.repaired = false;

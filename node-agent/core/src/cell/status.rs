@@ -3,7 +3,7 @@
 use berth_shared::cell::{BusyReason, CellState, CellStatus, IdleRest, SleepStatus};
 use berth_shared::time::UnixMs;
 
-use super::{Cell, Now, Phase, Rest, RestStep};
+use super::{Cell, Now, Phase, Rest, RestStep, StartStep};
 
 impl Cell {
     /// What it is doing, in one word.
@@ -15,6 +15,7 @@ impl Cell {
             | Phase::Removing
             | Phase::Gone
             | Phase::Cooling { again: false, .. } => CellState::Stopped,
+            Phase::Starting(StartStep::Restoring) => CellState::Restoring,
             Phase::Queued | Phase::Starting(_) | Phase::Repairing | Phase::Cooling { again: true, .. } => {
                 CellState::Starting
             }

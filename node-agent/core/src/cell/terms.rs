@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use berth_shared::cell::{Assignment, BusyReason, CellState, SleepTerms, WakeCause};
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::problem::Problem;
+use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::units::Bytes;
 
@@ -54,6 +55,8 @@ pub enum Verb {
     Repair,
     /// Remove the container; the data stays.
     Remove,
+    /// Make the disk, take a snapshot of what is on it, and put a snapshot of the repository in its place.
+    Restore,
 }
 
 impl Verb {
@@ -74,6 +77,8 @@ impl Verb {
             // OpenClaw drains for up to 325 s (OPENCLAW.md, section 9); Docker is told 330.
             Self::Stop => Millis::secs(345),
             Self::Repair => Millis::secs(180),
+            // Gigabytes over a slow line. Whoever waits is told of it, and held for as long as anybody is.
+            Self::Restore => Millis::minutes(120),
         }
     }
 }
@@ -226,6 +231,10 @@ pub enum Outcome {
     Repaired,
     /// The container is removed.
     Removed,
+    /// The cell's data is what the snapshot holds, durably.
+    Restored,
+    /// It could not be restored. What was there before is there, untouched.
+    NotRestored(Problem),
     /// It did not work. What is there now is unknown until looked at.
     Failed(Problem),
 }
@@ -311,6 +320,31 @@ pub enum Event {
     ScheduleDoubted,
     /// These channels of it dial out, by its configuration: nobody outside can wake it for them.
     DialsOut(Vec<String>),
+    /// Where its data is.
+    Data(Data),
+    /// An operator wants its data put back to a snapshot: it is stopped for that, and started again.
+    Restore {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Whom to answer when it is up again.
+        waiter: Waiter,
+    },
+}
+
+/// Where a cell's data is, before it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    /// On the disk of this node, or nowhere: the cell is new.
+    Here,
+    /// Not known: there may be a snapshot of it that this node was not told of. It does not start.
+    Unknown,
+    /// In this snapshot of its repository: it is restored before the cell starts.
+    In {
+        /// Which.
+        snapshot: SnapshotId,
+        /// There is data on the disk that it goes on with when the snapshot cannot be restored.
+        over: bool,
+    },
 }
 
 /// The rests that a running cell can go to.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
-use super::RestoreJob;
+use super::within::Within;
+use super::{RestoreJob, Restored};
 use crate::error::Failure;
 
 /// Kept free on the file system beside what a restore needs.
@@ -31,14 +32,33 @@ pub(super) struct Staging<'a> {
     _lock: File,
     tree: PathBuf,
     marker: PathBuf,
+    within: Option<Within<'a>>,
 }
 
 impl<'a> Staging<'a> {
-    /// Looks at the three folders, and ends or removes what a killed restore has left.
-    pub(super) fn prepare(job: &'a RestoreJob) -> Result<Self, Failure> {
+    /// Looks at the three folders, and ends or removes what a killed restore has left; `Some`: what it has restored.
+    pub(super) fn prepare(job: &'a RestoreJob) -> Result<(Self, Option<Restored>), Failure> {
         let lock = lock(job.staging.parent().unwrap_or(Path::new("/")))?;
-        let staging =
-            Self { job, _lock: lock, tree: job.staging.join("tree"), marker: job.staging.join("exchange") };
+        let within = job.within.as_deref().map(|record| Within::new(&job.target, &job.staging, record));
+        let within = within.transpose()?;
+        let staging = Self {
+            job,
+            _lock: lock,
+            tree: job.staging.join("tree"),
+            marker: job.staging.join("exchange"),
+            within,
+        };
+        if let Some(within) = &staging.within {
+            if !job.paths.is_empty() {
+                return Err(Failure::bad_job("single paths are restored into a new folder"));
+            }
+            let settled = within.settle()?;
+            if exists(&job.staging) {
+                within.open_up()?;
+                staging.remove();
+            }
+            return Ok((staging, settled));
+        }
         if let Ok(expected) = fs::read_to_string(&staging.marker)
             && inode(&job.target).is_some_and(|inode| inode.to_string() == expected)
             && staging.tree.exists()
@@ -54,7 +74,7 @@ impl<'a> Staging<'a> {
                 "single paths are restored into a new folder, and that one is there already",
             ));
         }
-        Ok(staging)
+        Ok((staging, None))
     }
 
     pub(super) fn tree(&self) -> &Path {
@@ -75,6 +95,9 @@ impl<'a> Staging<'a> {
     }
 
     pub(super) fn make(&self) -> Result<(), Failure> {
+        if let Some(within) = &self.within {
+            within.open_up()?;
+        }
         let made = fs::DirBuilder::new()
             .mode(0o700)
             .create(&self.job.staging)
@@ -85,10 +108,21 @@ impl<'a> Staging<'a> {
     /// Removes what was made. Says nothing: the failure before counts.
     pub(super) fn remove(&self) {
         let _left_for_the_next = remove_tree(&self.job.staging);
+        if let Some(within) = &self.within {
+            within.put_back();
+        }
     }
 
-    /// Gives the new folder the target's name. Was there one before?
-    pub(super) fn put_in_place(&self) -> Result<bool, Failure> {
+    /// Gives the new folder the target's name, or the target the new content.
+    pub(super) fn put_in_place(&self, restored: Restored) -> Result<Restored, Failure> {
+        if let Some(within) = &self.within {
+            return within.put_in_place(restored);
+        }
+        Ok(Restored { previous: self.take_the_name()?, ..restored })
+    }
+
+    /// Was there a target before?
+    fn take_the_name(&self) -> Result<bool, Failure> {
         let job = self.job;
         let failed = |what, source| Failure::write(what, &job.target, 0, source);
         if !exists(&job.target) {
@@ -152,7 +186,7 @@ fn sync_parent(path: &Path) -> std::io::Result<()> {
 }
 
 /// Removes a staging with all that is in it. Folders in it may lack the right to be written to.
-fn remove_tree(path: &Path) -> Result<(), Failure> {
+pub(super) fn remove_tree(path: &Path) -> Result<(), Failure> {
     if !exists(path) {
         return Ok(());
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use berth_daemon::secret_file::{SecretFileError, read_secret_file};
+use berth_shared::repository::Bucket;
 use berth_shared::secret::Secret;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,26 @@ pub struct StoreConfig {
     /// Bounds on requests.
     #[serde(default)]
     pub limits: Limits,
+}
+
+impl StoreConfig {
+    /// The part of a bucket below `prefix`, as a node is told of it.
+    pub fn of(bucket: &Bucket, prefix: String) -> Self {
+        let amazon = || format!("https://s3.{}.amazonaws.com", bucket.region);
+        Self {
+            endpoint: bucket.endpoint.clone().unwrap_or_else(amazon),
+            region: bucket.region.clone(),
+            bucket: bucket.bucket.clone(),
+            prefix,
+            addressing: if bucket.path_style { Addressing::Path } else { Addressing::VirtualHost },
+            credential: StoreCredential {
+                access_key_id: bucket.access_key.clone(),
+                secret_access_key: bucket.secret_key.clone(),
+                session_token: None,
+            },
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// An access key with its secret.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::time::Duration;
 
 use berth_snapshot::Reason;
 use berth_snapshot::caller::{Done, WorkerFailed, Workers};
 use berth_snapshot::protocol::{Job, Line, Outcome};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
 use crate::support::{Dice, World, change, hash, keep_last};
 
@@ -62,13 +63,13 @@ fn a_worker_killed_at_any_moment_loses_nothing_and_the_next_run_succeeds() {
     let mut trees = BTreeMap::new();
     let first = world.snapshot();
     trees.insert(first.snapshot, first.tree);
-    let mut usual = [Duration::from_millis(300); 3];
-    let mut killed = [0; 3];
+    let mut usual = [Duration::from_millis(300); 4];
+    let mut killed = [0; 4];
     let mut round = 0;
     while killed.iter().sum::<u32>() < KILLS {
         round += 1;
         assert!(round < 200, "{killed:?} of {round}");
-        match round % 3 {
+        match round % 4 {
             0 => {
                 for _ in 0..6 {
                     change(&world.cell(), &mut dice);
@@ -98,6 +99,39 @@ fn a_worker_killed_at_any_moment_loses_nothing_and_the_next_run_succeeds() {
                 assert_eq!(hash(&job.previous), before, "round {round}: what was there before is kept");
                 fs::remove_dir_all(&job.previous).unwrap();
                 let _ended_before = fs::remove_dir_all(&job.staging);
+            }
+            2 => {
+                let at = usize::try_from(dice.below(trees.len() as u64)).unwrap();
+                let (id, tree) = trees.iter().nth(at).map(|(id, tree)| (id.clone(), tree.clone())).unwrap();
+                let before = hash(&world.cell());
+                let job = world.restore_within(&id);
+                let record = job.within.clone().unwrap();
+                let again = || Job::Restore(Box::new(job.clone()));
+                let unready = world.snapshot_job();
+                let meta = fs::metadata(&job.target).unwrap();
+                let time = Timespec { tv_sec: meta.mtime(), tv_nsec: meta.mtime_nsec() };
+                let done = kill_and_repeat(&world, again, &mut usual[3], &mut dice, &mut killed[3], || {
+                    if record.exists() {
+                        let refused = world.taken(unready).unwrap_err();
+                        assert_eq!(refused.0, Reason::BadJob, "half of a restore is no state to keep");
+                    } else {
+                        // The staging was made in the folder, which changes its time and nothing else.
+                        if job.staging.exists() {
+                            fs::remove_dir_all(&job.staging).unwrap();
+                            let times = Timestamps { last_access: time, last_modification: time };
+                            rustix::fs::utimensat(CWD, &job.target, &times, AtFlags::empty()).unwrap();
+                            fs::set_permissions(&job.target, meta.permissions()).unwrap();
+                        }
+                        let now = hash(&world.cell());
+                        assert!(
+                            now == before || now == tree,
+                            "round {round}: neither the old nor the new state"
+                        );
+                    }
+                });
+                assert!(matches!(done, Some(Outcome::Restored(_))), "{done:?}");
+                assert_eq!(hash(&world.cell()), tree, "round {round}");
+                assert!(!record.exists() && !job.staging.exists(), "round {round}: something is left");
             }
             _ => {
                 let job = || Job::Prune(keep_last(8));

@@ -10,3 +10,4 @@ mod restic;
 mod rounds;
 mod store;
 mod support;
+mod within;

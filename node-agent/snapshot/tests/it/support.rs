@@ -12,8 +12,8 @@ use berth_snapshot::protocol::{Job, Line, Outcome, ProcessLimits, Request, VERSI
 use berth_snapshot::store::{Addressing, Limits, StoreConfig, StoreCredential, Traffic};
 use berth_snapshot::worker::perform_here;
 use berth_snapshot::{
-    Chunking, Labels, PruneJob, Pruned, Reason, RepositoryKey, RestoreJob, Restored, SnapshotJob, Taken,
-    WalkLimits,
+    Chunking, Labels, PruneJob, Pruned, RESTORE_STAGING, Reason, RepositoryKey, RestoreJob, Restored,
+    SnapshotJob, Taken, WalkLimits,
 };
 use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, NODE_KEY, NODE_SECRET, Server};
 use sha2::{Digest, Sha256};
@@ -125,6 +125,7 @@ impl World {
             online: false,
             scratch: Some(self.path("scratch")),
             digests: Some(self.path("digests")),
+            unless: Some(self.path("record")),
             database_ms: 10_000,
             limits: WalkLimits::default(),
         }
@@ -149,8 +150,18 @@ impl World {
             target: self.path(name),
             previous: self.path(&format!("{name}.previous")),
             staging: self.path(&format!("{name}.staging")),
+            within: None,
             owner: None,
             limits: WalkLimits::default(),
+        }
+    }
+
+    /// A restore into the cell's folder as it is, which is not renamed.
+    pub(crate) fn restore_within(&self, snapshot: &str) -> RestoreJob {
+        RestoreJob {
+            staging: self.cell().join(RESTORE_STAGING),
+            within: Some(self.path("record")),
+            ..self.restore_job(snapshot, "cell")
         }
     }
 

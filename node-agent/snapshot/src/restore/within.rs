@@ -1,0 +1,229 @@
+//! A restore into a folder that cannot be renamed, because it is a mount point: what is in it is exchanged, entry by
+//! entry, once the new one is whole and verified beside it.
+//!
+//! ```text
+//!  target/.berth-restore/tree     the new content, verified and synced
+//!  record: phase `out`     the entries of target ──▶ target/.berth-restore/old
+//!  record: phase `in`      target/.berth-restore/tree ──▶ target, then the folder's own mode, attributes and time
+//!  .berth-restore is removed, then the record: target is whole
+//! ```
+//!
+//! A restore that fails leaves all as it was. One that is killed before there is a record has changed nothing but the time
+//! of the folder itself.
+//!
+//! The record lies out of the cell's reach. As long as it is there the folder is neither the old state nor the new one;
+//! whoever finds it goes on where it says, without the store. Renames within one file system are all that is done then.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, Timespec, Timestamps, XattrFlags};
+use serde::{Deserialize, Serialize};
+
+use super::Restored;
+use crate::error::Failure;
+use crate::walk::{open_folder, xattrs};
+
+/// Made by ext4 in its root, for root alone.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Right to write for the owner: who moves a folder elsewhere needs it in that folder, too.
+const OWNER_WRITES: u32 = 0o200;
+const OWNER_ALL: u32 = 0o700;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Phase {
+    Out,
+    In,
+}
+
+/// What the exchange is doing, and what it ends with.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    phase: Phase,
+    restored: Restored,
+    /// The new folder's own mode and time, which are set last.
+    mode: u32,
+    mtime: (i64, i64),
+    /// Folders in it that their owner may not write to, with their modes: they cannot be moved as they are.
+    closed: Vec<(String, u32)>,
+}
+
+/// The folder, its staging, and the record.
+#[derive(Debug)]
+pub(super) struct Within<'a> {
+    target: &'a Path,
+    staging: &'a Path,
+    record: &'a Path,
+    /// Mode and time of the target before anything was made in it.
+    before: (u32, (i64, i64)),
+}
+
+impl<'a> Within<'a> {
+    pub(super) fn new(target: &'a Path, staging: &'a Path, record: &'a Path) -> Result<Self, Failure> {
+        if staging.parent() != Some(target) {
+            return Err(Failure::bad_job("the staging has to be in the folder whose content is exchanged"));
+        }
+        let meta =
+            fs::symlink_metadata(target).map_err(|error| Failure::write("look at", target, 0, error))?;
+        let before = (meta.mode() & 0o7777, (meta.mtime(), meta.mtime_nsec()));
+        Ok(Self { target, staging, record, before })
+    }
+
+    /// A cell may have closed its own folder.
+    pub(super) fn open_up(&self) -> Result<(), Failure> {
+        fs::set_permissions(self.target, Permissions::from_mode(OWNER_ALL))
+            .map_err(|error| self.failed("open", error))
+    }
+
+    /// Nothing came of it.
+    pub(super) fn put_back(&self) {
+        let (mode, mtime) = self.before;
+        let _as_good_as_can_be = fs::set_permissions(self.target, Permissions::from_mode(mode));
+        let _as_good_as_can_be = self.set_time(mtime);
+    }
+
+    /// Ends an exchange that was cut short. `Some`: what the folder holds since.
+    pub(super) fn settle(&self) -> Result<Option<Restored>, Failure> {
+        let text = match fs::read(self.record) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed("read the record of", error)),
+        };
+        // It is written whole, or not at all.
+        let record: Record = serde_json::from_slice(&text)
+            .map_err(|error| self.failed("read the record of", io::Error::other(error)))?;
+        self.open_up()?;
+        self.exchange(record).map(Some)
+    }
+
+    /// Puts the staging's tree in place of what is in the target.
+    pub(super) fn put_in_place(&self, restored: Restored) -> Result<Restored, Failure> {
+        let tree = fs::symlink_metadata(self.tree()).map_err(|error| self.failed("look at", error))?;
+        let mut closed = vec![];
+        for entry in fs::read_dir(self.tree()).map_err(|error| self.failed("read", error))? {
+            let entry = entry.map_err(|error| self.failed("read", error))?;
+            let meta = entry.metadata().map_err(|error| self.failed("look at", error))?;
+            if let Some(name) = entry.file_name().to_str()
+                && meta.is_dir()
+                && meta.mode() & OWNER_WRITES == 0
+            {
+                closed.push((name.to_owned(), meta.mode() & 0o7777));
+            }
+        }
+        let (mode, mtime) = (tree.mode() & 0o7777, (tree.mtime(), tree.mtime_nsec()));
+        let record = Record { phase: Phase::Out, restored, mode, mtime, closed };
+        self.write(&record)?;
+        self.exchange(record)
+    }
+
+    fn exchange(&self, mut record: Record) -> Result<Restored, Failure> {
+        let old = self.staging.join("old");
+        if record.phase == Phase::Out {
+            make_dir(&old).map_err(|error| self.failed("make", error))?;
+            let keep = [self.staging.file_name().unwrap_or_default(), OsStr::new(LOST_AND_FOUND)];
+            move_all(self.target, &old, &keep).map_err(|error| self.failed("empty", error))?;
+            self.sync()?;
+            record.phase = Phase::In;
+            self.write(&record)?;
+        }
+        // Not there: all of this was done, and the removal of the staging was cut short.
+        if self.tree().exists() {
+            move_all(&self.tree(), self.target, &[]).map_err(|error| self.failed("fill", error))?;
+            self.set_own(&record).map_err(|error| self.failed("set what belongs to", error))?;
+            self.sync()?;
+        }
+        super::place::remove_tree(self.staging)?;
+        fs::set_permissions(self.target, Permissions::from_mode(record.mode))
+            .and_then(|()| self.set_time(record.mtime))
+            .map_err(|error| self.failed("set mode and time of", error))?;
+        self.sync()?;
+        fs::remove_file(self.record).map_err(|error| self.failed("end the record of", error))?;
+        sync_folder(self.record.parent()).map_err(|error| self.failed("end the record of", error))?;
+        Ok(record.restored)
+    }
+
+    /// What belongs to the folder itself, and to folders in it that had to be opened for their move.
+    fn set_own(&self, record: &Record) -> io::Result<()> {
+        for (name, mode) in &record.closed {
+            fs::set_permissions(self.target.join(name), Permissions::from_mode(*mode))?;
+        }
+        let (tree, target) = (open_folder(&self.tree())?, open_folder(self.target)?);
+        for (name, _) in xattrs(target.as_fd()) {
+            rustix::fs::fremovexattr(&target, os_str(&name))?;
+        }
+        for (name, value) in xattrs(tree.as_fd()) {
+            rustix::fs::fsetxattr(&target, os_str(&name), &value, XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    fn set_time(&self, mtime: (i64, i64)) -> io::Result<()> {
+        let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        Ok(rustix::fs::futimens(open_folder(self.target)?, &times)?)
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.staging.join("tree")
+    }
+
+    fn sync(&self) -> Result<(), Failure> {
+        open_folder(self.target)
+            .and_then(|folder| rustix::fs::syncfs(&folder))
+            .map_err(|errno| self.failed("sync", errno.into()))
+    }
+
+    fn write(&self, record: &Record) -> Result<(), Failure> {
+        let failed = |error| self.failed("write the record of", error);
+        let text = serde_json::to_vec(record).map_err(|error| failed(io::Error::other(error)))?;
+        let temporary = self.record.with_extension("new");
+        File::create(&temporary)
+            .and_then(|mut file| {
+                file.write_all(&text)?;
+                file.sync_all()
+            })
+            .and_then(|()| fs::rename(&temporary, self.record))
+            .and_then(|()| sync_folder(self.record.parent()))
+            .map_err(failed)
+    }
+
+    fn failed(&self, what: &'static str, source: io::Error) -> Failure {
+        Failure::write(what, self.target, 0, source)
+    }
+}
+
+fn os_str(bytes: &[u8]) -> &OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(OWNER_ALL).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Moves every entry but these. What was moved before is not there any more, so this can be cut short and repeated.
+fn move_all(from: &Path, to: &Path, but: &[&OsStr]) -> io::Result<()> {
+    let names: Vec<OsString> =
+        fs::read_dir(from)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+    for name in names.iter().filter(|name| !but.contains(&name.as_os_str())) {
+        let (source, target) = (from.join(name), to.join(name));
+        let meta = fs::symlink_metadata(&source)?;
+        if meta.is_dir() && meta.mode() & OWNER_WRITES == 0 {
+            fs::set_permissions(&source, Permissions::from_mode(meta.mode() & 0o7777 | OWNER_WRITES))?;
+        }
+        rustix::fs::renameat_with(CWD, &source, CWD, &target, RenameFlags::NOREPLACE)?;
+    }
+    Ok(())
+}
+
+fn sync_folder(folder: Option<&Path>) -> io::Result<()> {
+    File::open(folder.unwrap_or(Path::new("/")))?.sync_all()
+}

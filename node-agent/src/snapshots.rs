@@ -1,0 +1,250 @@
+//! How snapshots of cells are taken and restored: by workers, as the cell's own user, in a folder of its own beside the
+//! cell's disk. When, and of which, is decided by [`berth_node_agent_core::snapshots`] and the lifecycle.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_shared::ids::CellId;
+use berth_shared::problem::{Code, Problem};
+use berth_shared::repository::{Bucket, UserRepository};
+use berth_shared::snapshot::{Snapshot, SnapshotId};
+use berth_shared::time::UnixMs;
+use berth_shared::units::Bytes;
+use berth_snapshot::caller::{Done, WorkerFailed, Workers};
+use berth_snapshot::protocol::{Job, Outcome, ProcessLimits, Request, VERSION};
+use berth_snapshot::store::StoreConfig;
+use berth_snapshot::{Chunking, Labels, RESTORE_STAGING, Reason, RestoreJob, SnapshotJob, Taken, WalkLimits};
+
+use crate::quota::make_dir;
+
+/// Longest time for a snapshot: a first one of gigabytes over a slow line.
+const SNAPSHOT_MAX: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Longest time for a restore, within the lifecycle's own bound.
+const RESTORE_MAX: Duration = Duration::from_secs(110 * 60);
+
+/// Longest time for the copy of one database that is in use.
+const DATABASE_MS: u64 = 30_000;
+
+/// Folder of the workers' own folders, below the agent's data.
+const FOLDER: &str = "snapshots";
+
+/// A user's repository, and the place in the bucket where this node may write to it.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Where the bucket is.
+    pub bucket: Arc<Bucket>,
+    /// The user's place and key.
+    pub repository: Arc<UserRepository>,
+    /// Snapshots go where those of generations that are not in force go.
+    pub orphan: bool,
+}
+
+impl Access {
+    fn request(&self, prefix: &str, job: Job) -> Request {
+        Request {
+            version: VERSION,
+            store: StoreConfig::of(&self.bucket, prefix.to_owned()),
+            key: Some((&self.repository.key.master).into()),
+            job,
+            process: ProcessLimits::default(),
+        }
+    }
+
+    fn prefix(&self) -> &str {
+        if self.orphan { &self.repository.orphans_prefix } else { &self.repository.prefix }
+    }
+}
+
+/// Where a cell's files are, and whose they are.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Which cell.
+    pub cell: CellId,
+    /// Its user on this machine.
+    pub uid: u32,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+/// A snapshot to be taken.
+#[derive(Debug, Clone)]
+pub struct Take {
+    /// Into which repository.
+    pub access: Access,
+    /// What is said of it.
+    pub labels: Labels,
+    /// The newest one of this state's line.
+    pub parent: Option<SnapshotId>,
+    /// The cell is up.
+    pub online: bool,
+    /// When it was begun.
+    pub at: UnixMs,
+}
+
+impl Take {
+    /// What the worker has made of it, as the coordinator is told; `None`: nothing had changed since the parent.
+    ///
+    /// # Errors
+    /// The worker's words cannot be read.
+    pub fn snapshot(&self, taken: &Taken) -> Result<Option<Snapshot>, Problem> {
+        if taken.unchanged {
+            return Ok(None);
+        }
+        let unreadable = || Problem::new(Code::Internal, "the worker names the snapshot in another way");
+        let parent = taken.parent.as_ref().map(|id| id.parse()).transpose();
+        Ok(Some(Snapshot {
+            id: taken.snapshot.parse().map_err(|_| unreadable())?,
+            cell: self.labels.cell,
+            generation: self.labels.generation,
+            seq: self.labels.sequence,
+            taken_at: self.at,
+            bytes: Bytes(taken.bytes),
+            tree: taken.tree.parse().map_err(|_| unreadable())?,
+            image: self.labels.image.parse().map_err(|_| unreadable())?,
+            parent: parent.map_err(|_| unreadable())?,
+        }))
+    }
+}
+
+/// Why a restore was not made.
+#[derive(Debug)]
+pub enum NotRestored {
+    /// What was there before is there, untouched.
+    Untouched(Problem),
+    /// Nobody knows what is there.
+    Unknown(Problem),
+}
+
+/// Has workers do it.
+#[derive(Debug)]
+pub struct Snapshots {
+    workers: Workers,
+    folder: PathBuf,
+}
+
+impl Snapshots {
+    /// Workers of this program, so many at a time, with their folders below the agent's data.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn prepare(program: PathBuf, at_once: usize, data_dir: &Path) -> std::io::Result<Self> {
+        let folder = data_dir.join(FOLDER);
+        make_dir(&folder, 0o711)?;
+        Ok(Self { workers: Workers::new(program, at_once), folder })
+    }
+
+    /// Takes a snapshot. A repository that is not there yet is made.
+    ///
+    /// # Errors
+    /// What the worker said.
+    pub async fn take(&self, files: &Files, take: &Take) -> Result<Taken, Problem> {
+        let failed = |failed: WorkerFailed| Problem::new(Code::SnapshotFailed, failed.to_string());
+        let own =
+            self.own_folder(files).map_err(|error| Problem::new(Code::SnapshotFailed, error.to_string()))?;
+        let job = |parent: Option<SnapshotId>| {
+            Job::Snapshot(Box::new(SnapshotJob {
+                folder: files.folder.clone(),
+                labels: take.labels.clone(),
+                parent: parent.filter(|_| !take.access.orphan).map(|id| id.to_string()),
+                online: take.online,
+                scratch: Some(own.join("scratch")),
+                digests: Some(own.join("digests")),
+                unless: Some(own.join("restore")),
+                database_ms: DATABASE_MS,
+                limits: WalkLimits::default(),
+            }))
+        };
+        let done = match self.run(files, take, job(take.parent)).await {
+            Err(none) if none.reason == Reason::Repository => {
+                let password = take.access.repository.key.password.clone();
+                let init = Job::Init { password, chunking: Chunking::default() };
+                self.run(files, take, init).await.map_err(failed)?;
+                self.run(files, take, job(None)).await
+            }
+            // The parent was forgotten by a prune, or was never there: the newest that there is will do.
+            Err(none) if none.reason == Reason::NotFound && take.parent.is_some() => {
+                self.run(files, take, job(None)).await
+            }
+            done => done,
+        };
+        match done.map_err(failed)?.outcome {
+            Outcome::Taken(taken) => Ok(taken),
+            other => Err(Problem::new(Code::Internal, format!("the worker did something else: {other:?}"))),
+        }
+    }
+
+    /// Puts this snapshot of the user's repository in place of what is in the cell's folder.
+    ///
+    /// # Errors
+    /// [`NotRestored`].
+    pub async fn restore(
+        &self,
+        files: &Files,
+        access: &Access,
+        snapshot: SnapshotId,
+    ) -> Result<(), NotRestored> {
+        let problem = |detail: String| Problem::new(Code::RestoreFailed, detail);
+        let own =
+            self.own_folder(files).map_err(|error| NotRestored::Untouched(problem(error.to_string())))?;
+        let job = Job::Restore(Box::new(RestoreJob {
+            snapshot: snapshot.to_string(),
+            paths: vec![],
+            target: files.folder.clone(),
+            previous: PathBuf::new(),
+            staging: files.folder.join(RESTORE_STAGING),
+            within: Some(own.join("restore")),
+            owner: None,
+            limits: WalkLimits::default(),
+        }));
+        let request = access.request(&access.repository.prefix, job);
+        let done = self.workers.run(&request, Some((files.uid, files.uid)), RESTORE_MAX, |_| {}).await;
+        match done {
+            Ok(_) => Ok(()),
+            Err(failed) if matches!(failed.reason, Reason::Died | Reason::Deadline | Reason::Target) => {
+                Err(NotRestored::Unknown(problem(failed.to_string())))
+            }
+            Err(failed) => Err(NotRestored::Untouched(problem(failed.to_string()))),
+        }
+    }
+
+    /// Was a restore of this cell cut short, so that its folder is neither the old state nor the new one?
+    pub fn is_half_restored(&self, cell: CellId) -> bool {
+        self.folder.join(cell.to_string()).join("restore").exists()
+    }
+
+    /// Removes what was kept beside a cell that is gone.
+    pub fn forget(&self, cell: CellId) {
+        if let Err(error) = std::fs::remove_dir_all(self.folder.join(cell.to_string()))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%cell, %error, "the folder of a cell's snapshots could not be removed");
+        }
+    }
+
+    async fn run(&self, files: &Files, take: &Take, job: Job) -> Result<Done, WorkerFailed> {
+        let request = take.access.request(take.access.prefix(), job);
+        self.workers.run(&request, Some((files.uid, files.uid)), SNAPSHOT_MAX, |_| {}).await
+    }
+
+    /// The cell's user can write in there, and the cell cannot reach it.
+    fn own_folder(&self, files: &Files) -> std::io::Result<PathBuf> {
+        let own = self.folder.join(files.cell.to_string());
+        make_owned(&own, files.uid)?;
+        let scratch = own.join("scratch");
+        // Copies of databases that a killed worker has left.
+        match std::fs::remove_dir_all(&scratch) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        make_owned(&scratch, files.uid)?;
+        Ok(own)
+    }
+}
+
+/// Of this user, for nobody else.
+fn make_owned(path: &Path, uid: u32) -> std::io::Result<()> {
+    make_dir(path, 0o700)?;
+    std::os::unix::fs::lchown(path, Some(uid), Some(uid))
+}

@@ -1,0 +1,221 @@
+//! Snapshots: taken at each rest, told until the coordinator knows, and back when the data is wanted again.
+
+use berth_test_s3::{Fault, Server};
+use berth_tests::world::wait::eventually;
+use berth_tests::world::{BOUND, Member, Options, Rest, World};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::{NOT_IN_THIS_STORY, SOON, whoami};
+
+/// A world with a bucket, and the bucket's server.
+struct Story {
+    world: World,
+    server: Server,
+    _folder: tempfile::TempDir,
+}
+
+impl Story {
+    async fn begin() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::local(folder.path()).unwrap();
+        let world = World::start(Options { bucket: Some(server.endpoint()), ..Options::default() }).await;
+        Self { world, server, _folder: folder }
+    }
+
+    async fn snapshots(&self, slug: &str) -> Value {
+        self.world.api.get(&format!("/v1/users/{slug}/snapshots")).await.ok(200)
+    }
+
+    /// Waits until HEAD is another one than `before`, and gives it.
+    async fn next_head(&self, slug: &str, before: &Value) -> Value {
+        eventually(&format!("a new snapshot of {slug} is HEAD"), BOUND, async || {
+            let head = self.snapshots(slug).await["head"].clone();
+            (head != Value::Null && head["id"] != before["id"]).then_some(head)
+        })
+        .await
+    }
+
+    async fn restore(&self, slug: &str, snapshot: &Value) {
+        let ask = json!({ "snapshot": snapshot["id"] });
+        self.world.api.post(&format!("/v1/cells/{slug}/restore"), ask).await.ok(200);
+    }
+}
+
+async fn write(member: &Member, key: &str, value: &str) {
+    let reply = member.front.post(&format!("/state/{key}"), value.to_owned()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+async fn read(member: &Member, key: &str) -> Option<String> {
+    let reply = member.front.get(&format!("/state/{key}")).await;
+    (reply.status == 200).then(|| reply.text())
+}
+
+#[tokio::test]
+async fn every_rest_is_kept_and_what_was_deleted_comes_back() {
+    let story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Freeze, SOON).await;
+    let data = whoami(&anna.front).await["dataId"].clone();
+    write(&anna, "letter", "dear world").await;
+    let first = story.next_head("anna", &Value::Null).await;
+    assert_eq!(first["cell"], anna.cell.as_str());
+
+    // Deleted, and asleep again: the newest snapshot does not have it either.
+    write(&anna, "letter", "").await;
+    write(&anna, "other", "kept").await;
+    let second = story.next_head("anna", &first).await;
+    assert_eq!(second["parent"], first["id"]);
+    assert!(second["seq"].as_u64() > first["seq"].as_u64());
+
+    story.restore("anna", &first).await;
+    assert_eq!(read(&anna, "letter").await.as_deref(), Some("dear world"));
+    assert_eq!(read(&anna, "other").await, None, "time has gone back");
+    assert_eq!(whoami(&anna.front).await["dataId"], data);
+    let third = story.next_head("anna", &second).await;
+    assert_eq!(third["parent"], second["id"], "the state of now is the newest again");
+
+    // And forward again: what was there before the restore is not lost.
+    story.restore("anna", &second).await;
+    assert_eq!(read(&anna, "other").await.as_deref(), Some("kept"));
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn a_cell_that_nobody_touched_gets_no_new_snapshot_and_an_operator_has_one_when_asked() {
+    let story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, NOT_IN_THIS_STORY).await;
+    write(&anna, "a", "1").await;
+    let asked = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    assert_eq!(asked["cell"], anna.cell.as_str());
+    let head = story.next_head("anna", &Value::Null).await;
+    assert_eq!(head["id"], asked["id"], "of a running cell");
+    write(&anna, "a", "2").await;
+    let again = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    assert_ne!(again["id"], asked["id"]);
+    let same = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    assert_eq!(same["id"], again["id"], "nothing has changed");
+    assert_eq!(whoami(&anna.front).await["starts"], 1, "it went on meanwhile");
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn while_the_bucket_takes_nothing_cells_live_on_and_their_rest_is_kept_when_it_is_back() {
+    let story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, SOON).await;
+    write(&anna, "a", "1").await;
+    let first = story.next_head("anna", &Value::Null).await;
+    story.server.faults().set(Fault::RefuseWrites);
+    write(&anna, "a", "2").await;
+    story.world.container_is(&anna.cell, "exited").await;
+    eventually("the snapshot fails", BOUND, async || {
+        let counted = story.world.metrics(&story.world.agent).await;
+        (counted.value("berth_agent_snapshots_total{kind=\"failed\"}") > 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("2"), "a wake waits for no snapshot");
+    let refused = story.world.api.post("/v1/cells/anna/restore", json!({ "snapshot": first["id"] })).await;
+    assert!(refused.status >= 400, "{}", refused.text());
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("2"), "and it goes on with what it has");
+    story.server.faults().clear();
+    story.world.container_is(&anna.cell, "exited").await;
+    let second = story.next_head("anna", &first).await;
+    story.restore("anna", &first).await;
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("1"));
+    story.restore("anna", &second).await;
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("2"));
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn what_the_coordinator_did_not_hear_is_told_when_it_is_back() {
+    let mut story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, SOON).await;
+    write(&anna, "a", "1").await;
+    let first = story.next_head("anna", &Value::Null).await;
+    story.world.coordinator.kill9();
+    write(&anna, "a", "2").await;
+    story.world.container_is(&anna.cell, "exited").await;
+    eventually("it is taken all the same", BOUND, async || {
+        let counted = story.world.metrics(&story.world.agent).await;
+        (counted.value("berth_agent_snapshots_total{kind=\"taken\"}") >= 2.0).then_some(())
+    })
+    .await;
+    // Nobody but the journal knows of it now.
+    story.world.agent.kill9();
+    story.world.agent.spawn().await;
+    story.world.coordinator.spawn().await;
+    story.next_head("anna", &first).await;
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_around_snapshots_and_restores_leaves_head_true() {
+    let mut story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, SOON).await;
+    write(&anna, "a", "0").await;
+    let mut head = story.next_head("anna", &Value::Null).await;
+    for (number, point) in ["snapshot:begun", "snapshot:taken"].into_iter().enumerate() {
+        let value = format!("{}", number + 1);
+        story.world.agent.kill9();
+        story.world.agent.with_env("BERTH_FAILPOINT", point).spawn().await;
+        story.world.agent_is_connected().await;
+        story.world.door_is_connected().await;
+        write(&anna, "a", &value).await;
+        story.world.agent.wait_killed(BOUND).await;
+        story.world.agent.without_env("BERTH_FAILPOINT").spawn().await;
+        head = story.next_head("anna", &head).await;
+        story.restore("anna", &head).await;
+        assert_eq!(
+            read(&anna, "a").await.as_deref(),
+            Some(value.as_str()),
+            "{point}: HEAD is the last state"
+        );
+        story.world.container_is(&anna.cell, "exited").await;
+    }
+    let before = head;
+    write(&anna, "a", "later").await;
+    let later = story.next_head("anna", &before).await;
+    for point in ["intent:restore", "restore:begun", "restore:done", "done:restore", "report:restore"] {
+        story.world.agent.kill9();
+        story.world.agent.with_env("BERTH_FAILPOINT", point).spawn().await;
+        story.world.agent_is_connected().await;
+        story.world.door_is_connected().await;
+        let ask = json!({ "snapshot": before["id"] });
+        let api = story.world.api.clone();
+        let mut ordering = JoinSet::new();
+        ordering.spawn(async move { api.post("/v1/cells/anna/restore", ask).await });
+        story.world.agent.wait_killed(BOUND).await;
+        story.world.agent.without_env("BERTH_FAILPOINT").spawn().await;
+        // Its answer died with the agent.
+        drop(ordering);
+        story.world.door_is_connected().await;
+        assert_eq!(read(&anna, "a").await.as_deref(), Some("2"), "{point}: what was begun is ended");
+        story.restore("anna", &later).await;
+        assert_eq!(read(&anna, "a").await.as_deref(), Some("later"), "{point}");
+    }
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_is_lost_has_its_users_data_back_from_the_bucket() {
+    let mut story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, NOT_IN_THIS_STORY).await;
+    let data = whoami(&anna.front).await["dataId"].clone();
+    write(&anna, "a", "1").await;
+    let head = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    story.next_head("anna", &Value::Null).await;
+    story.world.node_loses_its_disk().await;
+    eventually("the cell is back", BOUND, async || {
+        (story.world.status("anna").await["state"] == "running").then_some(())
+    })
+    .await;
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("1"));
+    assert_eq!(whoami(&anna.front).await["dataId"], data);
+    // It goes on from there: the next snapshot is behind that one.
+    write(&anna, "a", "2").await;
+    let next = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    assert_eq!(next["parent"], head["id"]);
+    story.next_head("anna", &head).await;
+    story.world.end(&[]).await;
+}
