@@ -14,15 +14,18 @@ use berth_daemon::tasks::Tasks;
 use berth_link::{KeyFileError, ListenError, ListenLimits, listen as link_listen};
 use berth_shared::signing::PublicKey;
 
+use crate::bucket::BucketCheck;
 use crate::config::Config;
-use crate::http::{self, Api};
+use crate::http::{self, Api, Kept};
 use crate::hub::Hub;
 use crate::install::install;
 use crate::keys::{Keys, KeysError};
 use crate::link::Link;
 use crate::metrics::Metrics;
+use crate::repositories::Repositories;
 use crate::store::{CHECKED_AT_START, Places, Store, Writer, open_folder};
 use crate::system::wall_now;
+use crate::upkeep::Upkeep;
 use crate::vaults::Vaults;
 
 /// Folder of the journal below the data folder.
@@ -96,6 +99,12 @@ pub async fn start(
 
     keys.settle(store.fleet().coordinator_key()).map_err(keys_exit)?;
     let vaults = open_vaults(&config, &store, tasks).await?;
+    let readers = usize::try_from(config.snapshots.workers).unwrap_or(1);
+    let repositories = vaults
+        .clone()
+        .map(|vaults| Repositories::new(vaults, readers, Arc::clone(&metrics), tasks))
+        .transpose()
+        .map_err(|error| Exit::Software.because(error))?;
     let key = keys.present();
 
     // Bound before the key is shown: a key that is shown once must not be shown in vain.
@@ -131,10 +140,25 @@ pub async fn start(
     if let Some(vaults) = &vaults {
         vaults.spawn(store.clone(), tasks);
     }
+    let bucket = BucketCheck::default();
+    let mut kept_up = None;
+    if let Some(repositories) = repositories {
+        bucket.spawn(repositories.clone(), Arc::clone(&metrics), tasks);
+        let upkeep = Upkeep::open(
+            &config.data_dir,
+            config.snapshots.clone(),
+            repositories.clone(),
+            store.clone(),
+            hub.clone(),
+            Arc::clone(&metrics),
+        );
+        upkeep.spawn(tasks);
+        kept_up = Some(Kept { repositories, bucket, upkeep });
+    }
     of_link.spawn(Arc::clone(&link_listener), tasks);
     let public = key.public();
     let api_state =
-        Api::new(config, store, hub, metrics, readiness.clone(), keys, vaults, link_listener, link);
+        Api::new(config, store, hub, metrics, readiness.clone(), keys, kept_up, link_listener, link);
     http::serve(api_listener, api_state, tasks);
     readiness.set_ready();
     Ok(Coordinator { api, link, key: public, installed_now })

@@ -9,6 +9,7 @@ mod error;
 mod moves;
 mod node_keys;
 mod nodes;
+mod reading;
 mod snapshots;
 mod tokens;
 mod users;
@@ -37,13 +38,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::BucketCheck;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::keys::Keys;
 use crate::metrics::{ApiLabels, Area, Metrics, Outcome};
+use crate::repositories::Repositories;
 use crate::store::Store;
 use crate::system::random;
-use crate::vaults::Vaults;
+use crate::upkeep::Upkeep;
 use error::{ApiError, Refused};
 
 /// Largest request body.
@@ -68,6 +71,17 @@ const REQUEST_ID_HEADER: &str = "x-request-id";
 #[derive(Debug, Clone)]
 pub struct Api(Arc<Shared>);
 
+/// Users' repositories and what is known of them.
+#[derive(Debug)]
+pub struct Kept {
+    /// Workers that look into them.
+    pub repositories: Repositories,
+    /// Whether the bucket can be used.
+    pub bucket: BucketCheck,
+    /// Prunes and checks.
+    pub upkeep: Upkeep,
+}
+
 /// See [`Api`].
 #[derive(Debug)]
 pub struct Shared {
@@ -78,7 +92,7 @@ pub struct Shared {
     readiness: Readiness,
     keys: Keys,
     /// Users' repositories, where there is a bucket.
-    vaults: Option<Vaults>,
+    kept: Option<Kept>,
     /// Takes another key when the coordinator has one.
     listener: Arc<Listener>,
     /// Stands in join tokens.
@@ -92,6 +106,13 @@ impl std::ops::Deref for Api {
     }
 }
 
+impl Shared {
+    /// Keys and places of repositories, where there is a bucket.
+    fn vaults(&self) -> Option<&crate::vaults::Vaults> {
+        self.kept.as_ref().map(|kept| kept.repositories.vaults())
+    }
+}
+
 impl Api {
     /// `link` is the UDP address that `listener` is bound to.
     #[expect(clippy::too_many_arguments, reason = "each is a part of the daemon, named where it is made")]
@@ -102,12 +123,12 @@ impl Api {
         metrics: Arc<Metrics>,
         readiness: Readiness,
         keys: Keys,
-        vaults: Option<Vaults>,
+        kept: Option<Kept>,
         listener: Arc<Listener>,
         link: SocketAddr,
     ) -> Self {
         let dial_address = config.dial_address(link);
-        let shared = Shared { config, store, hub, metrics, readiness, keys, vaults, listener, dial_address };
+        let shared = Shared { config, store, hub, metrics, readiness, keys, kept, listener, dial_address };
         Self(Arc::new(shared))
     }
 }
@@ -144,9 +165,17 @@ fn router(api: Api) -> Router {
         .route("/v1/cells/{slug}/hold", post(cells::hold).delete(cells::end_hold))
         .route("/v1/cells/{slug}/quarantine", post(cells::quarantine).delete(cells::release))
         .layer(middleware::from_fn(bounded));
-    // These wait for a cell, each with a bound of its own.
+    // These wait for a cell or a worker, each with a bound of its own.
     let long = Router::new()
         .route("/v1/nodes/{name}/left-behind", axum::routing::delete(moves::purge))
+        .route("/v1/users/{slug}/prune", post(snapshots::prune))
+        .route("/v1/users/{slug}/check", post(snapshots::check))
+        .route("/v1/users/{slug}/repository", get(reading::all))
+        .route("/v1/users/{slug}/snapshots/{id}", get(reading::show))
+        .route("/v1/users/{slug}/snapshots/{id}/files", get(reading::files))
+        .route("/v1/users/{slug}/snapshots/{id}/file", get(reading::file))
+        .route("/v1/users/{slug}/snapshots/{id}/diff", get(reading::diff))
+        .route("/v1/users/{slug}/snapshots/{id}/tar", get(reading::tar))
         .route("/v1/cells/{slug}/wake", post(cells::wake))
         .route("/v1/cells/{slug}/sleep", post(cells::sleep))
         .route("/v1/cells/{slug}/restart", post(cells::restart))

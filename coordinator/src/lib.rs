@@ -11,6 +11,7 @@
 //!
 //! | module | decides |
 //! |---|---|
+//! | [`bucket`] | whether the bucket can be used, and what to do when it cannot |
 //! | [`config`] | which settings there are, and which fit together |
 //! | [`daemon`] | the order of start and stop |
 //! | [`install`] | the first start: one operator key |
@@ -22,11 +23,14 @@
 //! | [`keystore`] | where users' repository keys lie, how they are wrapped, and how they end |
 //! | [`heads`] | HEADs rebuilt from a listing of the bucket |
 //! | [`vaults`] | users' repositories: keys made, told to nodes, destroyed |
+//! | [`repositories`] | workers that look into users' repositories, and what they may cost |
+//! | [`upkeep`] | prunes and checks of users' repositories, by time and on demand |
 //! | [`http`] | the API: paths, bodies, who may call |
 //! | [`metrics`] | what is counted |
 //! | [`failpoint`] | where tests have it die (debug builds) |
 //! | [`cli`] | the `berth` command line |
 
+pub mod bucket;
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -40,8 +44,10 @@ pub mod keystore;
 pub mod link;
 pub mod metrics;
 pub mod records;
+pub mod repositories;
 pub mod store;
 mod system;
+pub mod upkeep;
 pub mod vaults;
 
 pub use system::wall_now;

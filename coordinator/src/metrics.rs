@@ -7,6 +7,7 @@ use berth_link::close::CloseCode;
 use berth_shared::problem::Code;
 use berth_shared::snapshot::SnapshotOutcome;
 use berth_shared::wire::CommandVerb;
+use berth_snapshot::protocol::Job;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -111,6 +112,51 @@ pub struct JudgedLabels {
     pub outcome: Judged,
 }
 
+/// What a worker was started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(missing_docs, reason = "named after the jobs")]
+pub enum WorkerJob {
+    CheckStore,
+    Folders,
+    List,
+    Show,
+    Ls,
+    Diff,
+    Dump,
+    Tar,
+    Check,
+    Prune,
+    Other,
+}
+
+impl From<&Job> for WorkerJob {
+    fn from(job: &Job) -> Self {
+        match job {
+            Job::CheckStore => Self::CheckStore,
+            Job::Folders => Self::Folders,
+            Job::List => Self::List,
+            Job::Show { .. } => Self::Show,
+            Job::Ls { .. } => Self::Ls,
+            Job::Diff { .. } => Self::Diff,
+            Job::Dump { .. } => Self::Dump,
+            Job::Tar { .. } => Self::Tar,
+            Job::Check { .. } => Self::Check,
+            Job::Prune(_) => Self::Prune,
+            // The coordinator starts no others.
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Labels of `berth_snapshot_workers`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct JobLabels {
+    /// What it was for.
+    pub job: WorkerJob,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
 /// Why a connection of a node was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkEnd(pub CloseCode);
@@ -159,6 +205,14 @@ pub struct Metrics {
     pub statuses_stale: Counter,
     /// Reports of users' snapshots.
     pub snapshots_judged: Family<JudgedLabels, Counter>,
+    /// 1 while the bucket could be used when it was looked at last.
+    pub bucket_usable: Gauge,
+    /// Repositories whose last check found damage.
+    pub repositories_damaged: Gauge,
+    /// Repositories whose last prune was not done.
+    pub prunes_overdue: Gauge,
+    /// Workers on users' repositories.
+    pub workers: Family<JobLabels, Counter>,
     /// Users there are.
     pub users: Gauge,
     /// Nodes there are.
@@ -208,6 +262,22 @@ impl Default for Metrics {
                 "snapshots_judged",
                 "Reports of users' snapshots by what became of them",
             ),
+            bucket_usable: registered(
+                of,
+                "bucket_usable",
+                "Whether the bucket could be used when it was looked at last",
+            ),
+            repositories_damaged: registered(
+                of,
+                "repositories_damaged",
+                "Users' repositories whose last check found damage",
+            ),
+            prunes_overdue: registered(
+                of,
+                "prunes_overdue",
+                "Users' repositories whose last prune was not done",
+            ),
+            workers: registered(of, "snapshot_workers", "Workers on users' repositories by how they ended"),
             users: registered(of, "users", "Users"),
             nodes: registered(of, "nodes", "Nodes"),
             nodes_connected: registered(of, "nodes_connected", "Nodes with an open session"),

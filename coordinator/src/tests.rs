@@ -5,6 +5,7 @@ mod api;
 mod docs;
 mod keys;
 mod links;
+pub(crate) mod repositories;
 mod restarts;
 mod sleep;
 pub(crate) mod snapshots;

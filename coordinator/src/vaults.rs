@@ -23,6 +23,7 @@ use berth_shared::repository::{Bucket, REPOSITORIES_MAX, RepositoryKey, UserRepo
 use berth_shared::secret::Secret;
 use berth_shared::time::UnixMs;
 use berth_shared::wire::CoordinatorFrame;
+use berth_snapshot::store::{Addressing, Limits, StoreConfig, StoreCredential};
 
 use crate::config::Snapshots;
 use crate::keystore::{KeyStore, KeyStoreError};
@@ -97,6 +98,8 @@ pub struct Vaults {
     bucket: Arc<Bucket>,
     /// Credentials of nodes that have one of their own.
     of_nodes: Arc<BTreeMap<NodeName, Credential>>,
+    /// May delete: for prunes, and given to nobody.
+    pruning: Option<Arc<Credential>>,
     prefix: Arc<str>,
     tasks: Tasks,
 }
@@ -126,9 +129,10 @@ impl Vaults {
             Some(folder) => read_credentials(folder)?,
             None => BTreeMap::new(),
         };
+        let pruning = config.prune_credential_file.as_deref().map(read_credential).transpose()?.map(Arc::new);
         let (bucket, of_nodes, prefix) =
             (Arc::new(bucket), Arc::new(of_nodes), config.prefix.as_str().into());
-        Ok(Some(Self { keys, bucket, of_nodes, prefix, tasks: tasks.clone() }))
+        Ok(Some(Self { keys, bucket, of_nodes, pruning, prefix, tasks: tasks.clone() }))
     }
 
     /// Finishes purges that the journal has and the key store has not, before anything is served.
@@ -232,6 +236,53 @@ impl Vaults {
     /// The key store cannot be used.
     pub(crate) async fn key(&self, user: UserId) -> Result<Option<RepositoryKey>, Problem> {
         Ok(self.call(move |keys| keys.keys(&[user])).await?.remove(&user))
+    }
+
+    /// All keys that are there: for the day when nothing else is.
+    ///
+    /// # Errors
+    /// The key store cannot be used.
+    pub(crate) async fn all_keys(&self) -> Result<BTreeMap<UserId, RepositoryKey>, Problem> {
+        self.call(|keys| keys.keys(&keys.ids()?.into_keys().collect::<Vec<_>>())).await
+    }
+
+    /// How a worker reaches this part of the bucket, with the credential that nodes are given, too.
+    pub(crate) fn store(&self, prefix: String) -> StoreConfig {
+        let bucket = &*self.bucket;
+        let (access_key, secret_key) = (&bucket.access_key, &bucket.secret_key);
+        self.store_as(prefix, access_key, secret_key)
+    }
+
+    /// The same with the credential that may delete; `None` where there is none.
+    pub(crate) fn pruning_store(&self, prefix: String) -> Option<StoreConfig> {
+        let (access_key, secret_key) = &**self.pruning.as_ref()?;
+        Some(self.store_as(prefix, access_key, secret_key))
+    }
+
+    fn store_as(&self, prefix: String, access_key: &str, secret_key: &Secret) -> StoreConfig {
+        let Bucket { endpoint, region, bucket, path_style, .. } = &*self.bucket;
+        let amazon = || {
+            let china = if region.starts_with("cn-") { ".cn" } else { "" };
+            format!("https://s3.{region}.amazonaws.com{china}")
+        };
+        StoreConfig {
+            endpoint: endpoint.clone().unwrap_or_else(amazon),
+            region: region.clone(),
+            bucket: bucket.clone(),
+            prefix,
+            addressing: if *path_style { Addressing::Path } else { Addressing::VirtualHost },
+            credential: StoreCredential {
+                access_key_id: access_key.to_owned(),
+                secret_access_key: secret_key.clone(),
+                session_token: None,
+            },
+            limits: Limits::default(),
+        }
+    }
+
+    /// What all keys in the bucket begin with.
+    pub(crate) fn root(&self) -> String {
+        self.prefix.to_string()
     }
 
     /// Below which the user's repository is.

@@ -150,6 +150,122 @@ pub struct OrphanSnapshot {
     pub snapshot: Snapshot,
 }
 
+/// One snapshot, as its repository has it: `GET /v1/users/{slug}/snapshots/{id}`. What Berth adds to a snapshot is `None`
+/// of one that somebody wrote with `restic`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDetail {
+    /// Whose.
+    pub user: UserId,
+    /// Its whole id.
+    pub id: String,
+    /// Is it the user's newest?
+    pub head: bool,
+    /// When it was taken, RFC 3339 in UTC.
+    pub taken_at: String,
+    /// Of which cell.
+    pub cell: Option<CellId>,
+    /// Under which assignment.
+    pub generation: Option<Generation>,
+    /// Grows with each snapshot of the assignment.
+    pub seq: Option<u64>,
+    /// What the cell ran.
+    pub image: Option<String>,
+    /// What the image holds.
+    pub workload: Option<Workload>,
+    /// The workload's own version, where it was known.
+    pub version: Option<String>,
+    /// Hash over the files.
+    pub tree: Option<String>,
+    /// The snapshot before it, if it was made on top of one.
+    pub parent: Option<String>,
+    /// Files, folders and links.
+    pub entries: Option<u64>,
+    /// Bytes of its files.
+    pub bytes: Option<u64>,
+}
+
+/// One entry of a snapshot: `GET /v1/users/{slug}/snapshots/{id}/files`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotEntry {
+    /// Relative to the cell's folder.
+    pub path: String,
+    /// `dir`, `file` or `symlink`.
+    pub kind: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Of a file.
+    pub bytes: u64,
+    /// When its content changed last, RFC 3339 in UTC.
+    pub modified: Option<String>,
+    /// Of a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// One difference between two snapshots: `GET /v1/users/{slug}/snapshots/{id}/diff?to=ID`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotChange {
+    /// Relative to the cell's folder.
+    pub path: String,
+    /// How.
+    pub how: EntryChange,
+    /// Of the file in the older one; 0 where it is not there or no file.
+    pub bytes_before: u64,
+    /// Of the file in the newer one.
+    pub bytes_after: u64,
+}
+
+/// In what way an entry differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryChange {
+    /// Only in the newer one.
+    Added,
+    /// Only in the older one.
+    Removed,
+    /// Another content or target.
+    Content,
+    /// Another kind of thing.
+    Kind,
+    /// Only mode, owner, time or attributes.
+    Metadata,
+}
+
+/// What a prune came to: `POST /v1/users/{slug}/prune`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryPruned {
+    /// Whose repository.
+    pub user: UserId,
+    /// Snapshots that are gone.
+    pub forgotten: u64,
+    /// Snapshots that there are now.
+    pub kept: u64,
+    /// Bytes that were removed from the bucket.
+    pub bytes_removed: u64,
+    /// Bytes that no snapshot needs any more, and that are removed when they have waited for 30 days.
+    pub bytes_marked: u64,
+}
+
+/// Asks for a check: `POST /v1/users/{slug}/check`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckRepository {
+    /// How much of the data is read, in percent; `None`: as much as by time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_percent: Option<u8>,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryChecked {
+    /// Whose repository.
+    pub user: UserId,
+    /// Nothing that a snapshot needs is missing or damaged, as far as it was looked at.
+    pub sound: bool,
+    /// What was found, worst first, at most 20.
+    pub findings: Vec<String>,
+}
+
 /// What opens a user's repository with stock `restic`: `POST /v1/users/{slug}/repository-password`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryAccess {

@@ -110,6 +110,13 @@ codes! {
     RestoreFailed "restore_failed" 502 "The cell's data could not be restored from its snapshot." "The detail says why: look at the bucket, its credential and the cell's disk. The cell does not start without its data; it is tried again at its next wake."
     RepositoryUnknown "repository_unknown" 503 "The node was not told yet where this user's snapshots are." "It is told within seconds of being connected to the coordinator; look at the coordinator's log if not."
     StateTooNew "state_too_new" 409 "The snapshot was taken under a newer image than the cell's: an older one cannot read it." "Give the user the newer image first, or choose an older snapshot; `berth snapshot list USER` shows both."
+    UnknownSnapshot "unknown_snapshot" 404 "The user has no such snapshot, or more than one begins so, or there is nothing at this path in it." "List the snapshots with `berth snapshot list USER`, and what is in one with `berth snapshot ls USER SNAPSHOT`; the detail says which it was."
+    WorkersBusy "workers_busy" 503 "As many workers as may look into repositories at a time are busy." "Try again in a minute; `snapshots.workers` says how many there may be."
+    BucketUnreachable "bucket_unreachable" 503 "The bucket did not answer, or not to the end." "Try again; `berth doctor` tells whether the bucket can be reached, and the detail what was tried."
+    BucketRefused "bucket_refused" 502 "The bucket is not there, or refuses the coordinator's credential." "`berth doctor` tells which; mend `snapshots.bucket` or the credential's file, and start the coordinator anew."
+    RepositoryDamaged "repository_damaged" 502 "Something of the user's repository is missing or damaged." "Run `berth snapshot check USER`; docs/INSTALL.md tells how a repository is repaired."
+    PruneOff "prune_off" 409 "The coordinator has no credential that may delete." "Set `snapshots.prune_credential_file` in its config, and start it anew."
+    PruneUnsafe "prune_unsafe" 409 "A node that had the user before cannot be asked, and may still write into the repository." "Bring the named node back, or remove it with `berth node rm`; a scheduled prune waits for that by itself."
 }
 
 impl fmt::Display for Code {

@@ -27,7 +27,7 @@ pub use keys::KeyFact;
 pub use moves::MoveFact;
 pub use quarantine::QuarantineFact;
 pub use sleep::SleepFact;
-pub use snapshots::SnapshotFact;
+pub use snapshots::{Opened, SnapshotFact};
 
 /// Largest payload of an event, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024;
@@ -266,6 +266,10 @@ pub enum Kind {
     SnapshotOrphaned = 74,
     /// [`SnapshotFact::PasswordShown`].
     RepositoryPasswordShown = 75,
+    /// [`SnapshotFact::FilesOpened`].
+    FilesOpened = 78,
+    /// [`SnapshotFact::SnapshotsForgotten`].
+    SnapshotsForgotten = 79,
 }
 
 impl Kind {
@@ -311,6 +315,8 @@ impl Kind {
         Self::SnapshotKept,
         Self::SnapshotOrphaned,
         Self::RepositoryPasswordShown,
+        Self::FilesOpened,
+        Self::SnapshotsForgotten,
     ];
 
     /// The number in the journal.

@@ -19,6 +19,7 @@
 //! | [`moves`] | when users of a node that is away may be given to another one |
 //! | [`snapshots`] | what can be asked about users' repositories: keys, HEAD, orphans |
 //! | [`rebuild`] | HEADs out of a listing of the bucket |
+//! | [`upkeep`] | when users' repositories are pruned and checked, and when a prune has to wait |
 //! | [`pending`] | commands that were sent to a node and wait for their answer |
 //! | [`check_up`] | what can be said of a node's and the fleet's health
 //! | [`why`] | how a cell's state is told to a person |
@@ -36,6 +37,7 @@ pub mod placement;
 pub mod rebuild;
 pub mod silence;
 pub mod snapshots;
+pub mod upkeep;
 pub mod why;
 
 pub use actor::Actor;

@@ -10,10 +10,13 @@
 //!      └─ any other, or taken aside ────────────────────> stays; the snapshot is an orphan
 //! ```
 
+use std::collections::BTreeSet;
+
 use berth_shared::ids::{Generation, KeyId, NodeId, NodeName, Slug, UserId};
 use berth_shared::problem::Code;
-use berth_shared::snapshot::Snapshot;
+use berth_shared::snapshot::{Snapshot, SnapshotId};
 
+pub use crate::event::Opened;
 use crate::rebuild::Rebuilt;
 
 /// Most snapshots that are remembered behind a user's HEAD. The repository itself lists all that it holds.
@@ -53,6 +56,22 @@ pub enum SnapshotCommand {
     ShowPassword {
         /// Whose.
         user: UserId,
+    },
+    /// Records that files of the user are shown, out of its repository.
+    OpenFiles {
+        /// Whose.
+        user: UserId,
+        /// The snapshot, as it was asked for.
+        snapshot: String,
+        /// What of it.
+        what: Opened,
+    },
+    /// These snapshots are gone from the repository. No events where none are.
+    Forget {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        gone: BTreeSet<SnapshotId>,
     },
     /// Takes over what a listing of the bucket tells of a user that no journal knows.
     Rebuild(Box<Rebuilt>),

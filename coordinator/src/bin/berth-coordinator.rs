@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use berth_coordinator::config::{self, Config, ENV_PREFIX};
 use berth_coordinator::daemon::{self, JOURNAL_FOLDER};
-use berth_coordinator::heads;
+use berth_coordinator::heads::{self, Done, InBucket};
 use berth_coordinator::keystore::{KeyStore, verbs};
 use berth_coordinator::records::{self, Shown};
 use berth_daemon::cli::{self, Layers};
@@ -12,6 +12,7 @@ use berth_daemon::env::Env;
 use berth_daemon::exit::{Exit, ExitError};
 use berth_daemon::failpoint;
 use berth_daemon::journal::VerifyArgs;
+use berth_daemon::run;
 use clap::{Parser, Subcommand};
 
 /// Berth's coordinator: users, nodes, and who lives where.
@@ -49,6 +50,13 @@ enum Verb {
     /// Which snapshot is a user's newest.
     #[command(subcommand)]
     Heads(HeadsVerb),
+    /// Does one job on a user's snapshots, which comes on standard input. The coordinator starts it.
+    ///
+    /// It ends with 0 when the job is done; else the last line on standard output says why not, and so does the exit code:
+    /// 64 a job that makes no sense, 65 damage, 66 nothing there, 69 the store cannot do it, 70 a bug, 75 worth another
+    /// try, 77 no right to.
+    #[command(hide = true)]
+    Worker,
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,14 +102,17 @@ enum KeysVerb {
 
 #[derive(Debug, Subcommand)]
 enum HeadsVerb {
-    /// Rebuilds them from a listing of the bucket, into a journal without users, for users whose keys are in the key store.
+    /// Rebuilds them from what is in the bucket, into a journal without users, for users whose keys are in the key store.
     /// The coordinator has to be stopped. `berth user create NAME --take-over USER_ID` makes a user of each then.
+    ///
+    /// Ends with 69 when the bucket cannot be listed, and with 75 when some users' repositories could not be: the same
+    /// command does the rest.
     Rebuild {
         #[command(flatten)]
         settings: Layers,
-        /// The listing, as JSON: docs/INSTALL.md.
+        /// A listing, as JSON (docs/INSTALL.md), instead of the bucket itself.
         #[arg(long, value_name = "FILE")]
-        from: PathBuf,
+        from: Option<PathBuf>,
     },
 }
 
@@ -200,18 +211,37 @@ fn keys(verb: KeysVerb, env: &Env) -> Exit {
 }
 
 fn heads(HeadsVerb::Rebuild { settings, from }: HeadsVerb, env: &Env) -> Exit {
-    let done = load(settings, env).and_then(|config| {
-        let done = heads::rebuild(&config.data_dir, &from)?;
+    let config = match load(settings, env) {
+        Ok(config) => config,
+        Err(error) => return cli::complain(&error),
+    };
+    let Some(from) = from else {
+        return run::block_on(async move {
+            match heads::list_bucket(&config).await {
+                Ok(bucket) => rebuilt(heads::rebuild_from(&config.data_dir, &bucket.listing), &bucket),
+                Err(error) => cli::complain(&error),
+            }
+        });
+    };
+    rebuilt(heads::rebuild(&config.data_dir, &from), &InBucket::default())
+}
+
+/// Tells what was rebuilt, and what was left out.
+fn rebuilt(done: Result<Done, ExitError>, bucket: &InBucket) -> Exit {
+    let told = tell(done.map(|done| {
         let mut text = format!("HEADs of {} users rebuilt, {} were known", done.rebuilt.len(), done.known);
         for user in done.rebuilt {
             text.push_str(&format!("\n  {user}"));
         }
-        for user in done.unknown {
+        for user in done.unknown.iter().chain(&bucket.unknown) {
             text.push_str(&format!("\n  {user}: its key is not in the key store; left out"));
         }
-        Ok(text)
-    });
-    tell(done)
+        for (user, problem) in &bucket.failed {
+            text.push_str(&format!("\n  {user}: {problem}; left out, the same command tries again"));
+        }
+        text
+    }));
+    if matches!(told, Exit::Ok) && !bucket.failed.is_empty() { Exit::TempFail } else { told }
 }
 
 fn tell(done: Result<String, ExitError>) -> Exit {
@@ -242,6 +272,7 @@ fn main() -> Exit {
     match cli.command {
         Verb::CheckConfig { settings } => cli::check_config(settings.load(ENV_PREFIX, &env, config::load)),
         Verb::Journal(verb) => journal(verb, &env),
+        Verb::Worker => berth_snapshot::worker::main(),
         Verb::Keys(verb) => keys(verb, &env),
         Verb::Heads(verb) => heads(verb, &env),
         Verb::Serve { settings, operator_key_file } => cli::serve(

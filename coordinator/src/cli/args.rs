@@ -53,7 +53,7 @@ pub enum Verb {
     /// Nodes: the machines that cells live on.
     #[command(subcommand)]
     Node(NodeVerb),
-    /// Snapshots of users' data, as the coordinator knows them.
+    /// Snapshots of users' data: lists, what is in them, single files. Wakes nobody, and needs no node.
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
     /// Join tokens: what lets a new node in, once.
@@ -183,6 +183,22 @@ pub enum UserVerb {
         #[arg(long, value_name = "true|false")]
         dial_out_may_sleep: Option<bool>,
     },
+    /// Writes all of a user's data, as it was at a snapshot, to standard output or into a file, as a tar. That is journaled.
+    ///
+    /// Wakes nobody, and needs no node: what was written since the snapshot is not in it. `tar -xpf FILE --xattrs` unpacks it.
+    Export {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which snapshot: an id, 8 or more digits that one begins with, or `latest`.
+        #[arg(long, value_name = "SNAPSHOT", default_value = "latest")]
+        snapshot: String,
+        /// Into this file, which is made with mode 0600 when all of it is there; `-`: standard output.
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replaces a file that is there already.
+        #[arg(long)]
+        force: bool,
+    },
     /// Gives a user to another node, when its own is silent for longer than it may work alone, or was declared off.
     ///
     /// There are no snapshots yet, so the data does not come along: the user begins with an empty folder. What it has
@@ -209,6 +225,73 @@ pub enum SnapshotVerb {
     List {
         /// Whose: a name, or the id of a user that was removed.
         user: String,
+        /// All that the repository has, out of the bucket, instead of the newest that the coordinator remembers.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Shows one snapshot, as its repository has it.
+    Show {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which: an id, 8 or more digits that one begins with, or `latest`.
+        #[arg(default_value = "latest")]
+        snapshot: String,
+    },
+    /// Lists what is in a folder of a snapshot. That it was looked at is journaled.
+    Ls {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which: an id, 8 or more digits that one begins with, or `latest`.
+        #[arg(default_value = "latest")]
+        snapshot: String,
+        /// The folder, or a file; the cell's own folder where not given.
+        #[arg(default_value = "")]
+        path: String,
+        /// Also what is in its folders.
+        #[arg(long, short = 'r')]
+        recursive: bool,
+    },
+    /// Lists what differs between two snapshots. That it was looked at is journaled.
+    Diff {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// The older one: an id, 8 or more digits that one begins with, or `latest`.
+        from: String,
+        /// The newer one.
+        #[arg(default_value = "latest")]
+        to: String,
+    },
+    /// Writes one file of a snapshot to standard output, or into a file. That it was read is journaled.
+    Get {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// Which: an id, 8 or more digits that one begins with, or `latest`.
+        snapshot: String,
+        /// The file, relative to the cell's folder.
+        path: String,
+        /// Into this file, which is made with mode 0600 when all of the content is there; `-`: standard output.
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replaces a file that is there already.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Forgets snapshots by the rule of retention now, and removes data that has been needed by none for 30 days.
+    ///
+    /// It is done by itself every `snapshots.prune_every`. HEAD always stays. Interrupting it does no harm.
+    Prune {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+    },
+    /// Checks now whether all is there that a user's snapshots need, and reads a sample of it.
+    ///
+    /// It is done by itself every `snapshots.check_every`. Ends with 1 when the repository is damaged.
+    Check {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// How much of the data is read, in percent; 100 reads all of it.
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+        read: Option<u8>,
     },
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 use berth_shared::api::{PROBLEM_TYPE, ProblemBody};
 use berth_shared::secret::Secret;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper::{Method, Request, StatusCode, Uri};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -67,12 +68,7 @@ impl Client {
         if status.is_success() {
             return Ok(bytes);
         }
-        if content_type.as_ref().is_some_and(|kind| kind == PROBLEM_TYPE)
-            && let Ok(problem) = serde_json::from_slice::<ProblemBody>(&bytes)
-        {
-            return Err(Failure::Problem(Box::new(problem)));
-        }
-        Err(self.not_berth(format!("status {}", status.as_u16())))
+        Err(self.refusal(status, content_type.as_ref(), &bytes))
     }
 
     /// As [`Client::call`], for an answer that is JSON.
@@ -90,6 +86,52 @@ impl Client {
     }
 
     async fn exchange(&self, call: &Call<'_>) -> Result<(StatusCode, Option<HeaderValue>, Bytes), Failure> {
+        let whole = async |response: Response<Incoming>| {
+            let status = response.status();
+            let content_type = response.headers().get(CONTENT_TYPE).cloned();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let bytes = body.map_err(|error| self.cut(error.as_ref()))?.to_bytes();
+            Ok((status, content_type, bytes))
+        };
+        self.ask(call, whole).await
+    }
+
+    /// Gives the content of a good answer to `write`, part by part as it comes; each has to come within `wait` of the one
+    /// before. How many bytes they were.
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+        wait: Duration,
+        write: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<u64, Failure> {
+        let late = || Failure::Late { api: self.api.clone() };
+        let call = Call { method: Method::GET, path, body: None, wait };
+        let parts = async |response: Response<Incoming>| {
+            let (head, mut body) = response.into_parts();
+            if !head.status.is_success() {
+                let text = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+                let text = text.map_err(|error| self.cut(error.as_ref()))?.to_bytes();
+                return Err(self.refusal(head.status, head.headers.get(CONTENT_TYPE), &text));
+            }
+            let mut count = 0;
+            while let Some(frame) = tokio::time::timeout(wait, body.frame()).await.map_err(|_| late())? {
+                let frame = frame.map_err(|error| self.cut(&error))?;
+                if let Some(bytes) = frame.data_ref() {
+                    write(bytes)?;
+                    count += bytes.len() as u64;
+                }
+            }
+            Ok(count)
+        };
+        self.ask(&call, parts).await
+    }
+
+    /// Sends the request and takes what is wanted of the answer.
+    async fn ask<T>(
+        &self,
+        call: &Call<'_>,
+        take: impl AsyncFnOnce(Response<Incoming>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let unreachable = |cause: String| Failure::Unreachable { api: self.api.clone(), cause };
         let stream = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(&self.authority))
             .await
@@ -100,15 +142,12 @@ impl Client {
             .await
             .map_err(|error| unreachable(error.to_string()))?;
         let answer = async {
-            let response = sender.send_request(request).await.map_err(|error| {
+            let sent = tokio::time::timeout(call.wait, sender.send_request(request)).await;
+            let response = sent.map_err(|_| Failure::Late { api: self.api.clone() })?.map_err(|error| {
                 // What listens there is not an HTTP server, or it went away.
                 self.not_berth(error.to_string())
             })?;
-            let status = response.status();
-            let content_type = response.headers().get(CONTENT_TYPE).cloned();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let bytes = body.map_err(|error| self.not_berth(error.to_string()))?.to_bytes();
-            Ok((status, content_type, bytes))
+            take(response).await
         };
         let mut answer = Box::pin(answer);
         let mut connection = Box::pin(connection);
@@ -117,6 +156,25 @@ impl Client {
             answered = &mut answer => answered,
             _ended = &mut connection => answer.await,
         }
+    }
+
+    /// What an answer means that is not good.
+    fn refusal(&self, status: StatusCode, content_type: Option<&HeaderValue>, text: &[u8]) -> Failure {
+        if content_type.is_some_and(|kind| kind == PROBLEM_TYPE)
+            && let Ok(problem) = serde_json::from_slice::<ProblemBody>(text)
+        {
+            return Failure::Problem(Box::new(problem));
+        }
+        self.not_berth(format!("status {}", status.as_u16()))
+    }
+
+    /// A body that is not whole.
+    fn cut(&self, error: &(dyn std::error::Error + 'static)) -> Failure {
+        if error.is::<LengthLimitError>() {
+            let mib = ANSWER_BYTES_MAX / 1024 / 1024;
+            return Failure::Local(format!("the answer is larger than {mib} MiB: ask for less of it"));
+        }
+        Failure::Cut { api: self.api.clone(), cause: error.to_string() }
     }
 
     fn request(&self, call: &Call<'_>) -> Result<Request<Full<Bytes>>, Failure> {

@@ -23,6 +23,8 @@ pub(crate) enum Failure {
     Unreachable { api: String, cause: String },
     /// It was sent, and no answer came in time.
     Late { api: String },
+    /// The answer ended before its end.
+    Cut { api: String, cause: String },
     /// Somebody answered who is not a coordinator.
     NotBerth { api: String, cause: String },
     /// The command line makes no sense together.
@@ -44,7 +46,7 @@ impl Failure {
         match self {
             Self::Problem(problem) => exit_of(problem.code),
             Self::Unreachable { .. } => UNAVAILABLE,
-            Self::Late { .. } => TEMP_FAIL,
+            Self::Late { .. } | Self::Cut { .. } => TEMP_FAIL,
             Self::NotBerth { .. } => PROTOCOL,
             Self::Usage(_) => USAGE,
             Self::File { .. } => NO_INPUT,
@@ -74,6 +76,11 @@ impl Failure {
                 text,
                 "berth: the coordinator at {api} did not answer in time\n  \
                  → It may still do what was asked; look before you try again."
+            ),
+            Self::Cut { api, cause } => writeln!(
+                text,
+                "berth: the answer of the coordinator at {api} broke off: {cause}\n  \
+                 → What came of it is not whole. The coordinator's log says why; try again."
             ),
             Self::NotBerth { api, cause } => writeln!(
                 text,

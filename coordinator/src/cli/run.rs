@@ -1,6 +1,7 @@
 //! Each verb: which call it makes, and how its answer is shown.
 
 mod show;
+mod snapshots;
 
 use std::future::Future;
 use std::io::{IsTerminal, Write};
@@ -10,7 +11,7 @@ use berth_daemon::secret_file::read_secret_file;
 use berth_shared::api::{
     Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, HoldRequest, KeyPurged, List,
     LoginLink, Logs, MoveUser, Node, Purged, QuarantineRequest, RepositoryAccess, SetSleep, SleepRequest,
-    Snapshots, SwitchKey, Token, User, Why,
+    SwitchKey, Token, User, Why,
 };
 use berth_shared::cell::{CellEvent, IdleRest, Workload};
 use berth_shared::credential::CREDENTIAL_BYTES_MAX;
@@ -24,8 +25,7 @@ use serde::de::DeserializeOwned;
 
 use super::args;
 use super::args::{
-    BearerVerb, CellVerb, Cli, CoordinatorKeyVerb, Create, NodeVerb, Rest, SnapshotVerb, TokenVerb, UserVerb,
-    Verb,
+    BearerVerb, CellVerb, Cli, CoordinatorKeyVerb, Create, NodeVerb, Rest, TokenVerb, UserVerb, Verb,
 };
 use super::client::{Call, Client, body};
 use super::failure::Failure;
@@ -48,7 +48,7 @@ pub(crate) async fn run(cli: &Cli, watched: bool) -> Result<String, Failure> {
         Verb::User(verb) => runner.user(verb).await,
         Verb::Cell(verb) => runner.cell(verb).await,
         Verb::Node(verb) => runner.node(verb).await,
-        Verb::Snapshot(SnapshotVerb::List { user }) => runner.snapshots(user).await,
+        Verb::Snapshot(verb) => runner.snapshot(verb).await,
         Verb::Token(verb) => runner.token(verb).await,
         Verb::CoordinatorKey(verb) => runner.coordinator_key(verb).await,
         Verb::Health => runner.health().await,
@@ -132,6 +132,9 @@ impl Runner {
                 let path = of("/v1/users", slug, "/sleep");
                 let user: User = self.send(Method::PUT, &path, body(&request)?).await?;
                 self.show(&user, show::sleep_terms)
+            }
+            UserVerb::Export { user, snapshot, output, force } => {
+                self.content(&snapshots::at(user, snapshot, "/tar"), output.as_deref(), *force).await
             }
             UserVerb::Move { slug, to, without_data, yes } => {
                 confirm(*yes, &format!("Give user {slug} to another node, with an empty folder?"))?;
@@ -232,11 +235,6 @@ impl Runner {
                 self.done(Method::DELETE, &of("/v1/nodes", name, ""), &format!("node {name} removed")).await
             }
         }
-    }
-
-    async fn snapshots(&self, user: &str) -> Result<String, Failure> {
-        let path = of("/v1/users", user, "/snapshots");
-        self.show(&self.get::<Snapshots>(&path).await?, show::snapshots)
     }
 
     async fn token(&self, verb: &TokenVerb) -> Result<String, Failure> {

@@ -222,3 +222,64 @@ async fn snapshots_and_the_end_of_a_key_are_shown_as_people_read_them() {
     assert!(exit == 1 && text.contains("unknown_user"), "{text}");
     world.end().await;
 }
+
+#[tokio::test]
+async fn what_is_in_a_snapshot_is_shown_and_a_file_is_written_once_it_is_whole() {
+    let bucket = crate::tests::repositories::Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let anna = crate::tests::repositories::anna(&bucket, &world).await;
+    let first = &anna.first.id.to_string()[..8];
+    let all = berth(&world, "snapshot list anna --all").await.unwrap();
+    let lines: Vec<&str> = all.lines().collect();
+    assert!(lines[1].starts_with(&format!("HEAD  {}", &anna.second.id.to_string()[..8])), "{all}");
+    assert!(lines.len() == 3 && lines[2].trim_start().starts_with(first), "{all}");
+    let shown = berth(&world, "snapshot show anna").await.unwrap();
+    assert!(shown.contains(&format!("snapshot              {}\n", anna.second.id)), "{shown}");
+    assert!(
+        shown.contains("head                  yes\n") && shown.contains("workload              http\n"),
+        "{shown}"
+    );
+    let listed = berth(&world, "snapshot ls anna").await.unwrap();
+    let notes = listed.lines().find(|line| line.ends_with("  notes")).unwrap();
+    assert!(listed.starts_with("MODE        SIZE") && notes.starts_with("drwx"), "{listed}");
+    let listed = berth(&world, &format!("snapshot ls anna {first} notes -r --json")).await.unwrap();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed["items"][0]["path"], "notes/a b.md");
+    let changed = berth(&world, &format!("snapshot diff anna {first}")).await.unwrap();
+    assert!(changed.contains("\nremoved  4 B     0 B    gone\n"), "{changed}");
+    assert_eq!(
+        berth(&world, &format!("snapshot diff anna {first} {first}")).await.unwrap(),
+        "no differences\n"
+    );
+
+    let to = bucket.path("got");
+    let get = format!("snapshot get anna latest big -o {}", to.display());
+    assert!(berth(&world, &get).await.unwrap().ends_with(": 2.8 MiB\n"));
+    assert!(std::fs::read(&to).unwrap() == anna.big);
+    let (exit, text) = berth(&world, &get).await.unwrap_err();
+    assert!(exit == 66 && text.contains("--force"), "{text}");
+    berth(&world, &format!("{get} --force")).await.unwrap();
+    let elsewhere = bucket.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let missing = format!("snapshot get anna latest nothing -o {}", elsewhere.join("f").display());
+    let (exit, text) = berth(&world, &missing).await.unwrap_err();
+    assert!(exit == 1 && text.contains("unknown_snapshot"), "{text}");
+    let tar = bucket.path("anna.tar");
+    berth(&world, &format!("user export anna --snapshot {first} -o {}", tar.display())).await.unwrap();
+    let unpacked = std::process::Command::new("tar").arg("-xOf").arg(&tar).arg("gone").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&unpacked.stdout), "soon");
+    let pruned = berth(&world, "snapshot prune anna").await.unwrap();
+    assert!(pruned.starts_with("0 snapshots are gone, 2 stay; 0 B removed"), "{pruned}");
+    let checked = berth(&world, "snapshot check anna --read 100").await.unwrap();
+    assert_eq!(checked, "sound, as far as it was looked at\n");
+    // Its data is gone.
+    std::fs::remove_dir_all(bucket.path("store/berth").join(&anna.told.prefix).join("data")).unwrap();
+    berth(&world, &format!("snapshot get anna latest big -o {}", elsewhere.join("f").display()))
+        .await
+        .unwrap_err();
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing half-written is left");
+    let (exit, text) = berth(&world, "snapshot check anna").await.unwrap_err();
+    assert!(exit == 1 && text.starts_with("damaged\n"), "{text}");
+    assert_eq!(berth(&world, "snapshot get anna latest new --json").await.unwrap_err().0, 64);
+    world.end().await;
+}

@@ -6,12 +6,16 @@ use berth_shared::time::Millis;
 use serde::Deserialize;
 
 use super::Span;
+use crate::upkeep::{EVERY_MAX, EVERY_MIN};
 
 /// Longest name of a bucket (S3's own rule), and shortest.
 const BUCKET_BYTES: std::ops::RangeInclusive<usize> = 3..=63;
 
 /// Longest `endpoint`, `region` and `prefix`.
 const TEXT_BYTES_MAX: usize = 256;
+
+/// Most workers at a time: each may hold 200 MB.
+const WORKERS_MAX: u32 = 16;
 
 /// Where users' snapshots go, and what is expected of them.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -31,6 +35,26 @@ pub struct Snapshots {
     pub credential_file: Option<PathBuf>,
     /// Folder of credentials that are given to one node each: a file of the node's name, as above. Read at the start.
     pub node_credentials: Option<PathBuf>,
+    /// File of a second credential, which may delete: for prunes, never given to a node. `None`: nothing is pruned.
+    pub prune_credential_file: Option<PathBuf>,
+    /// The newest so many snapshots of a cell stay.
+    pub keep_last: u16,
+    /// And the newest one of each of so many hours in which there is one.
+    pub keep_hourly: u16,
+    /// Of days.
+    pub keep_daily: u16,
+    /// Of weeks.
+    pub keep_weekly: u16,
+    /// Of months.
+    pub keep_monthly: u16,
+    /// How often each user's repository is pruned, where there is a credential for it.
+    pub prune_every: Span,
+    /// How often each user's repository is checked.
+    pub check_every: Span,
+    /// How much of its data a check reads, in percent.
+    pub check_read_percent: u8,
+    /// How many workers may look into repositories for the API at a time.
+    pub workers: u32,
     /// A cell that was in use for so long without a new snapshot is told of by `berth doctor`.
     pub age_max: Span,
     /// How often a cell that is up is snapshotted; one that comes to rest is at once.
@@ -49,6 +73,16 @@ impl Default for Snapshots {
             prefix: String::new(),
             credential_file: None,
             node_credentials: None,
+            prune_credential_file: None,
+            keep_last: 5,
+            keep_hourly: 24,
+            keep_daily: 14,
+            keep_weekly: 8,
+            keep_monthly: 12,
+            prune_every: Span(Millis::minutes(7 * 24 * 60)),
+            check_every: Span(Millis::minutes(7 * 24 * 60)),
+            check_read_percent: 5,
+            workers: 2,
             age_max: Span(Millis::minutes(24 * 60)),
             every: Span(Millis::minutes(6 * 60)),
             key_backup_days: 30,
@@ -76,6 +110,25 @@ impl Snapshots {
         }
         if self.bucket.is_none() && self.node_credentials.is_some() {
             wrong("snapshots.bucket", "has to be set beside the nodes' credentials".to_owned());
+        }
+        if self.bucket.is_none() && self.prune_credential_file.is_some() {
+            wrong("snapshots.bucket", "has to be set beside the credential for prunes".to_owned());
+        }
+        if self.keep_last == 0 {
+            wrong("snapshots.keep_last", "has to be 1 or more: the newest snapshot always stays".to_owned());
+        }
+        for (key, Span(span)) in
+            [("snapshots.prune_every", self.prune_every), ("snapshots.check_every", self.check_every)]
+        {
+            if !(EVERY_MIN..=EVERY_MAX).contains(&span) {
+                wrong(key, "has to be from 1h to 365d".to_owned());
+            }
+        }
+        if self.check_read_percent > 100 {
+            wrong("snapshots.check_read_percent", "has to be from 0 to 100".to_owned());
+        }
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            wrong("snapshots.workers", format!("has to be from 1 to {WORKERS_MAX}"));
         }
         if let Some(bucket) = &self.bucket
             && !is_bucket(bucket)

@@ -71,3 +71,22 @@ fn the_port_that_was_bound_stands_in_tokens_and_the_public_one_in_links() {
     assert_eq!(config.dial_address("127.0.0.1:4711".parse().unwrap()), "127.0.0.1:4711");
     assert_eq!(config.public_origin("a.example.org"), "https://a.example.org");
 }
+
+#[test]
+fn retention_and_upkeep_have_their_bounds() {
+    let with = |key: &str, value: &str| load("link_listen = '127.0.0.1:1'", &[], &[(key, value)]);
+    for (key, good, bad) in [
+        ("snapshots.keep_last", "1", "0"),
+        ("snapshots.keep_monthly", "0", "-1"),
+        ("snapshots.prune_every", "1h", "59m"),
+        ("snapshots.check_every", "365d", "366d"),
+        ("snapshots.check_read_percent", "100", "101"),
+        ("snapshots.workers", "16", "17"),
+    ] {
+        with(key, good).unwrap();
+        let error = with(key, bad).unwrap_err();
+        assert!(error.contains(key), "{error}");
+    }
+    let error = with("snapshots.prune_credential_file", "/x").unwrap_err();
+    assert!(error.contains("snapshots.bucket"), "{error}");
+}

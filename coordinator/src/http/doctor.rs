@@ -47,7 +47,10 @@ pub(crate) async fn show(State(api): State<Api>) -> Json<Doctor> {
     ];
     let connected = api.hub.connected().len();
     coordinator.extend(check_up::fleet(&fleet, connected, api.config.autonomy.of(fleet.nodes().count())));
-    if let Some(vaults) = &api.vaults {
+    if let Some(kept) = &api.kept {
+        coordinator.extend(kept.bucket.findings());
+        coordinator.extend(kept.upkeep.findings());
+        let vaults = kept.repositories.vaults();
         coordinator.extend(match vaults.ids().await {
             Ok(keys) => {
                 let age_max = api.config.snapshots.age_max.0;

@@ -5,14 +5,18 @@ use axum::{Extension, Json};
 use berth_coordinator_core::fleet::Vault;
 use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::{Actor, Command, Fleet};
-use berth_shared::api::{KeyPurged, OrphanSnapshot, RepositoryAccess, Snapshots};
+use berth_shared::api::{
+    CheckRepository, KeyPurged, OrphanSnapshot, RepositoryAccess, RepositoryChecked, RepositoryPruned,
+    Snapshots,
+};
 use berth_shared::ids::{Slug, UserId};
 use berth_shared::problem::{Code, Problem};
 
 use super::Api;
-use super::body::Name;
+use super::body::{JsonBody, Name};
 use super::error::ApiError;
 use super::users::{known_slug, unknown};
+use crate::upkeep::Upkeep;
 use crate::vaults::Vaults;
 
 pub(crate) async fn list(State(api): State<Api>, Name(name): Name) -> Result<Json<Snapshots>, ApiError> {
@@ -55,13 +59,55 @@ pub(crate) async fn password(
     Ok(Json(RepositoryAccess { user, key: key.id, prefix, password: key.password.clone() }))
 }
 
-fn of(api: &Api) -> Result<&Vaults, ApiError> {
-    api.vaults
-        .as_ref()
-        .ok_or_else(|| ApiError::new(Code::SnapshotsOff, "the config names no bucket for snapshots"))
+/// Forgets snapshots by the rule of retention, and removes what nobody needs. As long as the caller waits.
+pub(crate) async fn prune(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+) -> Result<Json<RepositoryPruned>, ApiError> {
+    let (user, upkeep) = kept(&api, &name)?;
+    let pruned = upkeep.prune(user, actor).await?;
+    Ok(Json(RepositoryPruned {
+        user,
+        forgotten: pruned.forgotten.len() as u64,
+        kept: pruned.kept,
+        bytes_removed: pruned.bytes_removed,
+        bytes_marked: pruned.bytes_marked,
+    }))
 }
 
-fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
+/// Looks whether the repository is whole.
+pub(crate) async fn check(
+    State(api): State<Api>,
+    Name(name): Name,
+    JsonBody(request): JsonBody<CheckRepository>,
+) -> Result<Json<RepositoryChecked>, ApiError> {
+    let (user, upkeep) = kept(&api, &name)?;
+    let read_percent = request.read_percent.unwrap_or(api.config.snapshots.check_read_percent);
+    if read_percent > 100 {
+        return Err(ApiError::new(Code::BadRequest, "`read_percent` has to be from 0 to 100"));
+    }
+    let checked = upkeep.check(user, read_percent).await?;
+    Ok(Json(RepositoryChecked { user, sound: checked.sound, findings: checked.findings }))
+}
+
+/// Who is meant, of whom there is a key, and who does the work.
+fn kept<'a>(api: &'a Api, name: &str) -> Result<(UserId, &'a Upkeep), ApiError> {
+    let fleet = api.store.fleet();
+    let user = whose(&fleet, name)?;
+    fleet.vault(user).ok_or_else(|| no_key(api, &fleet, user))?;
+    Ok((user, &api.kept.as_ref().ok_or_else(off)?.upkeep))
+}
+
+fn of(api: &Api) -> Result<&Vaults, ApiError> {
+    api.vaults().ok_or_else(off)
+}
+
+pub(super) fn off() -> ApiError {
+    ApiError::new(Code::SnapshotsOff, "the config names no bucket for snapshots")
+}
+
+pub(super) fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
     match of(api) {
         _ if fleet.is_purged(user) => ApiError::new(Code::KeyPurged, format!("the key of {user} was purged")),
         Ok(_) => ApiError::new(Code::KeyMissing, format!("{user} has no repository key yet")),
@@ -70,7 +116,7 @@ fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
 }
 
 /// Who is meant by a name or an id in a path: the user of now; else the one that had the name, if it was one only.
-fn whose(fleet: &Fleet, text: &str) -> Result<UserId, Problem> {
+pub(super) fn whose(fleet: &Fleet, text: &str) -> Result<UserId, Problem> {
     if let Ok(id) = text.parse::<UserId>() {
         let is_known = fleet.user_by_id(id).is_some() || fleet.vault(id).is_some() || fleet.is_purged(id);
         let unknown = || Problem::new(Code::UnknownUser, format!("there is no user {id}"));
@@ -98,10 +144,7 @@ fn view(api: &Api, fleet: &Fleet, vault: &Vault) -> Snapshots {
     let orphans = vault.orphans.iter().map(|orphan| OrphanSnapshot {
         node: orphan.node.and_then(|node| fleet.node(node)).map(|node| node.name.clone()),
         current: orphan.current,
-        prefix: api
-            .vaults
-            .as_ref()
-            .map(|vaults| vaults.orphans_prefix(vault.user, orphan.snapshot.generation)),
+        prefix: api.vaults().map(|vaults| vaults.orphans_prefix(vault.user, orphan.snapshot.generation)),
         snapshot: orphan.snapshot.clone(),
     });
     Snapshots {

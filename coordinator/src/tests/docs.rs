@@ -86,6 +86,20 @@ fn the_defaults_in_the_docs_are_the_defaults() {
     assert_eq!(row("snapshots.region"), config.snapshots.region);
     assert_eq!(row("snapshots.path_style"), config.snapshots.path_style.to_string());
     assert_eq!(row("snapshots.key_backup_days"), config.snapshots.key_backup_days.to_string());
+    assert_eq!(row("snapshots.workers"), config.snapshots.workers.to_string());
+    assert_eq!(row("snapshots.keep_last"), config.snapshots.keep_last.to_string());
+    assert_eq!(row("snapshots.keep_hourly"), config.snapshots.keep_hourly.to_string());
+    assert_eq!(row("snapshots.keep_daily"), config.snapshots.keep_daily.to_string());
+    assert_eq!(row("snapshots.keep_weekly"), config.snapshots.keep_weekly.to_string());
+    assert_eq!(row("snapshots.keep_monthly"), config.snapshots.keep_monthly.to_string());
+    assert_eq!(row("snapshots.check_read_percent"), config.snapshots.check_read_percent.to_string());
+    for (key, span) in [
+        ("snapshots.prune_every", config.snapshots.prune_every),
+        ("snapshots.check_every", config.snapshots.check_every),
+        ("snapshots.every", config.snapshots.every),
+    ] {
+        assert_eq!(row(key).parse::<crate::config::Span>().unwrap(), span, "{key}");
+    }
     let age_max = row("snapshots.age_max").parse::<crate::config::Span>().unwrap();
     assert_eq!(age_max, config.snapshots.age_max);
     assert_eq!(row("drain_grace").parse::<crate::config::Span>().unwrap(), config.drain_grace);

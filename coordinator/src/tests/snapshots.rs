@@ -50,7 +50,7 @@ pub(crate) async fn node(world: &World, name: &str, seed: u8) -> FakeNode {
     session(world, node, 2, FRAMES_VERSION_MAX).await
 }
 
-async fn create(world: &World, slug: &str) -> User {
+pub(crate) async fn create(world: &World, slug: &str) -> User {
     let answer = world.post("/v1/users", json!({ "slug": slug })).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     answer.json()
@@ -58,7 +58,7 @@ async fn create(world: &World, slug: &str) -> User {
 
 impl FakeNode {
     /// Reads desired states until the repository of this user came.
-    async fn repository_of(&mut self, user: UserId) -> UserRepository {
+    pub(crate) async fn repository_of(&mut self, user: UserId) -> UserRepository {
         loop {
             if let Some(found) = self.repositories.iter().rev().find(|found| found.user == user) {
                 return found.clone();

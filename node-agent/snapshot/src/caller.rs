@@ -1,6 +1,6 @@
 //! The daemon's side: starts workers, few at a time, and believes only what they say to the end.
 //!
-//! Dropping the future of [`Workers::run`] kills the worker, which is always safe. The worker is told its job on its
+//! Dropping the future of [`Workers::run`] or [`Workers::stream`] kills the worker, which is always safe. The worker is told its job on its
 //! standard input; neither its arguments nor its environment say anything of it.
 
 use std::ffi::OsString;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::error::Reason;
 use crate::protocol::{LINE_BYTES_MAX, Line, Outcome, Request, VERSION};
@@ -21,6 +21,9 @@ const IONICE: &str = "/usr/bin/ionice";
 
 /// How much of a worker's standard error is kept, from its end, in bytes.
 const STDERR_BYTES_MAX: usize = 1024;
+
+/// How long whoever takes a worker's lines may take none, before the worker is killed.
+const LISTENER_MAX: Duration = Duration::from_secs(60);
 
 /// What a worker may know of the environment: where certificates are.
 const ENV_KEPT: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
@@ -78,11 +81,36 @@ impl Workers {
         time_max: Duration,
         on_line: impl FnMut(Line),
     ) -> Result<Done, WorkerFailed> {
+        self.work(request, identity, time_max, To::Each(on_line)).await
+    }
+
+    /// As [`Workers::run`], with each line of content put into `lines`: while that is full the worker waits. When nobody
+    /// takes any line for a minute, or ever again, it is killed.
+    ///
+    /// # Errors
+    /// As [`Workers::run`].
+    pub async fn stream(
+        &self,
+        request: &Request,
+        identity: Option<(u32, u32)>,
+        time_max: Duration,
+        lines: mpsc::Sender<Line>,
+    ) -> Result<Done, WorkerFailed> {
+        self.work(request, identity, time_max, To::<fn(Line)>::Queue(lines)).await
+    }
+
+    async fn work(
+        &self,
+        request: &Request,
+        identity: Option<(u32, u32)>,
+        time_max: Duration,
+        to: To<impl FnMut(Line)>,
+    ) -> Result<Done, WorkerFailed> {
         let _turn = self.permits.acquire().await;
         let mut child = self
             .spawn(identity)
             .map_err(|error| WorkerFailed::died(format!("it could not be started: {error}")))?;
-        let Ok(ended) = tokio::time::timeout(time_max, follow(&mut child, request, on_line)).await else {
+        let Ok(ended) = tokio::time::timeout(time_max, follow(&mut child, request, to)).await else {
             let _dead_already = child.kill().await;
             let detail = format!("it was not done within {} s and was killed", time_max.as_secs());
             return Err(WorkerFailed { reason: Reason::Deadline, detail });
@@ -94,7 +122,8 @@ impl Workers {
         let mut command = if Path::new(IONICE).exists() {
             let mut command = Command::new(IONICE);
             // Best effort, last in its class. The idle class can wait for ever on a busy disk.
-            command.args(["-c", "2", "-n", "7"]).arg(&self.program);
+            // Where the kernel or a service manager does not allow it, it goes on as it is (`-t`).
+            command.args(["-t", "-c", "2", "-n", "7"]).arg(&self.program);
             command
         } else {
             Command::new(&self.program)
@@ -120,10 +149,30 @@ impl Workers {
     }
 }
 
+/// Where lines go that are not the last.
+enum To<F> {
+    Each(F),
+    Queue(mpsc::Sender<Line>),
+}
+
+impl<F: FnMut(Line)> To<F> {
+    async fn hand_on(&mut self, line: Line) -> Result<(), String> {
+        match self {
+            Self::Each(on_line) => on_line(line),
+            Self::Queue(_) if matches!(line, Line::Progress { .. }) => {}
+            Self::Queue(lines) => {
+                let sent = lines.send_timeout(line, LISTENER_MAX).await;
+                sent.map_err(|_| "nobody takes what it says".to_owned())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 async fn follow(
     child: &mut Child,
     request: &Request,
-    on_line: impl FnMut(Line),
+    to: To<impl FnMut(Line)>,
 ) -> Result<Done, WorkerFailed> {
     let text = serde_json::to_vec(request).map(zeroize::Zeroizing::new);
     let text = text.map_err(|error| WorkerFailed { reason: Reason::BadJob, detail: error.to_string() })?;
@@ -137,7 +186,7 @@ async fn follow(
         let _ended = stdin.write_all(&text).await;
         drop(stdin);
     };
-    let ((), last, words) = tokio::join!(tell, read_lines(BufReader::new(stdout), on_line), read_end(stderr));
+    let ((), last, words) = tokio::join!(tell, read_lines(BufReader::new(stdout), to), read_end(stderr));
     let status = child.wait().await.map_err(|error| WorkerFailed::died(error.to_string()))?;
     match last {
         Ok(Some(Line::Done { outcome, traffic, memory_bytes_peak })) if status.success() => {
@@ -152,7 +201,7 @@ async fn follow(
 /// Hands lines on; the last one, if it is a last one.
 async fn read_lines(
     mut from: impl AsyncBufReadExt + Unpin,
-    mut on_line: impl FnMut(Line),
+    mut to: To<impl FnMut(Line)>,
 ) -> Result<Option<Line>, String> {
     let mut text = Vec::new();
     let mut first = true;
@@ -173,7 +222,7 @@ async fn read_lines(
             (Line::Hello { version: VERSION }, true) => {}
             (_, true) => return Err("it does not speak this version".to_owned()),
             (Line::Done { .. } | Line::Failed { .. }, _) => last = Some(line),
-            _ => on_line(line),
+            _ => to.hand_on(line).await?,
         }
     }
 }
@@ -196,8 +245,16 @@ mod tests {
 
     async fn read(text: &str) -> (Vec<Line>, Result<Option<Line>, String>) {
         let mut lines = Vec::new();
-        let last = read_lines(BufReader::new(text.as_bytes()), |line| lines.push(line)).await;
+        let last = read_lines(BufReader::new(text.as_bytes()), To::Each(|line| lines.push(line))).await;
         (lines, last)
+    }
+
+    fn check_store() -> Request {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "job": "check_store", "store": { "endpoint": "http://127.0.0.1:1", "region": "r", "bucket": "b",
+            "credential": { "access_key_id": "a", "secret_access_key": "s" } }
+        }))
+        .unwrap()
     }
 
     fn text(line: &Line) -> String {
@@ -226,13 +283,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_worker_that_nobody_listens_to_any_more_is_ended_and_never_runs_ahead() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, said) = (folder.path().join("endless"), folder.path().join("said"));
+        // Counts what it has written, so that it shows how far it was let.
+        let text = format!(
+            "#!/bin/sh\necho '{{\"line\":\"hello\",\"version\":{VERSION}}}'\n\
+             while echo '{{\"line\":\"data\",\"base64\":\"{}\"}}'; do echo >>{}; done\n",
+            "A".repeat(40_000),
+            said.display()
+        );
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let workers = Workers::new(&program, 1);
+        let (to, mut lines) = mpsc::channel(2);
+        let request = check_store();
+        let work = workers.stream(&request, None, Duration::from_secs(60), to);
+        let listen = async {
+            for _ in 0..5 {
+                assert!(matches!(lines.recv().await, Some(Line::Data { .. })));
+            }
+            drop(lines);
+        };
+        let (ended, ()) = tokio::join!(work, listen);
+        assert_eq!(ended.unwrap_err().reason, Reason::Died);
+        // What was taken, what waited, and what the pipe and the reader hold: a few.
+        let said = std::fs::read(&said).unwrap().len();
+        assert!((5..30).contains(&said), "{said}");
+    }
+
+    #[tokio::test]
     async fn a_program_that_is_not_there_is_told() {
-        let request: Request = serde_json::from_value(serde_json::json!({
-            "version": 1, "job": "check_store", "store": { "endpoint": "http://127.0.0.1:1", "region": "r", "bucket": "b",
-            "credential": { "access_key_id": "a", "secret_access_key": "s" } }
-        })).unwrap();
         let failed =
-            Workers::new("/nonexistent", 1).run(&request, None, Duration::from_secs(5), |_| {}).await;
+            Workers::new("/nonexistent", 1).run(&check_store(), None, Duration::from_secs(5), |_| {}).await;
         assert_eq!(failed.unwrap_err().reason, Reason::Died);
     }
 }

@@ -19,6 +19,7 @@ mod snapshot;
 mod source;
 mod sqlite;
 pub mod store;
+mod tar;
 mod tree;
 mod tree_hash;
 mod walk;

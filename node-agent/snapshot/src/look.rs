@@ -63,8 +63,8 @@ pub enum How {
     Metadata,
 }
 
-type Say<'a> = &'a mut dyn FnMut(Line) -> Result<(), Failure>;
-type Indexed = Repository<IndexedFullStatus>;
+pub(crate) type Say<'a> = &'a mut dyn FnMut(Line) -> Result<(), Failure>;
+pub(crate) type Indexed = Repository<IndexedFullStatus>;
 
 pub(crate) fn snapshot_line(file: &SnapshotFile) -> SnapshotLine {
     let labels = Labels::parse(file.tags.iter());
@@ -153,24 +153,40 @@ pub(crate) fn dump(
     if !node.is_file() {
         return Err(Failure::NoPath { path: path.chars().take(200).collect() });
     }
-    let mut sink = Sink { to: None, say, count: 0, failure: None };
+    let mut sink = Sink::says(say);
     if let Some(to) = to {
         let made = std::fs::OpenOptions::new().write(true).create_new(true).open(to);
         sink.to = Some((made.map_err(|source| Failure::write("make", to, 0, source))?, to));
     }
     let dumped = indexed.dump(&node, &mut sink);
-    if let Some(failure) = sink.failure.take() {
-        return Err(failure);
-    }
+    sink.failed()?;
     dumped.map_err(&failed)?;
     Ok(sink.count)
 }
 
-struct Sink<'a> {
+/// Where a file's content goes.
+pub(crate) struct Sink<'a> {
     to: Option<(std::fs::File, &'a Path)>,
     say: Say<'a>,
     count: u64,
     failure: Option<Failure>,
+}
+
+impl<'a> Sink<'a> {
+    /// Into `data` lines.
+    pub(crate) fn says(say: Say<'a>) -> Self {
+        Self { to: None, say, count: 0, failure: None }
+    }
+
+    /// Bytes so far.
+    pub(crate) const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Why the last write failed, which the library would only wrap.
+    pub(crate) fn failed(&mut self) -> Result<(), Failure> {
+        self.failure.take().map_or(Ok(()), Err)
+    }
 }
 
 impl Write for Sink<'_> {
@@ -199,16 +215,21 @@ impl Write for Sink<'_> {
     }
 }
 
-type Failed = Box<dyn Fn(Box<rustic_core::RusticError>) -> Failure>;
+pub(crate) type Failed = Box<dyn Fn(Box<rustic_core::RusticError>) -> Failure>;
 
-fn index(repository: OpenRepository) -> Result<(Indexed, Failed), Failure> {
+pub(crate) fn index(repository: OpenRepository) -> Result<(Indexed, Failed), Failure> {
     let OpenRepository { store, inner, .. } = repository;
     let failed: Failed = Box::new(move |error| Failure::library(&store, &error));
     let indexed = inner.to_indexed().map_err(&failed)?;
     Ok((indexed, failed))
 }
 
-fn find(indexed: &Indexed, file: &SnapshotFile, path: &str, failed: &Failed) -> Result<Node, Failure> {
+pub(crate) fn find(
+    indexed: &Indexed,
+    file: &SnapshotFile,
+    path: &str,
+    failed: &Failed,
+) -> Result<Node, Failure> {
     let place = if path.trim_matches('/').is_empty() {
         PathBuf::from(SNAPSHOT_ROOT)
     } else if plain_path(path) {
@@ -241,7 +262,7 @@ fn entries(
     Ok(all)
 }
 
-fn size(node: &Node) -> u64 {
+pub(crate) fn size(node: &Node) -> u64 {
     if node.is_file() { node.meta.size } else { 0 }
 }
 

@@ -40,7 +40,7 @@ pub struct Request {
     pub version: u32,
     /// Where the repository is.
     pub store: StoreConfig,
-    /// The user's key. Not needed for `check_store`.
+    /// The user's key. Not needed for `check_store` and `folders`.
     #[serde(default)]
     pub key: Option<RepositoryKey>,
     /// What to do.
@@ -93,6 +93,8 @@ pub enum Job {
     },
     /// Forget snapshots by a rule, and remove data that none needs any more.
     Prune(PruneJob),
+    /// The folders right below the prefix: which users' repositories a bucket has. Needs no key.
+    Folders,
     /// The snapshots.
     List,
     /// What is in a folder of a snapshot.
@@ -117,6 +119,11 @@ pub enum Job {
         from: String,
         /// The newer one.
         to: String,
+    },
+    /// A whole snapshot as a tar stream, in `data` lines.
+    Tar {
+        /// Which.
+        snapshot: String,
     },
     /// One file's content.
     Dump {
@@ -146,13 +153,18 @@ pub enum Line {
         /// Bytes gone through.
         bytes: u64,
     },
+    /// Of `folders`: one folder.
+    Folder {
+        /// Its name.
+        name: String,
+    },
     /// Of `list`: one snapshot.
     Snapshot(SnapshotLine),
     /// Of `ls`: one entry.
     Entry(Listed),
     /// Of `diff`: one difference.
     Change(Change),
-    /// Of `dump`: the next part of the content, in base64.
+    /// Of `dump` and `tar`: the next part of the content, in base64.
     Data {
         /// At most 32 KiB of it.
         base64: String,
@@ -212,9 +224,9 @@ pub enum Outcome {
     Pruned(Pruned),
     /// Of `show`.
     Shown(SnapshotLine),
-    /// Of `list`, `ls`, `diff` and `dump`: all lines of it were written.
+    /// Of `folders`, `list`, `ls`, `diff`, `dump` and `tar`: all lines of it were written.
     Told {
-        /// How many lines, or how many bytes of a `dump`.
+        /// How many lines, or how many bytes of a `dump` or `tar`.
         count: u64,
     },
 }

@@ -19,10 +19,13 @@ use crate::protocol::{
 };
 use crate::repository::{self, OpenRepository};
 use crate::store::{S3Store, Traffic, check_store};
-use crate::{check, look, prune, restore, snapshot};
+use crate::{check, look, prune, restore, snapshot, tar};
 
 /// How often progress is told. Also how soon it is noticed that nobody listens any more.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Ended before most others when memory is short: nothing is lost with a worker.
+const WORKER_OOM_SCORE: &str = "500";
 
 /// Does the one job that comes on standard input. This is all of `berth-node-agent worker`.
 pub fn main() -> Exit {
@@ -92,6 +95,8 @@ fn limit(limits: ProcessLimits) {
     let _told_by_nobody =
         rustix::process::setrlimit(Resource::Data, Rlimit { current: bound, maximum: bound });
     let _no_core = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    // The daemon may be one that the kernel should spare.
+    let _as_it_was = std::fs::write("/proc/self/oom_score_adj", WORKER_OOM_SCORE);
     let _as_it_was = rustix::process::nice(limits.nice.min(19).into());
 }
 
@@ -155,10 +160,19 @@ fn perform(
         Job::Restore(job) => Outcome::Restored(restore::restore(open()?, job, meter)?),
         Job::Check { read_percent } => Outcome::Checked(check::check(&open()?, *read_percent)?),
         Job::Prune(job) => Outcome::Pruned(prune::prune(&open()?, job)?),
+        Job::Folders => {
+            let folders = store.folders()?;
+            let count = folders.len() as u64;
+            for name in folders {
+                say(Line::Folder { name })?;
+            }
+            told(count)
+        }
         Job::List => told(look::list(&open()?, say)?),
         Job::Ls { snapshot, path, recursive } => told(look::ls(open()?, snapshot, path, *recursive, say)?),
         Job::Show { snapshot } => Outcome::Shown(look::snapshot_line(&open()?.snapshot(snapshot)?)),
         Job::Diff { from, to } => told(look::diff(open()?, from, to, say)?),
+        Job::Tar { snapshot } => told(tar::tar(open()?, snapshot, say)?),
         Job::Dump { snapshot, path, to } => told(look::dump(open()?, snapshot, path, to.as_deref(), say)?),
     })
 }

@@ -15,7 +15,7 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 22] = [
+const ELSEWHERE: [(Code, &str, &str); 29] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
@@ -110,6 +110,42 @@ const ELSEWHERE: [(Code, &str, &str); 22] = [
         Code::KeyMissing,
         "coordinator/src/tests/snapshots.rs",
         "users_of_before_get_keys_once_there_is_a_bucket_and_without_one_nothing_is_told",
+    ),
+    // A real S3 server that fails, and the coordinator's own workers.
+    (
+        Code::UnknownSnapshot,
+        "coordinator/src/tests/repositories.rs",
+        "what_is_in_a_snapshot_is_told_also_when_its_node_and_its_user_are_gone",
+    ),
+    (
+        Code::WorkersBusy,
+        "coordinator/src/tests/repositories.rs",
+        "a_client_that_goes_away_takes_its_worker_along_and_no_more_run_than_may",
+    ),
+    (
+        Code::BucketUnreachable,
+        "coordinator/src/tests/repositories.rs",
+        "what_the_bucket_does_wrong_is_told_as_what_it_is",
+    ),
+    (
+        Code::BucketRefused,
+        "coordinator/src/tests/repositories.rs",
+        "what_the_bucket_does_wrong_is_told_as_what_it_is",
+    ),
+    (
+        Code::RepositoryDamaged,
+        "coordinator/src/tests/repositories.rs",
+        "what_the_bucket_does_wrong_is_told_as_what_it_is",
+    ),
+    (
+        Code::PruneOff,
+        "coordinator/src/tests/repositories.rs",
+        "a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journal",
+    ),
+    (
+        Code::PruneUnsafe,
+        "coordinator/src/tests/repositories.rs",
+        "nothing_is_pruned_while_a_node_that_had_the_user_is_unheard",
     ),
     // Needs a bug, or an impossible answer.
     (Code::Internal, "coordinator/src/tests/stores.rs", ""),

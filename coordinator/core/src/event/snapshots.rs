@@ -36,6 +36,27 @@ pub enum SnapshotFact {
         /// Of which key.
         key: KeyId,
     },
+    /// Files of the user were looked at in its repository. For the audit: nothing else depends on it. Which files is left
+    /// out, since what is in the journal stays there.
+    FilesOpened {
+        /// Whose.
+        user: UserId,
+        /// Of which key.
+        key: KeyId,
+        /// The snapshot, as it was asked for: an id or its beginning.
+        snapshot: String,
+        /// What of it was shown.
+        what: Opened,
+    },
+    /// Snapshots are gone from the repository, by the rule of retention.
+    SnapshotsForgotten {
+        /// Whose.
+        user: UserId,
+        /// How many.
+        count: u64,
+        /// Those of them that the history had.
+        known: Vec<SnapshotId>,
+    },
     /// This is the user's newest snapshot.
     HeadMoved {
         /// Whose.
@@ -63,12 +84,27 @@ pub enum SnapshotFact {
     },
 }
 
+/// What of a user's files was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Opened {
+    /// The names of files.
+    Names,
+    /// What differs between two snapshots.
+    Differences,
+    /// The content of one file.
+    Content,
+    /// All of it.
+    All,
+}
+
 impl SnapshotFact {
     pub(super) const fn kind(&self) -> Kind {
         match self {
             Self::KeyMade { .. } => Kind::RepositoryKeyMade,
             Self::KeyPurged { .. } => Kind::RepositoryKeyPurged,
             Self::PasswordShown { .. } => Kind::RepositoryPasswordShown,
+            Self::FilesOpened { .. } => Kind::FilesOpened,
+            Self::SnapshotsForgotten { .. } => Kind::SnapshotsForgotten,
             Self::HeadMoved { .. } => Kind::HeadMoved,
             Self::SnapshotKept { .. } => Kind::SnapshotKept,
             Self::SnapshotOrphaned { .. } => Kind::SnapshotOrphaned,
@@ -80,6 +116,8 @@ impl SnapshotFact {
         let (Self::KeyMade { user, .. }
         | Self::KeyPurged { user, .. }
         | Self::PasswordShown { user, .. }
+        | Self::FilesOpened { user, .. }
+        | Self::SnapshotsForgotten { user, .. }
         | Self::HeadMoved { user, .. }
         | Self::SnapshotKept { user, .. }
         | Self::SnapshotOrphaned { user, .. }) = self;
@@ -136,6 +174,8 @@ impl From<Snapshot> for snapshot::Snapshot {
 
 type Key = (UserId, KeyId);
 type Taken = (UserId, Snapshot);
+type Files = (UserId, KeyId, String, Opened);
+type Forgotten = (UserId, u64, Vec<SnapshotId>);
 type Orphaned = (UserId, Option<NodeId>, Option<(u32, u64)>, Snapshot);
 
 pub(super) fn encode(event: &Event, fact: &SnapshotFact) -> Result<Vec<u8>, CodecError> {
@@ -143,6 +183,12 @@ pub(super) fn encode(event: &Event, fact: &SnapshotFact) -> Result<Vec<u8>, Code
         SnapshotFact::KeyMade { user, key }
         | SnapshotFact::KeyPurged { user, key }
         | SnapshotFact::PasswordShown { user, key } => v1::put::<Key>(event, (*user, *key)),
+        SnapshotFact::FilesOpened { user, key, snapshot, what } => {
+            v1::put::<Files>(event, (*user, *key, snapshot.clone(), *what))
+        }
+        SnapshotFact::SnapshotsForgotten { user, count, known } => {
+            v1::put::<Forgotten>(event, (*user, *count, known.clone()))
+        }
         SnapshotFact::HeadMoved { user, snapshot } | SnapshotFact::SnapshotKept { user, snapshot } => {
             v1::put::<Taken>(event, (*user, snapshot.into()))
         }
@@ -165,6 +211,12 @@ pub(super) fn decode(kind: Kind, payload: &[u8]) -> Option<Result<Event, CodecEr
         Kind::RepositoryKeyMade => key(|user, key| SnapshotFact::KeyMade { user, key }),
         Kind::RepositoryKeyPurged => key(|user, key| SnapshotFact::KeyPurged { user, key }),
         Kind::RepositoryPasswordShown => key(|user, key| SnapshotFact::PasswordShown { user, key }),
+        Kind::FilesOpened => v1::take(payload, |(user, key, snapshot, what): Files| {
+            Fact::Snapshot(SnapshotFact::FilesOpened { user, key, snapshot, what })
+        }),
+        Kind::SnapshotsForgotten => v1::take(payload, |(user, count, known): Forgotten| {
+            Fact::Snapshot(SnapshotFact::SnapshotsForgotten { user, count, known })
+        }),
         Kind::HeadMoved => taken(|user, snapshot| SnapshotFact::HeadMoved { user, snapshot }),
         Kind::SnapshotKept => taken(|user, snapshot| SnapshotFact::SnapshotKept { user, snapshot }),
         Kind::SnapshotOrphaned => v1::take(payload, |(user, node, current, snapshot): Orphaned| {

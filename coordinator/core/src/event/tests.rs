@@ -127,6 +127,17 @@ fn examples() -> Vec<Event> {
             snapshot: snapshot(None),
         }),
         Fact::Snapshot(SnapshotFact::PasswordShown { user: user(), key: KeyId::from_random([12; 16]) }),
+        Fact::Snapshot(SnapshotFact::FilesOpened {
+            user: user(),
+            key: KeyId::from_random([12; 16]),
+            snapshot: "0123abcd".into(),
+            what: Opened::Content,
+        }),
+        Fact::Snapshot(SnapshotFact::SnapshotsForgotten {
+            user: user(),
+            count: 3,
+            known: vec![SnapshotId::from_bytes([13; 32])],
+        }),
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -167,7 +178,13 @@ fn kinds_have_the_numbers_that_the_journal_holds() {
     let numbers: Vec<u16> = examples().iter().map(|event| event.fact.kind().id()).collect();
     assert_eq!(
         numbers,
-        (1..=16).chain(30..=42).chain(50..=51).chain(60..=62).chain(70..=75).collect::<Vec<u16>>()
+        (1..=16)
+            .chain(30..=42)
+            .chain(50..=51)
+            .chain(60..=62)
+            .chain(70..=75)
+            .chain(78..=79)
+            .collect::<Vec<u16>>()
     );
 }
 

@@ -22,6 +22,9 @@ use crate::snapshots::{
     HISTORY_MAX, ORPHANS_PER_NODE_MAX, SnapshotCommand, SnapshotRefusal, StaleGeneration, Standing,
 };
 
+/// Longest name of a snapshot that is written down: a whole id.
+const SNAPSHOT_TEXT_MAX: usize = 64;
+
 /// Highest epoch that a listing is believed: there is one above it.
 pub(crate) const EPOCH_MAX: u32 = u32::MAX - 1;
 
@@ -138,6 +141,17 @@ impl Fleet {
             SnapshotCommand::ShowPassword { user } => {
                 let key = self.known_vault(*user)?.key;
                 vec![SnapshotFact::PasswordShown { user: *user, key }]
+            }
+            SnapshotCommand::OpenFiles { user, snapshot, what } => {
+                let key = self.known_vault(*user)?.key;
+                let snapshot = snapshot.chars().take(SNAPSHOT_TEXT_MAX).collect();
+                vec![SnapshotFact::FilesOpened { user: *user, key, snapshot, what: *what }]
+            }
+            SnapshotCommand::Forget { user, gone } => {
+                let history = &self.known_vault(*user)?.history;
+                let known = history.iter().map(|kept| kept.id).filter(|id| gone.contains(id)).collect();
+                let fact = SnapshotFact::SnapshotsForgotten { user: *user, count: gone.len() as u64, known };
+                (!gone.is_empty()).then_some(fact).into_iter().collect()
             }
             SnapshotCommand::Rebuild(rebuilt) => self.rebuild(rebuilt)?,
         };
@@ -276,7 +290,12 @@ impl Fleet {
                 self.vaults.remove(&user);
                 self.purged.insert(user);
             }
-            SnapshotFact::PasswordShown { .. } => drop(self.vault_mut(number, user)?),
+            SnapshotFact::PasswordShown { .. } | SnapshotFact::FilesOpened { .. } => {
+                let _known: &mut Vault = self.vault_mut(number, user)?;
+            }
+            SnapshotFact::SnapshotsForgotten { known, .. } => {
+                self.vault_mut(number, user)?.history.retain(|kept| !known.contains(&kept.id));
+            }
             SnapshotFact::HeadMoved { snapshot, .. } => {
                 let home = self.users.get(&user).and_then(|user| user.home.as_ref());
                 let of_other = home.is_some_and(|home| home.generation != snapshot.generation);

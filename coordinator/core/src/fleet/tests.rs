@@ -32,7 +32,7 @@ fn facts(memory: Bytes, disk: Bytes) -> NodeFacts {
     }
 }
 
-pub(super) fn slug(name: &str) -> Slug {
+pub(crate) fn slug(name: &str) -> Slug {
     name.parse().unwrap()
 }
 

@@ -20,7 +20,7 @@ use crate::cli::table::{facts, or_dash, table};
 const UNKNOWN: &str = "unknown";
 
 /// So many digits of a snapshot's id are shown, as `restic` does.
-const SHORT_ID: usize = 8;
+pub(super) const SHORT_ID: usize = 8;
 
 const fn rest(rest: IdleRest) -> &'static str {
     match rest {

@@ -56,6 +56,39 @@ impl S3Store {
         }
     }
 
+    /// The names of the folders right below the prefix: parts of keys up to their next `/`, without it.
+    pub(crate) fn folders(&self) -> Result<Vec<String>, StoreError> {
+        let mut found = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let page = self.run(Operation::List, || async {
+                self.counters.lists.fetch_add(1, Ordering::Relaxed);
+                self.client
+                    .list_objects_v2()
+                    .bucket(&self.bucket)
+                    .prefix(&self.prefix)
+                    .delimiter("/")
+                    .max_keys(PAGE)
+                    .set_continuation_token(token.clone())
+                    .send()
+                    .await
+                    .map_err(|error| sdk_error(Operation::List, &self.bucket, "", &error))
+            })?;
+            let names = page.common_prefixes().iter().filter_map(|folder| folder.prefix());
+            let names = names.filter_map(|name| name.strip_prefix(&self.prefix)?.strip_suffix('/'));
+            found.extend(names.map(str::to_owned));
+            if found.len() > self.limits.objects_max {
+                return Err(StoreError::TooMany { objects_max: self.limits.objects_max });
+            }
+            match page.next_continuation_token() {
+                Some(next) if page.is_truncated() == Some(true) && token.as_deref() != Some(next) => {
+                    token = Some(next.to_owned());
+                }
+                _ => return Ok(found),
+            }
+        }
+    }
+
     /// The object, or `length` bytes of it from `offset`. `whole` says whether these are the right bytes; where it says
     /// no they are fetched again.
     pub(super) fn get(

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use berth_snapshot::protocol::{Job, Line, Outcome};
 use berth_snapshot::{Change, How, Reason};
 
-use crate::support::{Dice, World, keep_last};
+use crate::support::{Dice, World, change, hash, keep_last};
 
 #[test]
 fn snapshots_are_listed_with_their_labels_and_found_by_the_beginning_of_their_ids() {
@@ -123,4 +123,37 @@ fn a_prune_keeps_what_the_rule_says_and_data_that_nobody_needs_for_its_time() {
         fs::remove_dir_all(world.path("back")).unwrap();
     }
     assert_eq!(world.prune(keep_last(0)).unwrap_err().0, Reason::BadJob);
+}
+
+#[test]
+fn a_tar_holds_the_snapshot_to_the_last_bit_and_stock_tar_unpacks_it() {
+    let mut world = World::new();
+    let mut dice = Dice(0x7a5);
+    for _ in 0..80 {
+        change(&world.cell(), &mut dice);
+    }
+    let deep = world.cell().join("d".repeat(90)).join("e".repeat(120));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("\u{fc}".repeat(60)), "deep").unwrap();
+    std::os::unix::fs::symlink("x".repeat(300), world.cell().join("far")).unwrap();
+    let taken = world.snapshot();
+    let mut text = Vec::new();
+    for line in world.lines(Job::Tar { snapshot: taken.snapshot.clone() }) {
+        let Line::Data { base64 } = line else { panic!() };
+        text.extend(data_encoding::BASE64.decode(base64.as_bytes()).unwrap());
+    }
+    assert_eq!(text.len() % 512, 0);
+    let (tar, to) = (world.path("it.tar"), world.path("unpacked"));
+    fs::write(&tar, text).unwrap();
+    fs::create_dir(&to).unwrap();
+    let unpacked = std::process::Command::new("tar")
+        .args(["--xattrs", "--xattrs-include=user.*", "-xpf"])
+        .arg(&tar)
+        .arg("-C")
+        .arg(&to)
+        .output()
+        .unwrap();
+    assert!(unpacked.status.success(), "{}", String::from_utf8_lossy(&unpacked.stderr));
+    assert_eq!(String::from_utf8_lossy(&unpacked.stderr), "");
+    assert_eq!(hash(&to), taken.tree);
 }

@@ -3,7 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use berth_test_s3::{NODE_KEY, NODE_SECRET};
+use berth_snapshot::protocol::{Job, Outcome};
+use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, NODE_KEY, NODE_SECRET};
 
 use crate::support::{Dice, PASSWORD, World, change, hash};
 
@@ -12,6 +13,10 @@ struct Restic<'a>(&'a World);
 impl Restic<'_> {
     /// What restic says. It may read with the node's credential; `--no-lock`, because it may not delete its lock.
     fn says(&self, arguments: &[&str]) -> String {
+        self.says_as((NODE_KEY, NODE_SECRET), arguments)
+    }
+
+    fn says_as(&self, (key, secret): (&str, &str), arguments: &[&str]) -> String {
         let world = self.0;
         let output = Command::new("restic")
             .args([
@@ -24,8 +29,8 @@ impl Restic<'_> {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", world.dir.path())
-            .env("AWS_ACCESS_KEY_ID", NODE_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", NODE_SECRET)
+            .env("AWS_ACCESS_KEY_ID", key)
+            .env("AWS_SECRET_ACCESS_KEY", secret)
             .env("RESTIC_PASSWORD", PASSWORD)
             .output()
             .expect("restic is installed by scripts/setup --dev");
@@ -62,4 +67,30 @@ fn stock_restic_lists_checks_and_restores_what_berth_wrote() {
         assert_eq!(hash(&to.join("data")), taken.tree);
         fs::remove_dir_all(to).unwrap();
     }
+}
+
+/// As docs/INSTALL.md tells it.
+#[test]
+fn a_pack_that_was_lost_is_stored_anew_after_stock_restic_has_made_the_index_again() {
+    let mut world = World::new();
+    let kept = Dice(7).bytes(3_000_000);
+    fs::write(world.cell().join("kept"), &kept).unwrap();
+    let first = world.snapshot();
+    let data = world.path("store/berth/users/u1/data");
+    let folders = fs::read_dir(&data).unwrap().map(|folder| folder.unwrap().path());
+    let packs = folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|pack| pack.unwrap().path()));
+    let largest = packs.max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    fs::remove_file(largest).unwrap();
+    let damaged = |world: &World| match world.does(Job::Check { read_percent: 100 }) {
+        Ok((Outcome::Checked(checked), _)) => !checked.sound,
+        other => panic!("{other:?}"),
+    };
+    assert!(damaged(&world));
+    Restic(&world).says_as((ADMIN_KEY, ADMIN_SECRET), &["rebuild-index"]);
+    assert!(damaged(&world), "the snapshot still needs it");
+    fs::write(world.cell().join("other"), "new").unwrap();
+    let second = world.snapshot();
+    world.check();
+    assert_eq!(world.restored_hash(&second.snapshot), second.tree);
+    assert_eq!(world.restored_hash(&first.snapshot), first.tree, "what the folder still has is back for all");
 }

@@ -14,7 +14,7 @@ use crate::command::Command;
 use crate::event::{Event, Fact};
 use crate::fleet::tests::{World, mark, slug};
 use crate::keys::KeyCommand;
-use crate::snapshots::is_final;
+use crate::snapshots::{Opened, is_final};
 
 const ANNA: UserId = UserId::from_random([1; 16]);
 const KEY: KeyId = KeyId::from_random([9; 16]);
@@ -225,6 +225,28 @@ fn the_history_is_bounded_and_what_it_has_no_room_for_is_still_answered() {
     assert_eq!(world.run(&take(at, snapshot(10, 1, 10))), Ok(vec![]));
     assert_eq!(world.run(&take(at, snapshot(5, 1, 5))), Ok(vec![]));
     assert_eq!(head(&world), Some(59));
+    assert_eq!(world.replayed(), world.fleet);
+}
+
+#[test]
+fn what_a_prune_has_taken_leaves_the_history_and_head_stays_whatever_is_said() {
+    let mut world = world();
+    let at = home(&world);
+    for seq in 1..5 {
+        world.run(&take(at, snapshot(u8::try_from(seq).unwrap(), 1, seq))).unwrap();
+    }
+    let forget = |ids: &[u8]| {
+        let gone = ids.iter().map(|id| SnapshotId::from_bytes([*id; 32])).collect();
+        Command::Snapshot(SnapshotCommand::Forget { user: ANNA, gone })
+    };
+    assert_eq!(world.run(&forget(&[])), Ok(vec![]));
+    world.run(&forget(&[1, 3, 4, 77])).unwrap();
+    assert_eq!(vault(&world).history.iter().map(|kept| kept.seq).collect::<Vec<_>>(), [2]);
+    assert_eq!(head(&world), Some(4), "not by a prune's word");
+    let open = SnapshotCommand::OpenFiles { user: ANNA, snapshot: "0".repeat(99), what: Opened::Content };
+    let opened = world.run(&Command::Snapshot(open)).unwrap();
+    let Fact::Snapshot(SnapshotFact::FilesOpened { snapshot, .. }) = &opened[0].fact else { panic!() };
+    assert_eq!(snapshot.len(), 64);
     assert_eq!(world.replayed(), world.fleet);
 }
 

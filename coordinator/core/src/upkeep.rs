@@ -1,0 +1,175 @@
+//! When users' repositories are pruned and checked, and when a prune has to wait.
+//!
+//! ```text
+//! a repository is there ──> due at a moment of its own within the span ──> done: due again a span later
+//!                                                                     └──> failed, or not safe: due again soon
+//! ```
+//!
+//! A prune waits while a node of another generation of the user is unheard: that node may still believe that the user is its
+//! own, and write a snapshot on top of what the prune removes. Which nodes a user lived on before, the fleet does not
+//! remember; so where a user ever lived elsewhere, no node at all may be unheard.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_shared::ids::{NodeId, NodeName, UserId};
+use berth_shared::time::{Millis, UnixMs};
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::{FIRST_EPOCH, Fleet};
+
+/// How soon something that failed is tried again, at the latest.
+pub const RETRY_MAX: Millis = Millis::minutes(60);
+
+/// What is done to a repository by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Chore {
+    /// Snapshots are forgotten by the rule of retention, and data that nobody needs is removed.
+    Prune,
+    /// Is everything there, and a sample of it whole?
+    Check,
+}
+
+impl Chore {
+    /// All.
+    pub const ALL: [Self; 2] = [Self::Prune, Self::Check];
+}
+
+/// How a chore ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// As it should.
+    Good,
+    /// The repository is damaged: what was found.
+    Damaged(String),
+    /// A prune has to wait: for what.
+    Waits(String),
+    /// It was not done: why.
+    Failed(String),
+}
+
+/// One chore of one user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When it is to be done.
+    pub due: UnixMs,
+    /// When it was tried last, and how that ended.
+    pub last: Option<(UnixMs, Ended)>,
+}
+
+/// How often chores are done; `None`: never by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Every {
+    /// Prunes.
+    pub prune: Option<Millis>,
+    /// Checks.
+    pub check: Option<Millis>,
+}
+
+impl Every {
+    const fn of(&self, chore: Chore) -> Option<Millis> {
+        match chore {
+            Chore::Prune => self.prune,
+            Chore::Check => self.check,
+        }
+    }
+}
+
+/// What was done last and what is due, of all users. Kept in a file; without it everything is due within a span.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Book {
+    users: BTreeMap<UserId, BTreeMap<Chore, Entry>>,
+}
+
+impl Book {
+    /// Takes in which users have a repository now, and how often chores are done now. Says whether anything changed.
+    pub fn settle(&mut self, now: UnixMs, users: &BTreeSet<UserId>, every: Every) -> bool {
+        let before = self.clone();
+        self.users.retain(|user, _| users.contains(user));
+        for user in users {
+            let chores = self.users.entry(*user).or_default();
+            for chore in Chore::ALL {
+                let Some(span) = every.of(chore) else {
+                    chores.remove(&chore);
+                    continue;
+                };
+                let first = || Entry { due: now.after(share(*user, chore, span)), last: None };
+                let entry = chores.entry(chore).or_insert_with(first);
+                // A shorter span than before, or a clock that was ahead.
+                entry.due = entry.due.min(now.after(span));
+            }
+        }
+        *self != before
+    }
+
+    /// What is due, the longest first.
+    pub fn due(&self, now: UnixMs) -> Option<(UserId, Chore)> {
+        let (due, user, chore) = self.next()?;
+        (due <= now).then_some((user, chore))
+    }
+
+    /// When something is due.
+    pub fn next_deadline(&self) -> Option<UnixMs> {
+        self.next().map(|(due, ..)| due)
+    }
+
+    fn next(&self) -> Option<(UnixMs, UserId, Chore)> {
+        let all = self
+            .users
+            .iter()
+            .flat_map(|(user, chores)| chores.iter().map(|(chore, entry)| (entry.due, *user, *chore)));
+        all.min()
+    }
+
+    /// A chore was tried. One that was asked for and is never done by itself is not remembered.
+    pub fn tried(&mut self, now: UnixMs, user: UserId, chore: Chore, ended: Ended, every: Every) {
+        let Some(span) = every.of(chore) else { return };
+        let pause = match ended {
+            Ended::Good | Ended::Damaged(_) => span,
+            Ended::Waits(_) | Ended::Failed(_) => span.min(RETRY_MAX),
+        };
+        self.users
+            .entry(user)
+            .or_default()
+            .insert(chore, Entry { due: now.after(pause), last: Some((now, ended)) });
+    }
+
+    /// How a chore ended last, of every user where it was tried.
+    pub fn last(&self, chore: Chore) -> impl Iterator<Item = (UserId, UnixMs, &Ended)> {
+        self.users.iter().filter_map(move |(user, chores)| {
+            let (at, ended) = chores.get(&chore)?.last.as_ref()?;
+            Some((*user, *at, ended))
+        })
+    }
+}
+
+/// A user's own moment within a span, so that not all are due at once.
+fn share(user: UserId, chore: Chore, span: Millis) -> Millis {
+    let (front, back) = user.bytes().split_at(8);
+    let bytes = match chore {
+        Chore::Prune => front,
+        Chore::Check => back,
+    };
+    let number = bytes.iter().fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+    Millis(number.checked_rem(span.0).unwrap_or_default())
+}
+
+/// A node that has to be heard before the user's repository is pruned; `None`: none.
+pub fn unheard(fleet: &Fleet, user: UserId, is_connected: impl Fn(NodeId) -> bool) -> Option<&NodeName> {
+    let home = fleet.user_by_id(user).and_then(|user| user.home.as_ref());
+    let only_home = home.filter(|home| home.generation.epoch == FIRST_EPOCH && home.generation.number == 1);
+    let may_write = fleet.nodes().filter(|node| match (only_home, home) {
+        // It has never lived elsewhere.
+        (Some(_), _) => false,
+        // What the node of now writes is in force.
+        (None, Some(home)) => home.node != node.id,
+        (None, None) => true,
+    });
+    // One that is off says hello before it does anything.
+    let mut unheard = may_write.filter(|node| node.off_since.is_none() && !is_connected(node.id));
+    unheard.next().map(|node| &node.name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,603 @@
+//! Repositories in a real S3 server, read by real workers of the coordinator.
+
+use std::path::{Path, PathBuf};
+
+use berth_daemon::secret_file::write_secret_file;
+use berth_shared::api::{
+    EntryChange, List, RepositoryChecked, RepositoryPruned, SnapshotChange, SnapshotDetail, SnapshotEntry,
+    Snapshots, User,
+};
+use berth_shared::cell::Workload;
+use berth_shared::problem::Code;
+use berth_shared::repository::UserRepository;
+use berth_shared::snapshot::{Snapshot, SnapshotOutcome};
+use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
+use berth_snapshot::protocol::{Job, Outcome, ProcessLimits, Request, VERSION};
+use berth_snapshot::store::{Addressing, Limits, StoreConfig, StoreCredential};
+use berth_snapshot::worker::perform_here;
+use berth_snapshot::{Chunking, Labels, SnapshotJob, WalkLimits};
+use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, Fault, NODE_KEY, NODE_SECRET, REGION, Server};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::snapshots::{create, node, with_bucket};
+use super::world::{BOUND, FakeNode, World};
+use crate::config::Config;
+use crate::keystore::{KeyStore, verbs};
+use crate::repositories::opening;
+use crate::system::wall_now;
+
+/// An S3 server, and a coordinator's folder beside it.
+pub(crate) struct Bucket {
+    pub(crate) server: Server,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Bucket {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::local(&folder.path().join("store")).unwrap();
+        Self { server, folder }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The coordinator's settings; with a node's credential, and one that may delete.
+    pub(crate) fn config(&self) -> Config {
+        self.config_in(self.folder.path())
+    }
+
+    /// The same for a coordinator with another folder.
+    pub(crate) fn config_in(&self, folder: &Path) -> Config {
+        let mut config = with_bucket(folder);
+        for (name, key, secret) in
+            [("node.credential", NODE_KEY, NODE_SECRET), ("prune.credential", ADMIN_KEY, ADMIN_SECRET)]
+        {
+            let text = format!("aws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
+            let path = folder.join(name);
+            if !path.exists() {
+                write_secret_file(&path, text.as_bytes()).unwrap();
+            }
+        }
+        config.snapshots.endpoint = Some(self.server.endpoint());
+        config.snapshots.region = REGION.to_owned();
+        config.snapshots.credential_file = Some(folder.join("node.credential"));
+        config.snapshots.prune_credential_file = Some(folder.join("prune.credential"));
+        config
+    }
+
+    /// Does a worker's job on a repository, as a node does.
+    pub(crate) async fn does(&self, of: &UserRepository, prefix: &str, job: Job) -> Outcome {
+        let store = StoreConfig {
+            endpoint: self.server.endpoint(),
+            region: REGION.into(),
+            bucket: "berth".into(),
+            prefix: prefix.to_owned(),
+            addressing: Addressing::Path,
+            credential: StoreCredential {
+                access_key_id: NODE_KEY.into(),
+                secret_access_key: berth_shared::secret::Secret::new(NODE_SECRET),
+                session_token: None,
+            },
+            limits: Limits::default(),
+        };
+        let key = Some(opening(&of.key.master));
+        let request = Request { version: VERSION, store, key, job, process: ProcessLimits::default() };
+        // Its store has a runtime of its own.
+        let done = tokio::task::spawn_blocking(move || perform_here(&request, &mut |_| {})).await.unwrap();
+        done.unwrap().0
+    }
+
+    pub(crate) async fn init(&self, of: &UserRepository, prefix: &str) {
+        let init = Job::Init { password: of.key.password.clone(), chunking: Chunking::default() };
+        assert_eq!(self.does(of, prefix, init).await, Outcome::Initialised);
+    }
+
+    /// Takes a snapshot of `cell` below `prefix`.
+    pub(crate) async fn take(&self, of: &UserRepository, prefix: &str, cell: &Path, seq: u64) -> Snapshot {
+        let labels = Labels {
+            user: of.user,
+            cell: of.cell,
+            generation: of.generation,
+            sequence: seq,
+            image: "berth/test:1".into(),
+            workload: Workload::Http,
+            version: "1.2".into(),
+        };
+        let job = SnapshotJob {
+            folder: cell.to_owned(),
+            labels,
+            parent: None,
+            online: false,
+            scratch: None,
+            digests: None,
+            database_ms: 10_000,
+            unless: None,
+            limits: WalkLimits::default(),
+        };
+        let taken_at = wall_now();
+        let Outcome::Taken(taken) = self.does(of, prefix, Job::Snapshot(Box::new(job))).await else {
+            panic!("not taken")
+        };
+        Snapshot {
+            id: taken.snapshot.parse().unwrap(),
+            cell: of.cell,
+            generation: of.generation,
+            seq,
+            taken_at,
+            bytes: Bytes(taken.bytes_read),
+            tree: taken.tree.parse().unwrap(),
+            image: "berth/test:1".parse().unwrap(),
+            parent: None,
+        }
+    }
+}
+
+/// Anna with two snapshots, of which the second is HEAD.
+pub(crate) struct Anna {
+    pub(crate) user: User,
+    pub(crate) told: UserRepository,
+    pub(crate) cell: PathBuf,
+    pub(crate) first: Snapshot,
+    pub(crate) second: Snapshot,
+    pub(crate) big: Vec<u8>,
+    pub(crate) node: FakeNode,
+}
+
+pub(crate) async fn anna(bucket: &Bucket, world: &World) -> Anna {
+    let mut node = node(world, "n1", 1).await;
+    let user = create(world, "anna").await;
+    let told = node.repository_of(user.id).await;
+    let cell = bucket.path("cell");
+    std::fs::create_dir_all(cell.join("notes")).unwrap();
+    std::fs::write(cell.join("notes/a b.md"), "once").unwrap();
+    std::fs::write(cell.join("gone"), "soon").unwrap();
+    // Nothing that compresses, and more than a worker says in one line.
+    let big: Vec<u8> = (0..3_000_000_u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    std::fs::write(cell.join("big"), &big).unwrap();
+    bucket.init(&told, &told.prefix).await;
+    let first = bucket.take(&told, &told.prefix, &cell, 1).await;
+    std::fs::write(cell.join("notes/a b.md"), "and again").unwrap();
+    std::fs::remove_file(cell.join("gone")).unwrap();
+    std::fs::write(cell.join("new"), "").unwrap();
+    let second = bucket.take(&told, &told.prefix, &cell, 2).await;
+    for snapshot in [&first, &second] {
+        assert_eq!(node.takes(user.id, snapshot).await, SnapshotOutcome::Head);
+    }
+    Anna { user, told, cell, first, second, big, node }
+}
+
+/// The last events of the journal, as people read them.
+pub(crate) fn journal(config: &Config) -> String {
+    let mut text = vec![];
+    let all = crate::records::Shown { from: 1, limit: None, as_json: false };
+    crate::records::show(&config.data_dir.join("journal"), all, &mut text).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_in_a_snapshot_is_told_also_when_its_node_and_its_user_are_gone() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let anna = anna(&bucket, &world).await;
+    let (id, first) = (anna.second.id.to_string(), anna.first.id.to_string());
+    let shown: SnapshotDetail = world.get("/v1/users/anna/snapshots/latest").await.json();
+    assert_eq!((&shown.id, shown.head, shown.seq), (&id, true, Some(2)));
+    assert_eq!((shown.tree, shown.version), (Some(anna.second.tree.to_string()), Some("1.2".to_owned())));
+    let shown: SnapshotDetail = world.get(&format!("/v1/users/anna/snapshots/{}", &first[..8])).await.json();
+    assert_eq!((&shown.id, shown.head), (&first, false));
+
+    let all: List<SnapshotDetail> = world.get("/v1/users/anna/repository").await.dechunked().json();
+    assert_eq!(
+        all.items.iter().map(|each| (&each.id, each.head)).collect::<Vec<_>>(),
+        [(&first, false), (&id, true)]
+    );
+
+    let files = |rest: &str| format!("/v1/users/anna/snapshots/latest/files{rest}");
+    let paths = |list: List<SnapshotEntry>| {
+        list.items.into_iter().map(|entry| entry.path).collect::<std::collections::BTreeSet<_>>()
+    };
+    let top: List<SnapshotEntry> = world.get(&files("")).await.dechunked().json();
+    assert_eq!(paths(top), ["big", "new", "notes"].map(str::to_owned).into());
+    let all: List<SnapshotEntry> = world.get(&files("?path=&recursive=true")).await.dechunked().json();
+    assert_eq!(paths(all), ["big", "new", "notes", "notes/a b.md"].map(str::to_owned).into());
+    let below: List<SnapshotEntry> = world.get(&files("?path=notes")).await.dechunked().json();
+    assert_eq!(below.items.len(), 1);
+    assert_eq!((below.items[0].path.as_str(), below.items[0].bytes), ("notes/a b.md", 9));
+
+    let diff = format!("/v1/users/anna/snapshots/{first}/diff");
+    let changes: List<SnapshotChange> = world.get(&diff).await.dechunked().json();
+    let how = |path: &str| changes.items.iter().find(|change| change.path == path).map(|change| change.how);
+    assert_eq!(how("gone"), Some(EntryChange::Removed));
+    assert_eq!(how("new"), Some(EntryChange::Added));
+    assert_eq!(how("notes/a b.md"), Some(EntryChange::Content));
+    assert_eq!(how("big"), None);
+    let same: List<SnapshotChange> = world.get(&format!("{diff}?to={first}")).await.dechunked().json();
+    assert!(same.items.is_empty());
+
+    let file = |rest: &str| format!("/v1/users/anna/snapshots/{rest}");
+    let once = world.get(&file(&format!("{}/file?path=notes/a%20b.md", &first[..12]))).await.dechunked();
+    assert_eq!(once.body, "once");
+    assert_eq!(world.get(&file("latest/file?path=new")).await.dechunked().body, "");
+    for (bad, code) in [
+        ("latest/file?path=nowhere", Code::UnknownSnapshot),
+        ("latest/file?path=notes", Code::UnknownSnapshot),
+        ("latest/file?path=../notes", Code::UnknownSnapshot),
+        ("latest/file", Code::BadRequest),
+        ("0000000000000000/files", Code::UnknownSnapshot),
+        ("00/files", Code::BadRequest),
+        ("ABCDEFGH/files", Code::BadRequest),
+        ("latest/diff?to=x", Code::BadRequest),
+        ("latest/files?deep=true", Code::BadRequest),
+    ] {
+        assert_eq!(world.get(&file(bad)).await.code(), code, "{bad}");
+    }
+    let metrics = world.get("/metrics").await.body;
+    assert!(
+        metrics.contains("berth_snapshot_workers_total{job=\"Dump\",outcome=\"ok\"}")
+            && metrics.contains("berth_snapshot_workers_total{job=\"Dump\",outcome=\"unknown_snapshot\"}"),
+        "{metrics}"
+    );
+
+    // Removed, and its node is gone, too: its files are read by its id.
+    assert_eq!(world.delete("/v1/users/anna").await.status, 204);
+    drop(anna.node);
+    let by_id = format!("/v1/users/{}/snapshots/latest/file?path=notes/a%20b.md", anna.user.id);
+    assert_eq!(world.get(&by_id).await.dechunked().body, "and again");
+    world.end().await;
+    let journal = journal(&bucket.config());
+    let opened: Vec<&str> = journal.lines().filter(|line| line.contains("FilesOpened")).collect();
+    assert_eq!(opened.len(), 8, "{journal}");
+    assert!(opened.iter().all(|line| line.contains("  op_") && !line.contains("notes")), "{opened:?}");
+}
+
+#[tokio::test]
+async fn a_copy_that_an_old_owner_took_is_looked_into_below_orphans() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let mut anna = anna(&bucket, &world).await;
+    let mut old = anna.told.clone();
+    old.generation.number = 0;
+    old.orphans_prefix = old.orphans_prefix.replace("/1.1/", "/1.0/");
+    bucket.init(&old, &old.orphans_prefix).await;
+    std::fs::write(anna.cell.join("only here"), "kept").unwrap();
+    let orphan = bucket.take(&old, &old.orphans_prefix, &anna.cell, 9).await;
+    assert!(matches!(anna.node.takes(anna.user.id, &orphan).await, SnapshotOutcome::Orphan { .. }));
+    let path = format!("/v1/users/anna/snapshots/{}/file?path=only%20here", orphan.id);
+    assert_eq!(world.get(&path).await.dechunked().body, "kept");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_the_bucket_does_wrong_is_told_as_what_it_is() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let anna = anna(&bucket, &world).await;
+    let path = "/v1/users/anna/snapshots/latest/file?path=big";
+    bucket.server.faults().set(Fault::Gone);
+    assert_eq!(world.get(path).await.code(), Code::BucketUnreachable);
+    bucket.server.faults().clear();
+    // A pack is gone: whatever is asked for needs the listings, and the content its data.
+    let packs = bucket.path("store/berth").join(&anna.told.prefix).join("data");
+    std::fs::remove_dir_all(&packs).unwrap();
+    assert_eq!(world.get(path).await.code(), Code::RepositoryDamaged);
+    world.end().await;
+    let wrong = "aws_access_key_id = nobody\naws_secret_access_key = nothing\n";
+    let credential = bucket.path("wrong.credential");
+    write_secret_file(&credential, wrong.as_bytes()).unwrap();
+    let mut config = bucket.config();
+    config.snapshots.credential_file = Some(credential);
+    let world = World::with(bucket.folder.path(), config).await;
+    assert_eq!(world.get(path).await.code(), Code::BucketRefused);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_the_bucket_breaks_off_is_seen_to_be_cut() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let mut anna = anna(&bucket, &world).await;
+    // More than pipes, queues and sockets hold: the worker waits for the client in the middle of it.
+    let mut state = 1_u64;
+    let huge: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_be_bytes()
+    })
+    .take(6_000_000)
+    .flatten()
+    .collect();
+    std::fs::write(anna.cell.join("huge"), &huge).unwrap();
+    let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    assert_eq!(anna.node.takes(anna.user.id, &third).await, SnapshotOutcome::Head);
+    let path = "/v1/users/anna/snapshots/latest/file?path=huge";
+    assert!(world.get_bytes(path).await == huge);
+    let mut stream = tokio::net::TcpStream::connect(world.coordinator.api.get()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", world.key);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut begun = [0; 1000];
+    stream.read_exact(&mut begun).await.unwrap();
+    assert!(begun.starts_with(b"HTTP/1.1 200 OK"));
+    bucket.server.faults().set(Fault::Gone);
+    let mut rest = vec![];
+    // An end, or a reset.
+    let _end = tokio::time::timeout(BOUND, stream.read_to_end(&mut rest)).await.expect("it ends");
+    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "it looks whole");
+    assert!(rest.len() < huge.len(), "the worker ran ahead of its client");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_takes_its_worker_along_and_no_more_run_than_may() {
+    let bucket = Bucket::new();
+    let mut config = bucket.config();
+    config.snapshots.workers = 1;
+    let world = World::with(bucket.folder.path(), config).await;
+    let anna = anna(&bucket, &world).await;
+    let path = "/v1/users/anna/snapshots/latest/file?path=big";
+    // The look at the bucket is over.
+    found(&world, "bucket_prune", "good").await;
+    let before = bucket.server.faults().counts();
+    bucket.server.faults().set(Fault::Slow(BOUND));
+    let mut gone = tokio::net::TcpStream::connect(world.coordinator.api.get()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", world.key);
+    gone.write_all(request.as_bytes()).await.unwrap();
+    let asked = async {
+        while bucket.server.faults().counts() == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BOUND, asked).await.expect("the worker asks the bucket");
+    assert_eq!(world.get(path).await.code(), Code::WorkersBusy);
+    drop(gone);
+    bucket.server.faults().clear();
+    // Its turn is free although its request would take longer than anybody waits for one.
+    let whole = world.get_bytes(path).await;
+    assert_eq!(whole.len(), anna.big.len());
+    assert!(whole == anna.big, "not the file");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn after_a_lost_disk_heads_come_out_of_the_bucket_itself() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let mut anna = anna(&bucket, &world).await;
+    let bert = create(&world, "bert").await;
+    let of_bert = anna.node.repository_of(bert.id).await;
+    let mut old = anna.told.clone();
+    old.generation.number = 0;
+    old.orphans_prefix = old.orphans_prefix.replace("/1.1/", "/1.0/");
+    bucket.init(&old, &old.orphans_prefix).await;
+    let orphan = bucket.take(&old, &old.orphans_prefix, &anna.cell, 9).await;
+    // Tags are words of whoever wrote the snapshot: in another's repository they say nothing.
+    bucket.init(&of_bert, &of_bert.prefix).await;
+    let lie = UserRepository { user: anna.user.id, ..of_bert.clone() };
+    bucket.take(&lie, &of_bert.prefix, &anna.cell, 77).await;
+    let config = bucket.config();
+    let store = KeyStore::below(&config.data_dir);
+    let backups = bucket.path("backups");
+    std::fs::create_dir(&backups).unwrap();
+    let backup = verbs::backup(&store, &backups, wall_now(), Millis::minutes(60)).unwrap();
+    world.end().await;
+    std::fs::remove_dir_all(&config.data_dir).unwrap();
+
+    // Another machine: the bucket, a backup of the keys, the recovery key.
+    let there = tempfile::tempdir().unwrap();
+    let config = bucket.config_in(there.path());
+    std::fs::remove_dir_all(config.data_dir.join("keys")).unwrap();
+    let store = KeyStore::below(&config.data_dir);
+    let recovery = bucket.path("recovery.key");
+    assert_eq!(verbs::restore(&store, &backup, &recovery, wall_now(), false).unwrap(), 2);
+    let stranger = berth_shared::ids::UserId::from_random([9; 16]);
+    std::fs::create_dir_all(bucket.path(&format!("store/berth/prod/users/{stranger}"))).unwrap();
+    std::fs::write(bucket.path(&format!("store/berth/prod/users/{stranger}/config")), "x").unwrap();
+    let found = crate::heads::list_bucket(&config).await.unwrap();
+    assert!(found.failed.is_empty(), "{:?}", found.failed);
+    assert_eq!(found.unknown, [stranger].into());
+    assert_eq!(found.listing.snapshots.len(), 3);
+    let done = crate::heads::rebuild_from(&config.data_dir, &found.listing).unwrap();
+    assert_eq!(done.rebuilt, [anna.user.id]);
+
+    let world = World::with(there.path(), config).await;
+    let path = format!("/v1/users/{}/snapshots", anna.user.id);
+    let known: Snapshots = world.get(&path).await.json();
+    let head = known.head.unwrap();
+    assert_eq!((head.id, head.seq, head.tree), (anna.second.id, 2, anna.second.tree));
+    assert_eq!((head.generation, head.image), (anna.second.generation, anna.second.image.clone()));
+    assert_eq!(known.history.iter().map(|kept| kept.id).collect::<Vec<_>>(), [anna.first.id]);
+    assert_eq!(known.orphans.iter().map(|found| found.snapshot.id).collect::<Vec<_>>(), [orphan.id]);
+    let file = format!("{path}/latest/file?path=notes/a%20b.md");
+    assert_eq!(world.get(&file).await.dechunked().body, "and again");
+    let mut node = node(&world, "m1", 2).await;
+    let body = serde_json::json!({ "slug": "anna", "take_over": anna.user.id });
+    assert_eq!(world.post("/v1/users", body).await.status, 201);
+    assert_eq!(node.repository_of(anna.user.id).await.head.unwrap().id, anna.second.id);
+    world.end().await;
+}
+
+/// The check-up's finding of this name, once it is what is wanted.
+async fn found(world: &World, check: &str, level: &str) -> serde_json::Value {
+    let of = |doctor: &serde_json::Value| {
+        let all = doctor["coordinator"].as_array().unwrap().clone();
+        all.into_iter().find(|finding| finding["check"] == check)
+    };
+    let is = |doctor: &serde_json::Value| of(doctor).is_some_and(|finding| finding["level"] == level);
+    of(&world.until("/v1/doctor", is).await).unwrap()
+}
+
+#[tokio::test]
+async fn the_bucket_is_looked_at_at_the_start_and_what_is_wrong_is_told_with_what_to_do() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    found(&world, "bucket", "good").await;
+    found(&world, "bucket_prune", "good").await;
+    let doctor: serde_json::Value = world.get("/v1/doctor").await.json();
+    assert!(!doctor.to_string().contains("bucket_rights"), "{doctor}");
+    assert!(world.get("/metrics").await.body.contains("berth_bucket_usable 1"));
+    world.end().await;
+
+    // Nodes that may delete, and prunes that may not.
+    let mut config = bucket.config();
+    std::mem::swap(&mut config.snapshots.credential_file, &mut config.snapshots.prune_credential_file);
+    let world = World::with(bucket.folder.path(), config).await;
+    let rights = found(&world, "bucket_rights", "warning").await;
+    assert!(rights["advice"].as_str().unwrap().contains("without s3:DeleteObject"), "{rights}");
+    found(&world, "bucket_prune", "problem").await;
+    world.end().await;
+
+    let mut config = bucket.config();
+    config.snapshots.bucket = Some("another".to_owned());
+    config.snapshots.prune_credential_file = None;
+    let world = World::with(bucket.folder.path(), config).await;
+    let wrong = found(&world, "bucket", "problem").await;
+    assert!(wrong["advice"].as_str().unwrap().contains("`snapshots.bucket`"), "{wrong}");
+    found(&world, "bucket_prune", "note").await;
+    assert!(world.get("/metrics").await.body.contains("berth_bucket_usable 0"));
+    world.end().await;
+
+    // Gone: it starts all the same, and takes the bucket up when it is back.
+    bucket.server.faults().set(Fault::Gone);
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let gone = found(&world, "bucket", "problem").await;
+    assert!(gone["advice"].as_str().unwrap().contains("looked at again by itself"), "{gone}");
+    bucket.server.faults().clear();
+    found(&world, "bucket", "good").await;
+    world.end().await;
+}
+
+/// Only the newest stays, and HEAD.
+fn keep_one(mut config: Config) -> Config {
+    let snapshots = &mut config.snapshots;
+    snapshots.keep_last = 1;
+    (snapshots.keep_hourly, snapshots.keep_daily) = (0, 0);
+    (snapshots.keep_weekly, snapshots.keep_monthly) = (0, 0);
+    config
+}
+
+#[tokio::test]
+async fn a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journal() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    // A third one that nobody has told of yet: the newest, and not HEAD.
+    std::fs::write(anna.cell.join("new"), "third").unwrap();
+    let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    assert_eq!(anna.node.bucket.as_ref().unwrap().access_key, NODE_KEY, "not the one that may delete");
+    let pruned: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept, pruned.bytes_removed), (1, 2, 0));
+    let shown = |id: &Snapshot| format!("/v1/users/anna/snapshots/{}", id.id);
+    assert_eq!(world.get(&shown(&anna.first)).await.code(), Code::UnknownSnapshot);
+    for stays in [&anna.second, &third] {
+        assert_eq!(world.get(&shown(stays)).await.status, 200);
+    }
+    let known: Snapshots = world.get("/v1/users/anna/snapshots").await.json();
+    assert_eq!((known.head.map(|head| head.id), known.history), (Some(anna.second.id), vec![]));
+    let again: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((again.forgotten, again.kept), (0, 2));
+    let checked: RepositoryChecked =
+        world.post("/v1/users/anna/check", json!({ "read_percent": 100 })).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    found(&world, "prunes", "good").await;
+    found(&world, "repositories", "good").await;
+    assert_eq!(
+        world.post("/v1/users/anna/check", json!({ "read_percent": 101 })).await.code(),
+        Code::BadRequest
+    );
+    world.end().await;
+    let journal = journal(&bucket.config());
+    let forgotten: Vec<&str> = journal.lines().filter(|line| line.contains("SnapshotsForgotten")).collect();
+    assert_eq!(forgotten.len(), 1, "{journal}");
+    assert!(forgotten[0].contains("  op_") && forgotten[0].contains(&anna.first.id.to_string()));
+
+    let mut config = bucket.config();
+    config.snapshots.prune_credential_file = None;
+    let world = World::with(bucket.folder.path(), config).await;
+    assert_eq!(world.post("/v1/users/anna/prune", json!({})).await.code(), Code::PruneOff);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn upkeep_comes_by_itself_and_what_was_done_is_known_after_a_restart() {
+    let bucket = Bucket::new();
+    let mut config = keep_one(bucket.config());
+    config.snapshots.prune_every = crate::config::Span(Millis(1_000));
+    config.snapshots.check_every = crate::config::Span(Millis(1_000));
+    let world = World::with(bucket.folder.path(), config.clone()).await;
+    let anna = anna(&bucket, &world).await;
+    let pruned = |known: &serde_json::Value| known["history"].as_array().is_some_and(Vec::is_empty);
+    world.until("/v1/users/anna/snapshots", pruned).await;
+    let checks =
+        |metrics: &str| metrics.contains("berth_snapshot_workers_total{job=\"Check\",outcome=\"ok\"}");
+    let wait = async {
+        while !checks(&world.get("/metrics").await.body) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BOUND, wait).await.expect("it is checked");
+    world.end().await;
+    let text = std::fs::read_to_string(config.data_dir.join(crate::upkeep::FILE)).unwrap();
+    assert!(text.contains(&anna.user.id.to_string()) && text.contains("\"good\""), "{text}");
+
+    // Another start, with days between: nothing is due, and the last check is known all the same.
+    let day = crate::config::Span(Millis::minutes(24 * 60));
+    (config.snapshots.prune_every, config.snapshots.check_every) = (day, day);
+    let world = World::with(bucket.folder.path(), config.clone()).await;
+    let known = found(&world, "repositories", "good").await;
+    assert!(known["found"].as_str().unwrap().starts_with("1 were checked"), "{known}");
+    world.end().await;
+    // A file that is damaged is only a memory that is gone.
+    std::fs::write(config.data_dir.join(crate::upkeep::FILE), "{").unwrap();
+    let world = World::with(bucket.folder.path(), config).await;
+    let known = found(&world, "repositories", "good").await;
+    assert!(known["found"].as_str().unwrap().starts_with("0 were checked"), "{known}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_pruned_while_a_node_that_had_the_user_is_unheard() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    assert_eq!(world.delete("/v1/users/anna").await.status, 204);
+    drop(anna.node);
+    world.until("/v1/nodes/n1", |node| node["connected"] == false).await;
+    let path = format!("/v1/users/{}/prune", anna.user.id);
+    let refused = world.post(&path, json!({})).await;
+    assert_eq!(refused.code(), Code::PruneUnsafe);
+    assert!(refused.body.contains("`n1`"), "{}", refused.body);
+    let shown = format!("/v1/users/{}/snapshots/{}", anna.user.id, anna.first.id);
+    assert_eq!(world.get(&shown).await.status, 200);
+    let late = found(&world, "prunes", "warning").await;
+    assert!(late["found"].as_str().unwrap().contains("`n1` is not connected"), "{late}");
+    assert!(world.get("/metrics").await.body.contains("berth_prunes_overdue 1"));
+    // Its operator says that it is off: when it comes back, it asks before it does anything.
+    assert_eq!(world.post("/v1/nodes/n1/off", json!({ "node_is_off": true })).await.status, 200);
+    let pruned: RepositoryPruned = world.post(&path, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
+    found(&world, "prunes", "good").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn damage_that_a_check_finds_is_told_until_it_is_gone() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let anna = anna(&bucket, &world).await;
+    let data = bucket.path("store/berth").join(&anna.told.prefix).join("data");
+    let aside = bucket.path("aside");
+    std::fs::rename(&data, &aside).unwrap();
+    let checked: RepositoryChecked = world.post("/v1/users/anna/check", json!({})).await.json();
+    assert!(!checked.sound && !checked.findings.is_empty());
+    let told = found(&world, "repositories", "problem").await;
+    assert!(told["found"].as_str().unwrap().contains("`anna`"), "{told}");
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 1"));
+    std::fs::rename(&aside, &data).unwrap();
+    let checked: RepositoryChecked = world.post("/v1/users/anna/check", json!({})).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    found(&world, "repositories", "good").await;
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 0"));
+    world.end().await;
+}
