@@ -276,6 +276,26 @@ pub enum SnapshotVerb {
         #[arg(long)]
         force: bool,
     },
+    /// Takes a snapshot of a user's cell now, whatever it does, and shows it.
+    ///
+    /// One is taken by itself whenever the cell comes to rest, and every `snapshots.every` while it is up.
+    Now {
+        /// Whose.
+        slug: String,
+    },
+    /// Puts the data of a user's cell back to a snapshot. The cell is stopped for that and started again.
+    ///
+    /// What is there now is kept first, as a snapshot of its own, so that this can be taken back. Outside of the cell nothing is
+    /// undone: messages that it had answered since may be answered once more, approvals that were given are open again.
+    Restore {
+        /// Whose.
+        slug: String,
+        /// Which: an id, 8 or more digits that one begins with, or `latest`.
+        snapshot: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Forgets snapshots by the rule of retention now, and removes data that has been needed by none for 30 days.
     ///
     /// It is done by itself every `snapshots.prune_every`. HEAD always stays. Interrupting it does no harm.

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use super::Api;
 use super::body::{JsonBody, Name, QueryOf};
 use super::error::ApiError;
+use super::reading;
 use super::users::{known_slug, node_of, unknown};
 use crate::system::wall_now;
 
@@ -123,7 +124,7 @@ pub(crate) async fn snapshot(
     }
 }
 
-/// Puts the cell's data back to a snapshot that is known of it.
+/// Puts the cell's data back to a snapshot of its.
 pub(crate) async fn restore(
     State(api): State<Api>,
     Extension(actor): Extension<Actor>,
@@ -131,27 +132,12 @@ pub(crate) async fn restore(
     JsonBody(request): JsonBody<RestoreRequest>,
 ) -> Result<Json<Cell>, ApiError> {
     let slug = known_slug(&name)?;
-    let (user, snapshot) = {
-        let fleet = api.store.fleet();
-        let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
-        let vault = fleet.vault(user.id);
-        let known = vault.into_iter().flat_map(|vault| vault.head.iter().chain(&vault.history));
-        let mut found = known.filter(|known| match request.snapshot.as_str() {
-            "latest" => true,
-            text => known.id.to_string().starts_with(text),
-        });
-        let snapshot = found.next().cloned();
-        (user.clone(), snapshot)
-    };
-    let Some(snapshot) = snapshot else {
-        let detail = "the user has no such snapshot that could be restored here";
-        return Err(ApiError::new(Code::BadRequest, detail));
-    };
-    if snapshot.image.is_newer_than(&user.image) {
-        let detail = format!("it was taken under {}, the cell has {}", snapshot.image, user.image);
+    let image = api.store.fleet().user(&slug).ok_or_else(|| unknown(&slug))?.image.clone();
+    let (id, taken_under) = reading::restorable(&api, &name, &request.snapshot).await?;
+    if let Some(newer) = taken_under.filter(|taken_under| taken_under.is_newer_than(&image)) {
+        let detail = format!("it was taken under {newer}, the cell has {image}");
         return Err(ApiError::new(Code::StateTooNew, detail));
     }
-    let id = snapshot.id;
     tracing::warn!(user = %slug, %actor, snapshot = %id, "a cell's data is put back");
     command_cell(&api, &name, CommandVerb::Restore { snapshot: id }, RESTORE_MAX).await
 }

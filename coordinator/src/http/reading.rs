@@ -12,8 +12,10 @@ use berth_coordinator_core::fleet::Vault;
 use berth_coordinator_core::snapshots::{Opened, SnapshotCommand};
 use berth_coordinator_core::{Actor, Command};
 use berth_shared::api::{EntryChange, SnapshotChange, SnapshotDetail, SnapshotEntry};
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::UserId;
 use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::SnapshotId;
 use berth_snapshot::protocol::{Job, Line, Outcome, SnapshotLine};
 use berth_snapshot::{Change, How, Listed};
 use serde::Deserialize;
@@ -159,6 +161,30 @@ pub(crate) async fn show(State(api): State<Api>, names: Names) -> Result<Json<Sn
         Some(Outcome::Shown(line)) => Ok(Json(detail(asked.user, &asked.head(), line))),
         other => Err(ApiError::new(Code::Internal, format!("the worker answered something else: {other:?}"))),
     }
+}
+
+/// A snapshot that a cell's data can be put back to, with the image that it was taken under. What the coordinator does not
+/// remember is looked for in the user's own repository; where orphans lie no node reads.
+pub(super) async fn restorable(
+    api: &Api,
+    user: &str,
+    snapshot: &str,
+) -> Result<(SnapshotId, Option<ImageRef>), ApiError> {
+    let asked = Asked::of(api, &Names(user.to_owned(), snapshot.to_owned()))?;
+    let known = asked.vault.head.iter().chain(&asked.vault.history);
+    let mut known = known.filter(|known| known.id.to_string().starts_with(&asked.id));
+    if let Some(known) = known.next() {
+        return Ok((known.id, Some(known.image.clone())));
+    }
+    let own = vec![asked.repositories.vaults().prefix(asked.user)];
+    let job = Job::Show { snapshot: asked.id.clone() };
+    let reading = asked.repositories.read(asked.user, own, &job).await?;
+    let Some(Outcome::Shown(line)) = reading.done().map(|done| done.outcome) else {
+        return Err(ApiError::new(Code::Internal, "the worker answered something else"));
+    };
+    let unreadable = || ApiError::new(Code::Internal, "the worker names the snapshot in another way");
+    let id = line.id.parse().map_err(|_| unreadable())?;
+    Ok((id, line.labels.and_then(|labels| labels.image.parse().ok())))
 }
 
 /// All snapshots that the repository has, the oldest first.

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_shared::api::{
-    CheckRepository, EntryChange, List, RepositoryChecked, RepositoryPruned, SnapshotChange, SnapshotDetail,
-    SnapshotEntry, Snapshots,
+    Cell, CheckRepository, EntryChange, List, RepositoryChecked, RepositoryPruned, RestoreRequest,
+    SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots,
 };
+use berth_shared::snapshot::Snapshot;
 use berth_shared::units::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 
-use super::{Runner, of, show};
+use super::{Runner, confirm, of, show};
 use crate::cli::args::SnapshotVerb;
 use crate::cli::client::{Call, body};
 use crate::cli::failure::Failure;
@@ -26,6 +27,12 @@ const LOOK: Duration = Duration::from_secs(180);
 
 /// How long a prune or a check may take: somewhat more than the coordinator allows.
 const CHORE: Duration = Duration::from_secs(2 * 60 * 60 + 60);
+
+/// What a user has to know whose cell went back in time (OPENCLAW.md, section 9).
+const TIME_TRAVEL: &str = "\
+Its data is that of the snapshot; what was there is kept as the newest snapshot. Outside of the cell nothing was undone: messages
+that it had answered since may be answered once more, what it had sent stays sent, approvals that were given are open again, and
+channels whose keys change with each message (WhatsApp) may have to be linked anew.";
 
 /// How long a file's content may stand still.
 const STILL: Duration = Duration::from_secs(120);
@@ -55,6 +62,23 @@ impl Runner {
                 let query = format!("/diff?to={}", escaped(to));
                 let changes: List<SnapshotChange> = self.look(&at(user, from, &query)).await?;
                 self.show(&changes, different)
+            }
+            SnapshotVerb::Now { slug } => {
+                let path = of("/v1/cells", slug, "/snapshot");
+                let call = Call { method: hyper::Method::POST, path: &path, body: None, wait: CHORE };
+                let doing = format!("taking a snapshot of {slug}");
+                let taken: Snapshot = self.progress(&doing, self.client.json(call)).await?;
+                self.show(&taken, |taken| {
+                    format!("snapshot {} of {}, {}\n", taken.id, taken.taken_at, taken.bytes)
+                })
+            }
+            SnapshotVerb::Restore { slug, snapshot, yes } => {
+                confirm(*yes, &format!("Put the data of {slug} back to snapshot {snapshot}?"))?;
+                let path = of("/v1/cells", slug, "/restore");
+                let request = body(&RestoreRequest { snapshot: snapshot.clone() })?;
+                let call = Call { method: hyper::Method::POST, path: &path, body: request, wait: CHORE };
+                let cell: Cell = self.progress(&format!("restoring {slug}"), self.client.json(call)).await?;
+                self.show(&cell, |cell| format!("{}\n{TIME_TRAVEL}\n", show::cell(cell).trim_end()))
             }
             SnapshotVerb::Prune { user } => {
                 let path = of("/v1/users", user, "/prune");
