@@ -3,7 +3,8 @@
 # A whole Berth on loopback for the script that sources this: a front door, a coordinator, a node agent, and a model
 # that answers without an account. Started, waited for, ended and removed.
 #
-# Source it after lib.sh. In this order: stack_build, stack_open, stack_swap where cells are frozen, stack_start. What it sets for the script:
+# Source it after lib.sh. In this order: stack_build, stack_open, stack_swap where cells are frozen, stack_bucket where
+# snapshots are taken, stack_start. What it sets for the script:
 #   bin       folder of the programs             run_dir   folder of everything else, gone at the end
 #   api       IP:PORT of the coordinator's API   front     IP:PORT of the front door; port is its port
 #   pids      the daemons' pids; PID_OF[NAME] is one's
@@ -17,6 +18,7 @@ run_dir=
 bin=
 pids=()
 agent_settings=()
+coordinator_settings=()
 declare -A PID_OF=()
 
 # stack_build debug|release: builds the programs.
@@ -24,7 +26,7 @@ stack_build() {
     local profile=$1 flags=()
     [[ $profile == release ]] && flags=(--release)
     (cd "$BERTH_ROOT" && cargo build --quiet --locked "${flags[@]}" \
-        -p berth-coordinator -p berth-node-agent -p berth-ingress -p berth-fake-model)
+        -p berth-coordinator -p berth-node-agent -p berth-ingress -p berth-fake-model -p berth-test-s3)
     bin=${CARGO_TARGET_DIR:-$BERTH_ROOT/target}/$profile
 }
 
@@ -152,6 +154,30 @@ revision() {
     printf '%s' "$revision"
 }
 
+# stack_bucket: an S3 server of the tests, in a folder that goes at the end, and the coordinator's keys for it. Snapshots
+# go there.
+stack_bucket() {
+    mkdir -p "$run_dir/s3"
+    # It ends with whoever holds this open.
+    mkfifo "$run_dir/s3-open"
+    # shellcheck disable=SC2034 # held open, not used
+    exec {s3_fd}<>"$run_dir/s3-open"
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    stack_daemon bucket bash -c 'exec "$1" "$2" <"$3"' bash "$bin/berth-test-s3" "$run_dir/s3" "$run_dir/s3-open"
+    wait_for "the bucket" 10 grep -qs '^endpoint=' "$run_dir/bucket.log"
+    local endpoint credential
+    endpoint=$(grep -o 'endpoint=[^ ]*' "$run_dir/bucket.log" | cut -d= -f2)
+    credential=$(grep -o 'node=[^ ]*' "$run_dir/bucket.log" | cut -d= -f2)
+    (umask 077 && printf 'aws_access_key_id = %s\naws_secret_access_key = %s\n' "${credential%%:*}" "${credential#*:}" >"$run_dir/bucket-credential")
+    "$bin/berth-coordinator" keys init --recovery-key-file "$run_dir/recovery-key" \
+        --set "data_dir=$run_dir/coordinator" --set link_address=127.0.0.1:0 >"$run_dir/keys.log" 2>&1 ||
+        fail "the keys were not made: $(tail -n 3 "$run_dir/keys.log")" "see the logs above"
+    coordinator_settings+=(
+        --set snapshots.bucket=berth --set "snapshots.endpoint=$endpoint" --set snapshots.path_style=true
+        --set "snapshots.credential_file=$run_dir/bucket-credential"
+    )
+}
+
 # stack_start IMAGE PORT MODEL: starts everything and waits for the node. IMAGE is what users get who ask for none;
 # PORT is the front door's, 0 for a free one; with MODEL=true a model runs, too, and the cells know of it.
 stack_start() {
@@ -171,7 +197,7 @@ stack_start() {
     stack_daemon coordinator "$bin/berth-coordinator" serve --operator-key-file "$run_dir/operator.key" \
         --set "data_dir=$run_dir/coordinator" --set api_listen=127.0.0.1:0 --set "api_port_file=$run_dir/api-port" \
         --set link_listen=127.0.0.1:0 --set link_address=127.0.0.1:0 \
-        --set domain=localhost --set "public_port=$port" --set "default_image=$image"
+        --set domain=localhost --set "public_port=$port" --set "default_image=$image" "${coordinator_settings[@]}"
     wait_for "the coordinator" 20 test -s "$run_dir/api-port"
     api=$(<"$run_dir/api-port")
     wait_for "the operator's key" 5 test -s "$run_dir/operator.key"

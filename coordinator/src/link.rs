@@ -122,8 +122,8 @@ async fn deliver(
         match frame {
             NodeFrame::NewKey { key, proof } => link.new_key(connection, key, proof).await,
             NodeFrame::PinStored { key } => link.pin_stored(connection, key).await,
-            NodeFrame::SnapshotTaken { user, snapshot } => {
-                link.snapshot_taken(connection, user, *snapshot).await;
+            NodeFrame::SnapshotTaken { user, snapshot, aside } => {
+                link.snapshot_taken(connection, user, snapshot, aside).await;
             }
             frame => hub.frame(wall_now(), &store.fleet(), connection, frame),
         }

@@ -247,6 +247,9 @@ pub enum NodeFrame {
         user: UserId,
         /// Which.
         snapshot: Box<Snapshot>,
+        /// It does not lie in the user's repository but where those of generations go that are not in force: the node
+        /// could not know whether its own still was.
+        aside: bool,
     },
 }
 

@@ -7,7 +7,7 @@
 //!                         generation of the report        HEAD
 //! Take ── of the user's home, newer than HEAD ──────────> moves, the one before goes to the history
 //!      ├─ of the user's home, not newer ────────────────> stays; the snapshot goes to the history
-//!      └─ any other ────────────────────────────────────> stays; the snapshot is an orphan
+//!      └─ any other, or taken aside ────────────────────> stays; the snapshot is an orphan
 //! ```
 
 use std::collections::BTreeSet;
@@ -44,6 +44,8 @@ pub enum SnapshotCommand {
         user: UserId,
         /// Which.
         snapshot: Box<Snapshot>,
+        /// It lies with the orphans, because the node could not know whether its generation was in force still.
+        aside: bool,
     },
     /// The key of a user that was removed is to be destroyed. No events when it was before.
     PurgeKey {
@@ -144,12 +146,25 @@ pub enum SnapshotRefusal {
 
 /// HEAD was not moved, because the generation that asked for it is not the one in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("HEAD does not move: the snapshot is of generation {given}, in force is {}", or_none(*current))]
+#[error("{}", self.text())]
 pub struct StaleGeneration {
     /// The one that took the snapshot.
     pub given: Generation,
     /// The one in force; `None`: the user had none.
     pub current: Option<Generation>,
+}
+
+impl StaleGeneration {
+    fn text(&self) -> String {
+        let given = self.given;
+        if self.current == Some(given) {
+            return format!(
+                "HEAD does not move: the snapshot of generation {given} was taken while the node's lease was over"
+            );
+        }
+        let current = or_none(self.current);
+        format!("HEAD does not move: the snapshot is of generation {given}, in force is {current}")
+    }
 }
 
 fn or_none(generation: Option<Generation>) -> String {

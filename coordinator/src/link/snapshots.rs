@@ -12,10 +12,16 @@ use crate::metrics::{Judged, JudgedLabels};
 
 impl Link {
     /// A node told of a snapshot. The inbox of all nodes waits meanwhile, one group of the journal at the most.
-    pub(super) async fn snapshot_taken(&self, connection: Connection, user: UserId, snapshot: Snapshot) {
+    pub(super) async fn snapshot_taken(
+        &self,
+        connection: Connection,
+        user: UserId,
+        snapshot: Box<Snapshot>,
+        aside: bool,
+    ) {
         let Some((node, _)) = self.hub.speaker(connection) else { return };
         let (id, generation) = (snapshot.id, snapshot.generation);
-        let command = SnapshotCommand::Take { node, user, snapshot: Box::new(snapshot) };
+        let command = SnapshotCommand::Take { node, user, snapshot, aside };
         let judged = self.store.submit(Actor::Node(node), Command::Snapshot(command)).await;
         let outcome = match judged {
             Ok(accepted) => match accepted.fleet.vault(user).and_then(|vault| vault.standing(id)) {

@@ -69,7 +69,8 @@ impl FakeNode {
 
     /// Tells of a snapshot and gives the answer.
     pub(crate) async fn takes(&mut self, user: UserId, snapshot: &Snapshot) -> SnapshotOutcome {
-        self.send(&NodeFrame::SnapshotTaken { user, snapshot: Box::new(snapshot.clone()) }).await;
+        self.send(&NodeFrame::SnapshotTaken { user, snapshot: Box::new(snapshot.clone()), aside: false })
+            .await;
         loop {
             match self.receive().await {
                 CoordinatorFrame::SnapshotJudged { user: of, snapshot: id, outcome } => {

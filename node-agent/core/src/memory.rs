@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_shared::cell::{Assignment, SleepTerms};
 use berth_shared::codec::{self, CodecError};
-use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName, UserId};
+use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
-use berth_shared::snapshot::{self, SnapshotId};
+use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::BootMs;
 use berth_shared::wire::{DesiredState, LeftBehind, PAYLOAD_BYTES_MAX};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ use crate::slot::Slot;
 
 mod kept;
 
-pub use kept::{Kept, Repositories, Step, UNTOLD_MAX};
+pub use kept::{Kept, Repositories, Step, UNTOLD_MAX, Untold};
 
 /// Kinds of records, with their version.
 const JOINED: (u16, u16) = (1, 1);
@@ -260,7 +260,7 @@ pub enum Record {
     /// What is remembered of many cells' snapshots, behind a snapshot of the journal.
     Kept(Vec<(CellId, Kept)>),
     /// The same of those that the coordinator has had no final word on.
-    Untold(Vec<(UserId, snapshot::Snapshot)>),
+    Untold(Vec<Untold>),
     /// Everything so far but schedules and cells' snapshots: earlier records may be dropped once those stand behind it.
     Snapshot(Box<Memory>),
 }

@@ -91,6 +91,8 @@ pub enum Event {
         /// Of one that was not heard of before.
         known: Known,
     },
+    /// What was taken of it does not count any more.
+    Dirtied(CellId),
     /// The cell is no more.
     Gone(CellId),
     /// An operator wants one now.
@@ -249,6 +251,11 @@ impl Snapshots {
             Event::Every(every) => self.every = every.max(Millis::minutes(1)),
             Event::Writable { cell, writable } => self.writable(now, cell, writable, &mut out),
             Event::State { cell, state, known } => self.state(now, cell, state, known, &mut out),
+            Event::Dirtied(cell) => {
+                if let Some(watched) = self.cells.get_mut(&cell) {
+                    watched.dirty = true;
+                }
+            }
             Event::Gone(cell) => {
                 if let Some(watched) = self.cells.remove(&cell) {
                     out.extend(watched.run.map(|run| Effect::Cancel { cell, run: run.id }));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use berth_daemon::exit::chain;
 use berth_node_agent_core::agent;
 use berth_node_agent_core::cell::{OpId, Outcome};
-use berth_node_agent_core::memory::{Memory, Record, Step};
+use berth_node_agent_core::memory::{Memory, Record, Step, Untold};
 use berth_node_agent_core::snapshots::{Effect, End, Event, Known, Snapshots as Machine};
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::problem::{Code, Problem};
@@ -196,6 +196,10 @@ impl<R: Runtime> Driver<R> {
         let cells: Vec<CellId> = self.agent.cells().map(|cell| cell.spec().cell).collect();
         for cell in cells {
             self.step_snapshots(Event::Writable { cell, writable: false }, turn);
+            // What was taken aside stands for nothing in the user's own repository.
+            if self.standing(cell).is_some_and(|(_, known, _)| known.dirty) {
+                self.step_snapshots(Event::Dirtied(cell), turn);
+            }
         }
         self.know_repositories(turn);
     }
@@ -367,7 +371,7 @@ impl<R: Runtime> Driver<R> {
         let Some(snapshot) = snapshot else {
             self.metrics.snapshot("unchanged");
             tracing::debug!(%cell, %user, "nothing has changed since the newest snapshot");
-            if at_rest {
+            if at_rest && !take.access.orphan {
                 turn.records.push(Record::Step(Step::Same { cell }));
             }
             return;
@@ -382,7 +386,8 @@ impl<R: Runtime> Driver<R> {
                 "the snapshot lacks files that could not be read, or has databases that could not be copied in one piece");
             self.metrics.snapshot("incomplete");
         }
-        turn.records.push(Record::Step(Step::Taken { user, snapshot: Box::new(snapshot), at_rest }));
+        let aside = take.access.orphan;
+        turn.records.push(Record::Step(Step::Taken { user, snapshot: Box::new(snapshot), at_rest, aside }));
         turn.tells_snapshots = true;
     }
 
@@ -397,15 +402,12 @@ impl<R: Runtime> Driver<R> {
         let is_due = |id: &SnapshotId, told_at: &BTreeMap<SnapshotId, BootMs>| {
             told_at.get(id).is_none_or(|told| at.since(*told) >= TOLD_AGAIN_AFTER)
         };
-        let due: Vec<&(UserId, Snapshot)> = memory
-            .repositories
-            .untold
-            .iter()
-            .filter(|(_, snapshot)| is_due(&snapshot.id, told_at))
-            .take(TOLD_AT_A_TIME)
-            .collect();
-        for (user, snapshot) in due {
-            let frame = NodeFrame::SnapshotTaken { user: *user, snapshot: Box::new(snapshot.clone()) };
+        let untold = memory.repositories.untold.iter();
+        let due: Vec<&Untold> =
+            untold.filter(|untold| is_due(&untold.snapshot.id, told_at)).take(TOLD_AT_A_TIME).collect();
+        for Untold { user, snapshot, aside } in due {
+            let (user, aside) = (*user, *aside);
+            let frame = NodeFrame::SnapshotTaken { user, snapshot: Box::new(snapshot.clone()), aside };
             if self.outgoing.try_send(frame).is_err() {
                 return; // Told with the next heartbeat.
             }
@@ -433,9 +435,9 @@ impl<R: Runtime> Driver<R> {
                 tracing::warn!(%user, snapshot = %id, current, "a snapshot is of an assignment that is not in force");
                 let memory = self.store.as_ref().map(Store::memory);
                 let untold = memory.iter().flat_map(|memory| &memory.repositories.untold);
-                let of = untold.map(|(_, snapshot)| snapshot).find(|snapshot| snapshot.id == id);
-                if let Some((cell, generation)) = of.map(|snapshot| (snapshot.cell, snapshot.generation)) {
-                    self.snapshots.orphaned.insert((cell, generation));
+                let of = untold.filter(|untold| !untold.aside).map(|untold| &untold.snapshot);
+                if let Some(stale) = of.into_iter().find(|snapshot| snapshot.id == id) {
+                    self.snapshots.orphaned.insert((stale.cell, stale.generation));
                 }
             }
             SnapshotOutcome::Refused(problem) => {

@@ -163,7 +163,7 @@ fn of_nodes() -> Vec<NodeFrame> {
                 }],
             }],
         },
-        NodeFrame::SnapshotTaken { user: user(), snapshot: Box::new(snapshot()) },
+        NodeFrame::SnapshotTaken { user: user(), snapshot: Box::new(snapshot()), aside: true },
     ]
 }
 

@@ -209,7 +209,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         NodeFrame::PinStored { key: made::key(2).public() },
         NodeFrame::Findings { findings: vec![Finding::good("swap", "there is some")] },
         NodeFrame::Sleep { swap: made::node_swap(), cells: vec![made::sleep_status()] },
-        NodeFrame::SnapshotTaken { user: made::user(), snapshot: Box::new(made::snapshot()) },
+        NodeFrame::SnapshotTaken { user: made::user(), snapshot: Box::new(made::snapshot()), aside: false },
     ];
     let generation = Generation { epoch: 1, number: 7 };
     let command = |verb| Command { seq: 9, cell: made::cell(), generation, ttl: Millis::secs(30), verb };

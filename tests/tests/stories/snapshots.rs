@@ -12,15 +12,36 @@ use crate::{NOT_IN_THIS_STORY, SOON, whoami};
 struct Story {
     world: World,
     server: Server,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Story {
     async fn begin() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    async fn with(options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::local(folder.path()).unwrap();
-        let world = World::start(Options { bucket: Some(server.endpoint()), ..Options::default() }).await;
-        Self { world, server, _folder: folder }
+        let world = World::start(Options { bucket: Some(server.endpoint()), ..options }).await;
+        Self { world, server, folder }
+    }
+
+    /// How many snapshots lie below this part of the bucket, of however many users.
+    fn stored_below(&self, part: &str) -> usize {
+        let mut folders = vec![self.folder.path().join("berth").join(part)];
+        let mut count = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if folder.ends_with("snapshots") {
+                    count += 1;
+                }
+            }
+        }
+        count
     }
 
     async fn snapshots(&self, slug: &str) -> Value {
@@ -218,4 +239,39 @@ async fn a_node_whose_disk_is_lost_has_its_users_data_back_from_the_bucket() {
     assert_eq!(next["parent"], head["id"]);
     story.next_head("anna", &head).await;
     story.world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_lease_is_over_keeps_its_rest_aside_and_head_stays() {
+    let options = Options { coordinator: vec!["autonomy=15s".to_owned()], ..Options::default() };
+    let mut story = Story::with(options).await;
+    let anna = story.world.create_running("anna", Rest::AlwaysOn, NOT_IN_THIS_STORY).await;
+    write(&anna, "a", "1").await;
+    story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    let head = story.next_head("anna", &Value::Null).await;
+    write(&anna, "a", "2").await;
+    assert_eq!((story.stored_below("users"), story.stored_below("orphans")), (1, 0));
+
+    story.world.coordinator.kill9();
+    story.world.container_is(&anna.cell, "exited").await;
+    eventually("what it holds is kept, elsewhere", BOUND, async || {
+        (story.stored_below("orphans") == 1).then_some(())
+    })
+    .await;
+    assert_eq!(story.stored_below("users"), 1, "the user may be another node's by now");
+
+    story.world.coordinator.spawn().await;
+    let orphans = eventually("the coordinator is told of it", BOUND, async || {
+        let orphans = story.snapshots("anna").await["orphans"].clone();
+        (orphans.as_array().map(Vec::len) == Some(1)).then_some(orphans)
+    })
+    .await;
+    assert_eq!(orphans[0]["snapshot"]["cell"], anna.cell.as_str());
+    assert_eq!(story.snapshots("anna").await["head"]["id"], head["id"]);
+    story.world.cell_is("anna", "running").await;
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("2"), "nobody else had it");
+    story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    let next = story.next_head("anna", &head).await;
+    assert_eq!(next["parent"], head["id"], "the line in its own repository goes on");
+    story.world.end(&["was not heard for as long as this node may work alone"]).await;
 }

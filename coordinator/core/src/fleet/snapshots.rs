@@ -134,7 +134,9 @@ impl Fleet {
     pub(super) fn decide_snapshot(&self, command: &SnapshotCommand) -> Result<Vec<Fact>, Refusal> {
         let facts = match command {
             SnapshotCommand::AdoptKey { user, key } => self.adopt_key(*user, *key)?,
-            SnapshotCommand::Take { node, user, snapshot } => self.take_snapshot(*node, *user, snapshot)?,
+            SnapshotCommand::Take { node, user, snapshot, aside } => {
+                self.take_snapshot(*node, *user, snapshot, *aside)?
+            }
             SnapshotCommand::PurgeKey { user } => self.purge_key(*user)?,
             SnapshotCommand::ShowPassword { user } => {
                 let key = self.known_vault(*user)?.key;
@@ -183,6 +185,7 @@ impl Fleet {
         from: NodeId,
         user: UserId,
         snapshot: &Snapshot,
+        aside: bool,
     ) -> Result<Vec<SnapshotFact>, Refusal> {
         let node = self.node(from).ok_or(Refusal::NodeRejected { node: from })?;
         let vault = self.known_vault(user)?;
@@ -207,6 +210,10 @@ impl Fleet {
         if home.node != from || found.is_none_or(|user| user.cell != snapshot.cell) {
             let (name, generation) = (node.name.clone(), snapshot.generation);
             return Err(SnapshotRefusal::NotItsOwn { name, generation }.into());
+        }
+        if aside {
+            // It is not where a restore would look for it.
+            return Ok(orphaned(node, vault, Some(home.generation), snapshot)?);
         }
         let snapshot = snapshot.clone();
         if vault.head.as_ref().is_none_or(|head| head.place() < snapshot.place()) {

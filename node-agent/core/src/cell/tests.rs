@@ -11,6 +11,7 @@ use super::*;
 
 mod assigned;
 mod cpu;
+mod data;
 mod frozen;
 mod idle;
 mod rest;

@@ -34,7 +34,18 @@ pub struct Repositories {
     /// By cell.
     pub cells: BTreeMap<CellId, Kept>,
     /// Snapshots that the coordinator has had no final word on, oldest first, also of cells that are not here any more.
-    pub untold: Vec<(UserId, Snapshot)>,
+    pub untold: Vec<Untold>,
+}
+
+/// A snapshot that the coordinator has had no final word on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untold {
+    /// Whose.
+    pub user: UserId,
+    /// Which.
+    pub snapshot: Snapshot,
+    /// It lies where those of generations go that are not in force.
+    pub aside: bool,
 }
 
 /// One step of a cell's snapshots.
@@ -59,6 +70,8 @@ pub enum Step {
         snapshot: Box<Snapshot>,
         /// The cell was at rest: what is there now is what is in it.
         at_rest: bool,
+        /// It does not lie in the user's repository, so that it stands for nothing there.
+        aside: bool,
     },
     /// Nothing had changed since the newest.
     Same {
@@ -102,17 +115,20 @@ impl Repositories {
         match step {
             Step::Bucket(has) => self.has_bucket = has,
             Step::Begun { cell, generation, seq } => self.of(cell).begun = Some((generation, seq)),
-            Step::Taken { user, snapshot, at_rest } => {
+            Step::Taken { user, snapshot, at_rest, aside } => {
                 if self.untold.len() >= UNTOLD_MAX {
                     self.untold.remove(0);
                 }
-                self.untold.push((user, (*snapshot).clone()));
+                self.untold.push(Untold { user, snapshot: (*snapshot).clone(), aside });
+                if aside {
+                    return;
+                }
                 let kept = self.of(snapshot.cell);
                 kept.newest = Some(*snapshot);
                 kept.clean = at_rest;
             }
             Step::Same { cell } => self.of(cell).clean = true,
-            Step::Judged { snapshot } => self.untold.retain(|(_, untold)| untold.id != snapshot),
+            Step::Judged { snapshot } => self.untold.retain(|untold| untold.snapshot.id != snapshot),
             Step::RestoreBegun { cell, snapshot } => {
                 let kept = self.of(cell);
                 kept.restoring = Some(snapshot);

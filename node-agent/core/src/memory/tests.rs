@@ -3,6 +3,7 @@
 use super::*;
 use berth_shared::cell::{CellSize, CellSpec, IdleRest, RestPolicy, SleepTerms, Workload};
 use berth_shared::ids::{Generation, JoinCounter, SessionNonce, UserId};
+use berth_shared::snapshot::{Snapshot, TreeHash};
 use berth_shared::time::{Millis, UnixMs};
 
 fn cell(seed: u8) -> CellId {
@@ -430,4 +431,133 @@ fn the_bytes_of_a_schedule_record_never_change() {
         hex,
         "010101010101010101010101010101010100000000000000020100000000000001000000010100000000000000"
     );
+}
+
+fn snapshot_of(seed: u8, seq: u64) -> Snapshot {
+    Snapshot {
+        id: SnapshotId::from_bytes([u8::try_from(seq).unwrap(); 32]),
+        cell: cell(seed),
+        generation: Generation { epoch: 1, number: 2 },
+        seq,
+        taken_at: UnixMs(5),
+        bytes: berth_shared::units::Bytes(6),
+        tree: TreeHash::from_bytes([7; 32]),
+        image: "a:b".parse().unwrap(),
+        parent: None,
+    }
+}
+
+fn taken(seed: u8, seq: u64, at_rest: bool) -> Record {
+    let user = UserId::from_random([seed; 16]);
+    Record::Step(Step::Taken { user, snapshot: Box::new(snapshot_of(seed, seq)), at_rest, aside: false })
+}
+
+fn begun(seed: u8, seq: u64) -> Record {
+    Record::Step(Step::Begun { cell: cell(seed), generation: Generation { epoch: 1, number: 2 }, seq })
+}
+
+fn intent(seed: u8, verb: IntentVerb) -> Record {
+    Record::Intent(Intent { cell: cell(seed), op: 1, verb })
+}
+
+fn remembering(records: impl IntoIterator<Item = Record>) -> Memory {
+    let mut memory = Memory::default();
+    for record in records {
+        let (kind, version, payload) = record.encode().unwrap();
+        memory.apply(Record::decode(kind, version, &payload).unwrap());
+    }
+    memory
+}
+
+#[test]
+fn what_is_known_of_snapshots_outlives_the_agent_and_its_journals_snapshots() {
+    let restored = Step::Restored { cell: cell(2), snapshot: SnapshotId::from_bytes([9; 32]) };
+    let memory = remembering([
+        Record::Step(Step::Bucket(true)),
+        begun(1, 1),
+        taken(1, 1, true),
+        begun(1, 2),
+        taken(1, 2, false),
+        Record::Step(Step::Judged { snapshot: snapshot_of(1, 1).id }),
+        Record::Step(restored),
+    ]);
+    assert_eq!(remembering(memory.snapshot()), memory);
+    assert_eq!(memory.repositories.next_seq(cell(1), Generation { epoch: 1, number: 2 }), 3);
+    assert_eq!(memory.repositories.next_seq(cell(1), Generation { epoch: 1, number: 3 }), 1);
+    let untold: Vec<u64> = memory.repositories.untold.iter().map(|untold| untold.snapshot.seq).collect();
+    assert_eq!(untold, [2], "what has had its final word is not told again");
+}
+
+#[test]
+fn a_number_that_was_begun_is_never_used_again_whatever_became_of_it() {
+    let memory = remembering([begun(1, 1), begun(1, 2)]);
+    assert_eq!(memory.repositories.next_seq(cell(1), Generation { epoch: 1, number: 2 }), 3);
+}
+
+#[test]
+fn a_snapshot_stands_for_what_is_there_until_the_cell_is_up_again() {
+    let clean = |records: Vec<Record>| remembering(records).repositories.cells[&cell(1)].clean;
+    assert!(clean(vec![taken(1, 1, true)]));
+    assert!(!clean(vec![taken(1, 1, false)]), "it was up meanwhile");
+    assert!(!clean(vec![taken(1, 1, true), intent(1, IntentVerb::Start)]));
+    assert!(!clean(vec![taken(1, 1, true), intent(1, IntentVerb::Unpause)]));
+    let aside = Record::Step(Step::Taken {
+        user: UserId::from_random([1; 16]),
+        snapshot: Box::new(snapshot_of(1, 2)),
+        at_rest: true,
+        aside: true,
+    });
+    assert!(!clean(vec![taken(1, 1, false), aside]), "what lies elsewhere stands for nothing here");
+    assert!(clean(vec![taken(1, 1, false), Record::Step(Step::Same { cell: cell(1) })]));
+}
+
+#[test]
+fn a_cell_begins_from_its_snapshot_only_where_it_never_was_up() {
+    let head = SnapshotId::from_bytes([3; 32]);
+    let other = SnapshotId::from_bytes([4; 32]);
+    let bucket = || Record::Step(Step::Bucket(true));
+    let ran = || {
+        let up = Report {
+            cell: cell(1),
+            op: 1,
+            ok: true,
+            up: Some(true),
+            container: None,
+            removed: false,
+            at: BootMs(0),
+        };
+        [intent(1, IntentVerb::Start), Record::Report(up)]
+    };
+    let of = |records: Vec<Record>, told| remembering(records).data_of(cell(1), told);
+    let from = |snapshot, over| Data::In { snapshot, over };
+
+    assert_eq!(of(vec![], None), Data::Here, "there are no snapshots at all");
+    assert_eq!(of(vec![bucket()], None), Data::Unknown);
+    assert_eq!(of(vec![bucket()], Some(None)), Data::Here, "there is none of it");
+    assert_eq!(of(vec![bucket()], Some(Some(head))), from(head, false));
+
+    let ran_once = [vec![bucket()], ran().into()].concat();
+    assert_eq!(of(ran_once.clone(), Some(Some(head))), Data::Here, "its data is here, and newer");
+    assert_eq!(of(ran_once.clone(), None), Data::Here, "also with the coordinator away");
+
+    let begun = Record::Step(Step::RestoreBegun { cell: cell(1), snapshot: other });
+    let ended = Record::Step(Step::Restored { cell: cell(1), snapshot: other });
+    let dropped = Record::Step(Step::RestoreDropped { cell: cell(1) });
+    assert_eq!(of(vec![bucket(), begun.clone()], Some(Some(head))), from(other, false), "it is ended first");
+    assert_eq!(of(vec![bucket(), begun.clone(), ended], None), Data::Here);
+    let cut_short = [ran_once, vec![begun]].concat();
+    assert_eq!(of(cut_short.clone(), None), from(other, true));
+    assert_eq!(of([cut_short, vec![dropped]].concat(), None), Data::Here);
+}
+
+#[test]
+fn more_snapshots_than_are_waited_for_push_the_oldest_out() {
+    let mut memory = Memory::default();
+    for seq in 0..=UNTOLD_MAX as u64 {
+        let snapshot = Box::new(Snapshot { seq, ..snapshot_of(1, 1) });
+        let user = UserId::from_random([1; 16]);
+        memory.apply(Record::Step(Step::Taken { user, snapshot, at_rest: true, aside: false }));
+    }
+    assert_eq!(memory.repositories.untold.len(), UNTOLD_MAX);
+    assert_eq!(memory.repositories.untold[0].snapshot.seq, 1);
 }

@@ -42,7 +42,13 @@ fn node(number: u8) -> NodeId {
 }
 
 fn take(from: NodeId, snapshot: Snapshot) -> Command {
-    Command::Snapshot(SnapshotCommand::Take { node: from, user: ANNA, snapshot: Box::new(snapshot) })
+    let snapshot = Box::new(snapshot);
+    Command::Snapshot(SnapshotCommand::Take { node: from, user: ANNA, snapshot, aside: false })
+}
+
+fn take_aside(from: NodeId, snapshot: Snapshot) -> Command {
+    let snapshot = Box::new(snapshot);
+    Command::Snapshot(SnapshotCommand::Take { node: from, user: ANNA, snapshot, aside: true })
 }
 
 fn adopt() -> Command {
@@ -138,6 +144,21 @@ fn a_stale_generation_moves_nothing_and_its_snapshot_is_an_orphan_that_names_bot
     moved(&mut world);
     world.run(&take(old, snapshot(14, 1, 6))).unwrap();
     assert_eq!(vault(&world).orphans.len(), 3);
+    assert_eq!(world.replayed(), world.fleet);
+}
+
+#[test]
+fn what_was_taken_aside_is_an_orphan_although_its_generation_is_in_force() {
+    let mut world = world();
+    let at = home(&world);
+    world.run(&take(at, snapshot(10, 1, 1))).unwrap();
+    world.run(&take_aside(at, snapshot(11, 1, 2))).unwrap();
+    assert_eq!(head(&world), Some(10), "it is not where a restore would look for it");
+    let Some(Err(why)) = standing(&world, 11) else { panic!("{:?}", standing(&world, 11)) };
+    assert!(why.to_string().contains("lease"), "{why}");
+    assert_eq!(world.run(&take_aside(at, snapshot(11, 1, 2))), Ok(vec![]), "told again");
+    world.run(&take(at, snapshot(12, 1, 3))).unwrap();
+    assert_eq!(head(&world), Some(12));
     assert_eq!(world.replayed(), world.fleet);
 }
 

@@ -1,0 +1,137 @@
+//! Where the data is: no start without it, and back to a snapshot when an operator wants that.
+
+use berth_shared::snapshot::SnapshotId;
+
+use super::*;
+
+fn snapshot(seed: u8) -> SnapshotId {
+    SnapshotId::from_bytes([seed; 32])
+}
+
+fn new_with(data: Data) -> Scene {
+    let mut scene = Scene::with(IdleRest::Stop, &Remembered::default());
+    scene.cell = scene.cell.clone().with_data(data);
+    scene.done(Outcome::Looked(Seen::Absent));
+    scene
+}
+
+fn ordered(scene: &mut Scene, seed: u8) {
+    scene.event(Event::Restore { snapshot: snapshot(seed), waiter: Waiter(9) });
+}
+
+#[test]
+fn a_new_cell_with_a_snapshot_is_restored_before_it_is_started() {
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    assert!(scene.cell.waits_for_permit());
+    scene.event(Event::Granted);
+    assert_eq!((scene.verb(), scene.cell.state()), (Some(Verb::Restore), CellState::Restoring));
+    assert_eq!(scene.cell.restores(), Some((snapshot(1), false)));
+    assert!(!scene.cell.holds_permit(), "others start meanwhile");
+    scene.done(Outcome::Restored);
+    assert!(scene.cell.waits_for_permit());
+    scene.started().done(Outcome::Ready);
+    assert_eq!((scene.cell.state(), scene.cell.restores()), (CellState::Running, None));
+}
+
+#[test]
+fn a_cell_does_not_begin_empty_while_its_data_may_be_elsewhere() {
+    let mut scene = new_with(Data::Unknown);
+    assert!(!scene.cell.waits_for_permit());
+    scene.wake();
+    assert!(!scene.cell.waits_for_permit());
+    let problem = scene.cell.status(scene.now).problem.expect("why it does not start is told");
+    assert_eq!(problem.code, Code::RepositoryUnknown);
+    scene.event(Event::Data(Data::Unknown));
+    assert!(!scene.cell.waits_for_permit());
+    scene.event(Event::Data(Data::Here));
+    assert!(scene.cell.waits_for_permit());
+    assert_eq!(scene.cell.status(scene.now).problem, None);
+}
+
+#[test]
+fn a_restore_that_fails_is_tried_again_and_the_cell_never_begins_empty() {
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    for _ in 0..5 {
+        scene.event(Event::Granted);
+        assert_eq!(scene.verb(), Some(Verb::Restore));
+        scene.done(Outcome::NotRestored(Problem::new(Code::RestoreFailed, "the bucket is away")));
+        scene.later(Millis::minutes(6));
+        assert!(scene.cell.waits_for_permit(), "a new user is tried again by itself");
+    }
+    scene.event(Event::Granted);
+    scene.done(Outcome::Restored);
+    scene.started();
+    assert_eq!(scene.verb(), Some(Verb::AwaitReady));
+}
+
+#[test]
+fn an_ordered_restore_is_a_restart_with_a_restore_in_between() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    ordered(&mut scene, 1);
+    scene.fenced(0).consent();
+    assert_eq!(scene.verb(), Some(Verb::Stop));
+    scene.done(Outcome::Ended { code: 0 }).event(Event::Granted);
+    assert_eq!(scene.cell.restores(), Some((snapshot(1), true)));
+    scene.done(Outcome::Restored).started().done(Outcome::Ready);
+    assert_eq!(scene.answers(), [(Waiter(9), Ok(()))]);
+}
+
+#[test]
+fn a_stopped_and_a_frozen_cell_are_restored_too() {
+    let mut scene = Scene::stopped();
+    ordered(&mut scene, 1);
+    scene.event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Restore));
+    let mut scene = Scene::frozen();
+    ordered(&mut scene, 2);
+    assert_eq!(scene.verb(), Some(Verb::KillFrozen), "it does not run before");
+    scene.done(Outcome::Ended { code: 137 }).event(Event::Granted);
+    assert_eq!(scene.cell.restores(), Some((snapshot(2), true)));
+}
+
+#[test]
+fn a_cell_that_may_not_stop_is_not_restored_later_either() {
+    let mut scene = Scene::running(IdleRest::Stop);
+    ordered(&mut scene, 1);
+    scene.looked_at().done(Outcome::Fenced(idle(2)));
+    assert_eq!(scene.answers(), [(Waiter(9), Err(Code::CellBusy))]);
+    scene.idle_until_fenced().consent();
+    scene.done(Outcome::Ended { code: 0 });
+    scene.wake().event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Create), "nobody would expect that any more");
+}
+
+#[test]
+fn what_was_there_goes_on_when_a_restore_did_not_touch_it() {
+    let mut scene = Scene::stopped();
+    ordered(&mut scene, 1);
+    scene.event(Event::Granted);
+    scene.done(Outcome::NotRestored(Problem::new(Code::StateTooNew, "no")));
+    assert_eq!(scene.answers(), [(Waiter(9), Err(Code::StateTooNew))]);
+    scene.started().done(Outcome::Ready);
+    assert_eq!(scene.cell.state(), CellState::Running);
+}
+
+#[test]
+fn half_of_a_restore_is_never_started() {
+    let mut scene = Scene::stopped();
+    ordered(&mut scene, 1);
+    scene.event(Event::Granted);
+    scene.done(failed(Code::RestoreFailed));
+    for _ in 0..START_TRIES_MAX + 2 {
+        scene.later(Millis::minutes(2)).wake();
+        scene.event(Event::Granted);
+        assert_eq!(scene.verb(), Some(Verb::Restore));
+        scene.done(failed(Code::RestoreFailed));
+    }
+}
+
+#[test]
+fn a_user_who_leaves_is_not_waited_for() {
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    scene.event(Event::Granted);
+    scene.event(Event::Retired);
+    assert_eq!(scene.verb(), Some(Verb::Look), "what is fetched is of no use any more");
+    scene.done(Outcome::Looked(Seen::Absent)).done(Outcome::Removed);
+    assert!(scene.cell.is_gone());
+}
