@@ -155,7 +155,7 @@ impl Repositories {
         let first = lines.recv().await;
         let done = match first {
             Some(_) => None,
-            None => Some((&mut ended).await.unwrap_or_else(|_| Err(stopped())).map_err(problem)?),
+            None => Some((&mut ended).await.map_err(|_| stopping())?.map_err(problem)?),
         };
         Ok(Reading { first, lines, ended, done })
     }
@@ -217,7 +217,9 @@ impl Repositories {
             None => None,
         };
         let request = request(store, key, job);
-        let done = self.0.upkeep.run(&request, None, time_max, on_line).await;
+        let work = Box::pin(self.0.upkeep.run(&request, None, time_max, on_line));
+        // A stop does not wait for it: it may be killed at any moment.
+        let done = self.0.tasks.stopping().run_until_cancelled(work).await.ok_or_else(stopping)?;
         self.count(&request.job, &done);
         done.map_err(problem)
     }
@@ -255,8 +257,8 @@ pub(crate) fn opening(key: &berth_shared::repository::MasterKey) -> RepositoryKe
     RepositoryKey::from_random(*bytes)
 }
 
-fn stopped() -> WorkerFailed {
-    WorkerFailed { reason: Reason::Deadline, detail: "the coordinator is stopping".to_owned() }
+fn stopping() -> Problem {
+    Problem::new(Code::Starting, "the coordinator is stopping")
 }
 
 /// What is told of a worker that failed.

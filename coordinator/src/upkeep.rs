@@ -157,6 +157,8 @@ impl Upkeep {
         let done = self.prune_now(user, actor).await;
         let ended = match &done {
             Ok(_) => Ended::Good,
+            // As if it had not been begun.
+            Err(problem) if problem.code == Code::Starting => return done,
             Err(problem) if problem.code == Code::PruneUnsafe => Ended::Waits(short(&problem.detail)),
             Err(problem) if problem.code == Code::RepositoryDamaged => Ended::Damaged(short(&problem.detail)),
             Err(problem) => Ended::Failed(short(&problem.to_string())),
@@ -211,6 +213,7 @@ impl Upkeep {
         });
         let ended = match &done {
             Ok(checked) if checked.sound => Ended::Good,
+            Err(problem) if problem.code == Code::Starting => return done,
             Ok(checked) => Ended::Damaged(short(&checked.findings.join("; "))),
             Err(problem) if problem.code == Code::RepositoryDamaged => Ended::Damaged(short(&problem.detail)),
             Err(problem) => Ended::Failed(short(&problem.to_string())),

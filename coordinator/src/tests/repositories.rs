@@ -601,3 +601,26 @@ async fn damage_that_a_check_finds_is_told_until_it_is_gone() {
     assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 0"));
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_stop_waits_for_no_worker() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let _anna = anna(&bucket, &world).await;
+    found(&world, "bucket_prune", "good").await;
+    let before = bucket.server.faults().counts();
+    bucket.server.faults().set(Fault::Slow(BOUND));
+    let asked = async {
+        let wait = async {
+            while bucket.server.faults().counts() == before {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(BOUND, wait).await.expect("the worker asks the bucket");
+        world.tasks.ask_to_stop();
+    };
+    let check = world.post("/v1/users/anna/check", json!({}));
+    let (checked, ()) = tokio::join!(check, asked);
+    assert_eq!(checked.code(), Code::Starting, "not when the bucket answers");
+    world.end().await;
+}
