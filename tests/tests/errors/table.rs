@@ -15,7 +15,7 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 29] = [
+const ELSEWHERE: [(Code, &str, &str); 33] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
@@ -146,6 +146,27 @@ const ELSEWHERE: [(Code, &str, &str); 29] = [
         Code::PruneUnsafe,
         "coordinator/src/tests/repositories.rs",
         "nothing_is_pruned_while_a_node_that_had_the_user_is_unheard",
+    ),
+    // What nodes answer to snapshots and restores.
+    (
+        Code::SnapshotFailed,
+        "tests/tests/stories/snapshots.rs",
+        "while_the_bucket_takes_nothing_cells_live_on_and_their_rest_is_kept_when_it_is_back",
+    ),
+    (
+        Code::RestoreFailed,
+        "node-agent/core/src/cell/tests/data.rs",
+        "a_restore_that_fails_is_tried_again_and_the_cell_never_begins_empty",
+    ),
+    (
+        Code::RepositoryUnknown,
+        "node-agent/core/src/cell/tests/data.rs",
+        "a_cell_does_not_begin_empty_while_its_data_may_be_elsewhere",
+    ),
+    (
+        Code::StateTooNew,
+        "node-agent/core/src/cell/tests/data.rs",
+        "what_was_there_goes_on_when_a_restore_did_not_touch_it",
     ),
     // Needs a bug, or an impossible answer.
     (Code::Internal, "coordinator/src/tests/stores.rs", ""),

@@ -66,7 +66,8 @@ fn a_worker_killed_at_any_moment_loses_nothing_and_the_next_run_succeeds() {
     let mut usual = [Duration::from_millis(300); 4];
     let mut killed = [0; 4];
     let mut round = 0;
-    while killed.iter().sum::<u32>() < KILLS {
+    // Enough in all, and enough of each: which job a moment hits is chance.
+    while killed.iter().sum::<u32>() < KILLS || killed.iter().any(|kills| *kills <= KILLS / 10) {
         round += 1;
         assert!(round < 200, "{killed:?} of {round}");
         match round % 4 {
@@ -154,7 +155,6 @@ fn a_worker_killed_at_any_moment_loses_nothing_and_the_next_run_succeeds() {
         assert_eq!(&world.restored_hash(id), tree);
     }
     world.check();
-    assert!(killed.iter().all(|kills| *kills > KILLS / 10), "{killed:?}");
 }
 
 #[test]

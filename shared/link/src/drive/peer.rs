@@ -228,7 +228,10 @@ impl<K: Clone + Send> Running<K> {
                 },
                 verdict = judged(&mut judging) => Event::Judged(verdict),
                 frame = self.outgoing.recv(), if take_outgoing => {
-                    let Some(frame) = frame else { return PeerEnd::Dropped };
+                    let Some(frame) = frame else {
+                        // Whoever cuts a session drops it at the same moment, and either may be seen first.
+                        return if stops.cut.is_cancelled() { PeerEnd::Cut } else { PeerEnd::Dropped };
+                    };
                     // Its size can be wrong, or its version: the outbox is empty. Nothing of it was sent.
                     if let Err(error) = self.sender.queue(&frame) {
                         warn!(error = &error as &dyn std::error::Error, "frame for a node dropped");
