@@ -484,7 +484,7 @@ pub struct MoveUser {
     /// Only to this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<NodeName>,
-    /// Has to be true: there are no snapshots yet, so the user begins with an empty folder.
+    /// Also where no snapshot of the user is known, so that it begins with an empty folder.
     #[serde(default)]
     pub without_data: bool,
 }

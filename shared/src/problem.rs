@@ -99,7 +99,7 @@ codes! {
     LinkTooOld "link_too_old" 409 "The node's version of the link does not have this." "Upgrade the node agent; the detail names both versions."
     LeaseEnded "lease_ended" 503 "The node may not work alone any longer: it has not heard the coordinator for the time that it was given, and has stopped its cells." "Bring the coordinator or the network between the two back; cells wake again when the node is connected."
     LeaseRunning "lease_running" 409 "The user's node is silent, and may still run the cell alone." "Wait for the time in the detail; or, when the machine is proven off, say so with `berth node off NAME --node-is-off`."
-    NodeAlive "node_alive" 409 "The node is connected. Data of a live node cannot be moved yet, because there are no snapshots." "Leave the user where it is; a node that is to go can be shut down first."
+    NodeAlive "node_alive" 409 "The node is connected, and has the user's data of now. Users of a live node cannot be moved yet." "Leave the user where it is; a node that is to go can be shut down first."
     Quarantined "quarantined" 403 "The cell is quarantined by an operator: stopped, kept, and cut off." "`berth cell show USER` tells why; `berth cell release USER` ends it."
     UserInUse "user_in_use" 409 "The user is still there, or something is known of it already." "Remove the user first with `berth user rm USER`, where it is to go; the detail says what is known."
     KeyMissing "key_missing" 503 "The user's repository key is not there." "A new user has it within seconds; look at the coordinator's log if not."

@@ -201,16 +201,16 @@ pub enum UserVerb {
     },
     /// Gives a user to another node, when its own is silent for longer than it may work alone, or was declared off.
     ///
-    /// There are no snapshots yet, so the data does not come along: the user begins with an empty folder. What it has
-    /// stays on the old node's disk; when that node comes back it keeps the disk aside and starts the cell no more.
+    /// The user begins from its newest snapshot. What it has done since then stays on the old node's disk; when that node
+    /// comes back it keeps the disk aside and starts the cell no more.
     Move {
         /// Who.
         slug: String,
         /// Only to this node.
         #[arg(long, value_name = "NODE")]
         to: Option<NodeName>,
-        /// The user begins with an empty folder: everything that it has stays behind on its old node.
-        #[arg(long, required = true)]
+        /// Also where no snapshot of it is known: the user begins with an empty folder then.
+        #[arg(long)]
         without_data: bool,
         /// Does not ask.
         #[arg(long)]

@@ -137,7 +137,7 @@ impl Runner {
                 self.content(&snapshots::at(user, snapshot, "/tar"), output.as_deref(), *force).await
             }
             UserVerb::Move { slug, to, without_data, yes } => {
-                confirm(*yes, &format!("Give user {slug} to another node, with an empty folder?"))?;
+                confirm(*yes, &format!("Give user {slug} to another node, as of its newest snapshot?"))?;
                 let request = body(&MoveUser { to: to.clone(), without_data: *without_data })?;
                 let path = of("/v1/users", slug, "/move");
                 self.show(&self.send::<User>(Method::POST, &path, request).await?, show::moved)

@@ -64,9 +64,11 @@ pub(crate) async fn move_user(
     let fleet = api.store.fleet();
     let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
     let home = user.home.as_ref().ok_or_else(|| unknown(&slug))?;
-    if !without_data {
-        let text = "without_data is not true: there are no snapshots yet, so the user would begin with an empty \
-                    folder; what it has stays on its old node's disk";
+    let head = fleet.vault(user.id).and_then(|vault| vault.head.as_ref());
+    let begins_from = head.map(|head| head.taken_at);
+    if begins_from.is_none() && !without_data {
+        let text = "no snapshot of the user is known, so that it would begin with an empty folder, and what it has \
+                    stays on its old node's disk: without_data has to say that this is wanted";
         return Err(ApiError::new(Code::BadRequest, text));
     }
     let command = MoveUser {
@@ -82,8 +84,9 @@ pub(crate) async fn move_user(
     // Another caller may have removed it in the same group.
     let user = accepted.fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
     let moved = users::placed(&accepted.fleet, user).ok_or_else(|| unknown(&slug))?;
-    tracing::warn!(user = %slug, node = %moved.node, generation = %moved.generation, %actor,
-        "a user was given to another node without its data");
+    let begins_from = begins_from.map_or("nothing".to_owned(), |at| format!("its snapshot of {at}"));
+    tracing::warn!(user = %slug, node = %moved.node, generation = %moved.generation, %actor, begins_from,
+        "a user was given to another node");
     Ok(Json(moved))
 }
 
