@@ -245,6 +245,10 @@ impl<R: Runtime> Hands<R> {
     }
 
     async fn create(&self, job: &Job) -> Result<Outcome, Problem> {
+        if self.snapshots.is_half_restored(job.spec.cell) {
+            let text = "a restore of the cell's data was cut short and has to be ended first";
+            return Err(Problem::new(Code::RestoreFailed, text));
+        }
         let slot = self.slot(job)?;
         let uid = self.pool.uid(slot);
         // Nothing starts before the rules were seen in place; what is only made may be made meanwhile.

@@ -202,7 +202,8 @@ impl Snapshots {
         let done = self.workers.run(&request, Some((files.uid, files.uid)), RESTORE_MAX, |_| {}).await;
         match done {
             Ok(_) => Ok(()),
-            Err(failed) if matches!(failed.reason, Reason::Died | Reason::Deadline | Reason::Target) => {
+            // The worker has ended: without its record nothing was exchanged.
+            Err(failed) if self.is_half_restored(files.cell) => {
                 Err(NotRestored::Unknown(problem(failed.to_string())))
             }
             Err(failed) => Err(NotRestored::Untouched(problem(failed.to_string()))),

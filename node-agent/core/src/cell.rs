@@ -378,6 +378,11 @@ impl Cell {
         }
     }
 
+    /// Is what lies on its disk its data? Not while that is elsewhere: nobody may take a snapshot of it then.
+    pub const fn has_its_data(&self) -> bool {
+        matches!(self.data, Data::Here)
+    }
+
     /// From which snapshot its data is restored before it starts, and whether there is data that this is put in place of.
     pub const fn restores(&self) -> Option<(SnapshotId, bool)> {
         match self.data {

@@ -464,7 +464,7 @@ impl Memory {
                         (cell.frozen, cell.frozen_at) = (false, None);
                         // A suspension ends with its process.
                         cell.last_suspend = None;
-                        self.repositories.dirtied(intent.cell);
+                        self.repositories.started(intent.cell);
                     }
                     IntentVerb::Unpause => {
                         (cell.frozen, cell.frozen_at) = (false, None);

@@ -156,11 +156,13 @@ pub enum Effect {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Run {
     id: u64,
     online: bool,
     begun: BootMs,
+    /// Who had asked when it began. Whoever asks later wants what is there later.
+    askers: Vec<Asker>,
 }
 
 #[derive(Debug, Clone)]
@@ -180,6 +182,13 @@ struct Watched {
 }
 
 impl Watched {
+    /// The worker is to end; whoever waits for it waits for the next.
+    fn cancel(&mut self, cell: CellId) -> Option<Effect> {
+        let run = self.run.take()?;
+        self.askers.splice(..0, run.askers);
+        Some(Effect::Cancel { cell, run: run.id })
+    }
+
     /// From when on a worker is wanted; `None`: none is.
     fn due(&self, every: Millis) -> Option<BootMs> {
         if !self.writable || self.run.is_some() || self.standing == Standing::Between {
@@ -231,7 +240,8 @@ impl Snapshots {
 
     /// Is this run under way still?
     pub fn is_under_way(&self, cell: CellId, run: u64) -> bool {
-        self.cells.get(&cell).and_then(|cell| cell.run).is_some_and(|under_way| under_way.id == run)
+        let under_way = self.cells.get(&cell).and_then(|cell| cell.run.as_ref());
+        under_way.is_some_and(|under_way| under_way.id == run)
     }
 
     /// Workers at work.
@@ -257,8 +267,8 @@ impl Snapshots {
                 }
             }
             Event::Gone(cell) => {
-                if let Some(watched) = self.cells.remove(&cell) {
-                    out.extend(watched.run.map(|run| Effect::Cancel { cell, run: run.id }));
+                if let Some(mut watched) = self.cells.remove(&cell) {
+                    out.extend(watched.cancel(cell));
                     let gone = |asker| Effect::Answer { cell, asker, taken: false };
                     out.extend(watched.askers.into_iter().map(gone));
                 }
@@ -283,7 +293,7 @@ impl Snapshots {
         }
         watched.not_before = now;
         if !writable {
-            out.extend(watched.run.take().map(|run| Effect::Cancel { cell, run: run.id }));
+            out.extend(watched.cancel(cell));
             out.extend(watched.askers.drain(..).map(|asker| Effect::Answer { cell, asker, taken: false }));
         }
     }
@@ -300,10 +310,8 @@ impl Snapshots {
         }
         // A start that fails may have written, too.
         watched.dirty |= matches!(state, CellState::Running | CellState::Starting | CellState::Thawing);
-        if watched.standing != standing
-            && let Some(run) = watched.run.take()
-        {
-            out.push(Effect::Cancel { cell, run: run.id });
+        if watched.standing != standing {
+            out.extend(watched.cancel(cell));
         }
         if standing == Standing::AtRest && watched.standing != Standing::AtRest {
             watched.not_before = now;
@@ -323,7 +331,7 @@ impl Snapshots {
             End::Failed => watched.not_before = now.after(watched.backoff.next(random)),
         }
         let taken = end == End::Taken;
-        out.extend(watched.askers.drain(..).map(|asker| Effect::Answer { cell, asker, taken }));
+        out.extend(ended.askers.into_iter().map(|asker| Effect::Answer { cell, asker, taken }));
     }
 
     /// Starts what is due, who was asked for first, then who has waited for longest.
@@ -336,7 +344,8 @@ impl Snapshots {
             let Some(watched) = self.cells.get_mut(&id) else { return };
             self.last_run += 1;
             let online = watched.standing == Standing::Up;
-            watched.run = Some(Run { id: self.last_run, online, begun: now });
+            let askers = std::mem::take(&mut watched.askers);
+            watched.run = Some(Run { id: self.last_run, online, begun: now, askers });
             out.push(Effect::Begin { cell: id, run: self.last_run, online });
             free -= 1;
         }

@@ -80,12 +80,12 @@ pub struct Restored {
     pub previous: bool,
 }
 
-/// Restores.
+/// Restores. The repository is opened once an exchange that was cut short is ended: that needs no store.
 ///
 /// # Errors
 /// [`Failure`]; then the target is as it was, and the staging is gone.
 pub(crate) fn restore(
-    repository: OpenRepository,
+    open: impl FnOnce() -> Result<OpenRepository, Failure>,
     job: &RestoreJob,
     meter: &Meter,
 ) -> Result<Restored, Failure> {
@@ -94,6 +94,7 @@ pub(crate) fn restore(
         // It was only the exchange's end that was missing.
         return Ok(restored);
     }
+    let repository = open()?;
     let file = repository.snapshot(&job.snapshot)?;
     let snapshot = file.id.to_hex().as_str().to_owned();
     let labels = Labels::parse(file.tags.iter());

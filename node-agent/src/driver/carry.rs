@@ -100,7 +100,7 @@ impl<R: Runtime> Driver<R> {
         match effect {
             cell::Effect::Do { op, verb: Verb::Fence } => self.fence(cell, op),
             cell::Effect::Do { op, verb } => {
-                if !room && Intent::of(cell, op, verb).is_some() {
+                if !room && (Intent::of(cell, op, verb).is_some() || verb == Verb::Restore) {
                     let problem = Problem::new(Code::JournalFull, "the intent could not be written");
                     return self.report(cell, op, verb, Outcome::Failed(problem));
                 }

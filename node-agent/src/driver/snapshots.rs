@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::agent;
-use berth_node_agent_core::cell::{OpId, Outcome};
+use berth_node_agent_core::cell::{self, OpId, Outcome};
 use berth_node_agent_core::memory::{Memory, Record, Step, Untold};
 use berth_node_agent_core::snapshots::{Effect, End, Event, Known, Snapshots as Machine};
+use berth_shared::cell::CellState;
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::{Bucket, REPOSITORIES_MAX, UserRepository};
@@ -39,12 +40,15 @@ pub(super) struct Side {
     told: BTreeMap<UserId, Arc<UserRepository>>,
     /// Has the session that is open named a bucket?
     named: bool,
+    /// It has not, and will not.
+    off: bool,
     /// Does the coordinator of the session understand what is told of snapshots?
     listens: bool,
     told_at: BTreeMap<SnapshotId, BootMs>,
     /// The coordinator has said that these are not in force.
     orphaned: BTreeSet<(CellId, Generation)>,
-    workers: BTreeMap<CellId, AbortHandle>,
+    /// The newest worker of each cell, with its number: an older one's end or cancellation is not its.
+    workers: BTreeMap<CellId, (u64, AbortHandle)>,
     /// The newest number of a snapshot that was begun, whether or not that is written yet.
     begun: BTreeMap<CellId, (Generation, u64)>,
     /// Why the newest try failed, until one succeeds.
@@ -58,6 +62,7 @@ impl Side {
             bucket: None,
             told: BTreeMap::new(),
             named: false,
+            off: false,
             listens: false,
             told_at: BTreeMap::new(),
             orphaned: BTreeSet::new(),
@@ -117,6 +122,7 @@ impl<R: Runtime> Driver<R> {
     pub(super) fn bucket_named(&mut self, bucket: Bucket, turn: &mut Turn) {
         let every = bucket.every;
         self.snapshots.named = true;
+        self.snapshots.off = false;
         self.snapshots.bucket = Some(Arc::new(bucket));
         self.has_bucket(true, turn);
         self.step_snapshots(Event::Every(every), turn);
@@ -144,6 +150,7 @@ impl<R: Runtime> Driver<R> {
     /// now has none.
     pub(super) fn snapshots_desired(&mut self, turn: &mut Turn) {
         if !self.snapshots.named && self.online {
+            self.snapshots.off = true;
             self.snapshots.bucket = None;
             self.snapshots.told.clear();
             self.has_bucket(false, turn);
@@ -157,22 +164,30 @@ impl<R: Runtime> Driver<R> {
     pub(super) fn know_repositories(&mut self, turn: &mut Turn) {
         let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
         let mut data = vec![];
-        let mut writable = vec![];
+        let mut cells = vec![];
         for cell in self.agent.cells() {
             let id = cell.spec().cell;
             let told = self.repository_of(id);
-            if !cell.is_retired() && (told.is_some() || self.snapshots.bucket.is_none()) {
-                let head = told.map(|repository| repository.head.as_ref().map(|head| head.id));
+            let head = told.map(|repository| repository.head.as_ref().map(|head| head.id));
+            let head = head.or(self.snapshots.off.then_some(None));
+            if head.is_some() && !cell.is_retired() {
                 data.push((id, memory.data_of(id, head)));
             }
-            writable.push((id, !cell.is_retired() && told.is_some()));
+            cells.push(id);
         }
         if !data.is_empty() {
             self.step(agent::Event::Data(data), turn);
         }
-        for (cell, writable) in writable {
+        for cell in cells {
+            let writable = self.is_writable(cell);
             self.step_snapshots(Event::Writable { cell, writable }, turn);
         }
+    }
+
+    /// May snapshots of the cell be taken? Not of a disk that its data is still to be put on: HEAD would be an empty folder.
+    fn is_writable(&self, cell: CellId) -> bool {
+        let fits = |cell: &cell::Cell| !cell.is_retired() && cell.has_its_data();
+        self.agent.cell(cell).is_some_and(fits) && self.repository_of(cell).is_some()
     }
 
     /// The repository of a cell, where it was told for the assignment under which the cell is here.
@@ -220,7 +235,7 @@ impl<R: Runtime> Driver<R> {
         }
     }
 
-    fn standing(&self, id: CellId) -> Option<(berth_shared::cell::CellState, Known, bool)> {
+    fn standing(&self, id: CellId) -> Option<(CellState, Known, bool)> {
         let cell = self.agent.cell(id)?;
         let memory = self.store.as_ref()?.memory();
         let kept = memory.repositories.cells.get(&id);
@@ -230,7 +245,7 @@ impl<R: Runtime> Driver<R> {
             dirty: was_up && kept.is_none_or(|kept| !kept.clean),
             age: taken_at.map(|at| (self.hands.wall)().since(at)),
         };
-        Some((cell.state(), known, !cell.is_retired() && self.repository_of(id).is_some()))
+        Some((cell.state(), known, self.is_writable(id)))
     }
 
     pub(super) fn step_snapshots(&mut self, event: Event, turn: &mut Turn) {
@@ -254,7 +269,10 @@ impl<R: Runtime> Driver<R> {
         let memory = self.store.as_ref()?.memory();
         let seq = self.snapshots.next_seq(memory, &access.repository);
         let kept = memory.repositories.cells.get(&cell);
-        let parent = kept.and_then(|kept| kept.newest.as_ref().map(|newest| newest.id).or(kept.restored));
+        // What is compared with has to be HEAD: an unchanged state is not stored, and then HEAD stands for it.
+        let newest = kept.and_then(|kept| kept.newest.as_ref());
+        let head = || access.repository.head.as_ref().map(|head| head.id);
+        let parent = newest.map(|newest| newest.id).or_else(head);
         turn.records.push(Record::Step(Step::Begun { cell, generation, seq }));
         let labels = Labels {
             user: spec.user,
@@ -270,6 +288,12 @@ impl<R: Runtime> Driver<R> {
 
     /// Carries out what the machine wants, once the turn's records are written.
     pub(super) fn carry_out_snapshots(&mut self, takes: Vec<(u64, Take)>, effects: Vec<Effect>, room: bool) {
+        // First who is to end: whoever begins in the same turn has the same cell.
+        for effect in &effects {
+            if let Effect::Cancel { cell, run } = effect {
+                self.cancel_take(*cell, *run);
+            }
+        }
         for (run, take) in takes {
             // A number that is not written could be used twice.
             if room { self.begin_take(run, take) } else { self.not_begun(take.labels.cell, run) }
@@ -278,18 +302,26 @@ impl<R: Runtime> Driver<R> {
             match effect {
                 // Its repository was told of, and is not any more.
                 Effect::Begin { cell, run, .. } => self.not_begun(cell, run),
-                Effect::Cancel { cell, .. } => {
-                    if let Some(worker) = self.snapshots.workers.remove(&cell) {
-                        worker.abort();
-                        self.metrics.snapshot("cancelled");
-                    }
-                }
+                Effect::Cancel { .. } => {}
                 Effect::Answer { cell, asker, taken } => {
                     let outcome = self.answer_of(cell, taken);
                     self.answer(asker, outcome);
                 }
             }
         }
+    }
+
+    fn cancel_take(&mut self, cell: CellId, run: u64) {
+        if let Some(worker) = self.take_worker(cell, run) {
+            worker.abort();
+            self.metrics.snapshot("cancelled");
+        }
+    }
+
+    /// The worker of this number, if it is the cell's newest.
+    fn take_worker(&mut self, cell: CellId, run: u64) -> Option<AbortHandle> {
+        self.snapshots.workers.get(&cell).filter(|(of, _)| *of == run)?;
+        self.snapshots.workers.remove(&cell).map(|(_, worker)| worker)
     }
 
     fn not_begun(&self, cell: CellId, run: u64) {
@@ -311,7 +343,7 @@ impl<R: Runtime> Driver<R> {
             // The driver is gone only when the agent ends.
             let _ = loopback.send(Input::SnapshotEnded(ended)).await;
         });
-        if let Some(older) = self.snapshots.workers.insert(cell, worker) {
+        if let Some((_, older)) = self.snapshots.workers.insert(cell, (run, worker)) {
             older.abort();
         }
     }
@@ -319,7 +351,8 @@ impl<R: Runtime> Driver<R> {
     fn answer_of(&self, cell: CellId, taken: bool) -> Result<CommandOutcome, Problem> {
         let memory = self.store.as_ref().map(Store::memory);
         let kept = memory.and_then(|memory| memory.repositories.cells.get(&cell));
-        match kept.and_then(|kept| kept.newest.clone()).filter(|_| taken) {
+        let head = || self.repository_of(cell).and_then(|told| told.head.clone());
+        match kept.and_then(|kept| kept.newest.clone()).or_else(head).filter(|_| taken) {
             Some(newest) => Ok(CommandOutcome::Snapshot(Box::new(newest))),
             None => Err(self.snapshots.failed.get(&cell).cloned().unwrap_or_else(|| {
                 Problem::new(Code::RepositoryUnknown, "the node was not told where the user's snapshots go")
@@ -337,7 +370,10 @@ impl<R: Runtime> Driver<R> {
         let cell = take.labels.cell;
         // A late word of one that was cancelled: the snapshot is whole, and the cell has gone on since.
         let current = run.is_some_and(|run| self.snapshots.machine.is_under_way(cell, run));
-        let at_rest = !take.online && (current || run.is_none());
+        // Nor of one that is being woken in this very turn.
+        let state = self.agent.cell(cell).map(cell::Cell::state);
+        let rests = matches!(state, Some(CellState::Frozen | CellState::Stopped | CellState::Failed));
+        let at_rest = !take.online && ((current && rests) || run.is_none());
         let made = outcome.and_then(|taken| Ok((take.snapshot(&taken)?, taken)));
         let end = match made {
             Ok((snapshot, taken)) => {
@@ -354,7 +390,7 @@ impl<R: Runtime> Driver<R> {
             }
         };
         if let Some(run) = run {
-            self.snapshots.workers.remove(&cell);
+            let _ended = self.take_worker(cell, run);
             self.step_snapshots(Event::Done { cell, run, end }, turn);
         }
     }
@@ -485,7 +521,12 @@ impl<R: Runtime> Driver<R> {
 }
 
 async fn take_now<R: Runtime>(hands: &Hands<R>, job: &Job, take: &Take) -> Result<Taken, Problem> {
-    let files = files(hands, job).await.map_err(|error| Problem::new(Code::SnapshotFailed, error.detail))?;
+    let failed = |detail: String| Problem::new(Code::SnapshotFailed, detail);
+    // A disk that is not there any more is not made anew: HEAD would be an empty folder.
+    if !hands.quota.cells().map_err(|error| failed(chain(&error)))?.contains(&job.spec.cell) {
+        return Err(failed("the cell has no disk here".to_owned()));
+    }
+    let files = files(hands, job).await.map_err(|error| failed(error.detail))?;
     hands.snapshots.take(&files, take).await
 }
 
@@ -497,6 +538,21 @@ async fn files<R: Runtime>(hands: &Hands<R>, job: &Job) -> Result<Files, Problem
 
 /// Keeps what is there, then puts the snapshot in its place.
 pub(super) async fn restore<R: Runtime>(
+    hands: &Hands<R>,
+    job: &Job,
+    order: Order,
+    tell: &mpsc::Sender<Input>,
+) -> Outcome {
+    match keep_and_restore(hands, job, order, tell).await {
+        // Whatever failed now: what is there is half of a restore that was cut short before.
+        Outcome::NotRestored(problem) if hands.snapshots.is_half_restored(job.spec.cell) => {
+            Outcome::Failed(problem)
+        }
+        outcome => outcome,
+    }
+}
+
+async fn keep_and_restore<R: Runtime>(
     hands: &Hands<R>,
     job: &Job,
     order: Order,

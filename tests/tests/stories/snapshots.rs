@@ -1,5 +1,7 @@
 //! Snapshots: taken at each rest, told until the coordinator knows, and back when the data is wanted again.
 
+use std::time::Duration;
+
 use berth_test_s3::{Fault, Server};
 use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Member, Options, Rest, World};
@@ -121,6 +123,30 @@ async fn a_cell_that_nobody_touched_gets_no_new_snapshot_and_an_operator_has_one
 }
 
 #[tokio::test]
+async fn a_cell_that_falls_asleep_during_its_snapshot_has_its_rest_kept_and_whoever_asked_is_answered() {
+    let story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, SOON).await;
+    story.server.faults().set(Fault::Slow(Duration::from_secs(2)));
+    write(&anna, "a", "1").await;
+    let api = story.world.api.clone();
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { api.post("/v1/cells/anna/snapshot", json!({})).await });
+    eventually("it is being taken of the running cell", BOUND, async || {
+        let lists = story.server.faults().counts();
+        (lists.reads + lists.lists + lists.heads > 0).then_some(())
+    })
+    .await;
+    story.world.container_is(&anna.cell, "exited").await;
+    story.server.faults().clear();
+    let taken = asking.join_next().await.expect("somebody asks").expect("asking does not panic").ok(200);
+    let head = story.next_head("anna", &Value::Null).await;
+    assert_eq!(head["id"], taken["id"]);
+    story.restore("anna", &head).await;
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("1"));
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
 async fn while_the_bucket_takes_nothing_cells_live_on_and_their_rest_is_kept_when_it_is_back() {
     let story = Story::begin().await;
     let anna = story.world.create_running("anna", Rest::Stop, SOON).await;
@@ -226,7 +252,17 @@ async fn a_node_whose_disk_is_lost_has_its_users_data_back_from_the_bucket() {
     write(&anna, "a", "1").await;
     let head = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
     story.next_head("anna", &Value::Null).await;
+    // At first nothing of it can be read. The empty disk is no state of hers.
+    story.server.faults().set(Fault::WrongByte);
     story.world.node_loses_its_disk().await;
+    eventually("why it does not start is told", BOUND, async || {
+        (story.world.status("anna").await["problem"]["code"] == "restore_failed").then_some(())
+    })
+    .await;
+    let asked = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await;
+    assert!(asked.status >= 400, "a snapshot of nothing: {}", asked.text());
+    assert_eq!(story.snapshots("anna").await["head"]["id"], head["id"]);
+    story.server.faults().clear();
     eventually("the cell is back", BOUND, async || {
         (story.world.status("anna").await["state"] == "running").then_some(())
     })

@@ -30,13 +30,17 @@ impl Cell {
         self.restart(now, waiter, out);
         if self.restart_waiters.len() > waiters {
             self.restore_ordered = Some(snapshot);
+            // Should its end fail it comes up again, and has to be stopped then.
+            self.restart_wanted |= matches!(self.phase, Phase::Killing);
         }
     }
 
     /// A start begins: nothing of the cell runs. Is its data to be fetched first?
     pub(super) fn fetches_data(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
         if let Some(snapshot) = self.restore_ordered.take() {
-            self.data = Data::In { snapshot, over: true };
+            // Of a disk that was never filled there is nothing to go on with, and nothing to keep.
+            let over = matches!(self.data, Data::Here | Data::In { over: true, .. });
+            self.data = Data::In { snapshot, over };
         }
         let fetches = self.restores().is_some();
         if fetches {

@@ -296,6 +296,7 @@ impl Cell {
         self.wanted = None;
         self.was_up = false;
         self.restart_wanted = false;
+        self.restore_ordered = None;
         self.answer_up(&Err(problem.clone()), out);
         self.answer_restart(&Err(problem.clone()), out);
         if std::mem::take(&mut self.door_waits) {

@@ -144,6 +144,16 @@ impl Repositories {
         }
     }
 
+    /// The cell is about to be started, which it never is before its data is whole: a record of that found no room.
+    pub(super) fn started(&mut self, cell: CellId) {
+        self.dirtied(cell);
+        if let Some(kept) = self.cells.get_mut(&cell)
+            && let Some(snapshot) = kept.restoring.take()
+        {
+            kept.restored = Some(snapshot);
+        }
+    }
+
     /// The cell is up, or about to be: its newest snapshot does not stand for what is there any more.
     pub(super) fn dirtied(&mut self, cell: CellId) {
         if let Some(kept) = self.cells.get_mut(&cell) {

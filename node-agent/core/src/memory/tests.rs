@@ -547,6 +547,8 @@ fn a_cell_begins_from_its_snapshot_only_where_it_never_was_up() {
     assert_eq!(of(vec![bucket(), begun.clone(), ended], None), Data::Here);
     let cut_short = [ran_once, vec![begun]].concat();
     assert_eq!(of(cut_short.clone(), None), from(other, true));
+    let started = [cut_short.clone(), vec![intent(1, IntentVerb::Start)]].concat();
+    assert_eq!(of(started, None), Data::Here, "a start is only written when the data is whole");
     assert_eq!(of([cut_short, vec![dropped]].concat(), None), Data::Here);
 }
 

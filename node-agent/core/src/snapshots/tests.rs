@@ -145,6 +145,22 @@ fn whoever_asks_comes_first_and_is_answered_once() {
 }
 
 #[test]
+fn whoever_asks_while_a_worker_is_at_work_waits_for_the_next_and_a_cancelled_one_answers_nobody() {
+    let mut scene = Scene::new(1);
+    scene.writable(1);
+    scene.is(1, CellState::Running);
+    assert!(begins(1, true)(&scene.step(Event::Asked { cell: id(1), asker: 1 })));
+    assert_eq!(scene.step(Event::Asked { cell: id(1), asker: 2 }), []);
+    let out = scene.ends(1, End::Taken);
+    assert_eq!(out[0], Effect::Answer { cell: id(1), asker: 1, taken: true });
+    assert!(begins(1, true)(&out) && out.len() == 2, "{out:?}");
+    // It falls asleep meanwhile: the worker is another one, and the asker the same.
+    let out = scene.is(1, CellState::Stopped);
+    assert!(matches!(out[0], Effect::Cancel { .. }) && begins(1, false)(&out), "{out:?}");
+    assert_eq!(scene.ends(1, End::Taken), [Effect::Answer { cell: id(1), asker: 2, taken: true }]);
+}
+
+#[test]
 fn nothing_is_taken_of_a_cell_whose_repository_is_not_known() {
     let mut scene = Scene::new(1);
     scene.is(1, CellState::Running);

@@ -26,6 +26,7 @@ fn a_new_cell_with_a_snapshot_is_restored_before_it_is_started() {
     scene.event(Event::Granted);
     assert_eq!((scene.verb(), scene.cell.state()), (Some(Verb::Restore), CellState::Restoring));
     assert_eq!(scene.cell.restores(), Some((snapshot(1), false)));
+    assert!(!scene.cell.has_its_data(), "nobody may take what is on the disk now for it");
     assert!(!scene.cell.holds_permit(), "others start meanwhile");
     scene.done(Outcome::Restored);
     assert!(scene.cell.waits_for_permit());
@@ -134,4 +135,59 @@ fn a_user_who_leaves_is_not_waited_for() {
     assert_eq!(scene.verb(), Some(Verb::Look), "what is fetched is of no use any more");
     scene.done(Outcome::Looked(Seen::Absent)).done(Outcome::Removed);
     assert!(scene.cell.is_gone());
+}
+
+#[test]
+fn another_snapshot_for_a_disk_that_was_never_filled_keeps_nothing_and_goes_on_with_nothing() {
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    scene.event(Event::Granted);
+    scene.done(Outcome::NotRestored(Problem::new(Code::RestoreFailed, "damaged")));
+    ordered(&mut scene, 2);
+    scene.event(Event::Granted);
+    assert_eq!(scene.cell.restores(), Some((snapshot(2), false)), "there is nothing on the disk");
+    scene.done(Outcome::NotRestored(Problem::new(Code::RestoreFailed, "damaged, too")));
+    scene.later(Millis::minutes(6)).wake();
+    scene.event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Restore), "it never begins empty");
+}
+
+#[test]
+fn an_order_that_was_refused_by_a_bar_is_not_carried_out_later() {
+    let mut scene = Scene::frozen();
+    ordered(&mut scene, 1);
+    scene.event(Event::Lease { held: false });
+    assert_eq!(scene.answers(), [(Waiter(9), Err(Code::LeaseEnded))]);
+    scene.done(Outcome::Ended { code: 137 });
+    scene.event(Event::Lease { held: true });
+    scene.wake().event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Create));
+}
+
+#[test]
+fn a_frozen_cell_whose_end_fails_is_restored_all_the_same() {
+    let mut scene = Scene::frozen();
+    ordered(&mut scene, 1);
+    scene.done(failed(Code::DockerFailed)).later(Millis::secs(1));
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    for _ in 0..20 {
+        let outcome = match scene.verb() {
+            Some(Verb::Unpause) => Outcome::Unpaused,
+            Some(Verb::Resume) => Outcome::Resumed,
+            Some(Verb::AwaitReady) => Outcome::Ready,
+            Some(Verb::Observe) => Outcome::Observed(Observation::default()),
+            Some(Verb::Fence) => Outcome::Fenced(idle(0)),
+            Some(Verb::Suspend) => Outcome::Suspend(SuspendAnswer::Ready { lease: Millis::secs(120) }),
+            Some(Verb::Stop | Verb::KillFrozen) => Outcome::Ended { code: 0 },
+            Some(Verb::Restore) => break,
+            Some(Verb::Look) => Outcome::Looked(Seen::Exited { fits: true, code: 0 }),
+            other => {
+                assert_eq!(other, None);
+                scene.event(Event::Granted);
+                continue;
+            }
+        };
+        assert_eq!(scene.answers(), [], "nobody is told that it is done");
+        scene.done(outcome);
+    }
+    assert_eq!(scene.cell.restores(), Some((snapshot(1), true)));
 }
