@@ -395,6 +395,10 @@ impl<R: Runtime> Driver<R> {
                     self.restore_ended(cell, &outcome, turn);
                 }
                 self.step(agent::Event::Cell(cell, cell::Event::Done { op, outcome }), turn);
+                if verb == Verb::Push {
+                    // What it wrote counts on top of the last look, which may have seen most of it already.
+                    self.look_at_swap();
+                }
             }
             Input::Nudge(cell) => self.look_aside(cell),
             Input::NudgeAll => {
