@@ -59,6 +59,19 @@ impl Story {
         .await
     }
 
+    /// Waits until the cell rests and that rest is kept: nothing of its snapshots is under way then.
+    async fn settles(&self, member: &Member) -> Value {
+        self.world.agent_is_connected().await;
+        self.world.container_is(&member.cell, "exited").await;
+        let path = format!("/v1/cells/{}/snapshot", member.slug);
+        let newest = self.world.api.post(&path, json!({})).await.ok(200);
+        eventually("that snapshot is HEAD", BOUND, async || {
+            let head = self.snapshots(&member.slug).await["head"].clone();
+            (head["id"] == newest["id"]).then_some(head)
+        })
+        .await
+    }
+
     async fn restore(&self, slug: &str, snapshot: &Value) {
         let ask = json!({ "snapshot": snapshot["id"] });
         self.world.api.post(&format!("/v1/cells/{slug}/restore"), ask).await.ok(200);
@@ -204,6 +217,7 @@ async fn an_agent_killed_around_snapshots_and_restores_leaves_head_true() {
     let mut head = story.next_head("anna", &Value::Null).await;
     for (number, point) in ["snapshot:begun", "snapshot:taken"].into_iter().enumerate() {
         let value = format!("{}", number + 1);
+        head = story.settles(&anna).await;
         story.world.agent.kill9();
         story.world.agent.with_env("BERTH_FAILPOINT", point).spawn().await;
         story.world.agent_is_connected().await;
@@ -224,6 +238,7 @@ async fn an_agent_killed_around_snapshots_and_restores_leaves_head_true() {
     write(&anna, "a", "later").await;
     let later = story.next_head("anna", &before).await;
     for point in ["intent:restore", "restore:begun", "restore:done", "done:restore", "report:restore"] {
+        story.settles(&anna).await;
         story.world.agent.kill9();
         story.world.agent.with_env("BERTH_FAILPOINT", point).spawn().await;
         story.world.agent_is_connected().await;
@@ -237,7 +252,14 @@ async fn an_agent_killed_around_snapshots_and_restores_leaves_head_true() {
         // Its answer died with the agent.
         drop(ordering);
         story.world.door_is_connected().await;
-        assert_eq!(read(&anna, "a").await.as_deref(), Some("2"), "{point}: what was begun is ended");
+        let found = read(&anna, "a").await;
+        // An agent that is not told of the repository yet goes on with what is there, as long as that is untouched.
+        let untouched =
+            ["intent:restore", "restore:begun"].contains(&point) && found.as_deref() == Some("later");
+        assert!(
+            untouched || found.as_deref() == Some("2"),
+            "{point}: neither the one nor the other: {found:?}"
+        );
         story.restore("anna", &later).await;
         assert_eq!(read(&anna, "a").await.as_deref(), Some("later"), "{point}");
     }
