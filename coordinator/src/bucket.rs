@@ -69,7 +69,9 @@ impl BucketCheck {
 
     /// For the check-up.
     pub fn findings(&self) -> Vec<Finding> {
-        let Found { nodes, pruning } = self.lock().clone();
+        let found = self.lock().clone();
+        let nodes_delete = nodes_delete(&found);
+        let Found { nodes, pruning } = found;
         let mut findings = vec![match nodes {
             None => Finding::new("bucket", Level::Note, "it was not looked at yet", "Ask again in a minute."),
             Some(Ok(_)) => Finding::good("bucket", "it can be listed, written and read"),
@@ -77,7 +79,7 @@ impl BucketCheck {
                 Finding::new("bucket", Level::Problem, problem.detail, advice(problem.code))
             }
         }];
-        if nodes_delete(&self.lock()) {
+        if nodes_delete {
             findings.push(Finding::new("bucket_rights", Level::Warning, NODES_DELETE, NODES_DELETE_ADVICE));
         }
         findings.push(match pruning {

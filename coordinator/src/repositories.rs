@@ -21,7 +21,7 @@ use berth_shared::ids::UserId;
 use berth_shared::problem::{Code, Problem};
 use berth_snapshot::caller::{Done, WorkerFailed, Workers};
 use berth_snapshot::protocol::{Job, Line, Outcome as WorkerOutcome, ProcessLimits, Request, VERSION};
-use berth_snapshot::store::{DeleteRight, Limits, StoreConfig};
+use berth_snapshot::store::{DeleteRight, StoreConfig};
 use berth_snapshot::{Reason, RepositoryKey};
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
@@ -115,7 +115,7 @@ impl Repositories {
         let mut failed = Problem::new(Code::UnknownSnapshot, "there is no repository to look into");
         for prefix in prefixes {
             let mut store = self.0.vaults.store(prefix);
-            store.limits = Limits { total_ms: REQUEST_MAX_MS, ..store.limits };
+            store.limits.total_ms = REQUEST_MAX_MS;
             match self.begin(request(store, Some(key.clone()), job.clone())).await {
                 Ok(reading) => return Ok(reading),
                 Err(problem) if problem.code == Code::UnknownSnapshot => failed = problem,
@@ -127,7 +127,7 @@ impl Repositories {
 
     async fn key(&self, user: UserId) -> Result<RepositoryKey, Problem> {
         let lost = || Problem::new(Code::KeyMissing, format!("the key of {user} is not in the key store"));
-        Ok(opening(&self.0.vaults.key(user).await?.ok_or_else(lost)?.master))
+        Ok((&self.0.vaults.key(user).await?.ok_or_else(lost)?.master).into())
     }
 
     async fn begin(&self, request: Request) -> Result<Reading, Problem> {
@@ -170,7 +170,7 @@ impl Repositories {
         key: Option<&berth_shared::repository::MasterKey>,
         job: Job,
     ) -> Result<Vec<Line>, Problem> {
-        let request = request(self.0.vaults.store(prefix), key.map(opening), job);
+        let request = request(self.0.vaults.store(prefix), key.map(RepositoryKey::from), job);
         let mut lines = vec![];
         let keep = |line: Line| {
             if !matches!(line, Line::Progress { .. }) && lines.len() < LISTED_MAX {
@@ -188,15 +188,13 @@ impl Repositories {
     /// # Errors
     /// The first thing that does not work.
     pub(crate) async fn check_store(&self, mut store: StoreConfig) -> Result<DeleteRight, Problem> {
-        store.limits = Limits { total_ms: REQUEST_MAX_MS, ..store.limits };
+        store.limits.total_ms = REQUEST_MAX_MS;
         let request = request(store, None, Job::CheckStore);
         let done = self.0.checks.run(&request, None, CHECK_STORE_MAX, |_| {}).await;
         self.count(&request.job, &done);
         match done.map_err(problem)?.outcome {
             WorkerOutcome::StoreChecked(checked) => Ok(checked.delete),
-            other => {
-                Err(Problem::new(Code::Internal, format!("the worker answered something else: {other:?}")))
-            }
+            other => Err(something_else(&other)),
         }
     }
 
@@ -248,15 +246,6 @@ fn request(store: StoreConfig, key: Option<RepositoryKey>, job: Job) -> Request 
     Request { version: VERSION, store, key, job, process: ProcessLimits::default() }
 }
 
-/// The key as a worker takes it.
-pub(crate) fn opening(key: &berth_shared::repository::MasterKey) -> RepositoryKey {
-    let mut bytes = zeroize::Zeroizing::new([0; berth_shared::repository::MASTER_KEY_BYTES]);
-    for (to, from) in bytes.iter_mut().zip(key.expose_encrypt().iter().chain(key.expose_mac())) {
-        *to = *from;
-    }
-    RepositoryKey::from_random(*bytes)
-}
-
 fn stopping() -> Problem {
     Problem::new(Code::Starting, "the coordinator is stopping")
 }
@@ -264,6 +253,11 @@ fn stopping() -> Problem {
 /// What is told of a worker that failed.
 pub(crate) fn problem(failed: WorkerFailed) -> Problem {
     Problem::new(code(failed.reason), failed.detail)
+}
+
+/// What is told of a worker that did not do what it was told.
+pub(crate) fn something_else(outcome: &impl std::fmt::Debug) -> Problem {
+    Problem::new(Code::Internal, format!("the worker answered something else: {outcome:?}"))
 }
 
 const fn code(reason: Reason) -> Code {

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Snapshots;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
-use crate::repositories::Repositories;
+use crate::repositories::{Repositories, something_else};
 use crate::store::Store;
 use crate::system::wall_now;
 
@@ -192,7 +192,7 @@ impl Upkeep {
             strangers: false,
         };
         let done = repositories.keep_up(place, Some(user), Job::Prune(job), CHORE_MAX, |_| {}).await?;
-        let Outcome::Pruned(pruned) = done.outcome else { return Err(other(&done.outcome)) };
+        let Outcome::Pruned(pruned) = done.outcome else { return Err(something_else(&done.outcome)) };
         let gone: BTreeSet<_> = pruned.forgotten.iter().filter_map(|id| id.parse().ok()).collect();
         tracing::info!(
             %user, %actor, forgotten = gone.len(), kept = pruned.kept, bytes_removed = pruned.bytes_removed,
@@ -209,7 +209,7 @@ impl Upkeep {
         let done = self.0.repositories.keep_up(place, Some(user), job, CHORE_MAX, |_| {}).await;
         let done = done.and_then(|done| match done.outcome {
             Outcome::Checked(checked) => Ok(checked),
-            outcome => Err(other(&outcome)),
+            outcome => Err(something_else(&outcome)),
         });
         let ended = match &done {
             Ok(checked) if checked.sound => Ended::Good,
@@ -335,10 +335,6 @@ fn short(text: &str) -> String {
     let mut text = text.to_owned();
     berth_shared::problem::cut(&mut text, OUTCOME_BYTES_MAX);
     text
-}
-
-fn other(outcome: &Outcome) -> Problem {
-    Problem::new(Code::Internal, format!("the worker answered something else: {outcome:?}"))
 }
 
 /// Users of whom a snapshot was taken, removed ones too: before that there is no repository.

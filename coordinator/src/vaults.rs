@@ -23,7 +23,7 @@ use berth_shared::repository::{Bucket, REPOSITORIES_MAX, RepositoryKey, UserRepo
 use berth_shared::secret::Secret;
 use berth_shared::time::UnixMs;
 use berth_shared::wire::CoordinatorFrame;
-use berth_snapshot::store::{Addressing, Limits, StoreConfig, StoreCredential};
+use berth_snapshot::store::{StoreConfig, StoreCredential};
 
 use crate::config::Snapshots;
 use crate::keystore::{KeyStore, KeyStoreError};
@@ -248,36 +248,18 @@ impl Vaults {
 
     /// How a worker reaches this part of the bucket, with the credential that nodes are given, too.
     pub(crate) fn store(&self, prefix: String) -> StoreConfig {
-        let bucket = &*self.bucket;
-        let (access_key, secret_key) = (&bucket.access_key, &bucket.secret_key);
-        self.store_as(prefix, access_key, secret_key)
+        StoreConfig::of(&self.bucket, prefix)
     }
 
     /// The same with the credential that may delete; `None` where there is none.
     pub(crate) fn pruning_store(&self, prefix: String) -> Option<StoreConfig> {
         let (access_key, secret_key) = &**self.pruning.as_ref()?;
-        Some(self.store_as(prefix, access_key, secret_key))
-    }
-
-    fn store_as(&self, prefix: String, access_key: &str, secret_key: &Secret) -> StoreConfig {
-        let Bucket { endpoint, region, bucket, path_style, .. } = &*self.bucket;
-        let amazon = || {
-            let china = if region.starts_with("cn-") { ".cn" } else { "" };
-            format!("https://s3.{region}.amazonaws.com{china}")
+        let credential = StoreCredential {
+            access_key_id: access_key.clone(),
+            secret_access_key: secret_key.clone(),
+            session_token: None,
         };
-        StoreConfig {
-            endpoint: endpoint.clone().unwrap_or_else(amazon),
-            region: region.clone(),
-            bucket: bucket.clone(),
-            prefix,
-            addressing: if *path_style { Addressing::Path } else { Addressing::VirtualHost },
-            credential: StoreCredential {
-                access_key_id: access_key.to_owned(),
-                secret_access_key: secret_key.clone(),
-                session_token: None,
-            },
-            limits: Limits::default(),
-        }
+        Some(StoreConfig { credential, ..self.store(prefix) })
     }
 
     /// What all keys in the bucket begin with.

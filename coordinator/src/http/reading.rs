@@ -11,20 +11,19 @@ use axum::response::{IntoResponse, Response};
 use berth_coordinator_core::fleet::Vault;
 use berth_coordinator_core::snapshots::{Opened, SnapshotCommand};
 use berth_coordinator_core::{Actor, Command};
-use berth_shared::api::{EntryChange, SnapshotChange, SnapshotDetail, SnapshotEntry};
+use berth_shared::api::SnapshotDetail;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::UserId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
 use berth_snapshot::protocol::{Job, Line, Outcome, SnapshotLine};
-use berth_snapshot::{Change, How, Listed};
 use serde::Deserialize;
 
 use super::Api;
 use super::body::{Name, QueryOf};
 use super::error::ApiError;
 use super::snapshots::{no_key, off, whose};
-use crate::repositories::{Reading, Repositories};
+use crate::repositories::{Reading, Repositories, something_else};
 
 /// HEAD, in a path.
 const LATEST: &str = "latest";
@@ -122,7 +121,17 @@ impl<'a> Asked<'a> {
         self.repositories.read(self.user, self.prefixes(), job).await
     }
 
-    /// The same, once it is written down who looks at what.
+    /// The one snapshot, out of the first of these places that has it.
+    async fn shown(&self, places: Vec<String>) -> Result<SnapshotLine, Problem> {
+        let job = Job::Show { snapshot: self.id.clone() };
+        let reading = self.repositories.read(self.user, places, &job).await?;
+        match reading.done().map(|done| done.outcome) {
+            Some(Outcome::Shown(line)) => Ok(line),
+            other => Err(something_else(&other)),
+        }
+    }
+
+    /// As [`Self::read`], once it is written down who looks at what.
     async fn open(&self, actor: Actor, what: Opened, job: &Job) -> Result<Reading, Problem> {
         let reading = self.read(job).await?;
         let command = SnapshotCommand::OpenFiles { user: self.user, snapshot: self.id.clone(), what };
@@ -156,11 +165,8 @@ fn path(path: String) -> Result<String, Problem> {
 
 pub(crate) async fn show(State(api): State<Api>, names: Names) -> Result<Json<SnapshotDetail>, ApiError> {
     let asked = Asked::of(&api, &names)?;
-    let reading = asked.read(&Job::Show { snapshot: asked.id.clone() }).await?;
-    match reading.done().map(|done| done.outcome) {
-        Some(Outcome::Shown(line)) => Ok(Json(detail(asked.user, &asked.head(), line))),
-        other => Err(ApiError::new(Code::Internal, format!("the worker answered something else: {other:?}"))),
-    }
+    let line = asked.shown(asked.prefixes()).await?;
+    Ok(Json(detail(asked.user, &asked.head(), line)))
 }
 
 /// A snapshot that a cell's data can be put back to, with the image that it was taken under. What the coordinator does not
@@ -177,11 +183,7 @@ pub(super) async fn restorable(
         return Ok((known.id, Some(known.image.clone())));
     }
     let own = vec![asked.repositories.vaults().prefix(asked.user)];
-    let job = Job::Show { snapshot: asked.id.clone() };
-    let reading = asked.repositories.read(asked.user, own, &job).await?;
-    let Some(Outcome::Shown(line)) = reading.done().map(|done| done.outcome) else {
-        return Err(ApiError::new(Code::Internal, "the worker answered something else"));
-    };
+    let line = asked.shown(own).await?;
     let unreadable = || ApiError::new(Code::Internal, "the worker names the snapshot in another way");
     let id = line.id.parse().map_err(|_| unreadable())?;
     Ok((id, line.labels.and_then(|labels| labels.image.parse().ok())))
@@ -230,15 +232,10 @@ pub(crate) async fn files(
     let job = Job::Ls { snapshot: asked.id.clone(), path, recursive };
     let reading = asked.open(actor, Opened::Names, &job).await?;
     let item = |line: Line| match line {
-        Line::Entry(entry) => Some(serde_json::to_vec(&self::entry(entry))),
+        Line::Entry(entry) => Some(serde_json::to_vec(&entry)),
         _ => None,
     };
     Ok(json(Body::new(reading.items(item))))
-}
-
-fn entry(entry: Listed) -> SnapshotEntry {
-    let Listed { path, kind, mode, bytes, modified, target } = entry;
-    SnapshotEntry { path, kind, mode, bytes, modified, target }
 }
 
 pub(crate) async fn diff(
@@ -252,22 +249,10 @@ pub(crate) async fn diff(
     let job = Job::Diff { from: asked.id.clone(), to };
     let reading = asked.open(actor, Opened::Differences, &job).await?;
     let item = |line: Line| match line {
-        Line::Change(change) => Some(serde_json::to_vec(&self::change(change))),
+        Line::Change(change) => Some(serde_json::to_vec(&change)),
         _ => None,
     };
     Ok(json(Body::new(reading.items(item))))
-}
-
-fn change(change: Change) -> SnapshotChange {
-    let Change { path, how, bytes: (bytes_before, bytes_after) } = change;
-    let how = match how {
-        How::Added => EntryChange::Added,
-        How::Removed => EntryChange::Removed,
-        How::Content => EntryChange::Content,
-        How::Kind => EntryChange::Kind,
-        How::Metadata => EntryChange::Metadata,
-    };
-    SnapshotChange { path, how, bytes_before, bytes_after }
 }
 
 pub(crate) async fn file(

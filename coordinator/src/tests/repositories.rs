@@ -25,7 +25,6 @@ use super::snapshots::{create, node, with_bucket};
 use super::world::{BOUND, FakeNode, World};
 use crate::config::Config;
 use crate::keystore::{KeyStore, verbs};
-use crate::repositories::opening;
 use crate::system::wall_now;
 
 /// An S3 server, and a coordinator's folder beside it.
@@ -84,7 +83,7 @@ impl Bucket {
             },
             limits: Limits::default(),
         };
-        let key = Some(opening(&of.key.master));
+        let key = Some((&of.key.master).into());
         let request = Request { version: VERSION, store, key, job, process: ProcessLimits::default() };
         // Its store has a runtime of its own.
         let done = tokio::task::spawn_blocking(move || perform_here(&request, &mut |_| {})).await.unwrap();

@@ -29,7 +29,6 @@ pub use check::Checked;
 pub use error::{Failure, Reason};
 pub use excludes::RESTORE_STAGING;
 pub use labels::Labels;
-pub use look::{Change, How, Listed};
 pub use prune::{PruneJob, Pruned};
 pub use repository::{Chunking, OpenRepository, RepositoryKey, init, open};
 pub use restore::{RestoreJob, Restored};

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use berth_shared::api::{EntryChange, SnapshotChange, SnapshotEntry};
 use rustic_core::repofile::{Node, NodeType, SnapshotFile};
 use rustic_core::{IndexedFullStatus, LsOptions, Repository};
-use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 use crate::labels::Labels;
@@ -17,51 +17,6 @@ use crate::source::{SNAPSHOT_ROOT, unix_mode};
 
 /// Most entries of one snapshot that a diff holds.
 const DIFF_ENTRIES_MAX: usize = 1_000_000;
-
-/// One entry of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listed {
-    /// Relative to the cell's folder.
-    pub path: String,
-    /// `dir`, `file` or `symlink`.
-    pub kind: String,
-    /// Permission bits.
-    pub mode: u32,
-    /// Of a file.
-    pub bytes: u64,
-    /// When its content changed last, RFC 3339 in UTC.
-    pub modified: Option<String>,
-    /// Of a link.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
-}
-
-/// One difference between two snapshots.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// Relative to the cell's folder.
-    pub path: String,
-    /// How.
-    pub how: How,
-    /// Bytes of the file before and after; 0 where it is not there or no file.
-    pub bytes: (u64, u64),
-}
-
-/// In what way an entry differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum How {
-    /// Only in the newer one.
-    Added,
-    /// Only in the older one.
-    Removed,
-    /// Another content or target.
-    Content,
-    /// Another kind of thing.
-    Kind,
-    /// Only mode, owner, time or attributes.
-    Metadata,
-}
 
 pub(crate) type Say<'a> = &'a mut dyn FnMut(Line) -> Result<(), Failure>;
 pub(crate) type Indexed = Repository<IndexedFullStatus>;
@@ -119,13 +74,14 @@ pub(crate) fn diff(repository: OpenRepository, from: &str, to: &str, say: Say<'_
     let (indexed, failed) = index(repository)?;
     let mut before = entries(&indexed, &from, &failed)?;
     let mut count = 0;
-    let mut tell = |path: &Path, how, bytes| {
+    let mut tell = |path: &Path, how, (bytes_before, bytes_after)| {
         count += 1;
-        say(Line::Change(Change { path: path.to_string_lossy().into_owned(), how, bytes }))
+        let path = path.to_string_lossy().into_owned();
+        say(Line::Change(SnapshotChange { path, how, bytes_before, bytes_after }))
     };
     for (path, new) in entries(&indexed, &to, &failed)? {
         match before.remove(&path) {
-            None => tell(&path, How::Added, (0, size(&new)))?,
+            None => tell(&path, EntryChange::Added, (0, size(&new)))?,
             Some(old) => {
                 if let Some(how) = difference(&old, &new) {
                     tell(&path, how, (size(&old), size(&new)))?;
@@ -134,7 +90,7 @@ pub(crate) fn diff(repository: OpenRepository, from: &str, to: &str, say: Say<'_
         }
     }
     for (path, old) in before {
-        tell(&path, How::Removed, (size(&old), 0))?;
+        tell(&path, EntryChange::Removed, (size(&old), 0))?;
     }
     Ok(count)
 }
@@ -266,24 +222,24 @@ pub(crate) fn size(node: &Node) -> u64 {
     if node.is_file() { node.meta.size } else { 0 }
 }
 
-fn difference(old: &Node, new: &Node) -> Option<How> {
+fn difference(old: &Node, new: &Node) -> Option<EntryChange> {
     let same_kind = std::mem::discriminant(&old.node_type) == std::mem::discriminant(&new.node_type);
     let metadata = |node: &Node| {
         let meta = &node.meta;
         (meta.mode, meta.mtime, meta.uid, meta.gid, meta.extended_attributes.clone())
     };
     if !same_kind {
-        Some(How::Kind)
+        Some(EntryChange::Kind)
     } else if old.content != new.content || old.node_type != new.node_type {
-        Some(How::Content)
+        Some(EntryChange::Content)
     } else if metadata(old) != metadata(new) {
-        Some(How::Metadata)
+        Some(EntryChange::Metadata)
     } else {
         None
     }
 }
 
-fn listed(path: &Path, node: &Node) -> Listed {
+fn listed(path: &Path, node: &Node) -> SnapshotEntry {
     let (kind, target) = match &node.node_type {
         NodeType::Dir => ("dir", None),
         NodeType::File => ("file", None),
@@ -294,7 +250,7 @@ fn listed(path: &Path, node: &Node) -> Listed {
         NodeType::Fifo => ("fifo", None),
         NodeType::Socket => ("socket", None),
     };
-    Listed {
+    SnapshotEntry {
         path: path.to_string_lossy().into_owned(),
         kind: kind.to_owned(),
         mode: unix_mode(node.meta.mode.unwrap_or_default()),

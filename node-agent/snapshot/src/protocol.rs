@@ -7,13 +7,13 @@
 
 use std::path::PathBuf;
 
+use berth_shared::api::{SnapshotChange, SnapshotEntry};
 use berth_shared::secret::Secret;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Checked;
 use crate::error::Reason;
 use crate::labels::Labels;
-use crate::look::{Change, Listed};
 use crate::prune::{PruneJob, Pruned};
 use crate::repository::{Chunking, RepositoryKey};
 use crate::restore::{RestoreJob, Restored};
@@ -161,9 +161,9 @@ pub enum Line {
     /// Of `list`: one snapshot.
     Snapshot(SnapshotLine),
     /// Of `ls`: one entry.
-    Entry(Listed),
+    Entry(SnapshotEntry),
     /// Of `diff`: one difference.
-    Change(Change),
+    Change(SnapshotChange),
     /// Of `dump` and `tar`: the next part of the content, in base64.
     Data {
         /// At most 32 KiB of it.

@@ -216,15 +216,19 @@ fn looked_at(checked: &RepositoryChecked) -> String {
     "damaged\n".to_owned() + &findings.collect::<String>() + "  → docs/INSTALL.md tells how it is repaired.\n"
 }
 
+/// Its place among the snapshots of its user.
+fn place(detail: &SnapshotDetail) -> Option<String> {
+    detail.generation.zip(detail.seq).map(|(generation, seq)| format!("{generation}, {seq}"))
+}
+
 fn all(list: &List<SnapshotDetail>) -> String {
     let rows = list.items.iter().map(|detail| {
-        let place = detail.generation.zip(detail.seq).map(|(generation, seq)| format!("{generation}, {seq}"));
         [
             if detail.head { "HEAD" } else { "" }.to_owned(),
             detail.id.chars().take(show::SHORT_ID).collect(),
             time(&detail.taken_at),
             or_dash(detail.bytes.map(Bytes)),
-            or_dash(place),
+            or_dash(place(detail)),
             plain(&or_dash(detail.image.as_deref())),
         ]
     });
@@ -233,7 +237,6 @@ fn all(list: &List<SnapshotDetail>) -> String {
 
 fn shown(detail: &SnapshotDetail) -> String {
     let workload = detail.workload.map(|workload| format!("{workload:?}").to_lowercase());
-    let place = detail.generation.zip(detail.seq).map(|(generation, seq)| format!("{generation}, {seq}"));
     facts(&[
         ("snapshot", detail.id.clone()),
         ("user", detail.user.to_string()),
@@ -242,7 +245,7 @@ fn shown(detail: &SnapshotDetail) -> String {
         ("size", or_dash(detail.bytes.map(Bytes))),
         ("entries", or_dash(detail.entries)),
         ("cell", or_dash(detail.cell)),
-        ("generation, sequence", or_dash(place)),
+        ("generation, sequence", or_dash(place(detail))),
         ("image", plain(&or_dash(detail.image.as_deref()))),
         ("workload", or_dash(workload)),
         ("version", plain(&or_dash(detail.version.as_deref()))),

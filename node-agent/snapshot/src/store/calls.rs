@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
@@ -21,22 +22,7 @@ impl S3Store {
 
     /// The names and sizes of all objects whose names begin with `under`.
     pub(super) fn list(&self, under: &str) -> Result<Vec<(String, u64)>, StoreError> {
-        let prefix = self.key(under);
-        let mut found = Vec::new();
-        let mut token: Option<String> = None;
-        loop {
-            let page = self.run(Operation::List, || async {
-                self.counters.lists.fetch_add(1, Ordering::Relaxed);
-                self.client
-                    .list_objects_v2()
-                    .bucket(&self.bucket)
-                    .prefix(&prefix)
-                    .max_keys(PAGE)
-                    .set_continuation_token(token.clone())
-                    .send()
-                    .await
-                    .map_err(|error| sdk_error(Operation::List, &self.bucket, "", &error))
-            })?;
+        self.pages(&self.key(under), None, |page, found| {
             for object in page.contents() {
                 let name = object.key().and_then(|key| key.strip_prefix(&self.prefix));
                 let size = object.size().and_then(|size| u64::try_from(size).ok());
@@ -44,20 +30,25 @@ impl S3Store {
                     found.push((name.to_owned(), size));
                 }
             }
-            if found.len() > self.limits.objects_max {
-                return Err(StoreError::TooMany { objects_max: self.limits.objects_max });
-            }
-            match page.next_continuation_token() {
-                Some(next) if page.is_truncated() == Some(true) && token.as_deref() != Some(next) => {
-                    token = Some(next.to_owned());
-                }
-                _ => return Ok(found),
-            }
-        }
+        })
     }
 
     /// The names of the folders right below the prefix: parts of keys up to their next `/`, without it.
     pub(crate) fn folders(&self) -> Result<Vec<String>, StoreError> {
+        self.pages(&self.prefix, Some("/"), |page, found| {
+            let names = page.common_prefixes().iter().filter_map(|folder| folder.prefix());
+            let names = names.filter_map(|name| name.strip_prefix(&self.prefix)?.strip_suffix('/'));
+            found.extend(names.map(str::to_owned));
+        })
+    }
+
+    /// What `take` finds on all pages of a listing.
+    fn pages<T>(
+        &self,
+        prefix: &str,
+        delimiter: Option<&str>,
+        take: impl Fn(&ListObjectsV2Output, &mut Vec<T>),
+    ) -> Result<Vec<T>, StoreError> {
         let mut found = Vec::new();
         let mut token: Option<String> = None;
         loop {
@@ -66,17 +57,15 @@ impl S3Store {
                 self.client
                     .list_objects_v2()
                     .bucket(&self.bucket)
-                    .prefix(&self.prefix)
-                    .delimiter("/")
+                    .prefix(prefix)
+                    .set_delimiter(delimiter.map(str::to_owned))
                     .max_keys(PAGE)
                     .set_continuation_token(token.clone())
                     .send()
                     .await
                     .map_err(|error| sdk_error(Operation::List, &self.bucket, "", &error))
             })?;
-            let names = page.common_prefixes().iter().filter_map(|folder| folder.prefix());
-            let names = names.filter_map(|name| name.strip_prefix(&self.prefix)?.strip_suffix('/'));
-            found.extend(names.map(str::to_owned));
+            take(&page, &mut found);
             if found.len() > self.limits.objects_max {
                 return Err(StoreError::TooMany { objects_max: self.limits.objects_max });
             }

@@ -48,7 +48,10 @@ pub struct StoreConfig {
 impl StoreConfig {
     /// The part of a bucket below `prefix`, as a node is told of it.
     pub fn of(bucket: &Bucket, prefix: String) -> Self {
-        let amazon = || format!("https://s3.{}.amazonaws.com", bucket.region);
+        let amazon = || {
+            let china = if bucket.region.starts_with("cn-") { ".cn" } else { "" };
+            format!("https://s3.{}.amazonaws.com{china}", bucket.region)
+        };
         Self {
             endpoint: bucket.endpoint.clone().unwrap_or_else(amazon),
             region: bucket.region.clone(),

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use berth_shared::api::{EntryChange, SnapshotChange};
+use berth_snapshot::Reason;
 use berth_snapshot::protocol::{Job, Line, Outcome};
-use berth_snapshot::{Change, How, Reason};
 
 use crate::support::{Dice, World, change, hash, keep_last};
 
@@ -54,17 +55,19 @@ fn differences_are_told_by_what_differs() {
         .lines(Job::Diff { from: before, to: after })
         .into_iter()
         .map(|line| match line {
-            Line::Change(Change { path, how, bytes }) => (path, how, bytes),
+            Line::Change(SnapshotChange { path, how, bytes_before, bytes_after }) => {
+                (path, how, (bytes_before, bytes_after))
+            }
             other => panic!("{other:?}"),
         })
         .collect();
     changes.sort_by(|a, b| a.0.cmp(&b.0));
     let expected = [
-        ("content", How::Content, (7, 6)),
-        ("gone", How::Removed, (4, 0)),
-        ("kind", How::Kind, (4, 0)),
-        ("kind/new", How::Added, (0, 3)),
-        ("mode", How::Metadata, (4, 4)),
+        ("content", EntryChange::Content, (7, 6)),
+        ("gone", EntryChange::Removed, (4, 0)),
+        ("kind", EntryChange::Kind, (4, 0)),
+        ("kind/new", EntryChange::Added, (0, 3)),
+        ("mode", EntryChange::Metadata, (4, 4)),
     ];
     assert_eq!(changes, expected.map(|(path, how, bytes)| (path.to_owned(), how, bytes)));
 }
