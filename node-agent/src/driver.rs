@@ -36,6 +36,7 @@ mod check_up;
 mod cpu;
 mod desired;
 mod lease;
+mod restore;
 mod schedule;
 mod sleep;
 mod snapshots;
@@ -210,7 +211,7 @@ pub struct Driver<R> {
     told: sleep::Told,
     snapshots: snapshots::Side,
     /// Restores that are about to be begun.
-    restores: BTreeMap<CellId, snapshots::Order>,
+    restores: BTreeMap<CellId, restore::Order>,
 }
 
 /// What a turn of the driver does after its records are written.

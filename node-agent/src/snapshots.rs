@@ -108,15 +108,6 @@ impl Take {
     }
 }
 
-/// Why a restore was not made.
-#[derive(Debug)]
-pub enum NotRestored {
-    /// What was there before is there, untouched.
-    Untouched(Problem),
-    /// Nobody knows what is there.
-    Unknown(Problem),
-}
-
 /// Has workers do it.
 #[derive(Debug)]
 pub struct Snapshots {
@@ -178,16 +169,10 @@ impl Snapshots {
     /// Puts this snapshot of the user's repository in place of what is in the cell's folder.
     ///
     /// # Errors
-    /// [`NotRestored`].
-    pub async fn restore(
-        &self,
-        files: &Files,
-        access: &Access,
-        snapshot: SnapshotId,
-    ) -> Result<(), NotRestored> {
+    /// What the worker said. What was there before is there, unless [`is_half_restored`](Self::is_half_restored).
+    pub async fn restore(&self, files: &Files, access: &Access, snapshot: SnapshotId) -> Result<(), Problem> {
         let problem = |detail: String| Problem::new(Code::RestoreFailed, detail);
-        let own =
-            self.own_folder(files).map_err(|error| NotRestored::Untouched(problem(error.to_string())))?;
+        let own = self.own_folder(files).map_err(|error| problem(error.to_string()))?;
         let job = Job::Restore(Box::new(RestoreJob {
             snapshot: snapshot.to_string(),
             paths: vec![],
@@ -200,14 +185,7 @@ impl Snapshots {
         }));
         let request = access.request(&access.repository.prefix, job);
         let done = self.workers.run(&request, Some((files.uid, files.uid)), RESTORE_MAX, |_| {}).await;
-        match done {
-            Ok(_) => Ok(()),
-            // The worker has ended: without its record nothing was exchanged.
-            Err(failed) if self.is_half_restored(files.cell) => {
-                Err(NotRestored::Unknown(problem(failed.to_string())))
-            }
-            Err(failed) => Err(NotRestored::Untouched(problem(failed.to_string()))),
-        }
+        done.map(drop).map_err(|failed| problem(failed.to_string()))
     }
 
     /// Was a restore of this cell cut short, so that its folder is neither the old state nor the new one?

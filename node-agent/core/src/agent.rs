@@ -136,8 +136,6 @@ pub struct Agent {
     lease: Lease,
     /// Does the coordinator have a bucket?
     has_bucket: bool,
-    /// Where cells' data is, as far as that is known and not here.
-    data: BTreeMap<CellId, cell::Data>,
 }
 
 impl Agent {
@@ -157,7 +155,6 @@ impl Agent {
             answers: VecDeque::new(),
             lease: Lease::new(now, boot, memory.lease.as_ref()),
             has_bucket: memory.repositories.has_bucket,
-            data: BTreeMap::new(),
         };
         let held = agent.lease.is_held();
         let unknown = Remembered::default();
@@ -166,7 +163,6 @@ impl Agent {
             let id = assignment.spec.cell;
             agent.wanted.insert(id, assignment.clone());
             let data = memory.data_of(id, None);
-            agent.data.insert(id, data);
             let cell = Cell::new(now, assignment.clone(), known(&id)).under_lease(held).with_data(data);
             agent.cells.insert(id, cell.with_terms(now, agent.terms_of(id)));
         }
@@ -208,9 +204,8 @@ impl Agent {
     }
 
     /// Where the data is of a cell that is new here.
-    fn data_of(&self, cell: CellId) -> cell::Data {
-        let unknown = if self.has_bucket { cell::Data::Unknown } else { cell::Data::Here };
-        self.data.get(&cell).copied().unwrap_or(unknown)
+    const fn data_of_new(&self) -> cell::Data {
+        if self.has_bucket { cell::Data::Unknown } else { cell::Data::Here }
     }
 
     /// What its plan, and an operator, say of a cell's sleep.
@@ -271,7 +266,6 @@ impl Agent {
             Event::Bucket(has) => self.has_bucket = has,
             Event::Data(told) => {
                 for (cell, data) in told {
-                    self.data.insert(cell, data);
                     self.give(now, cell, cell::Event::Data(data), random, &mut out);
                 }
             }
@@ -371,8 +365,8 @@ impl Agent {
         }
         let unknown = Remembered::default();
         let held = self.lease.is_held();
+        let data = self.data_of_new();
         for (id, assignment) in wanted {
-            let data = self.data_of(id);
             let event = match self.cells.entry(id) {
                 Entry::Occupied(_) => cell::Event::Assigned(assignment),
                 Entry::Vacant(place) => {
@@ -482,13 +476,12 @@ impl Agent {
         }
         if gone {
             let last_op = self.cells.remove(&id).map_or(0, |cell| cell.last_op());
-            self.data.remove(&id);
             out.push(Effect::Gone(id));
             if let Some(assignment) = self.wanted.get(&id) {
                 let again = Remembered { last_op, ..Remembered::default() };
                 let cell = Cell::new(now, assignment.clone(), &again)
                     .under_lease(self.lease.is_held())
-                    .with_data(self.data_of(id));
+                    .with_data(self.data_of_new());
                 self.cells.insert(id, cell.with_terms(now, self.terms_of(id)));
                 out.extend(arrived(id));
             }

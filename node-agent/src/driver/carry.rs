@@ -14,7 +14,7 @@ use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::wire::{CommandOutcome, NodeFrame};
 
-use super::{Driver, Input, Turn, schedule, snapshots};
+use super::{Driver, Input, Turn, restore, schedule};
 use crate::failpoint::{self, Place};
 use crate::hands::Job;
 use crate::runtime::Runtime;
@@ -192,7 +192,7 @@ impl<R: Runtime> Driver<R> {
                 match (schedule::survey(&hands, verb, &job, &loopback).await, order) {
                     (Some(refused), _) => refused,
                     (None, Some(order)) if verb == Verb::Restore => {
-                        snapshots::restore(&hands, &job, order, &loopback).await
+                        restore::restore(&hands, &job, order, &loopback).await
                     }
                     (None, _) => hands.carry_out(verb, job).await,
                 }

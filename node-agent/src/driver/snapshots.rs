@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::agent;
-use berth_node_agent_core::cell::{self, OpId, Outcome};
+use berth_node_agent_core::cell::{self, OpId};
 use berth_node_agent_core::memory::{Memory, Record, Step, Untold};
 use berth_node_agent_core::snapshots::{Effect, End, Event, Known, Snapshots as Machine};
 use berth_shared::cell::CellState;
@@ -17,14 +17,13 @@ use berth_shared::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::wire::{CommandOutcome, NodeFrame, SNAPSHOTS_SINCE};
 use berth_snapshot::{Labels, Taken};
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::{Driver, Input, Turn, now, random};
 use crate::failpoint;
 use crate::hands::{Hands, Job};
 use crate::runtime::Runtime;
-use crate::snapshots::{Access, Files, NotRestored, Take};
+use crate::snapshots::{Access, Files, Take};
 use crate::store::Store;
 
 /// A snapshot that was told of and has had no final word is told of again after so long.
@@ -98,15 +97,6 @@ pub struct Ended {
     pub take: Box<Take>,
     /// What came of it.
     pub outcome: Result<Taken, Problem>,
-}
-
-/// All that a restore needs to know.
-pub(super) struct Order {
-    access: Option<Access>,
-    snapshot: SnapshotId,
-    over: bool,
-    /// What is there now is kept first.
-    save: Option<Take>,
 }
 
 impl<R: Runtime> Driver<R> {
@@ -198,7 +188,7 @@ impl<R: Runtime> Driver<R> {
         (fits && self.snapshots.bucket.is_some()).then_some(told)
     }
 
-    fn access(&self, cell: CellId) -> Option<Access> {
+    pub(super) fn access(&self, cell: CellId) -> Option<Access> {
         let repository = Arc::clone(self.repository_of(cell)?);
         let stale = self.snapshots.orphaned.contains(&(cell, repository.generation));
         // Alone for longer than it may be, this node cannot know whether the user was given to another.
@@ -262,7 +252,7 @@ impl<R: Runtime> Driver<R> {
     }
 
     /// The next snapshot of a cell. Its number is written before it is begun.
-    fn plan_take(&mut self, cell: CellId, online: bool, turn: &mut Turn) -> Option<Take> {
+    pub(super) fn plan_take(&mut self, cell: CellId, online: bool, turn: &mut Turn) -> Option<Take> {
         let access = self.access(cell)?;
         let machine = self.agent.cell(cell)?;
         let (spec, generation) = (machine.spec().clone(), machine.generation());
@@ -490,30 +480,6 @@ impl<R: Runtime> Driver<R> {
         self.step_snapshots(Event::Asked { cell, asker: seq }, turn);
     }
 
-    /// What is written before a restore is begun.
-    pub(super) fn restore_begins(&mut self, cell: CellId, turn: &mut Turn) {
-        let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
-        turn.records.push(Record::Step(Step::RestoreBegun { cell, snapshot }));
-        let save = if over { self.plan_take(cell, false, turn) } else { None };
-        let order = Order { access: self.access(cell), snapshot, over, save };
-        self.restores.insert(cell, order);
-    }
-
-    /// What is written when it has ended.
-    pub(super) fn restore_ended(&self, cell: CellId, outcome: &Outcome, turn: &mut Turn) {
-        let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
-        match outcome {
-            Outcome::Restored => {
-                tracing::info!(%cell, %snapshot, "the cell's data was restored");
-                turn.records.push(Record::Step(Step::Restored { cell, snapshot }));
-            }
-            Outcome::NotRestored(_) if over => {
-                turn.records.push(Record::Step(Step::RestoreDropped { cell }));
-            }
-            _ => {}
-        }
-    }
-
     pub(super) fn show_snapshots(&self) {
         let at = now(self.hands.wall).boot;
         self.metrics.snapshots(&self.snapshots.machine, at);
@@ -531,72 +497,7 @@ async fn take_now<R: Runtime>(hands: &Hands<R>, job: &Job, take: &Take) -> Resul
 }
 
 /// The cell's folder, mounted.
-async fn files<R: Runtime>(hands: &Hands<R>, job: &Job) -> Result<Files, Problem> {
+pub(super) async fn files<R: Runtime>(hands: &Hands<R>, job: &Job) -> Result<Files, Problem> {
     let (uid, folder) = hands.disk(job).await?;
     Ok(Files { cell: job.spec.cell, uid, folder })
-}
-
-/// Keeps what is there, then puts the snapshot in its place.
-pub(super) async fn restore<R: Runtime>(
-    hands: &Hands<R>,
-    job: &Job,
-    order: Order,
-    tell: &mpsc::Sender<Input>,
-) -> Outcome {
-    match keep_and_restore(hands, job, order, tell).await {
-        // Whatever failed now: what is there is half of a restore that was cut short before.
-        Outcome::NotRestored(problem) if hands.snapshots.is_half_restored(job.spec.cell) => {
-            Outcome::Failed(problem)
-        }
-        outcome => outcome,
-    }
-}
-
-async fn keep_and_restore<R: Runtime>(
-    hands: &Hands<R>,
-    job: &Job,
-    order: Order,
-    tell: &mpsc::Sender<Input>,
-) -> Outcome {
-    let Some(access) = order.access else {
-        let text = "the node was not told where the user's snapshots are";
-        return Outcome::NotRestored(Problem::new(Code::RepositoryUnknown, text));
-    };
-    let head = access.repository.head.as_ref().filter(|head| head.id == order.snapshot);
-    if let Some(head) = head.filter(|head| head.image.is_newer_than(&job.spec.image)) {
-        let text = format!("the snapshot was taken under {}, the cell has {}", head.image, job.spec.image);
-        return Outcome::NotRestored(Problem::new(Code::StateTooNew, text));
-    }
-    let files = match files(hands, job).await {
-        Ok(files) => files,
-        Err(problem) => return Outcome::NotRestored(problem),
-    };
-    if let Some(take) = order.save {
-        match hands.snapshots.take(&files, &take).await {
-            Ok(taken) => {
-                let ended = Ended { run: None, take: Box::new(take), outcome: Ok(taken) };
-                // The driver is gone only when the agent ends.
-                let _ = tell.send(Input::SnapshotEnded(ended)).await;
-            }
-            // What is there is half of a restore that was cut short: no state that anybody wants back.
-            Err(_) if hands.snapshots.is_half_restored(job.spec.cell) => {}
-            Err(problem) => return Outcome::NotRestored(problem),
-        }
-    } else if order.over && !hands.snapshots.is_half_restored(job.spec.cell) {
-        let text =
-            "what is there could not be kept first: the node was not told where the user's snapshots are";
-        return Outcome::NotRestored(Problem::new(Code::RepositoryUnknown, text));
-    }
-    failpoint::RESTORE_BEGUN.reach();
-    match hands.snapshots.restore(&files, &access, order.snapshot).await {
-        Ok(()) => {
-            failpoint::RESTORE_DONE.reach();
-            Outcome::Restored
-        }
-        Err(NotRestored::Untouched(problem)) => Outcome::NotRestored(problem),
-        Err(NotRestored::Unknown(problem)) => {
-            tracing::error!(cell = %job.spec.cell, error = chain(&problem), "a restore was cut short, it is tried again");
-            Outcome::Failed(problem)
-        }
-    }
 }

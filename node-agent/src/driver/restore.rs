@@ -1,0 +1,107 @@
+//! A restore as the driver sees it: what is journaled around it, and how it is carried out. That there is one to be made is
+//! the lifecycle's to know.
+
+use berth_node_agent_core::cell::Outcome;
+use berth_node_agent_core::memory::{Record, Step};
+use berth_shared::ids::CellId;
+use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::SnapshotId;
+use tokio::sync::mpsc;
+
+use super::snapshots::{Ended, files};
+use super::{Driver, Input, Turn};
+use crate::failpoint;
+use crate::hands::{Hands, Job};
+use crate::runtime::Runtime;
+use crate::snapshots::{Access, Take};
+
+/// All that a restore needs to know.
+pub(super) struct Order {
+    access: Option<Access>,
+    snapshot: SnapshotId,
+    over: bool,
+    /// What is there now is kept first.
+    save: Option<Take>,
+}
+
+impl<R: Runtime> Driver<R> {
+    /// What is written before a restore is begun.
+    pub(super) fn restore_begins(&mut self, cell: CellId, turn: &mut Turn) {
+        let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
+        turn.records.push(Record::Step(Step::RestoreBegun { cell, snapshot }));
+        let save = if over { self.plan_take(cell, false, turn) } else { None };
+        let order = Order { access: self.access(cell), snapshot, over, save };
+        self.restores.insert(cell, order);
+    }
+
+    /// What is written when it has ended.
+    pub(super) fn restore_ended(&self, cell: CellId, outcome: &Outcome, turn: &mut Turn) {
+        let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
+        match outcome {
+            Outcome::Restored => {
+                tracing::info!(%cell, %snapshot, "the cell's data was restored");
+                turn.records.push(Record::Step(Step::Restored { cell, snapshot }));
+            }
+            Outcome::NotRestored(_) if over => {
+                turn.records.push(Record::Step(Step::RestoreDropped { cell }));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Carries it out. A failure leaves what was there before, unless that is half of a restore that was cut short.
+pub(super) async fn restore<R: Runtime>(
+    hands: &Hands<R>,
+    job: &Job,
+    order: Order,
+    tell: &mpsc::Sender<Input>,
+) -> Outcome {
+    match keep_and_restore(hands, job, order, tell).await {
+        Ok(()) => Outcome::Restored,
+        Err(problem) if hands.snapshots.is_half_restored(job.spec.cell) => {
+            tracing::error!(cell = %job.spec.cell, %problem, "a restore was cut short, it is tried again");
+            Outcome::Failed(problem)
+        }
+        Err(problem) => Outcome::NotRestored(problem),
+    }
+}
+
+/// Keeps what is there, then puts the snapshot in its place.
+async fn keep_and_restore<R: Runtime>(
+    hands: &Hands<R>,
+    job: &Job,
+    order: Order,
+    tell: &mpsc::Sender<Input>,
+) -> Result<(), Problem> {
+    let unknown = |text| Problem::new(Code::RepositoryUnknown, text);
+    let access =
+        order.access.ok_or_else(|| unknown("the node was not told where the user's snapshots are"))?;
+    let head = access.repository.head.as_ref().filter(|head| head.id == order.snapshot);
+    if let Some(head) = head.filter(|head| head.image.is_newer_than(&job.spec.image)) {
+        let text = format!("the snapshot was taken under {}, the cell has {}", head.image, job.spec.image);
+        return Err(Problem::new(Code::StateTooNew, text));
+    }
+    let files = files(hands, job).await?;
+    // Half of a restore that was cut short is no state that anybody wants back.
+    let is_half = || hands.snapshots.is_half_restored(job.spec.cell);
+    if let Some(take) = order.save {
+        match hands.snapshots.take(&files, &take).await {
+            Ok(taken) => {
+                let ended = Ended { run: None, take: Box::new(take), outcome: Ok(taken) };
+                // The driver is gone only when the agent ends.
+                let _ = tell.send(Input::SnapshotEnded(ended)).await;
+            }
+            Err(_) if is_half() => {}
+            Err(problem) => return Err(problem),
+        }
+    } else if order.over && !is_half() {
+        let text =
+            "what is there could not be kept first: the node was not told where the user's snapshots are";
+        return Err(unknown(text));
+    }
+    failpoint::RESTORE_BEGUN.reach();
+    hands.snapshots.restore(&files, &access, order.snapshot).await?;
+    failpoint::RESTORE_DONE.reach();
+    Ok(())
+}
