@@ -197,6 +197,8 @@ pub struct Driver<R> {
     cpu_round: Option<AbortHandle>,
     /// The look at swap, while it is under way.
     swap_round: Option<AbortHandle>,
+    /// Was another look asked for meanwhile?
+    swap_again: bool,
     /// What the engine said of itself last.
     live_restore: Option<bool>,
     /// How memory is pushed out here, or why no cell is frozen: as it was told last.
@@ -295,6 +297,7 @@ impl<R: Runtime> Driver<R> {
             sweeping: None,
             cpu_round: None,
             swap_round: None,
+            swap_again: false,
             live_restore: None,
             freezes: None,
             examining: None,

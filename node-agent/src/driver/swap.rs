@@ -12,9 +12,14 @@ use crate::swap::{self, Reading};
 pub const LOOK_AT_SWAP_EVERY: Millis = Millis::secs(10);
 
 impl<R: Runtime> Driver<R> {
-    /// Begins to look, unless the last look goes on still.
+    /// Begins to look; once more behind the last look where that goes on still, which began before what is asked about. Not
+    /// before the engine has said how it is configured: it would be told that cells cannot be frozen.
     pub(super) fn look_at_swap(&mut self) {
+        if self.live_restore.is_none() {
+            return;
+        }
         if goes_on(self.swap_round.as_ref()) {
+            self.swap_again = true;
             return;
         }
         let (live_restore, insecure) = (self.live_restore, self.hands.config.insecure_swap);
@@ -42,5 +47,10 @@ impl<R: Runtime> Driver<R> {
         }
         self.step(agent::Event::Swap(sample), turn);
         self.metrics.swap(self.agent.swap(), sample);
+        if std::mem::take(&mut self.swap_again) {
+            // The one that it came from has nothing left to do.
+            self.swap_round = None;
+            self.look_at_swap();
+        }
     }
 }
