@@ -7,8 +7,9 @@
 # A cell of 200 MB: 4,000 small files, three SQLite databases and five files of 20 MB. In each round each tool, in turn,
 # against the same S3 server on loopback (tests/s3), with a copy of the cell of its own: first snapshot, one without a
 # change, one after an active hour (20 appends, 30 edits, one row of a hundred of each database, a new file of 2 MB),
-# and a restore into an empty folder. Of Berth a worker per step, as the node agent starts it. What Berth and restic
-# restored is compared by its tree hash. Nothing is cached by Berth but hashes of files; restic has its cache.
+# and a restore into an empty folder. Of Berth a worker per step, started by a process that does as a daemon does and
+# whose memory is watched. What Berth and restic restored is compared by its tree hash. Nothing is cached by Berth but
+# hashes of files; restic has its cache.
 #
 #   --rounds N      how often (default 5)
 #   --chunk BYTES   how large chunks are on average, a power of two (default 1048576, restic's)
@@ -16,8 +17,8 @@
 #   --berth-only    without the others
 #   --help          this text
 #
-# Prints the medians as JSON; `_range` are the least and the most, `ratio_…_vs_restic` medians of the rounds' ratios.
-# Needs restic and rclone. Ten minutes, most of them the first build.
+# Prints the medians as one line of JSON; `_range` are the least and the most, `ratio_…_vs_restic` medians of the rounds'
+# ratios. Needs restic and rclone. Ten minutes, most of them the first build.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../lib.sh

@@ -10,11 +10,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_shared::cell::Workload;
@@ -151,12 +151,81 @@ fn pump(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
     });
 }
 
+/// A process that does nothing but have workers run, by the code that the daemons do it with: its memory is theirs for it.
+struct Caller {
+    child: Child,
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    resident_first: u64,
+}
+
+impl Caller {
+    /// Set in the caller's own process.
+    const VARIABLE: &str = "SYNC_CALLER";
+
+    fn start() -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(Self::VARIABLE, "yes").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (requests, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut caller = Self { child, requests, answers: BufReader::new(answers), resident_first: 0 };
+        // It has come up once it has answered.
+        caller.line();
+        caller.resident_first = caller.status("VmRSS:");
+        caller
+    }
+
+    /// The caller's own part.
+    fn serve() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let workers = Workers::new(env!("CARGO_BIN_EXE_berth-snapshot-worker"), 1);
+        println!("up");
+        for line in std::io::stdin().lines() {
+            let request: Request = serde_json::from_str(&line.unwrap()).unwrap();
+            let done =
+                runtime.block_on(workers.run(&request, None, Duration::from_secs(600), |_| {})).unwrap();
+            println!("{}", serde_json::to_string(&(done.outcome, done.memory_bytes_peak)).unwrap());
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.answers.read_line(&mut line).unwrap(), 0, "the caller has ended");
+        line
+    }
+
+    /// Its outcome, and the most memory that the worker held.
+    fn run(&mut self, request: &Request) -> (Outcome, u64) {
+        let request = serde_json::to_string(request).unwrap();
+        self.requests.write_all(format!("{request}\n").as_bytes()).unwrap();
+        serde_json::from_str(&self.line()).unwrap()
+    }
+
+    /// A figure of /proc/PID/status (proc_pid_status(5)), in bytes.
+    fn status(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// By how much it ever was larger than before its first worker, in bytes.
+    fn grown(&self) -> u64 {
+        self.status("VmHWM:").saturating_sub(self.resident_first)
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
 struct Bench {
     server: Server,
     endpoint: String,
     dir: PathBuf,
-    runtime: tokio::runtime::Runtime,
-    workers: Workers,
+    caller: Caller,
     chunking: Chunking,
     rss: Vec<u64>,
 }
@@ -178,12 +247,9 @@ impl Bench {
         };
         let key = Some(RepositoryKey::from_random([7; 64]));
         let request = Request { version: VERSION, store, key, job, process: ProcessLimits::default() };
-        let done = self
-            .runtime
-            .block_on(self.workers.run(&request, None, Duration::from_secs(600), |_| {}))
-            .unwrap();
-        self.rss.push(done.memory_bytes_peak);
-        done.outcome
+        let (outcome, memory_bytes_peak) = self.caller.run(&request);
+        self.rss.push(memory_bytes_peak);
+        outcome
     }
 
     fn restic(&self, prefix: &str, arguments: &[&str]) {
@@ -346,6 +412,9 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
+    if std::env::var_os(Caller::VARIABLE).is_some() {
+        return Caller::serve();
+    }
     let number = |name: &str, otherwise| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
     };
@@ -366,8 +435,7 @@ fn main() {
         server,
         endpoint: format!("http://{address}"),
         dir,
-        runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
-        workers: Workers::new(env!("CARGO_BIN_EXE_berth-snapshot-worker"), 1),
+        caller: Caller::start(),
         chunking,
         rss: Vec::new(),
     };
@@ -402,10 +470,12 @@ fn main() {
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    let rss = bench.rss.iter().copied().max().unwrap_or(0) as f64 / 1e6;
-    result.insert("worker_rss_mb".into(), rss.into());
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let worker = bench.rss.iter().copied().max().unwrap_or(0);
+    result.insert("worker_rss_mb".into(), megabytes(worker).into());
+    result.insert("daemon_rss_delta_mb".into(), megabytes(bench.caller.grown()).into());
     result.insert("rounds".into(), rounds.into());
     result.insert("chunk_bytes".into(), average.into());
     result.insert("delay_ms_each_way".into(), delay.into());
-    println!("{}", serde_json::to_string_pretty(&result).unwrap());
+    println!("{}", serde_json::to_string(&result).unwrap());
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -125,6 +127,43 @@ fn what_failed_is_tried_again_ever_more_rarely_and_a_new_rest_at_once() {
     assert!(second > first && second <= RETRY_MAX, "{first} {second}");
     scene.is(1, CellState::Running);
     assert!(begins(1, false)(&scene.is(1, CellState::Stopped)));
+}
+
+#[test]
+fn a_store_that_is_gone_for_an_hour_is_tried_some_dozen_times_and_every_rest_is_kept_when_it_is_back() {
+    let mut scene = Scene::new(2);
+    for cell in 1..=5 {
+        scene.writable(cell);
+        scene.is(cell, CellState::Running);
+        scene.is(cell, CellState::Stopped);
+    }
+    let back = scene.now.after(Millis::minutes(60));
+    let mut tries = 0;
+    while scene.now < back {
+        for cell in scene.under_way.clone().into_keys() {
+            let run = scene.under_way.remove(&cell).unwrap();
+            scene.step(Event::Done { cell, run, end: End::Failed });
+            tries += 1;
+        }
+        if scene.under_way.is_empty() {
+            let next = scene.machine.next_deadline().expect("it is tried again").since(scene.now);
+            scene.passes(next);
+        }
+    }
+    assert!((5..=5 * 15).contains(&tries), "{tries} tries of five cells");
+    let mut kept = BTreeSet::new();
+    while kept.len() < 5 {
+        for cell in scene.under_way.clone().into_keys() {
+            let run = scene.under_way.remove(&cell).unwrap();
+            scene.step(Event::Done { cell, run, end: End::Taken });
+            assert!(kept.insert(cell), "a rest is kept once");
+        }
+        if let Some(next) = scene.machine.next_deadline() {
+            scene.passes(next.since(scene.now));
+        }
+        assert!(scene.now <= back.after(Millis(2 * RETRY_MAX.0)), "only {kept:?} so long after it is back");
+    }
+    assert_eq!(scene.machine.next_deadline(), None, "nothing is left to do");
 }
 
 #[test]

@@ -182,3 +182,33 @@ fn a_disk_that_is_too_small_for_a_restore_is_told_and_left_empty() {
         fs::remove_dir(world.path("disk")).unwrap();
     }
 }
+
+#[test]
+fn a_disk_that_is_full_while_snapshotting_costs_no_snapshot() {
+    let mut world = World::new();
+    let mut dice = Dice(6);
+    fs::write(world.cell().join("f"), dice.bytes(300_000)).unwrap();
+    let database = rusqlite::Connection::open(world.cell().join("d.sqlite")).unwrap();
+    database.execute_batch("CREATE TABLE t(x BLOB)").unwrap();
+    database.execute("INSERT INTO t VALUES (?1)", [dice.bytes(3_000_000)]).unwrap();
+    drop(database);
+    let disk = SmallDisk::new(world.path("full"), 1 << 20, 100);
+    fs::create_dir(disk.0.join("scratch")).unwrap();
+    // Not a page is left for what is remembered of files, and none for the copy of a database.
+    let filler = fs::write(disk.0.join("filler"), dice.bytes(2 << 20));
+    assert_eq!(filler.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+
+    for online in [true, false] {
+        let mut job = world.snapshot_job();
+        job.online = online;
+        job.scratch = Some(disk.0.join("scratch"));
+        job.digests = Some(disk.0.join("digests"));
+        let taken = world.taken(job).unwrap();
+        // Of a cell that runs the database may be torn, which is told. At rest it needs no copy.
+        assert_eq!(taken.skips.databases_torn, u64::from(online), "{taken:?}");
+        assert_eq!(taken.unchanged, !online, "nobody wrote meanwhile, so it is the same: {taken:?}");
+        assert_eq!(taken.tree, hash(&world.cell()));
+        assert_eq!(world.restored_hash(&taken.snapshot), taken.tree);
+    }
+    assert!(fs::read_dir(disk.0.join("scratch")).unwrap().next().is_none());
+}
