@@ -1,7 +1,10 @@
-//! Snapshots and restores against an S3 server in the same process.
+//! Snapshots and restores against an S3 server in the same process; `contract` also against a real one.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic in a test is its report")]
 
+mod contract;
 mod faults;
+#[cfg(feature = "long")]
+mod garage;
 mod hostile;
 mod kills;
 mod look;

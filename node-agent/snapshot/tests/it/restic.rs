@@ -3,34 +3,34 @@
 use std::fs;
 use std::process::Command;
 
-use berth_snapshot::protocol::{Job, Outcome};
-use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, NODE_KEY, NODE_SECRET};
-
 use crate::support::{Dice, PASSWORD, World, change, hash};
+use berth_snapshot::protocol::{Job, Outcome};
 
-struct Restic<'a>(&'a World);
+pub(crate) struct Restic<'a>(pub(crate) &'a World);
 
 impl Restic<'_> {
     /// What restic says. It may read with the node's credential; `--no-lock`, because it may not delete its lock.
-    fn says(&self, arguments: &[&str]) -> String {
-        self.says_as((NODE_KEY, NODE_SECRET), arguments)
+    pub(crate) fn says(&self, arguments: &[&str]) -> String {
+        self.says_as(false, arguments)
     }
 
-    fn says_as(&self, (key, secret): (&str, &str), arguments: &[&str]) -> String {
+    fn says_as(&self, admin: bool, arguments: &[&str]) -> String {
         let world = self.0;
+        let store = world.store(admin);
         let output = Command::new("restic")
             .args([
                 "--no-cache",
                 "--no-lock",
                 "-r",
-                &format!("s3:{}/berth/users/u1", world.server.endpoint()),
+                &format!("s3:{}/{}/users/u1", store.endpoint, store.bucket),
             ])
             .args(arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", world.dir.path())
-            .env("AWS_ACCESS_KEY_ID", key)
-            .env("AWS_SECRET_ACCESS_KEY", secret)
+            .env("AWS_ACCESS_KEY_ID", store.credential.access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", store.credential.secret_access_key.expose())
+            .env("AWS_DEFAULT_REGION", store.region)
             .env("RESTIC_PASSWORD", PASSWORD)
             .output()
             .expect("restic is installed by scripts/setup --dev");
@@ -86,7 +86,7 @@ fn a_pack_that_was_lost_is_stored_anew_after_stock_restic_has_made_the_index_aga
         other => panic!("{other:?}"),
     };
     assert!(damaged(&world));
-    Restic(&world).says_as((ADMIN_KEY, ADMIN_SECRET), &["rebuild-index"]);
+    Restic(&world).says_as(true, &["rebuild-index"]);
     assert!(damaged(&world), "the snapshot still needs it");
     fs::write(world.cell().join("other"), "new").unwrap();
     let second = world.snapshot();

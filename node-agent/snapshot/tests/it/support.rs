@@ -22,6 +22,8 @@ pub(crate) const PASSWORD: &str = "a password of 24 letters";
 
 pub(crate) struct World {
     pub(crate) server: Server,
+    /// Another server that is used instead, and the credential for it.
+    pub(crate) elsewhere: Option<StoreConfig>,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) key: RepositoryKey,
     pub(crate) sequence: u64,
@@ -40,7 +42,7 @@ impl World {
         let key = RepositoryKey::from_random(std::array::from_fn(|at| u8::try_from(at * 3).unwrap()));
         // Tries follow soon, and end soon.
         let limits = Limits { total_ms: 20_000, ..Limits::default() };
-        Self { server, dir, key, sequence: 0, limits }
+        Self { server, elsewhere: None, dir, key, sequence: 0, limits }
     }
 
     pub(crate) fn new() -> Self {
@@ -58,6 +60,9 @@ impl World {
     }
 
     pub(crate) fn store(&self, admin: bool) -> StoreConfig {
+        if let Some(elsewhere) = &self.elsewhere {
+            return StoreConfig { limits: self.limits, ..elsewhere.clone() };
+        }
         let (id, secret) = if admin { (ADMIN_KEY, ADMIN_SECRET) } else { (NODE_KEY, NODE_SECRET) };
         StoreConfig {
             endpoint: self.server.endpoint(),
