@@ -15,32 +15,47 @@ use crate::{SOON, whoami};
 
 const FAILPOINT: &str = "BERTH_FAILPOINT";
 
-/// Places on the way down. Until the workload has answered, both ways are the same.
-const DOWN_TO_STOPPED: [&str; 8] = [
-    "intent:observe",
-    "done:observe",
-    "done:fence",
-    "intent:suspend",
-    "done:suspend",
-    "intent:stop",
-    "done:stop",
-    "report:stop",
-];
-const DOWN_TO_FROZEN: [&str; 4] = ["done:suspend", "intent:pause", "done:pause", "report:pause"];
-/// Places on the way from frozen to stopped.
-const KILLED_FROZEN: [&str; 6] = [
-    "intent:kill_frozen",
-    "docker:kill_frozen:sent",
-    "frozen:signalled",
-    "docker:kill_frozen:answered",
-    "done:kill_frozen",
-    "report:kill_frozen",
-];
-/// Places on the way up from each rest.
-const UP_FROM_STOPPED: [&str; 6] =
-    ["intent:create", "done:create", "intent:start", "done:start", "report:start", "done:await_ready"];
-const UP_FROM_FROZEN: [&str; 5] =
-    ["intent:unpause", "done:unpause", "report:unpause", "done:resume", "done:await_ready"];
+/// Places, those first that tell most: where what is journaled, what Docker does and what the workload has promised part.
+/// Until the workload has answered, both ways down are the same.
+const DOWN_TO_STOPPED: Places = Places {
+    often: &["done:suspend", "intent:stop", "done:stop", "report:stop"],
+    rest: &["intent:observe", "done:observe", "done:fence", "intent:suspend"],
+};
+const DOWN_TO_FROZEN: Places =
+    Places { often: &["done:suspend", "done:pause", "report:pause"], rest: &["intent:pause"] };
+const KILLED_FROZEN: Places = Places {
+    often: &["docker:kill_frozen:sent", "done:kill_frozen"],
+    rest: &["intent:kill_frozen", "frozen:signalled", "docker:kill_frozen:answered", "report:kill_frozen"],
+};
+const UP_FROM_STOPPED: Places = Places {
+    often: &["done:create", "intent:start", "done:start"],
+    rest: &["intent:create", "report:start", "done:await_ready"],
+};
+const UP_FROM_FROZEN: Places = Places {
+    often: &["intent:unpause", "done:unpause", "done:resume"],
+    rest: &["report:unpause", "done:await_ready"],
+};
+const THAWED_TOGETHER: Places =
+    Places { often: &["docker:unpause:sent", "done:resume"], rest: &["intent:unpause", "done:unpause"] };
+const NEW: Places = Places {
+    often: &["done:create", "done:start", "report:await_ready"],
+    rest: &["intent:create", "intent:start", "done:await_ready"],
+};
+const REMOVED: Places =
+    Places { often: &["done:stop", "intent:remove", "done:remove"], rest: &["intent:stop", "report:remove"] };
+
+/// Failpoints of a story: the rest of them takes minutes, and is part of `scripts/test --long`.
+struct Places {
+    often: &'static [&'static str],
+    rest: &'static [&'static str],
+}
+
+impl Places {
+    fn iter(&self) -> impl Iterator<Item = &'static str> {
+        let rest = if cfg!(feature = "long") { self.rest } else { &[] };
+        self.often.iter().chain(rest).copied()
+    }
+}
 
 struct Story {
     world: World,
@@ -195,7 +210,7 @@ fn told(failpoint: &str, begun: Instant) {
 #[tokio::test]
 async fn an_agent_killed_while_a_cell_is_stopped_leads_back_to_the_truth() {
     let mut story = Story::begin(Rest::Stop).await;
-    for failpoint in DOWN_TO_STOPPED {
+    for failpoint in DOWN_TO_STOPPED.iter() {
         let begun = Instant::now();
         story.killed_on_the_way_down(failpoint).await;
         told(failpoint, begun);
@@ -206,7 +221,7 @@ async fn an_agent_killed_while_a_cell_is_stopped_leads_back_to_the_truth() {
 #[tokio::test]
 async fn an_agent_killed_while_a_cell_is_frozen_leads_back_to_the_truth() {
     let mut story = Story::begin(Rest::Freeze).await;
-    for failpoint in DOWN_TO_FROZEN {
+    for failpoint in DOWN_TO_FROZEN.iter() {
         let begun = Instant::now();
         story.killed_on_the_way_down(failpoint).await;
         told(failpoint, begun);
@@ -217,7 +232,7 @@ async fn an_agent_killed_while_a_cell_is_frozen_leads_back_to_the_truth() {
 #[tokio::test]
 async fn an_agent_killed_while_a_stopped_cell_wakes_leads_back_to_the_truth() {
     let mut story = Story::begin(Rest::Stop).await;
-    for failpoint in UP_FROM_STOPPED {
+    for failpoint in UP_FROM_STOPPED.iter() {
         let begun = Instant::now();
         let starts = story.docker.count(&story.member.cell, "start").await;
         story.killed_on_the_way_up(failpoint).await;
@@ -233,7 +248,7 @@ async fn an_agent_killed_while_a_stopped_cell_wakes_leads_back_to_the_truth() {
 async fn an_agent_killed_while_a_frozen_cell_wakes_leads_back_to_the_truth() {
     let mut story = Story::begin(Rest::Freeze).await;
     let boot = whoami(&story.member.front).await["bootId"].clone();
-    for failpoint in UP_FROM_FROZEN {
+    for failpoint in UP_FROM_FROZEN.iter() {
         let begun = Instant::now();
         story.killed_on_the_way_up(failpoint).await;
         assert_eq!(whoami(&story.member.front).await["bootId"], boot, "{failpoint}: the same process");
@@ -245,7 +260,7 @@ async fn an_agent_killed_while_a_frozen_cell_wakes_leads_back_to_the_truth() {
 #[tokio::test]
 async fn an_agent_killed_while_it_ends_a_frozen_cell_leaves_none_paused() {
     let mut story = Story::begin(Rest::Freeze).await;
-    for failpoint in KILLED_FROZEN {
+    for failpoint in KILLED_FROZEN.iter() {
         let begun = Instant::now();
         whoami(&story.member.front).await;
         story.rests().await;
@@ -320,7 +335,7 @@ async fn an_agent_killed_while_cells_wait_to_be_thawed_thaws_them_all() {
         assert_eq!(member.front.post("/control", r#"{"no_rate_limit":true}"#).await.status, 200);
         members.push(member);
     }
-    for failpoint in ["intent:unpause", "docker:unpause:sent", "done:unpause", "done:resume"] {
+    for failpoint in THAWED_TOGETHER.iter() {
         let begun = Instant::now();
         let frozen = async |world: &World| {
             eventually("all cells are frozen", BOUND, async || {
@@ -352,15 +367,7 @@ async fn an_agent_killed_while_cells_wait_to_be_thawed_thaws_them_all() {
 async fn an_agent_killed_while_a_new_user_gets_a_cell_makes_one_and_runs_it() {
     let mut world = World::start(Options::default()).await;
     let docker = world.engine.record();
-    let places = [
-        "intent:create",
-        "done:create",
-        "intent:start",
-        "done:start",
-        "done:await_ready",
-        "report:await_ready",
-    ];
-    for (number, failpoint) in places.into_iter().enumerate() {
+    for (number, failpoint) in NEW.iter().enumerate() {
         let begun = Instant::now();
         let slug = format!("new-{number}");
         world.agent.kill9();
@@ -381,16 +388,14 @@ async fn an_agent_killed_while_a_new_user_gets_a_cell_makes_one_and_runs_it() {
         told(failpoint, begun);
     }
     let all = world.engine.containers().await;
-    assert_eq!(all.len(), places.len(), "{all:?}");
+    assert_eq!(all.len(), NEW.iter().count(), "{all:?}");
     world.end(&[]).await;
 }
 
 #[tokio::test]
 async fn an_agent_killed_while_a_user_is_removed_removes_everything_all_the_same() {
     let mut world = World::start(Options::default()).await;
-    for (number, failpoint) in
-        ["intent:stop", "done:stop", "intent:remove", "done:remove", "report:remove"].into_iter().enumerate()
-    {
+    for (number, failpoint) in REMOVED.iter().enumerate() {
         let begun = Instant::now();
         let slug = format!("gone-{number}");
         let member = world.create_running(&slug, Rest::Stop, Duration::from_secs(3600)).await;
