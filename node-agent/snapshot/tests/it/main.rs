@@ -3,6 +3,7 @@
 
 mod faults;
 mod hostile;
+mod import;
 mod kills;
 mod look;
 mod online;
