@@ -102,9 +102,12 @@ pub async fn start(
     let readers = usize::try_from(config.snapshots.workers).unwrap_or(1);
     let repositories = vaults
         .clone()
-        .map(|vaults| Repositories::new(vaults, readers, Arc::clone(&metrics), tasks))
+        .map(|vaults| Repositories::new(vaults, readers, &config.data_dir, Arc::clone(&metrics), tasks))
         .transpose()
         .map_err(|error| Exit::Software.because(error))?;
+    if let Some(repositories) = &repositories {
+        repositories.clear_imports().await;
+    }
     let key = keys.present();
 
     // Bound before the key is shown: a key that is shown once must not be shown in vain.

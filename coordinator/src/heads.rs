@@ -90,8 +90,9 @@ pub async fn list_bucket(config: &Config) -> Result<InBucket, ExitError> {
     let vaults = vaults.ok_or_else(|| Exit::Config.because(HeadsError::NoBucket))?;
     let failed = |problem: Problem| Exit::Unavailable.because(HeadsError::Bucket(problem));
     let keys = vaults.all_keys().await.map_err(failed)?;
-    let repositories = Repositories::new(vaults.clone(), WORKERS, Arc::new(Metrics::default()), &tasks)
-        .map_err(|error| Exit::Software.because(error))?;
+    let repositories =
+        Repositories::new(vaults.clone(), WORKERS, &config.data_dir, Arc::new(Metrics::default()), &tasks)
+            .map_err(|error| Exit::Software.because(error))?;
     let users = folders(&repositories, format!("{}users/", vaults.root())).await.map_err(failed)?;
     let orphans = folders(&repositories, format!("{}orphans/", vaults.root())).await.map_err(failed)?;
     let found: BTreeSet<UserId> = users.iter().chain(&orphans).filter_map(|name| name.parse().ok()).collect();

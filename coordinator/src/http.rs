@@ -6,6 +6,7 @@ mod cells;
 mod coordinator_key;
 mod doctor;
 mod error;
+mod imports;
 mod moves;
 mod node_keys;
 mod nodes;
@@ -168,6 +169,7 @@ fn router(api: Api) -> Router {
     // These wait for a cell or a worker, each with a bound of its own.
     let long = Router::new()
         .route("/v1/nodes/{name}/left-behind", axum::routing::delete(moves::purge))
+        .route("/v1/users/{slug}/data", put(imports::import))
         .route("/v1/users/{slug}/prune", post(snapshots::prune))
         .route("/v1/users/{slug}/check", post(snapshots::check))
         .route("/v1/users/{slug}/repository", get(reading::all))

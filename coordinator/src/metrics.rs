@@ -126,6 +126,8 @@ pub enum WorkerJob {
     Tar,
     Check,
     Prune,
+    Init,
+    Import,
     Other,
 }
 
@@ -142,6 +144,8 @@ impl From<&Job> for WorkerJob {
             Job::Tar { .. } => Self::Tar,
             Job::Check { .. } => Self::Check,
             Job::Prune(_) => Self::Prune,
+            Job::Init { .. } => Self::Init,
+            Job::Import(_) => Self::Import,
             // The coordinator starts no others.
             _ => Self::Other,
         }

@@ -9,8 +9,10 @@
 //! What reads for people has its own bound (`snapshots.workers`); upkeep has one worker of its own, so that neither waits
 //! for the other.
 
+mod import;
+
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -68,18 +70,20 @@ struct Inner {
     turns: Arc<Semaphore>,
     upkeep: Workers,
     checks: Workers,
+    imports: import::Imports,
     metrics: Arc<Metrics>,
     tasks: Tasks,
 }
 
 impl Repositories {
-    /// With at most so many workers that read at a time.
+    /// With at most so many workers that read at a time, and room for imports below the daemon's folder.
     ///
     /// # Errors
     /// This program's own file cannot be found.
     pub fn new(
         vaults: Vaults,
         readers: usize,
+        data_dir: &Path,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> Result<Self, NoProgram> {
@@ -90,7 +94,8 @@ impl Repositories {
             readers: Workers::new(program.clone(), readers),
             turns: Arc::new(Semaphore::new(readers)),
             upkeep: Workers::new(program.clone(), 1),
-            checks: Workers::new(program, 1),
+            checks: Workers::new(program.clone(), 1),
+            imports: import::Imports::new(program, data_dir),
             metrics,
             tasks: tasks.clone(),
         })))
@@ -238,7 +243,7 @@ fn program() -> std::io::Result<PathBuf> {
 #[cfg(test)]
 fn program() -> std::io::Result<PathBuf> {
     let tests = std::env::current_exe()?;
-    let folder = tests.parent().and_then(std::path::Path::parent);
+    let folder = tests.parent().and_then(Path::parent);
     Ok(folder.map(|folder| folder.join("berth-coordinator")).unwrap_or_default())
 }
 
@@ -269,6 +274,8 @@ const fn code(reason: Reason) -> Code {
         Reason::StoreDamaged | Reason::WrongKey | Reason::Verification => Code::RepositoryDamaged,
         Reason::Repository | Reason::NotFound => Code::UnknownSnapshot,
         Reason::TooLarge => Code::TooMany,
+        Reason::BadArchive => Code::BadArchive,
+        Reason::NewerImage => Code::StateTooNew,
         Reason::BadJob => Code::BadRequest,
         Reason::Source | Reason::NoSpace | Reason::Target | Reason::Internal | Reason::Died => Code::Internal,
     }

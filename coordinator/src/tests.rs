@@ -3,6 +3,7 @@
 
 mod api;
 mod docs;
+mod imports;
 mod keys;
 mod links;
 pub(crate) mod repositories;

@@ -10,7 +10,7 @@ use crate::ids::{CellId, Generation, KeyId, NodeId, NodeName, RequestId, Slug, T
 use crate::problem::Code;
 use crate::secret::Secret;
 use crate::signing::PublicKey;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SnapshotId};
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
 use crate::wire::{self, LeftBehind, NodeFacts, NodeLoad};
@@ -575,6 +575,41 @@ pub struct HoldRequest {
 pub struct RestoreRequest {
     /// Its id, or `latest`.
     pub snapshot: String,
+}
+
+/// Data that a user brought along: `PUT /v1/users/{slug}/data`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// The snapshot that it became.
+    pub snapshot: SnapshotId,
+    /// Bytes of its files.
+    pub bytes: Bytes,
+    /// Files and folders in it.
+    pub entries: u64,
+    /// What the archive was taken for.
+    pub layout: ImportedAs,
+    /// Symbolic links that were left out.
+    pub links: u64,
+    /// Some of their names.
+    pub left_out: Vec<String>,
+    /// What opened the gateway that the data comes from, and does no more.
+    pub rotated: Vec<String>,
+    /// What somebody should look at.
+    pub notes: Vec<String>,
+    /// The cell, which has it.
+    pub cell: Cell,
+}
+
+/// What an archive is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportedAs {
+    /// A state folder of OpenClaw.
+    StateFolder,
+    /// What `openclaw fleet backup` writes.
+    FleetBackup,
+    /// Files of another workload.
+    Files,
 }
 
 /// Why a cell is as it is: `GET /v1/cells/{slug}/why`.

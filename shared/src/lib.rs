@@ -14,6 +14,7 @@
 //! | [`link`] | the link's two state machines: the node's session and the coordinator's |
 //! | [`doctor`] | the words of a check-up: findings, how bad, what to do
 //! | [`door`] | what the node agent and its ingress say to each other |
+//! | [`json5_value`] | configuration that users write, read without trust |
 //! | [`backoff`] | how long to wait before trying again |
 //! | [`api`] | the JSON of the coordinator's HTTP API |
 
@@ -25,6 +26,7 @@ pub mod credential;
 pub mod doctor;
 pub mod door;
 pub mod ids;
+pub mod json5_value;
 pub mod link;
 pub mod money;
 pub mod problem;

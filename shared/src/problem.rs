@@ -116,6 +116,9 @@ codes! {
     BucketRefused "bucket_refused" 502 "The bucket is not there, or refuses the coordinator's credential." "`berth doctor` tells which; mend `snapshots.bucket` or the credential's file, and start the coordinator anew."
     RepositoryDamaged "repository_damaged" 502 "Something of the user's repository is missing or damaged." "Run `berth snapshot check USER`; docs/INSTALL.md tells how a repository is repaired."
     PruneOff "prune_off" 409 "The coordinator has no credential that may delete." "Set `snapshots.prune_credential_file` in its config, and start it anew."
+    BadArchive "bad_archive" 422 "What was to be imported was not taken: it is not whole, not what an import takes, or made to do harm." "The detail names the entry and what is wrong with it. Nothing was changed; docs/API.md says what an import takes."
+    ArchiveTooLarge "archive_too_large" 413 "What was to be imported is larger than the user's disk or `snapshots.import_max`, or has too many entries." "Leave out what is not needed, or give `snapshots.import_max` a larger value. Nothing was changed."
+    ImportNotPlaced "import_not_placed" 502 "The data was imported as a snapshot, and could not be put in place in the user's cell." "The detail has the snapshot and the cause: mend that, then `berth snapshot restore USER SNAPSHOT`."
     PruneUnsafe "prune_unsafe" 409 "A node that had the user before cannot be asked, and may still write into the repository." "Bring the named node back, or remove it with `berth node rm`; a scheduled prune waits for that by itself."
 }
 

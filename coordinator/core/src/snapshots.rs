@@ -9,6 +9,10 @@
 //!      ├─ of the user's home, not newer ────────────────> stays; the snapshot goes to the history
 //!      └─ any other, or taken aside ────────────────────> stays; the snapshot is an orphan
 //! ```
+//!
+//! An operator's *import* is a snapshot that no node took. It stands before all that HEAD's generation took, so that it
+//! moves nothing where there is a HEAD; a node puts it in place by a restore, and what the node takes next is HEAD. Where
+//! there is none it is HEAD.
 
 use std::collections::BTreeSet;
 
@@ -25,6 +29,9 @@ pub const HISTORY_MAX: usize = 24;
 /// Most orphans of one user that one node may tell of: far more than one lease's worth of sleeps, and no node fills the
 /// list with others' names. More are asked for later, when an operator has looked at those.
 pub const ORPHANS_PER_NODE_MAX: usize = 64;
+
+/// The sequence of an import: nodes begin with 1.
+pub const IMPORT_SEQ: u64 = 0;
 
 /// What can be asked about users' repositories.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +53,14 @@ pub enum SnapshotCommand {
         snapshot: Box<Snapshot>,
         /// It lies with the orphans, because the node could not know whether its generation was in force still.
         aside: bool,
+    },
+    /// A snapshot was made of data that the user brought along, under [`Fleet::imports_as`](crate::Fleet::imports_as). No
+    /// events where it is known, or far behind the others.
+    Import {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        snapshot: Box<Snapshot>,
     },
     /// The key of a user that was removed is to be destroyed. No events when it was before.
     PurgeKey {
@@ -136,6 +151,9 @@ pub enum SnapshotRefusal {
         /// The generation that it named.
         generation: Generation,
     },
+    /// The user was given to another node meanwhile, or made anew.
+    #[error("the user has moved meanwhile: import again")]
+    Moved,
     /// More than are kept.
     #[error("node `{name}` has told of {ORPHANS_PER_NODE_MAX} orphans of this user, more are not kept")]
     TooManyOrphans {
@@ -189,7 +207,7 @@ impl SnapshotRefusal {
             Self::NoKey { .. } => Code::KeyMissing,
             Self::StillThere { .. } | Self::HasKey { .. } | Self::Known { .. } => Code::UserInUse,
             Self::Barred { code, .. } => *code,
-            Self::NotItsOwn { .. } => Code::StaleGeneration,
+            Self::NotItsOwn { .. } | Self::Moved => Code::StaleGeneration,
             Self::TooManyOrphans { .. } => Code::TooMany,
         }
     }

@@ -199,6 +199,29 @@ pub enum UserVerb {
         #[arg(long)]
         force: bool,
     },
+    /// Puts data that a user brings along in place of what its cell has: a state folder of OpenClaw, an archive of one
+    /// (.tar or .tgz, such as `openclaw fleet backup` writes or `berth user export`), or a repository of `restic`.
+    ///
+    /// What the cell has now is kept first, as a snapshot. Stop the gateway that the data comes from before. What opened
+    /// that gateway (its token, its password, paired devices, webhooks) opens nothing any more; what was taken out is told.
+    /// Symbolic links are left out.
+    Import {
+        /// Who.
+        slug: String,
+        /// A folder, a file, `-` for standard input, or `restic:LOCATION`: then your own `restic` reads it, with RESTIC_PASSWORD
+        /// and the like from the environment.
+        #[arg(long, value_name = "WHAT")]
+        from: String,
+        /// Of a repository: which snapshot.
+        #[arg(long, default_value = "latest")]
+        snapshot: String,
+        /// Of a repository: which folder of the snapshot.
+        #[arg(long, default_value = "/")]
+        path: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Gives a user to another node, when its own is silent for longer than it may work alone, or was declared off.
     ///
     /// The user begins from its newest snapshot. What it has done since then stays on the old node's disk; when that node

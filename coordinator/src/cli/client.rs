@@ -1,18 +1,21 @@
 //! One request over plain HTTP/1.1, with bounds: connecting, answering, the size of the answer.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use berth_shared::api::{PROBLEM_TYPE, ProblemBody};
 use berth_shared::secret::Secret;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 use super::failure::Failure;
 
@@ -85,6 +88,26 @@ impl Client {
         Ok((status, String::from_utf8_lossy(&bytes).trim().to_owned()))
     }
 
+    /// As [`Client::json`], with a body that is made while it is sent.
+    pub(crate) async fn upload<T: DeserializeOwned>(
+        &self,
+        call: Call<'_>,
+        body: Upload,
+    ) -> Result<T, Failure> {
+        let whole = async |response: Response<Incoming>| {
+            let (head, body) = response.into_parts();
+            let bytes = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let bytes = bytes.map_err(|error| self.cut(error.as_ref()))?.to_bytes();
+            if head.status.is_success() {
+                return serde_json::from_slice(&bytes).map_err(|error| self.not_berth(error.to_string()));
+            }
+            Err(self.refusal(head.status, head.headers.get(CONTENT_TYPE), &bytes))
+        };
+        let request = self.request(&call, "application/octet-stream")?.map(|_empty| body);
+        let late = || Failure::Late { api: self.api.clone() };
+        tokio::time::timeout(call.wait, self.send(&call, request, whole)).await.map_err(|_| late())?
+    }
+
     async fn exchange(&self, call: &Call<'_>) -> Result<(StatusCode, Option<HeaderValue>, Bytes), Failure> {
         let whole = async |response: Response<Incoming>| {
             let status = response.status();
@@ -132,12 +155,24 @@ impl Client {
         call: &Call<'_>,
         take: impl AsyncFnOnce(Response<Incoming>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
+        let request = self.request(call, "application/json")?;
+        self.send(call, request, take).await
+    }
+
+    async fn send<T, B>(
+        &self,
+        call: &Call<'_>,
+        request: Request<B>,
+        take: impl AsyncFnOnce(Response<Incoming>) -> Result<T, Failure>,
+    ) -> Result<T, Failure>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
+    {
         let unreachable = |cause: String| Failure::Unreachable { api: self.api.clone(), cause };
         let stream = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(&self.authority))
             .await
             .map_err(|_| unreachable("nobody answered".to_owned()))?
             .map_err(|error| unreachable(error.to_string()))?;
-        let request = self.request(call)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| unreachable(error.to_string()))?;
@@ -177,7 +212,7 @@ impl Client {
         Failure::Cut { api: self.api.clone(), cause: error.to_string() }
     }
 
-    fn request(&self, call: &Call<'_>) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(&self, call: &Call<'_>, content: &'static str) -> Result<Request<Full<Bytes>>, Failure> {
         let mut builder =
             Request::builder().method(call.method.clone()).uri(call.path).header(HOST, &self.authority);
         if let Some(key) = &self.key {
@@ -187,8 +222,8 @@ impl Client {
             value.set_sensitive(true);
             builder = builder.header(AUTHORIZATION, value);
         }
-        if call.body.is_some() {
-            builder = builder.header(CONTENT_TYPE, "application/json");
+        if call.body.is_some() || content != "application/json" {
+            builder = builder.header(CONTENT_TYPE, content);
         }
         builder
             .body(Full::new(call.body.clone().unwrap_or_default()))
@@ -197,6 +232,27 @@ impl Client {
 
     fn not_berth(&self, cause: String) -> Failure {
         Failure::NotBerth { api: self.api.clone(), cause }
+    }
+}
+
+/// A body that is sent as it is made. An error in it breaks the request off.
+pub(crate) struct Upload(mpsc::Receiver<std::io::Result<Bytes>>);
+
+impl Upload {
+    pub(crate) const fn new(parts: mpsc::Receiver<std::io::Result<Bytes>>) -> Self {
+        Self(parts)
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        self.0.poll_recv(context).map(|part| part.map(|part| part.map(Frame::data)))
     }
 }
 

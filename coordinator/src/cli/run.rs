@@ -1,5 +1,6 @@
 //! Each verb: which call it makes, and how its answer is shown.
 
+mod import;
 mod show;
 mod snapshots;
 
@@ -135,6 +136,9 @@ impl Runner {
             }
             UserVerb::Export { user, snapshot, output, force } => {
                 self.content(&snapshots::at(user, snapshot, "/tar"), output.as_deref(), *force).await
+            }
+            UserVerb::Import { slug, from, snapshot, path, yes } => {
+                self.import(&import::Wanted { slug, from, snapshot, path, yes: *yes }).await
             }
             UserVerb::Move { slug, to, without_data, yes } => {
                 confirm(*yes, &format!("Give user {slug} to another node, as of its newest snapshot?"))?;
@@ -330,6 +334,11 @@ impl Runner {
 
     /// Writes one line on stderr, again and again, while somebody watches and waits.
     async fn progress<T>(&self, doing: &str, work: impl Future<Output = T>) -> T {
+        self.progress_of(&|| doing.to_owned(), work).await
+    }
+
+    /// As [`Runner::progress`], with words that change.
+    async fn progress_of<T>(&self, doing: &dyn Fn() -> String, work: impl Future<Output = T>) -> T {
         if !self.watched || self.json {
             return work.await;
         }
@@ -343,7 +352,7 @@ impl Runner {
                     return done;
                 }
                 _tick = ticks.tick() => {
-                    note(&format!("\r\x1b[K{doing} … {seconds} s"));
+                    note(&format!("\r\x1b[K{} … {seconds} s", doing()));
                     seconds += 1;
                 }
             }

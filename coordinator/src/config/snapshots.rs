@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use berth_shared::time::Millis;
+use berth_shared::units::Bytes;
 use serde::Deserialize;
 
 use super::Span;
@@ -55,6 +56,8 @@ pub struct Snapshots {
     pub check_read_percent: u8,
     /// How many workers may look into repositories for the API at a time.
     pub workers: u32,
+    /// Most bytes of files that an import may bring; no more than the user's disk in any case.
+    pub import_max: Bytes,
     /// A cell that was in use for so long without a new snapshot is told of by `berth doctor`.
     pub age_max: Span,
     /// How often a cell that is up is snapshotted; one that comes to rest is at once.
@@ -83,6 +86,7 @@ impl Default for Snapshots {
             check_every: Span(Millis::minutes(7 * 24 * 60)),
             check_read_percent: 5,
             workers: 2,
+            import_max: Bytes::gib(10),
             age_max: Span(Millis::minutes(24 * 60)),
             every: Span(Millis::minutes(6 * 60)),
             key_backup_days: 30,
@@ -129,6 +133,9 @@ impl Snapshots {
         }
         if !(1..=WORKERS_MAX).contains(&self.workers) {
             wrong("snapshots.workers", format!("has to be from 1 to {WORKERS_MAX}"));
+        }
+        if !(Bytes::mib(1)..=Bytes::gib(1024)).contains(&self.import_max) {
+            wrong("snapshots.import_max", "has to be from 1MiB to 1024GiB".to_owned());
         }
         if let Some(bucket) = &self.bucket
             && !is_bucket(bucket)

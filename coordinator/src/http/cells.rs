@@ -12,7 +12,7 @@ use berth_shared::api::{
 };
 use berth_shared::cell::CellEvent;
 use berth_shared::problem::{Code, Problem};
-use berth_shared::snapshot::Snapshot;
+use berth_shared::snapshot::{Snapshot, SnapshotId};
 use berth_shared::time::Millis;
 use berth_shared::wire::{CommandOutcome, CommandVerb};
 use serde::Deserialize;
@@ -139,7 +139,13 @@ pub(crate) async fn restore(
         return Err(ApiError::new(Code::StateTooNew, detail));
     }
     tracing::warn!(user = %slug, %actor, snapshot = %id, "a cell's data is put back");
-    command_cell(&api, &name, CommandVerb::Restore { snapshot: id }, RESTORE_MAX).await
+    put_back(&api, &name, id).await.map(Json)
+}
+
+/// Has the cell's node put this snapshot in place.
+pub(super) async fn put_back(api: &Api, name: &str, snapshot: SnapshotId) -> Result<Cell, ApiError> {
+    let Json(cell) = command_cell(api, name, CommandVerb::Restore { snapshot }, RESTORE_MAX).await?;
+    Ok(cell)
 }
 
 pub(crate) async fn logs(

@@ -87,6 +87,8 @@ fn the_defaults_in_the_docs_are_the_defaults() {
     assert_eq!(row("snapshots.path_style"), config.snapshots.path_style.to_string());
     assert_eq!(row("snapshots.key_backup_days"), config.snapshots.key_backup_days.to_string());
     assert_eq!(row("snapshots.workers"), config.snapshots.workers.to_string());
+    let import_max: berth_shared::units::Bytes = row("snapshots.import_max").parse().unwrap();
+    assert_eq!(import_max, config.snapshots.import_max);
     assert_eq!(row("snapshots.keep_last"), config.snapshots.keep_last.to_string());
     assert_eq!(row("snapshots.keep_hourly"), config.snapshots.keep_hourly.to_string());
     assert_eq!(row("snapshots.keep_daily"), config.snapshots.keep_daily.to_string());

@@ -145,10 +145,10 @@ impl World {
         format!("{head}{body}")
     }
 
-    async fn bytes(&self, request: &str) -> Vec<u8> {
+    async fn bytes(&self, request: &[u8]) -> Vec<u8> {
         let exchange = async {
             let mut stream = TcpStream::connect(self.coordinator.api.get()).await.unwrap();
-            stream.write_all(request.as_bytes()).await.unwrap();
+            stream.write_all(request).await.unwrap();
             let mut bytes = vec![];
             // A reset behind the answer is an end too.
             let _end = stream.read_to_end(&mut bytes).await;
@@ -158,6 +158,11 @@ impl World {
     }
 
     pub(crate) async fn raw(&self, request: &str) -> Answer {
+        self.raw_bytes(request.as_bytes()).await
+    }
+
+    /// The same with a body that is no text.
+    pub(crate) async fn raw_bytes(&self, request: &[u8]) -> Answer {
         let text = String::from_utf8(self.bytes(request).await).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -166,7 +171,7 @@ impl World {
 
     /// The content of an answer that came in chunks.
     pub(crate) async fn get_bytes(&self, path: &str) -> Vec<u8> {
-        let bytes = self.bytes(&self.request("GET", path, "")).await;
+        let bytes = self.bytes(self.request("GET", path, "").as_bytes()).await;
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
         let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
         assert!(head.contains(" 200 ") && head.contains("transfer-encoding: chunked"), "{head}");

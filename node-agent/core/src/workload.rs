@@ -3,7 +3,6 @@
 //! Everything that is particular to OpenClaw is in [`openclaw`]. The plain-HTTP workload has no handshake: it may rest
 //! whenever no request is under way.
 
-mod json5_value;
 pub mod openclaw;
 
 use berth_shared::cell::Workload;

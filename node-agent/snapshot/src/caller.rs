@@ -1,6 +1,6 @@
 //! The daemon's side: starts workers, few at a time, and believes only what they say to the end.
 //!
-//! Dropping the future of [`Workers::run`] or [`Workers::stream`] kills the worker, which is always safe. The worker is told its job on its
+//! Dropping the future of [`Workers::run`], [`Workers::stream`] or [`Workers::feed`] kills the worker, which is always safe. The worker is told its job on its
 //! standard input; neither its arguments nor its environment say anything of it.
 
 use std::ffi::OsString;
@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::error::Reason;
@@ -24,6 +25,9 @@ const STDERR_BYTES_MAX: usize = 1024;
 
 /// How long whoever takes a worker's lines may take none, before the worker is killed.
 const LISTENER_MAX: Duration = Duration::from_secs(60);
+
+/// How long whoever gives a worker its archive may give nothing, before the worker is killed.
+const FEEDER_MAX: Duration = Duration::from_secs(60);
 
 /// What a worker may know of the environment: where certificates are.
 const ENV_KEPT: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
@@ -55,6 +59,10 @@ impl WorkerFailed {
     }
 }
 
+/// Why an archive broke off, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken(pub String);
+
 /// Starts workers.
 #[derive(Debug)]
 pub struct Workers {
@@ -81,7 +89,21 @@ impl Workers {
         time_max: Duration,
         on_line: impl FnMut(Line),
     ) -> Result<Done, WorkerFailed> {
-        self.work(request, identity, time_max, To::Each(on_line)).await
+        self.work(request, identity, time_max, nothing(), To::Each(on_line)).await
+    }
+
+    /// As [`Workers::run`], as this process, with what comes from `archive` behind the request. Where that breaks off, or
+    /// comes to a stand for a minute, the worker is killed, so that half of an archive is never taken for a whole one.
+    ///
+    /// # Errors
+    /// As [`Workers::run`]; [`Reason::BadArchive`] where the archive broke off.
+    pub async fn feed(
+        &self,
+        request: &Request,
+        time_max: Duration,
+        archive: mpsc::Receiver<Result<Bytes, Broken>>,
+    ) -> Result<Done, WorkerFailed> {
+        self.work(request, None, time_max, archive, To::Each(|_| {})).await
     }
 
     /// As [`Workers::run`], with each line of content put into `lines`: while that is full the worker waits. When nobody
@@ -96,7 +118,7 @@ impl Workers {
         time_max: Duration,
         lines: mpsc::Sender<Line>,
     ) -> Result<Done, WorkerFailed> {
-        self.work(request, identity, time_max, To::<fn(Line)>::Queue(lines)).await
+        self.work(request, identity, time_max, nothing(), To::<fn(Line)>::Queue(lines)).await
     }
 
     async fn work(
@@ -104,13 +126,14 @@ impl Workers {
         request: &Request,
         identity: Option<(u32, u32)>,
         time_max: Duration,
+        archive: mpsc::Receiver<Result<Bytes, Broken>>,
         to: To<impl FnMut(Line)>,
     ) -> Result<Done, WorkerFailed> {
         let _turn = self.permits.acquire().await;
         let mut child = self
             .spawn(identity)
             .map_err(|error| WorkerFailed::died(format!("it could not be started: {error}")))?;
-        let Ok(ended) = tokio::time::timeout(time_max, follow(&mut child, request, to)).await else {
+        let Ok(ended) = tokio::time::timeout(time_max, follow(&mut child, request, archive, to)).await else {
             let _dead_already = child.kill().await;
             let detail = format!("it was not done within {} s and was killed", time_max.as_secs());
             return Err(WorkerFailed { reason: Reason::Deadline, detail });
@@ -172,21 +195,21 @@ impl<F: FnMut(Line)> To<F> {
 async fn follow(
     child: &mut Child,
     request: &Request,
+    archive: mpsc::Receiver<Result<Bytes, Broken>>,
     to: To<impl FnMut(Line)>,
 ) -> Result<Done, WorkerFailed> {
     let text = serde_json::to_vec(request).map(zeroize::Zeroizing::new);
-    let text = text.map_err(|error| WorkerFailed { reason: Reason::BadJob, detail: error.to_string() })?;
-    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+    let mut text =
+        text.map_err(|error| WorkerFailed { reason: Reason::BadJob, detail: error.to_string() })?;
+    text.push(b'\n');
+    let (Some(stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
         return Err(WorkerFailed::died("it has no pipes"));
     };
-    let tell = async {
-        // A worker that ends early says why on its own.
-        let _ended = stdin.write_all(&text).await;
-        drop(stdin);
-    };
-    let ((), last, words) = tokio::join!(tell, read_lines(BufReader::new(stdout), to), read_end(stderr));
+    let hear = async { Ok(tokio::join!(read_lines(BufReader::new(stdout), to), read_end(stderr))) };
+    // Without its future's end the child is killed where the archive breaks off.
+    let ((), (last, words)) = tokio::try_join!(tell(stdin, &text, archive), hear)?;
     let status = child.wait().await.map_err(|error| WorkerFailed::died(error.to_string()))?;
     match last {
         Ok(Some(Line::Done { outcome, traffic, memory_bytes_peak })) if status.success() => {
@@ -195,6 +218,33 @@ async fn follow(
         Ok(Some(Line::Failed { reason, detail })) => Err(WorkerFailed { reason, detail }),
         Ok(_) => Err(WorkerFailed::died(format!("it ended without a result ({status}): {words}"))),
         Err(detail) => Err(WorkerFailed::died(format!("{detail} ({status}): {words}"))),
+    }
+}
+
+/// No archive.
+fn nothing() -> mpsc::Receiver<Result<Bytes, Broken>> {
+    mpsc::channel(1).1
+}
+
+/// Writes the request, and the archive behind it.
+async fn tell(
+    mut stdin: ChildStdin,
+    text: &[u8],
+    mut archive: mpsc::Receiver<Result<Bytes, Broken>>,
+) -> Result<(), WorkerFailed> {
+    // A worker that ends early says why on its own.
+    if stdin.write_all(text).await.is_err() {
+        return Ok(());
+    }
+    let cut = |detail: String| WorkerFailed { reason: Reason::BadArchive, detail };
+    loop {
+        match tokio::time::timeout(FEEDER_MAX, archive.recv()).await {
+            Err(_still) => return Err(cut(format!("nothing came of it for {} s", FEEDER_MAX.as_secs()))),
+            Ok(None) => return Ok(()),
+            Ok(Some(Err(Broken(detail)))) => return Err(cut(detail)),
+            Ok(Some(Ok(part))) if stdin.write_all(&part).await.is_err() => return Ok(()),
+            Ok(Some(Ok(_written))) => {}
+        }
     }
 }
 

@@ -49,6 +49,10 @@ pub enum Reason {
     Target,
     /// What was restored is not what was stored.
     Verification,
+    /// What is to be imported is not whole, not what it has to be, or made to do harm.
+    BadArchive,
+    /// What is to be imported was written by a newer image than the cell's.
+    NewerImage,
     /// A bug, here or in a library.
     Internal,
     /// The worker ended without a word: killed, or out of memory. Said by the caller's side, never by the worker.
@@ -62,7 +66,9 @@ impl Reason {
     pub const fn exit(self) -> Exit {
         match self {
             Self::BadJob => Exit::Usage,
-            Self::StoreDamaged | Self::Verification => Exit::DataCorrupt,
+            Self::StoreDamaged | Self::Verification | Self::BadArchive | Self::NewerImage => {
+                Exit::DataCorrupt
+            }
             Self::NotFound | Self::Source | Self::NoBucket | Self::Repository => Exit::NoInput,
             Self::StoreFull | Self::StoreFailing => Exit::Unavailable,
             Self::Internal | Self::Died => Exit::Software,
@@ -93,6 +99,8 @@ impl Reason {
             | Self::NoSpace
             | Self::Target
             | Self::Verification
+            | Self::BadArchive
+            | Self::NewerImage
             | Self::Internal => false,
         }
     }
@@ -190,6 +198,24 @@ pub enum Failure {
         /// Of the restored files.
         found: String,
     },
+    /// What is to be imported.
+    #[error("the archive is not taken: {detail}")]
+    BadArchive {
+        /// Which entry, and what is wrong with it.
+        detail: String,
+    },
+    /// It holds more than this import may bring.
+    #[error("the archive has more {what} than this import may bring")]
+    ArchiveTooLarge {
+        /// Bytes or entries.
+        what: &'static str,
+    },
+    /// An older image could not read it.
+    #[error("its data was written under {image}, the cell has an older image")]
+    NewerImage {
+        /// As the archive says.
+        image: String,
+    },
     /// Data in the repository that cannot be decrypted or does not have its hash.
     #[error("the repository is damaged: {detail}")]
     Damaged {
@@ -256,7 +282,11 @@ impl Failure {
             Self::WrongKey => Reason::WrongKey,
             Self::NoSnapshot { .. } | Self::NoPath { .. } => Reason::NotFound,
             Self::Read { .. } => Reason::Source,
-            Self::TooManyEntries { .. } | Self::TooLarge { .. } => Reason::TooLarge,
+            Self::TooManyEntries { .. } | Self::TooLarge { .. } | Self::ArchiveTooLarge { .. } => {
+                Reason::TooLarge
+            }
+            Self::BadArchive { .. } => Reason::BadArchive,
+            Self::NewerImage { .. } => Reason::NewerImage,
             Self::NoSpace { .. } => Reason::NoSpace,
             Self::Write { .. } => Reason::Target,
             Self::HostileSnapshot { .. } | Self::Verification { .. } => Reason::Verification,

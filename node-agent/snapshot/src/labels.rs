@@ -1,7 +1,7 @@
 //! Whose snapshot it is, of which cell and state: the tags that a snapshot carries, so that lists and HEADs can be made
 //! again from the store alone.
 
-use berth_shared::cell::Workload;
+use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::ids::{CellId, Generation, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,11 @@ impl Labels {
             }
         }
         Ok(())
+    }
+
+    /// Is the cell's image an older one than this?
+    pub(crate) fn is_older_than(&self, image: &ImageRef) -> bool {
+        self.image.parse::<ImageRef>().is_ok_and(|own| image.is_newer_than(&own))
     }
 
     pub(crate) fn tags(&self, tree: &str) -> Vec<String> {

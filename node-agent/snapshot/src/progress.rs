@@ -19,6 +19,12 @@ impl Meter {
         *self.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(source));
     }
 
+    /// So far it is, until a read is watched.
+    pub(crate) fn count(&self, entries: u64, bytes: u64) {
+        self.entries.store(entries, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
     /// Entries and bytes so far.
     pub(crate) fn read(&self) -> (u64, u64) {
         let source = self.source.lock().unwrap_or_else(PoisonError::into_inner);

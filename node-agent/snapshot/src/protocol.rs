@@ -1,7 +1,7 @@
 //! What a worker is told and what it says.
 //!
-//! The caller writes one [`Request`] as JSON to the worker's standard input and closes it: so no secret is in a process
-//! list or an environment. The worker writes [`Line`]s to its standard output, one JSON object per line, each at most
+//! The caller writes one [`Request`] as a line of JSON to the worker's standard input, behind it the archive of an import,
+//! and closes it: so no secret is in a process list or an environment. The worker writes [`Line`]s to its standard output, one JSON object per line, each at most
 //! [`LINE_BYTES_MAX`] bytes: `hello` first, then progress and entries, and at last `done` or `failed`. Standard error is
 //! for people. The exit code is 0 after `done`, and [`Reason::exit`] after `failed`.
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::Checked;
 use crate::error::Reason;
+use crate::import::{ImportJob, Imported};
 use crate::labels::Labels;
 use crate::prune::{PruneJob, Pruned};
 use crate::repository::{Chunking, RepositoryKey};
@@ -83,6 +84,8 @@ pub enum Job {
     },
     /// Take a snapshot.
     Snapshot(Box<SnapshotJob>),
+    /// Take a snapshot of what is in the archive behind the request.
+    Import(Box<ImportJob>),
     /// Restore one.
     Restore(Box<RestoreJob>),
     /// Is everything there that the snapshots need? Reads a sample of the data.
@@ -216,6 +219,8 @@ pub enum Outcome {
     Initialised,
     /// Of `snapshot`.
     Taken(Taken),
+    /// Of `import`.
+    Imported(Imported),
     /// Of `restore`.
     Restored(Restored),
     /// Of `check`.

@@ -3,7 +3,7 @@
 //! It runs as the cell's uid beside the daemon, which must not hold what this needs of memory, nor wait for what a
 //! hostile folder or a far store makes it wait for. Whoever started it may kill it at any moment.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::protocol::{
 };
 use crate::repository::{self, OpenRepository};
 use crate::store::{S3Store, Traffic, check_store};
-use crate::{check, look, prune, restore, snapshot, tar};
+use crate::{check, import, look, prune, restore, snapshot, tar};
 
 /// How often progress is told. Also how soon it is noticed that nobody listens any more.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -34,7 +34,9 @@ pub fn main() -> Exit {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let out = Out(Arc::new(Mutex::new(std::io::stdout())));
     out.say(&Line::Hello { version: VERSION });
-    let done = read_request(&mut std::io::stdin().lock()).and_then(|request| run(&request, &out));
+    // Locked by this thread for ever: what comes behind the request is read here, too.
+    let mut input = std::io::stdin().lock();
+    let done = read_request(&mut input).and_then(|request| run(&request, &mut input, &out));
     match done {
         Ok(line) => {
             out.say(&line);
@@ -48,9 +50,9 @@ pub fn main() -> Exit {
     }
 }
 
-fn read_request(input: &mut impl Read) -> Result<Request, Failure> {
+fn read_request(input: &mut impl BufRead) -> Result<Request, Failure> {
     let mut text = zeroize::Zeroizing::new(Vec::with_capacity(8192));
-    let read = input.take(REQUEST_BYTES_MAX + 1).read_to_end(&mut text);
+    let read = input.take(REQUEST_BYTES_MAX + 1).read_until(b'\n', &mut text);
     read.map_err(|error| Failure::bad_job(format!("standard input cannot be read: {error}")))?;
     if text.len() as u64 > REQUEST_BYTES_MAX {
         return Err(Failure::bad_job("the request is too long"));
@@ -100,7 +102,7 @@ fn limit(limits: ProcessLimits) {
     let _as_it_was = rustix::process::nice(limits.nice.min(19).into());
 }
 
-fn run(request: &Request, out: &Out) -> Result<Line, Failure> {
+fn run(request: &Request, input: &mut dyn Read, out: &Out) -> Result<Line, Failure> {
     limit(request.process);
     let store = S3Store::new(&request.store)?;
     let meter = Arc::new(Meter::default());
@@ -120,7 +122,8 @@ fn run(request: &Request, out: &Out) -> Result<Line, Failure> {
         out.say(&line);
         Ok(())
     };
-    let done = std::panic::catch_unwind(AssertUnwindSafe(|| perform(request, &store, &meter, &mut say)));
+    let done =
+        std::panic::catch_unwind(AssertUnwindSafe(|| perform(request, &store, &meter, input, &mut say)));
     ended.store(true, Ordering::Release);
     if let Ok(ticker) = ticker {
         ticker.thread().unpark();
@@ -145,6 +148,7 @@ fn perform(
     request: &Request,
     store: &Arc<S3Store>,
     meter: &Meter,
+    input: &mut dyn Read,
     say: &mut dyn FnMut(Line) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
     let key = || request.key.as_ref().ok_or_else(|| Failure::bad_job("the job needs a key"));
@@ -157,6 +161,7 @@ fn perform(
             Outcome::Initialised
         }
         Job::Snapshot(job) => Outcome::Taken(snapshot::take(open()?, job, meter)?),
+        Job::Import(job) => Outcome::Imported(import::import(open()?, job, input, meter)?),
         Job::Restore(job) => Outcome::Restored(restore::restore(open, job, meter)?),
         Job::Check { read_percent } => Outcome::Checked(check::check(&open()?, *read_percent)?),
         Job::Prune(job) => Outcome::Pruned(prune::prune(&open()?, job)?),
@@ -184,8 +189,8 @@ fn memory_bytes_peak() -> u64 {
     peak.and_then(|text| text.trim().parse::<u64>().ok()).map_or(0, |kib| kib.saturating_mul(1024))
 }
 
-/// Does a job in this process: for tests and benches. What a worker would have said before its last line goes to
-/// `say`; what was asked of the store comes along.
+/// Does a job in this process, but for an import: for tests and benches. What a worker would have said before its last
+/// line goes to `say`; what was asked of the store comes along.
 ///
 /// # Errors
 /// [`Reason`] and a text for people.
@@ -199,6 +204,7 @@ pub fn perform_here(
         say(line);
         Ok(())
     };
-    let outcome = perform(request, &store, &Meter::default(), &mut say).map_err(told)?;
+    let outcome =
+        perform(request, &store, &Meter::default(), &mut std::io::empty(), &mut say).map_err(told)?;
     Ok((outcome, store.traffic()))
 }

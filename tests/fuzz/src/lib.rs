@@ -11,12 +11,14 @@
 //! | [`front`] | what strangers send to the front door; tokens, keys, links, cookies |
 //! | [`workload`] | what a cell answers, and its hostile configuration |
 //! | [`socket`] | what comes through an open WebSocket, from its client and its cell |
+//! | [`archive`] | archives that users bring along |
 //! | [`system`] | what the kernel, Docker and `nft` say; bodies of the HTTP API |
 //!
 //! The first byte of an input says which of a target's parsers is meant, so one corpus serves several. The same targets
 //! are run in two ways: by `scripts/fuzz`, guided by coverage, for as long as one likes; and by `tests/bounded.rs`, with
 //! the kept corpus and random changes, in every test run.
 
+pub mod archive;
 pub mod config;
 pub mod front;
 mod input;
@@ -58,7 +60,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "link",
         run: link::run,
@@ -66,6 +68,15 @@ pub const TARGETS: [Target; 8] = [
         input_bytes_max: 4096,
         // serde allots up to 1 MiB for a list before its first element has been read, per level of nesting.
         memory_bytes: 4 << 20,
+        memory_per_byte: 256,
+    },
+    Target {
+        name: "archive",
+        run: archive::run,
+        seeds: archive::seeds,
+        input_bytes_max: 8192,
+        // A header of 256 KiB and a window of gzip's are allotted before what is in them has been read.
+        memory_bytes: 1 << 20,
         memory_per_byte: 256,
     },
     Target {

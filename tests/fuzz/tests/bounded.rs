@@ -72,6 +72,11 @@ fn no_stream_harms_the_link() {
 }
 
 #[test]
+fn no_archive_that_a_user_brings_along_harms_its_reader() {
+    run("archive");
+}
+
+#[test]
 fn no_damage_of_its_files_makes_a_journal_lie() {
     run("journal");
 }

@@ -82,6 +82,11 @@ impl Api {
 
     /// Runs `berth` with these words.
     pub async fn cli(&self, words: &[&str]) -> Spoken {
+        self.cli_with(&[], words).await
+    }
+
+    /// The same with these variables in its environment.
+    pub async fn cli_with(&self, environment: &[(&str, &str)], words: &[&str]) -> Spoken {
         let mut command = match &self.namespace {
             None => tokio::process::Command::new(&self.berth),
             Some(namespace) => {
@@ -94,6 +99,7 @@ impl Api {
             .args(["--api", &format!("http://{}", self.address), "--key-file"])
             .arg(&self.key_file)
             .args(words)
+            .envs(environment.iter().copied())
             .env_remove("BERTH_KEY")
             .stdin(Stdio::null())
             .kill_on_drop(true);

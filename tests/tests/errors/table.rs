@@ -15,7 +15,7 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 33] = [
+const ELSEWHERE: [(Code, &str, &str); 36] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
@@ -110,6 +110,13 @@ const ELSEWHERE: [(Code, &str, &str); 33] = [
         Code::KeyMissing,
         "coordinator/src/tests/snapshots.rs",
         "users_of_before_get_keys_once_there_is_a_bucket_and_without_one_nothing_is_told",
+    ),
+    (Code::BadArchive, "coordinator/src/tests/imports.rs", "what_is_refused_changes_nothing"),
+    (Code::ArchiveTooLarge, "coordinator/src/tests/imports.rs", "what_is_refused_changes_nothing"),
+    (
+        Code::ImportNotPlaced,
+        "coordinator/src/tests/imports.rs",
+        "an_import_stands_behind_what_there_is_until_the_node_has_it_in_place",
     ),
     // A real S3 server that fails, and the coordinator's own workers.
     (

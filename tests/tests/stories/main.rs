@@ -11,6 +11,7 @@
 
 mod asked_meanwhile;
 mod coordinator_away;
+mod import;
 mod ingress_away;
 mod keys;
 mod kills;

@@ -2,13 +2,13 @@
 //! [`crate::snapshots`].
 //!
 //! - HEAD goes forward only, by generation first and sequence second, and only by the node that holds the generation in
-//!   force;
+//!   force; where there is none, also by an import;
 //! - an orphan is forgotten with its user's key only;
 //! - a user whose key was purged has no vault any more, and never gets one again.
 
 use std::sync::Arc;
 
-use berth_shared::ids::{Generation, KeyId, NodeId, Slug, UserId};
+use berth_shared::ids::{CellId, Generation, KeyId, NodeId, Slug, UserId};
 use berth_shared::problem::Code;
 use berth_shared::snapshot::{Snapshot, SnapshotId};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,8 @@ use crate::command::Refusal;
 use crate::event::{Fact, SnapshotFact};
 use crate::rebuild::Rebuilt;
 use crate::snapshots::{
-    HISTORY_MAX, ORPHANS_PER_NODE_MAX, SnapshotCommand, SnapshotRefusal, StaleGeneration, Standing,
+    HISTORY_MAX, IMPORT_SEQ, ORPHANS_PER_NODE_MAX, SnapshotCommand, SnapshotRefusal, StaleGeneration,
+    Standing,
 };
 
 /// Longest name of a snapshot that is written down: a whole id.
@@ -137,6 +138,7 @@ impl Fleet {
             SnapshotCommand::Take { node, user, snapshot, aside } => {
                 self.take_snapshot(*node, *user, snapshot, *aside)?
             }
+            SnapshotCommand::Import { user, snapshot } => self.import_snapshot(*user, snapshot)?,
             SnapshotCommand::PurgeKey { user } => self.purge_key(*user)?,
             SnapshotCommand::ShowPassword { user } => {
                 let key = self.known_vault(*user)?.key;
@@ -222,6 +224,41 @@ impl Fleet {
         // What the history has no room for was answered before, and is in the repository.
         let kept = (!vault.is_behind_all(&snapshot)).then_some(SnapshotFact::SnapshotKept { user, snapshot });
         Ok(kept.into_iter().collect())
+    }
+
+    /// Under which cell and generation data is imported for a user.
+    pub fn imports_as(&self, user: UserId) -> Option<(CellId, Generation)> {
+        let found = self.users.get(&user)?;
+        let head = self.vault(user).and_then(|vault| vault.head.as_ref()).map(|head| head.generation);
+        Some((found.cell, head.or_else(|| found.home.as_ref().map(|home| home.generation))?))
+    }
+
+    fn import_snapshot(
+        &self,
+        user: UserId,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<SnapshotFact>, SnapshotRefusal> {
+        let vault = self.known_vault(user)?;
+        if vault.standing(snapshot.id).is_some() {
+            return Ok(vec![]);
+        }
+        let fits = self.users.get(&user).is_some_and(|user| user.cell == snapshot.cell);
+        let snapshot = snapshot.clone();
+        match &vault.head {
+            _ if !fits || snapshot.seq != IMPORT_SEQ => Err(SnapshotRefusal::Moved),
+            None if self
+                .imports_as(user)
+                .is_some_and(|(_, generation)| generation == snapshot.generation) =>
+            {
+                Ok(vec![SnapshotFact::HeadMoved { user, snapshot }])
+            }
+            // What the history has no room for is in the repository.
+            Some(_) if vault.is_behind_all(&snapshot) => Ok(vec![]),
+            Some(head) if head.place() >= snapshot.place() => {
+                Ok(vec![SnapshotFact::SnapshotKept { user, snapshot }])
+            }
+            None | Some(_) => Err(SnapshotRefusal::Moved),
+        }
     }
 
     fn purge_key(&self, user: UserId) -> Result<Vec<SnapshotFact>, SnapshotRefusal> {

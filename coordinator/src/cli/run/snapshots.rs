@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_secs(180);
 const CHORE: Duration = Duration::from_secs(2 * 60 * 60 + 60);
 
 /// What a user has to know whose cell went back in time (OPENCLAW.md, section 9).
-const TIME_TRAVEL: &str = "\
+pub(super) const TIME_TRAVEL: &str = "\
 Its data is that of the snapshot; what was there is kept as the newest snapshot. Outside of the cell nothing was undone: messages
 that it had answered since may be answered once more, what it had sent stays sent, approvals that were given are open again, and
 channels whose keys change with each message (WhatsApp) may have to be linked anew.";
@@ -198,7 +198,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// Without what a terminal would take for a command.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
     text.chars().map(escape).collect()
 }

@@ -9,13 +9,14 @@ use std::net::IpAddr;
 
 use berth_shared::cell::CellSpec;
 use berth_shared::ids::CellId;
+use berth_shared::json5_value;
 use berth_shared::time::{Millis, UnixMs};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::cell::{OpId, SuspendAnswer};
 use crate::front::owner_identity;
-use crate::workload::{Probe, json5_value};
+use crate::workload::Probe;
 
 /// The gateway's one port, HTTP and WebSocket.
 pub const PORT: u16 = 18789;
@@ -142,10 +143,7 @@ fn parse(text: &str) -> Result<Value, ConfigError> {
     if text.trim().is_empty() {
         return Ok(Value::Object(Map::new()));
     }
-    // Upstream reads JSON5; plain JSON is tried first because it is what Berth writes.
-    let value = serde_json::from_str::<Value>(text)
-        .or_else(|_| json5_value::parse(text))
-        .map_err(|error| ConfigError::Syntax(error.to_string()))?;
+    let value = json5_value::parse(text).map_err(|error| ConfigError::Syntax(error.to_string()))?;
     if value.is_object() { Ok(value) } else { Err(ConfigError::Shape) }
 }
 

@@ -6,6 +6,7 @@ mod faults;
 #[cfg(feature = "long")]
 mod garage;
 mod hostile;
+mod import;
 mod kills;
 mod look;
 mod online;

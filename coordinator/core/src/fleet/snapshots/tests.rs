@@ -439,3 +439,48 @@ proptest! {
         prop_assert_eq!(image, world.fleet);
     }
 }
+
+fn import(snapshot: Snapshot) -> Command {
+    Command::Snapshot(SnapshotCommand::Import { user: ANNA, snapshot: Box::new(snapshot) })
+}
+
+#[test]
+fn an_import_is_head_where_there_is_none_and_stands_behind_it_else() {
+    let mut world = world();
+    let first = home(&world);
+    let (cell, _) = world.fleet.imports_as(ANNA).unwrap();
+    assert_eq!(world.fleet.imports_as(ANNA).unwrap(), (cell, generation(1)));
+    let imported = |id, of| Snapshot { cell, ..snapshot(id, of, IMPORT_SEQ) };
+    world.run(&import(imported(1, 1))).unwrap();
+    assert_eq!(standing(&world, 1), Some(Ok(Standing::Head)));
+    assert_eq!(world.run(&import(imported(1, 1))).unwrap(), vec![], "it was told before");
+    // Another one does not move it, and the first that the node takes does.
+    world.run(&import(imported(2, 1))).unwrap();
+    assert_eq!(standing(&world, 2), Some(Ok(Standing::Kept)));
+    world.run(&take(first, Snapshot { cell, ..snapshot(3, 1, 1) })).unwrap();
+    assert_eq!(standing(&world, 3), Some(Ok(Standing::Head)));
+    // Under a newer generation it still stands behind all that HEAD's has taken.
+    moved(&mut world);
+    assert_eq!(world.fleet.imports_as(ANNA).unwrap(), (cell, generation(1)));
+    world.run(&import(imported(4, 1))).unwrap();
+    assert_eq!(standing(&world, 4), Some(Ok(Standing::Kept)));
+    assert_eq!(head(&world), Some(3));
+    assert_eq!(world.replayed(), world.fleet);
+}
+
+#[test]
+fn an_import_of_another_cell_or_time_is_refused() {
+    let mut world = world();
+    let (cell, _) = world.fleet.imports_as(ANNA).unwrap();
+    let other = CellId::from_random([7; 16]);
+    for wrong in [
+        Snapshot { cell: other, ..snapshot(1, 1, IMPORT_SEQ) },
+        Snapshot { cell, ..snapshot(1, 1, 1) },
+        Snapshot { cell, ..snapshot(1, 2, IMPORT_SEQ) },
+        Snapshot { cell, ..snapshot(1, 0, IMPORT_SEQ) },
+    ] {
+        let refusal = world.run(&import(wrong)).unwrap_err();
+        assert_eq!(refusal.code(), Code::StaleGeneration);
+    }
+    assert!(world.fleet.vault(ANNA).unwrap().head.is_none());
+}

@@ -1,5 +1,5 @@
 //! JSON5 from a hostile folder. The reader that we use goes down one level of its stack per level of nesting and has no
-//! bound of its own: a megabyte of `[` would end the agent. So the value is built here, and counts.
+//! bound of its own: a megabyte of `[` would end the daemon. So the value is built here, and counts.
 
 use std::fmt;
 
@@ -9,9 +9,13 @@ use serde_json::{Map, Number, Value};
 /// Deepest nesting that is read: the same as `serde_json` has for plain JSON.
 const DEPTH_MAX: usize = 127;
 
-/// Reads JSON5, nested at most [`DEPTH_MAX`] deep.
-pub(super) fn parse(text: &str) -> Result<Value, json5::Error> {
-    json5::from_str::<Document>(text).map(|Document(value)| value)
+/// Reads JSON or JSON5, nested at most 127 deep. Upstream reads JSON5; plain JSON is tried first because it is what most
+/// programs write.
+///
+/// # Errors
+/// It is neither.
+pub fn parse(text: &str) -> Result<Value, json5::Error> {
+    serde_json::from_str(text).or_else(|_| json5::from_str::<Document>(text).map(|Document(value)| value))
 }
 
 struct Document(Value);

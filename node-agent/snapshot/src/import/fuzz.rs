@@ -1,0 +1,45 @@
+//! What the fuzz target of tests/fuzz needs: an archive read to its end, and nothing made of it.
+
+use std::path::PathBuf;
+
+use super::ImportLimits;
+use super::archive::Archive;
+use super::entry::{Verdict, judge};
+use crate::error::{Failure, Reason};
+
+/// One entry that would be made: where, with which rights, and how much content it has.
+pub type Entry = (PathBuf, u32, u64);
+
+/// The entries of an archive that would be made, until its end or until it is refused.
+///
+/// # Errors
+/// Why it is refused, behind what was read before.
+pub fn entries(bytes: &[u8], limits: ImportLimits) -> (Vec<Entry>, Result<(), Reason>) {
+    let mut made = vec![];
+    let read = read(bytes, limits, &mut made);
+    (made, read.map_err(|failure| failure.reason()))
+}
+
+fn read(bytes: &[u8], limits: ImportLimits, made: &mut Vec<Entry>) -> Result<(), Failure> {
+    let mut archive = Archive::new(bytes, limits.stream_bytes_max())?;
+    let mut part = [0; 4096];
+    while let Some(found) = archive.next()? {
+        match judge(&found.header()).map_err(|why| super::archive::bad(why.to_string()))? {
+            Verdict::Link(_) => {}
+            Verdict::Folder(path, mode) => made.push((path, mode, 0)),
+            Verdict::File(path, mode, bytes) => {
+                let mut count = 0;
+                loop {
+                    let read = archive.content(&mut part)?;
+                    if read == 0 {
+                        break;
+                    }
+                    count += read as u64;
+                }
+                assert_eq!(count, bytes, "all of a file's content is read, and no more");
+                made.push((path, mode, bytes));
+            }
+        }
+    }
+    Ok(())
+}
