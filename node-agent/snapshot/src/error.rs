@@ -47,7 +47,7 @@ pub enum Reason {
     NoSpace,
     /// The folder to write to cannot be used.
     Target,
-    /// What was restored is not what was stored.
+    /// What was restored is not what was stored; or what is stored is not what is in the folder.
     Verification,
     /// A bug, here or in a library.
     Internal,
@@ -190,6 +190,12 @@ pub enum Failure {
         /// Of the restored files.
         found: String,
     },
+    /// A snapshot that was to be proven the same as a folder.
+    #[error("the snapshot is not what is in the folder: {detail}")]
+    Differs {
+        /// Where.
+        detail: String,
+    },
     /// Data in the repository that cannot be decrypted or does not have its hash.
     #[error("the repository is damaged: {detail}")]
     Damaged {
@@ -259,7 +265,9 @@ impl Failure {
             Self::TooManyEntries { .. } | Self::TooLarge { .. } => Reason::TooLarge,
             Self::NoSpace { .. } => Reason::NoSpace,
             Self::Write { .. } => Reason::Target,
-            Self::HostileSnapshot { .. } | Self::Verification { .. } => Reason::Verification,
+            Self::HostileSnapshot { .. } | Self::Verification { .. } | Self::Differs { .. } => {
+                Reason::Verification
+            }
             Self::Damaged { .. } => Reason::StoreDamaged,
             Self::Internal { .. } => Reason::Internal,
         }

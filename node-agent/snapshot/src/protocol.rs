@@ -16,6 +16,7 @@ use crate::error::Reason;
 use crate::labels::Labels;
 use crate::prune::{PruneJob, Pruned};
 use crate::repository::{Chunking, RepositoryKey};
+use crate::restore::verify::{Verified, VerifyJob};
 use crate::restore::{RestoreJob, Restored};
 use crate::snapshot::{SnapshotJob, Taken};
 use crate::store::{StoreCheck, StoreConfig, Traffic};
@@ -85,6 +86,8 @@ pub enum Job {
     Snapshot(Box<SnapshotJob>),
     /// Restore one.
     Restore(Box<RestoreJob>),
+    /// Prove that a snapshot can be read back whole, and is what is in a folder.
+    Verify(VerifyJob),
     /// Is everything there that the snapshots need? Reads a sample of the data.
     Check {
         /// How much of the data is read, in per cent.
@@ -218,6 +221,8 @@ pub enum Outcome {
     Taken(Taken),
     /// Of `restore`.
     Restored(Restored),
+    /// Of `verify`.
+    Verified(Verified),
     /// Of `check`.
     Checked(Checked),
     /// Of `prune`.

@@ -10,4 +10,5 @@ mod restic;
 mod rounds;
 mod store;
 mod support;
+mod verify;
 mod within;
