@@ -117,6 +117,7 @@ codes! {
     RepositoryDamaged "repository_damaged" 502 "Something of the user's repository is missing or damaged." "Run `berth snapshot check USER`; docs/INSTALL.md tells how a repository is repaired."
     PruneOff "prune_off" 409 "The coordinator has no credential that may delete." "Set `snapshots.prune_credential_file` in its config, and start it anew."
     PruneUnsafe "prune_unsafe" 409 "A node that had the user before cannot be asked, and may still write into the repository." "Bring the named node back, or remove it with `berth node rm`; a scheduled prune waits for that by itself."
+    NotArchived "not_archived" 409 "The cell was not archived, and its data stays on the node: it is not stopped, or no snapshot is proven to be what is on its disk." "Put it to rest with `berth cell sleep USER`, and keep that with `berth snapshot now USER`; the detail says what is missing."
 }
 
 impl fmt::Display for Code {
