@@ -182,6 +182,7 @@ fn router(api: Api) -> Router {
         .route("/v1/cells/{slug}/sleep", post(cells::sleep))
         .route("/v1/cells/{slug}/restart", post(cells::restart))
         .route("/v1/cells/{slug}/snapshot", post(cells::snapshot))
+        .route("/v1/cells/{slug}/archive", post(cells::archive))
         .route("/v1/cells/{slug}/restore", post(cells::restore));
     let pages =
         Router::new().route("/healthz", get(page)).route("/readyz", get(page)).route("/metrics", get(page));

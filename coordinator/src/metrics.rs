@@ -57,6 +57,7 @@ pub enum Verb {
     Purge,
     Snapshot,
     Restore,
+    Archive,
 }
 
 impl From<CommandVerb> for Verb {
@@ -69,6 +70,7 @@ impl From<CommandVerb> for Verb {
             CommandVerb::Purge => Self::Purge,
             CommandVerb::Snapshot => Self::Snapshot,
             CommandVerb::Restore { .. } => Self::Restore,
+            CommandVerb::Archive => Self::Archive,
         }
     }
 }

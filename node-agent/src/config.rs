@@ -9,6 +9,7 @@ use berth_daemon::config::{ConfigError, Loaded, Problem, Scheme, Sources};
 use berth_daemon::credentials;
 use berth_daemon::listen::LoopbackAddr;
 use berth_node_agent_core::burn::Threshold;
+use berth_node_agent_core::disk;
 use berth_node_agent_core::slot::SlotPool;
 use berth_node_agent_core::swap;
 use berth_node_agent_core::workload::openclaw::ProviderFacts;
@@ -79,6 +80,11 @@ pub struct Config {
     /// What may be written to swap in a day, in GiB, before cells are stopped instead of frozen, 1 to 100000; 0: without
     /// end. Default 200: a disk that stands 300 full writes of 250 GB a year does so for a year.
     pub swap_gib_per_day: u32,
+    /// From this fill of the file system that cells' disks lie on, in percent, stopped cells leave it, the longest unused first,
+    /// once their snapshots are proven: they are archived. 1 to 100; 0: never. Default 85.
+    pub disk_high_percent: u8,
+    /// Down to this fill, at most `disk_high_percent`. Default 75.
+    pub disk_low_percent: u8,
     /// How many cells may start at the same time, 1 to 64. Default 2.
     pub starts_max: usize,
     /// How many snapshots may be taken or restored at the same time, 1 to 16: 50 to 200 MB of memory each, at a low
@@ -119,6 +125,8 @@ impl Default for Config {
             cpu_notice_after_s: 1800,
             insecure_swap: false,
             swap_gib_per_day: 200,
+            disk_high_percent: 85,
+            disk_low_percent: 75,
             starts_max: 2,
             snapshot_workers: 2,
             public_scheme: Scheme::Http,
@@ -163,6 +171,11 @@ impl Config {
         swap::Limits { written_per_day, ..swap::Limits::default() }
     }
 
+    /// Where the disk is short.
+    pub const fn disk_limits(&self) -> disk::Limits {
+        disk::Limits { high_percent: self.disk_high_percent, low_percent: self.disk_low_percent }
+    }
+
     /// The origin that a browser has on a user's page.
     pub fn origin(&self, host: &str) -> String {
         self.public_scheme.origin(host, self.public_port)
@@ -204,6 +217,12 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     // sun_path of unix(7) holds 108 bytes with its end.
     if config.door_socket.as_os_str().len() > 100 {
         say("door_socket", "is too long for a socket: 100 bytes at most".into());
+    }
+    if config.disk_high_percent > 100 {
+        say("disk_high_percent", "has to be 0 to 100".into());
+    }
+    if config.disk_high_percent > 0 && config.disk_low_percent > config.disk_high_percent {
+        say("disk_low_percent", "has to be at most disk_high_percent".into());
     }
     if config.swap_gib_per_day > 100_000 {
         say("swap_gib_per_day", "has to be 0 to 100000".into());

@@ -27,7 +27,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::config::Config;
 use crate::door::{DoorEvent, DoorSocket};
 use crate::driver::{
-    Driver, EXAMINE_EVERY, INPUTS_MAX, Input, LOOK_AT_SWAP_EVERY, NUDGE_EVERY, SWEEP_EVERY, Wiring, wall_now,
+    Driver, EXAMINE_EVERY, INPUTS_MAX, Input, LOOK_AT_DISK_EVERY, LOOK_AT_SWAP_EVERY, NUDGE_EVERY,
+    SWEEP_EVERY, Wiring, wall_now,
 };
 use crate::facts::{self, Sensors};
 use crate::hands::Hands;
@@ -193,6 +194,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     // These two the driver begins by itself when it has first heard the coordinator, and when a session opens.
     tasks.spawn_essential("sweeps", tick(SWEEP_EVERY, || Input::Sweep));
     tasks.spawn_essential("check-ups", tick(EXAMINE_EVERY, || Input::Examine));
+    tasks.spawn_essential("disk", tick(LOOK_AT_DISK_EVERY, || Input::LookAtDisk));
     tasks.spawn_essential("swap", tick(LOOK_AT_SWAP_EVERY, || Input::LookAtSwap));
     if let Some(threshold) = hands.config.cpu_threshold() {
         tasks.spawn_essential("cpu use", tick(threshold.look_every(), || Input::LookAtCpu));

@@ -15,6 +15,7 @@ use berth_link::clock::{BootClock, Clock};
 use berth_link::drive::node::LinkStatus;
 use berth_node_agent_core::agent::{self, Agent};
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
+use berth_node_agent_core::disk;
 use berth_node_agent_core::lease::ASKS_FOR;
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::schedule::Schedule;
@@ -26,11 +27,12 @@ use berth_shared::link::SessionMark;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::PublicKey;
 use berth_shared::time::{BootMs, Millis, UnixMs};
-use berth_shared::wire::{CoordinatorFrame, DesiredState, NodeFrame};
+use berth_shared::wire::{CommandVerb, CoordinatorFrame, DesiredState, NodeFrame};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+mod archive;
 mod carry;
 mod check_up;
 mod cpu;
@@ -43,6 +45,7 @@ mod snapshots;
 mod swap;
 mod sweep;
 
+pub use archive::LOOK_AT_DISK_EVERY;
 pub use check_up::EXAMINE_EVERY;
 pub use snapshots::Ended;
 pub use swap::LOOK_AT_SWAP_EVERY;
@@ -112,6 +115,10 @@ pub enum Input {
     LookAtSwap,
     /// This is what the node's swap is like.
     Swap(Reading),
+    /// It is time to look how full the disk is.
+    LookAtDisk,
+    /// So full it is.
+    Disk(disk::Sample),
     /// It is time to examine this machine again.
     Examine,
     /// A purge of what a cell left behind ended.
@@ -178,8 +185,8 @@ pub struct Driver<R> {
     fences: BTreeMap<u64, (CellId, OpId)>,
     last_fence: u64,
     changed: BTreeSet<CellId>,
-    /// The newest operation of each cell, as a task: one that was given up is cut off when the next begins.
-    running: BTreeMap<CellId, AbortHandle>,
+    /// The newest operation of each cell, as a task: one that was given up is cut off when the next begins, a proof at once.
+    running: BTreeMap<CellId, (Verb, AbortHandle)>,
     /// When the first wake of a cell that is not up yet was heard, for the time that Berth itself adds.
     wake_heard: BTreeMap<CellId, Instant>,
     /// When a cell's readiness was seen whose route is not told yet, for the same.
@@ -199,6 +206,8 @@ pub struct Driver<R> {
     swap_round: Option<AbortHandle>,
     /// Was another look asked for meanwhile?
     swap_again: bool,
+    /// The look at the disk, while it is under way.
+    disk_round: Option<AbortHandle>,
     /// What the engine said of itself last.
     live_restore: Option<bool>,
     /// How memory is pushed out here, or why no cell is frozen: as it was told last.
@@ -214,6 +223,8 @@ pub struct Driver<R> {
     snapshots: snapshots::Side,
     /// Restores that are about to be begun.
     restores: BTreeMap<CellId, restore::Order>,
+    /// Proofs of snapshots that are about to be begun.
+    proofs: BTreeMap<CellId, archive::Order>,
 }
 
 /// What a turn of the driver does after its records are written.
@@ -265,7 +276,8 @@ impl<R: Runtime> Driver<R> {
     pub fn new(wiring: Wiring<R>) -> Self {
         let memory = wiring.store.memory();
         let agent = Agent::new(now(wiring.hands.wall), memory, wiring.hands.config.starts_max)
-            .with_swap(wiring.hands.config.swap_limits());
+            .with_swap(wiring.hands.config.swap_limits())
+            .with_disk(wiring.hands.config.disk_limits());
         let domain = memory.desired.as_ref().map(|desired| desired.domain.clone()).unwrap_or_default();
         let (loopback, inputs) = wiring.inputs;
         let workers = wiring.hands.config.snapshot_workers;
@@ -298,6 +310,7 @@ impl<R: Runtime> Driver<R> {
             cpu_round: None,
             swap_round: None,
             swap_again: false,
+            disk_round: None,
             live_restore: None,
             freezes: None,
             examining: None,
@@ -306,6 +319,7 @@ impl<R: Runtime> Driver<R> {
             told: sleep::Told::default(),
             snapshots: snapshots::Side::new(workers),
             restores: BTreeMap::new(),
+            proofs: BTreeMap::new(),
         }
     }
 
@@ -348,6 +362,7 @@ impl<R: Runtime> Driver<R> {
                 self.step(agent::Event::Tick, &mut turn);
             }
             let moved = std::mem::take(&mut turn.moved);
+            self.go_on_from_disk(moved.iter(), &mut turn);
             self.snapshots_follow(&moved, &mut turn);
             if self.snapshots.next_deadline().is_some_and(|due| due <= at.boot) {
                 self.step_snapshots(berth_node_agent_core::snapshots::Event::Tick, &mut turn);
@@ -374,6 +389,12 @@ impl<R: Runtime> Driver<R> {
                         }
                         agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Restore, .. }) => {
                             self.restore_begins(*cell, turn);
+                        }
+                        agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Verify, .. }) => {
+                            self.proof_begins(*cell);
+                        }
+                        agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Archive, .. }) => {
+                            self.archive_begins(*cell, turn);
                         }
                         agent::Effect::Snapshot { seq, cell } => self.snapshot_asked(*seq, *cell, turn),
                         agent::Effect::LeaseHeld(_) => turn.lease_turned = true,
@@ -433,6 +454,10 @@ impl<R: Runtime> Driver<R> {
             Input::Door(event) => self.door(event, turn),
             Input::Frame(CoordinatorFrame::Desired(desired)) => self.desired(desired, turn),
             Input::Frame(CoordinatorFrame::Command(command)) => {
+                if command.verb == CommandVerb::Archive {
+                    let cover = self.cover();
+                    self.step(agent::Event::Covered(cover), turn);
+                }
                 self.step(agent::Event::Command(command), turn);
             }
             Input::Frame(CoordinatorFrame::Welcome { version, autonomy, .. }) => {
@@ -448,6 +473,8 @@ impl<R: Runtime> Driver<R> {
             }
             Input::LookAtSwap => self.look_at_swap(),
             Input::Swap(reading) => self.swap_read(reading, turn),
+            Input::LookAtDisk => self.look_at_disk(),
+            Input::Disk(sample) => self.disk_seen(sample, turn),
             Input::Examine => self.examine_again(),
             Input::LookAtCpu => self.look_at_cpu(),
             Input::Used { cell, at, usage } => self.used(cell, at, usage, turn),

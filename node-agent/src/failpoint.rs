@@ -84,6 +84,8 @@ agent_points! {
         Repair INTENT_REPAIR DONE_REPAIR REPORT_REPAIR "repair";
         Remove INTENT_REMOVE DONE_REMOVE REPORT_REMOVE "remove";
         Restore INTENT_RESTORE DONE_RESTORE REPORT_RESTORE "restore";
+        Verify INTENT_VERIFY DONE_VERIFY REPORT_VERIFY "verify";
+        Archive INTENT_ARCHIVE DONE_ARCHIVE REPORT_ARCHIVE "archive";
     }
     others {
         ENGINE_SENT = "docker:engine:sent", Fallible;
@@ -157,6 +159,8 @@ agent_points! {
         QUOTA_UNMOUNTED = "quota:unmount:done", Plain;
         /// A removed cell's image is with the operator's, which is not durable.
         QUOTA_MOVED = "quota:image:moved", Fallible;
+        /// What was on an archived cell's disk is gone, its directories are not.
+        QUOTA_DISCARDED = "quota:disk:discarded", Plain;
         /// A removed cell's directories are gone.
         QUOTA_EMPTIED = "quota:place:removed", Plain;
 

@@ -145,6 +145,8 @@ impl<R: Runtime> Hands<R> {
             Verb::KillFrozen => self.runtime.kill_frozen(&self.key(&job)).await.map(ended).map_err(problem),
             Verb::Repair => self.repair(&job).await,
             Verb::Remove => self.remove(&job).await,
+            Verb::Archive => self.archive(&job).await,
+            Verb::Verify => Err(Problem::new(Code::Internal, "a proof needs an order of the driver")),
             Verb::Restore => Err(Problem::new(Code::Internal, "a restore needs an order of the driver")),
         };
         ended.unwrap_or_else(Outcome::Failed)
@@ -479,6 +481,26 @@ impl<R: Runtime> Hands<R> {
         }
         self.forget_suspension(job);
         Ok(Outcome::Removed)
+    }
+
+    /// Removes the container and the disk of a cell whose data is in the store.
+    async fn archive(&self, job: &Job) -> Result<Outcome, Problem> {
+        let key = self.key(job);
+        self.runtime.remove(&key, &key.container_name()).await.map_err(problem)?;
+        self.discard(job).await?;
+        self.forget_suspension(job);
+        Ok(Outcome::Archived)
+    }
+
+    /// Destroys the cell's disk, and all that was known of what is on it: its data is in the store.
+    ///
+    /// # Errors
+    /// Something of it is there still. Can be repeated.
+    pub async fn discard(&self, job: &Job) -> Result<(), Problem> {
+        let discarded = self.quota.discard(job.spec.cell).await;
+        discarded.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        let forgotten = self.snapshots.forget(job.spec.cell);
+        forgotten.map_err(|error| Problem::new(Code::QuotaFailed, error.to_string()))
     }
 
     /// Destroys the disk that a cell left behind.

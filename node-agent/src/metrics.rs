@@ -95,6 +95,8 @@ pub struct Metrics {
     pushed_bytes: Counter,
     push_seconds: Histogram,
     pushes_short: Counter,
+    disk_total_bytes: Gauge,
+    disk_free_bytes: Gauge,
     swap_total_bytes: Gauge,
     swap_free_bytes: Gauge,
     swap_day_bytes: Gauge,
@@ -172,6 +174,8 @@ impl Metrics {
             ),
             push_seconds: register(of, "push_seconds", "Pushes of a frozen cell's memory", seconds()),
             pushes_short: registered(of, "pushes_short", "Pushes that left more in memory than they should"),
+            disk_total_bytes: registered(of, "disk_total_bytes", "The file system that cells' disks lie on"),
+            disk_free_bytes: registered(of, "disk_free_bytes", "What may be written to it still"),
             swap_total_bytes: registered(of, "swap_total_bytes", "Swap of the node"),
             swap_free_bytes: registered(of, "swap_free_bytes", "Swap that nothing lies in"),
             swap_day_bytes: registered(of, "swap_day_bytes", "Written to swap within the last day"),
@@ -338,6 +342,8 @@ impl Metrics {
             Note::Rested(Rest::Frozen) => count(&self.rests, "frozen"),
             Note::Rested(Rest::Stopped) => count(&self.rests, "stopped"),
             Note::RestRefused(reason) => count(&self.refusals, reason.kind()),
+            Note::Archived => count(&self.rests, "archived"),
+            Note::NotArchived { .. } => count(&self.rests, "not_archived"),
             Note::TurnedRound => count(&self.rests, "turned_round"),
             Note::Silent => count(&self.failures, "silent"),
             Note::Died { .. } => {
@@ -363,6 +369,13 @@ impl Metrics {
         self.swap_total_bytes.set(shown(sample.total));
         self.swap_free_bytes.set(shown(sample.free));
         self.swap_day_bytes.set(shown(swap.written_in_a_day(BootClock.now())));
+    }
+
+    /// Shows how full the disk is.
+    pub fn disk(&self, sample: berth_node_agent_core::disk::Sample) {
+        let shown = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
+        self.disk_total_bytes.set(shown(sample.total));
+        self.disk_free_bytes.set(shown(sample.free));
     }
 
     /// Counts a container of no cell.
@@ -426,6 +439,8 @@ pub(crate) const fn verb_name(verb: Verb) -> &'static str {
         Verb::KillFrozen => "kill_frozen",
         Verb::Repair => "repair",
         Verb::Restore => "restore",
+        Verb::Verify => "verify",
+        Verb::Archive => "archive",
         Verb::Remove => "remove",
     }
 }

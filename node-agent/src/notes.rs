@@ -22,6 +22,10 @@ pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
         Note::NotFrozen { reason } => tracing::warn!(%cell, user, reason, "stopped, not frozen"),
         Note::LeftSwap(why) => tracing::info!(%cell, user, ?why, "frozen no more: ended while frozen"),
         Note::Rested(rest) => tracing::info!(%cell, user, ?rest, "at rest"),
+        Note::Archived => tracing::info!(%cell, user, "archived: its data is in the bucket only"),
+        Note::NotArchived { problem } => {
+            tracing::warn!(%cell, user, detail = problem.detail, "the cell stays on the disk: its snapshot could not be proven");
+        }
         Note::RestRefused(reason) => tracing::info!(%cell, user, %reason, "rest refused"),
         Note::TurnedRound => tracing::info!(%cell, user, "woken while falling asleep"),
         Note::Died { code } => tracing::warn!(%cell, user, code, "the container ended by itself"),

@@ -294,6 +294,35 @@ impl Quota {
         self.take_away(cell, self.data_dir.join("removed").join(format!("{cell}-{now}"))).await
     }
 
+    /// Takes the cell's disk out of use and destroys it. Nothing to do is fine.
+    ///
+    /// # Errors
+    /// As [`Self::release`], or it cannot be removed. Can be repeated.
+    pub async fn discard(&self, cell: CellId) -> Result<(), QuotaError> {
+        let place = self.place(cell);
+        if !place.dir.exists() {
+            return Ok(());
+        }
+        let lock = place.lock().await?;
+        release(&place, &lock).await?;
+        place.remove_leftovers()?;
+        let uid = place.files_of()?;
+        let gone = place.clone();
+        // Gives blocks back by the gigabyte: not for the threads that answer.
+        let remove = move || {
+            gone.remove_image()?;
+            uid.map_or(Ok(()), |uid| gone.remove_files(uid))
+        };
+        let removed = tokio::task::spawn_blocking(remove).await;
+        removed.map_err(|lost| QuotaError::Prepare { path: place.dir.clone(), source: lost.into() })??;
+        failpoint::QUOTA_DISCARDED.reach();
+        if let (Some(uid), Ok(counted)) = (uid, &self.counted) {
+            counted.lift(&lock, uid).await?;
+        }
+        place.remove_directories();
+        Ok(())
+    }
+
     /// Takes the disk of a cell that lives on another node now out of use and keeps it as what this node holds of it
     /// under this generation: it may be the only copy. As [`Self::remove`] otherwise.
     ///

@@ -14,12 +14,17 @@ use berth_shared::units::Bytes;
 use berth_snapshot::caller::{Done, WorkerFailed, Workers};
 use berth_snapshot::protocol::{Job, Outcome, ProcessLimits, Request, VERSION};
 use berth_snapshot::store::StoreConfig;
-use berth_snapshot::{Chunking, Labels, RESTORE_STAGING, Reason, RestoreJob, SnapshotJob, Taken, WalkLimits};
+use berth_snapshot::{
+    Chunking, Labels, RESTORE_STAGING, Reason, RestoreJob, SnapshotJob, Taken, VerifyJob, WalkLimits,
+};
 
 use crate::quota::make_dir;
 
 /// Longest time for a snapshot: a first one of gigabytes over a slow line.
 const SNAPSHOT_MAX: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Longest time for a proof, within the lifecycle's own bound.
+const VERIFY_MAX: Duration = Duration::from_secs(110 * 60);
 
 /// Longest time for a restore, within the lifecycle's own bound.
 const RESTORE_MAX: Duration = Duration::from_secs(110 * 60);
@@ -112,6 +117,8 @@ impl Take {
 #[derive(Debug)]
 pub struct Snapshots {
     workers: Workers,
+    /// Proofs have a place of their own, so that no restore waits for one.
+    provers: Workers,
     folder: PathBuf,
 }
 
@@ -123,7 +130,11 @@ impl Snapshots {
     pub fn prepare(program: PathBuf, at_once: usize, data_dir: &Path) -> std::io::Result<Self> {
         let folder = data_dir.join(FOLDER);
         make_dir(&folder, 0o711)?;
-        Ok(Self { workers: Workers::new(program, at_once), folder })
+        Ok(Self {
+            workers: Workers::new(program.clone(), at_once),
+            provers: Workers::new(program, 1),
+            folder,
+        })
     }
 
     /// Takes a snapshot. A repository that is not there yet is made.
@@ -188,17 +199,39 @@ impl Snapshots {
         done.map(drop).map_err(|failed| problem(failed.to_string()))
     }
 
+    /// Proves that this snapshot of the user's repository can be read back whole, and is what is in the cell's folder.
+    ///
+    /// # Errors
+    /// It is not, or that could not be found out: what the worker said.
+    pub async fn verify(&self, files: &Files, access: &Access, snapshot: SnapshotId) -> Result<(), String> {
+        let own = self.folder.join(files.cell.to_string());
+        let job = Job::Verify(VerifyJob {
+            snapshot: snapshot.to_string(),
+            folder: files.folder.clone(),
+            unless: Some(own.join("restore")),
+            limits: WalkLimits::default(),
+        });
+        let request = access.request(&access.repository.prefix, job);
+        let done = self.provers.run(&request, Some((files.uid, files.uid)), VERIFY_MAX, |_| {}).await;
+        match done.map_err(|failed| failed.to_string())?.outcome {
+            Outcome::Verified(_) => Ok(()),
+            other => Err(format!("the worker did something else: {other:?}")),
+        }
+    }
+
     /// Was a restore of this cell cut short, so that its folder is neither the old state nor the new one?
     pub fn is_half_restored(&self, cell: CellId) -> bool {
         self.folder.join(cell.to_string()).join("restore").exists()
     }
 
-    /// Removes what was kept beside a cell that is gone.
-    pub fn forget(&self, cell: CellId) {
-        if let Err(error) = std::fs::remove_dir_all(self.folder.join(cell.to_string()))
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%cell, %error, "the folder of a cell's snapshots could not be removed");
+    /// Removes what was kept beside a cell that is gone, or whose disk is.
+    ///
+    /// # Errors
+    /// It is there still.
+    pub fn forget(&self, cell: CellId) -> std::io::Result<()> {
+        match std::fs::remove_dir_all(self.folder.join(cell.to_string())) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 

@@ -213,7 +213,7 @@ pub enum CellState {
     Frozen,
     /// Not running, its data on the node.
     Stopped,
-    /// Only in the object store. Not reachable yet.
+    /// Only in the object store.
     Archived,
     /// Coming back from the object store.
     Restoring,

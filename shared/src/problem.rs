@@ -120,6 +120,7 @@ codes! {
     ArchiveTooLarge "archive_too_large" 413 "What was to be imported is larger than the user's disk or `snapshots.import_max`, or has too many entries." "Leave out what is not needed, or give `snapshots.import_max` a larger value. Nothing was changed."
     ImportNotPlaced "import_not_placed" 502 "The data was imported as a snapshot, and could not be put in place in the user's cell." "The detail has the snapshot and the cause: mend that, then `berth snapshot restore USER SNAPSHOT`."
     PruneUnsafe "prune_unsafe" 409 "A node that had the user before cannot be asked, and may still write into the repository." "Bring the named node back, or remove it with `berth node rm`; a scheduled prune waits for that by itself."
+    NotArchived "not_archived" 409 "The cell was not archived, and its data stays on the node: it is not stopped, or no snapshot is proven to be what is on its disk." "Put it to rest with `berth cell sleep USER`, and keep that with `berth snapshot now USER`; the detail says what is missing."
 }
 
 impl fmt::Display for Code {

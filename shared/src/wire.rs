@@ -350,6 +350,8 @@ pub enum CommandVerb {
         /// Which.
         snapshot: SnapshotId,
     },
+    /// Have the stopped cell leave the node's disk, once its snapshot is proven to be what is on it. Since version 4.
+    Archive,
 }
 
 /// How a command ended well.
@@ -484,7 +486,7 @@ impl Versioned for CoordinatorFrame {
                 | CommandVerb::Restart
                 | CommandVerb::Logs { .. } => FRAMES_VERSION_MIN,
                 CommandVerb::Purge => HOLDING_SINCE,
-                CommandVerb::Snapshot | CommandVerb::Restore { .. } => SNAPSHOTS_SINCE,
+                CommandVerb::Snapshot | CommandVerb::Restore { .. } | CommandVerb::Archive => SNAPSHOTS_SINCE,
             },
             Self::RotateKey | Self::KeyJudged { .. } | Self::NextKey { .. } => KEYS_SINCE,
             Self::Terms { .. } => SLEEP_SINCE,

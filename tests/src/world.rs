@@ -200,6 +200,8 @@ impl World {
                 format!("data_dir={}", text(&dir.join("agent"))),
                 // This kernel may have no device mapper. That it is needed elsewhere is a test of its own.
                 "insecure_swap=true".to_owned(),
+                // Nor does how full its disk is decide what becomes of cells.
+                "disk_high_percent=0".to_owned(),
                 door_setting,
                 format!("ingress_uid={INGRESS_UID}"),
                 format!("public_port={}", front.port()),

@@ -19,6 +19,12 @@ pub fn story(status: &CellStatus, sleep: Option<&SleepStatus>, held_until: Optio
             notice.since, notice.percent, status.slug
         ));
     }
+    if status.state == CellState::Archived {
+        lines.push(
+            "its data is in the bucket only, and is fetched when it is wanted: that takes its time"
+                .to_owned(),
+        );
+    }
     let awake_because = sleep.and_then(|sleep| sleep.awake_because.as_ref());
     lines.extend(awake_because.map(|reason| format!("it stays awake: {reason}")));
     let is_said = matches!(awake_because, Some(BusyReason::Held { .. }));
@@ -173,5 +179,12 @@ mod tests {
         let text = story(&stopped, Some(&SleepStatus { awake_because: None, ..sleep() }), None).join("\n");
         assert!(text.contains("it is stopped and not frozen: no swap"), "{text}");
         assert!(!text.contains("stays awake"), "{text}");
+    }
+
+    #[test]
+    fn where_the_data_of_an_archived_cell_is_is_told() {
+        let archived = CellStatus { state: CellState::Archived, ..status() };
+        assert!(story(&archived, None, None).join("\n").contains("in the bucket only"));
+        assert!(!story(&status(), None, None).join("\n").contains("in the bucket only"));
     }
 }

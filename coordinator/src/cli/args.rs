@@ -381,6 +381,11 @@ pub enum CellVerb {
         /// Whose.
         slug: String,
     },
+    /// Has a stopped cell leave its node's disk, once its newest snapshot is proven to be what is on it. A wake restores it.
+    Archive {
+        /// Whose.
+        slug: String,
+    },
     /// The newest lines of a cell's log.
     Logs {
         /// Whose.

@@ -161,6 +161,9 @@ impl Runner {
                 self.command(slug, "/sleep", request, "putting to sleep").await
             }
             CellVerb::Restart { slug } => self.command(slug, "/restart", None, "restarting").await,
+            CellVerb::Archive { slug } => {
+                self.command(slug, "/archive", None, "reading its snapshot back and archiving").await
+            }
             CellVerb::Logs { slug, lines } => {
                 let path = of("/v1/cells", slug, &format!("/logs?lines={lines}"));
                 self.show(&self.get::<Logs>(&path).await?, show::logs)

@@ -32,6 +32,8 @@ const SLEEP_MAX: Millis = Millis::secs(400);
 const RESTART_MAX: Millis = Millis::secs(640);
 /// How long a snapshot may take: the first of a large cell, over a slow line.
 const SNAPSHOT_MAX: Millis = Millis::minutes(30);
+/// How long it may take until a cell has left its node's disk: all of its snapshot is read back before.
+const ARCHIVE_MAX: Millis = Millis::minutes(60);
 /// A restart with a snapshot and a restore in between.
 const RESTORE_MAX: Millis = Millis::minutes(60);
 /// How long the reading of a log may take.
@@ -122,6 +124,18 @@ pub(crate) async fn snapshot(
         CommandOutcome::Snapshot(snapshot) => Ok(Json(*snapshot)),
         CommandOutcome::Cell(_) | CommandOutcome::Logs(_) | CommandOutcome::Purged => Err(wrong_answer()),
     }
+}
+
+/// Has the stopped cell leave its node's disk.
+pub(crate) async fn archive(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+    JsonBody(Nothing {}): JsonBody<Nothing>,
+) -> Result<Json<Cell>, ApiError> {
+    let archived = command_cell(&api, &name, CommandVerb::Archive, ARCHIVE_MAX).await?;
+    tracing::info!(user = name, %actor, "cell archived");
+    Ok(archived)
 }
 
 /// Puts the cell's data back to a snapshot of its.

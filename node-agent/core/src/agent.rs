@@ -22,6 +22,7 @@ use berth_shared::units::Bytes;
 use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 
 use crate::cell::{self, Cell, Now, Outcome, Rest, Waiter};
+use crate::disk::{self, Cover, Disk};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
 use crate::schedule::crowd;
@@ -60,6 +61,10 @@ pub enum Event {
     Freezing(Result<(), String>),
     /// What the kernel shows of the node's swap.
     Swap(swap::Sample),
+    /// What stands in the store for what is on cells' disks. Holds for the next event, and no longer.
+    Covered(Cover),
+    /// What the file system shows that cells' disks lie on.
+    Disk(disk::Sample),
     /// What plans and operators say of cells' sleep, all of it; a cell that is not named has the usual terms.
     Terms(Vec<(CellId, SleepTerms)>),
     /// Does the coordinator have a bucket? Then a new cell may have data in there.
@@ -130,6 +135,8 @@ pub struct Agent {
     /// Frozen cells that wait for their turn to be thawed.
     thaws: VecDeque<CellId>,
     swap: Swap,
+    disk: Disk,
+    cover: Cover,
     terms: BTreeMap<CellId, SleepTerms>,
     commands: BTreeMap<u64, CellId>,
     answers: VecDeque<(u64, Result<CommandOutcome, Problem>)>,
@@ -150,6 +157,8 @@ impl Agent {
             starts_max: starts_max.max(1),
             thaws: VecDeque::new(),
             swap: Swap::new(swap::Limits::default()),
+            disk: Disk::default(),
+            cover: Cover::new(),
             terms: memory.later.terms.clone(),
             commands: BTreeMap::new(),
             answers: VecDeque::new(),
@@ -176,6 +185,13 @@ impl Agent {
     #[must_use]
     pub fn with_swap(mut self, limits: swap::Limits) -> Self {
         self.swap = Swap::new(limits);
+        self
+    }
+
+    /// With other limits of the disk than the usual ones.
+    #[must_use]
+    pub const fn with_disk(mut self, limits: disk::Limits) -> Self {
+        self.disk = Disk::new(limits);
         self
     }
 
@@ -218,6 +234,11 @@ impl Agent {
         &self.swap
     }
 
+    /// The node's disk.
+    pub const fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     /// What is told of all cells' sleep.
     pub fn sleep_statuses(&self, now: Now) -> Vec<SleepStatus> {
         self.cells.values().map(|cell| cell.sleep_status(now)).collect()
@@ -231,11 +252,17 @@ impl Agent {
     /// Takes an event in. `random` gives a fresh number at each call.
     pub fn step(&mut self, now: Now, event: Event, random: &mut dyn FnMut() -> u64) -> Vec<Effect> {
         let mut out = Vec::new();
+        let cover = std::mem::take(&mut self.cover);
         match event {
             Event::Desired { desired, remembered } => {
                 self.desired(now, desired, &remembered, random, &mut out);
             }
-            Event::Command(command) => self.command(now, &command, random, &mut out),
+            Event::Command(command) => self.command(now, &command, &cover, random, &mut out),
+            Event::Covered(cover) => self.cover = cover,
+            Event::Disk(sample) => {
+                self.disk.sampled(sample);
+                self.relieve_disk(now, &cover, random, &mut out);
+            }
             Event::DoorWake { cell, cause } => {
                 self.give(now, cell, cell::Event::Wake { cause, waiter: None }, random, &mut out);
             }
@@ -316,6 +343,28 @@ impl Agent {
         }
     }
 
+    /// The disk runs short: the stopped cell that nobody has used for longest leaves it, one at a time. Those without an open
+    /// page go first. Who is not covered by a snapshot that the coordinator knows never goes.
+    fn relieve_disk(
+        &mut self,
+        now: Now,
+        cover: &Cover,
+        random: &mut dyn FnMut() -> u64,
+        out: &mut Vec<Effect>,
+    ) {
+        if !self.disk.is_short() || self.cells.values().any(Cell::is_being_archived) {
+            return;
+        }
+        let stopped = self.cells.iter().filter_map(|(id, cell)| {
+            let (at_rest, covered) = (cell.leaves_disk(now)?, cover.get(id)?);
+            // Where nobody has seen it fall asleep, its newest change tells.
+            Some((cell.has_sockets(), at_rest.unwrap_or(covered.taken_at), *id, covered.by))
+        });
+        if let Some((_, _, id, by)) = stopped.min() {
+            self.give(now, id, cell::Event::Archive { snapshot: Some(by), waiter: None }, random, out);
+        }
+    }
+
     /// How much memory this cell may have to be frozen now, beside those that are just being frozen; or why none can be.
     fn swap_room(&self, now: Now, id: CellId) -> Result<Bytes, String> {
         let others = self.cells.iter().filter(|(other, _)| **other != id);
@@ -386,6 +435,7 @@ impl Agent {
         &mut self,
         now: Now,
         command: &Command,
+        cover: &Cover,
         random: &mut dyn FnMut() -> u64,
         out: &mut Vec<Effect>,
     ) {
@@ -426,6 +476,10 @@ impl Agent {
             }
             CommandVerb::Restart => cell::Event::Restart { waiter },
             CommandVerb::Restore { snapshot } => cell::Event::Restore { snapshot, waiter },
+            CommandVerb::Archive => {
+                let snapshot = cover.get(&command.cell).map(|covered| covered.by);
+                cell::Event::Archive { snapshot, waiter: Some(waiter) }
+            }
             CommandVerb::Snapshot => return out.push(Effect::Snapshot { seq, cell: command.cell }),
             CommandVerb::Logs { lines } => {
                 out.push(Effect::ReadLogs { seq, cell: command.cell, lines });

@@ -8,6 +8,8 @@
 //!                       |  |         get ready        v        |          (turned round: revive -> Running)
 //!                       |  +--- Cooling / Failed / Repairing   +-- Thawing <- Frozen
 //!                       +-- Killing <- Frozen                      unpause, resume, get ready
+//!
+//!  Stopped -> Archiving -> Archived -> Queued: `cell/archive.rs`
 //! ```
 //!
 //! Rules that hold everywhere:
@@ -19,6 +21,7 @@
 //! - After every thaw, and whenever a container is found running, *resume* is called before requests go in.
 //! - Any number of wakes cause one start; each waiter is answered exactly once (invariant 4).
 
+mod archive;
 mod bar;
 mod cpu;
 mod data;
@@ -35,6 +38,7 @@ mod wake;
 #[cfg(test)]
 mod tests;
 
+pub use archive::{ARCHIVE_USEFUL, VERIFY_RETRY_FIRST, VERIFY_RETRY_MAX};
 pub use frozen::THAW_TURN;
 pub use idle::{FLAP_MEMORY, FLAP_SPAN, UNDECLARED_PERCENT};
 pub(crate) use scheduled::CHANNELS_MAX;
@@ -161,6 +165,9 @@ enum Phase {
         again: bool,
     },
     Failed,
+    /// Its data is in the store; what is left of it here is being removed.
+    Archiving,
+    Archived,
     Removing,
     Gone,
 }
@@ -260,6 +267,11 @@ pub struct Cell {
     data: Data,
     /// Put its data back to this snapshot when it is stopped.
     restore_ordered: Option<SnapshotId>,
+    /// The snapshot that is being proven to be what is on its disk.
+    verifying: Option<SnapshotId>,
+    archive_waiters: Vec<Waiter>,
+    verify_not_before: BootMs,
+    verify_backoff: Backoff,
 }
 
 impl Cell {
@@ -330,6 +342,10 @@ impl Cell {
             near_limit: false,
             data: Data::Here,
             restore_ordered: None,
+            verifying: None,
+            archive_waiters: vec![],
+            verify_not_before: now.boot,
+            verify_backoff: Backoff::new(VERIFY_RETRY_FIRST, VERIFY_RETRY_MAX),
         }
     }
 
@@ -387,6 +403,7 @@ impl Cell {
     pub const fn restores(&self) -> Option<(SnapshotId, bool)> {
         match self.data {
             Data::In { snapshot, over } => Some((snapshot, over)),
+            Data::Archived { snapshot } => Some((snapshot, false)),
             Data::Here | Data::Unknown => None,
         }
     }
@@ -430,6 +447,8 @@ impl Cell {
             | Phase::Killing
             | Phase::Repairing
             | Phase::Failed
+            | Phase::Archiving
+            | Phase::Archived
             | Phase::Removing
             | Phase::Gone => None,
         };
@@ -445,6 +464,7 @@ impl Cell {
             Event::Sleep { rest, waiter } => self.sleep(now, rest, waiter, &mut out),
             Event::Restart { waiter } => self.restart(now, waiter, &mut out),
             Event::Restore { snapshot, waiter } => self.restore(now, snapshot, waiter, &mut out),
+            Event::Archive { snapshot, waiter } => self.archive(now, snapshot, waiter, &mut out),
             Event::Data(data) => self.data_told(data),
             Event::Activity(activity) => self.activity(now, activity),
             Event::Done { op, outcome } => self.done(now, op, outcome, random, &mut out),
@@ -468,8 +488,10 @@ impl Cell {
             Event::DialsOut(channels) => self.channels_seen(channels, &mut out),
         }
         self.follow_schedule(now, &mut out);
-        let down =
-            matches!(self.phase, Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed);
+        let down = matches!(
+            self.phase,
+            Phase::Stopped | Phase::Archived | Phase::Queued | Phase::Cooling { .. } | Phase::Failed
+        );
         if down && matches!(self.noticed.take_if(|_| down), Some(Seen::Running { .. } | Seen::Paused { .. }))
         {
             // It came up while the last step to *down* was under way: a start that was given up came after all.
@@ -502,6 +524,9 @@ impl Cell {
     }
 
     fn begin(&mut self, now: Now, verb: Verb, out: &mut Vec<Effect>) {
+        if !matches!(verb, Verb::Verify | Verb::Archive) {
+            self.keeps_disk(out);
+        }
         self.last_op = OpId(self.last_op.0 + 1);
         let id = self.last_op;
         // What these find there is newer than what was reported before they began.
@@ -566,11 +591,15 @@ impl Cell {
         self.generation = assignment.generation;
         out.push(Effect::Changed);
         self.bar_changed(now, bar, out);
-        let at_rest =
-            matches!(self.phase, Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. });
+        let at_rest = matches!(
+            self.phase,
+            Phase::Stopped | Phase::Archived | Phase::Frozen | Phase::Cooling { again: false, .. }
+        );
         if at_rest && !self.must_stay_down() && self.spec.rest.rest == IdleRest::AlwaysOn {
             self.want(now, WakeCause::Recovery);
             if matches!(self.phase, Phase::Frozen) { self.queue_thaw(out) } else { self.queue(out) }
+        } else if matches!(self.phase, Phase::Archiving) && self.spec.rest.rest == IdleRest::AlwaysOn {
+            self.want(now, WakeCause::Recovery);
         } else if self.container_fits == Some(false) {
             self.leave(now, Leave::OutOfDate, out);
         }
@@ -611,6 +640,8 @@ impl Cell {
             | Phase::Killing
             | Phase::Repairing
             | Phase::Failed
+            | Phase::Archiving
+            | Phase::Archived
             | Phase::Removing
             | Phase::Gone => {}
         }
@@ -651,8 +682,10 @@ impl Cell {
                 _ => self.look_soon(now),
             },
             Phase::Frozen => self.pushed(outcome, out),
+            Phase::Stopped => self.verified(now, outcome, random, out),
+            Phase::Archiving => self.archive_done(now, outcome, out),
             // No operation is under way in these.
-            Phase::Stopped
+            Phase::Archived
             | Phase::Queued
             | Phase::Running
             | Phase::Cooling { .. }

@@ -18,6 +18,7 @@
 pub mod agent;
 pub mod burn;
 pub mod cell;
+pub mod disk;
 pub mod frames;
 pub mod front;
 pub mod lease;

@@ -47,6 +47,8 @@ const SCHEDULES: (u16, u16) = (31, 1);
 const SNAPSHOT_STEP: (u16, u16) = (40, 1);
 const KEPT: (u16, u16) = (41, 1);
 const UNTOLD: (u16, u16) = (42, 1);
+const ARCHIVED: (u16, u16) = (43, 1);
+const ALL_ARCHIVED: (u16, u16) = (44, 1);
 
 /// So many cells, or snapshots, are in one record behind a snapshot of the journal.
 const CHUNK_MAX: usize = 1000;
@@ -111,14 +113,16 @@ impl Intent {
             Verb::KillFrozen => IntentVerb::KillFrozen,
             Verb::Repair => IntentVerb::Repair,
             Verb::Remove => IntentVerb::Remove,
-            // What is restored has a record of its own, `Step::RestoreBegun`.
+            // What is restored has a record of its own, `Step::RestoreBegun`; what is archived, `Record::Archived`.
             Verb::Look
             | Verb::AwaitReady
             | Verb::Observe
             | Verb::Fence
             | Verb::Push
             | Verb::Resume
-            | Verb::Restore => return None,
+            | Verb::Restore
+            | Verb::Verify
+            | Verb::Archive => return None,
         };
         Some(Self { cell, op: op.0, verb })
     }
@@ -164,6 +168,8 @@ impl Report {
             | Outcome::Repaired
             | Outcome::Restored
             | Outcome::NotRestored(_)
+            | Outcome::Verified
+            | Outcome::Archived
             | Outcome::Failed(_) => None,
         };
         let container = if let Outcome::Created { by } = outcome { Some(*by) } else { None };
@@ -261,6 +267,10 @@ pub enum Record {
     Kept(Vec<(CellId, Kept)>),
     /// The same of those that the coordinator has had no final word on.
     Untold(Vec<Untold>),
+    /// A cell leaves the disk: all its data is in this snapshot from here on, whatever lies here still.
+    Archived(CellId, SnapshotId),
+    /// The same of many cells, behind a snapshot of the journal.
+    AllArchived(Vec<(CellId, SnapshotId)>),
     /// Everything so far but schedules and cells' snapshots: earlier records may be dropped once those stand behind it.
     Snapshot(Box<Memory>),
 }
@@ -311,6 +321,8 @@ impl Record {
             Self::Step(body) => (SNAPSHOT_STEP, codec::encode(body)?),
             Self::Kept(body) => (KEPT, codec::encode(body)?),
             Self::Untold(body) => (UNTOLD, codec::encode(body)?),
+            Self::Archived(cell, snapshot) => (ARCHIVED, codec::encode(&(cell, snapshot))?),
+            Self::AllArchived(body) => (ALL_ARCHIVED, codec::encode(body)?),
             Self::Snapshot(body) => {
                 let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.frozen_at?));
                 let frozen: Vec<(CellId, BootMs)> = body.cells.iter().filter_map(known).collect();
@@ -368,6 +380,11 @@ impl Record {
             SNAPSHOT_STEP => Self::Step(read(key, payload)?),
             KEPT => Self::Kept(read(key, payload)?),
             UNTOLD => Self::Untold(read(key, payload)?),
+            ARCHIVED => {
+                let (cell, snapshot) = read(key, payload)?;
+                Self::Archived(cell, snapshot)
+            }
+            ALL_ARCHIVED => Self::AllArchived(read(key, payload)?),
             SNAPSHOT_V1 => Self::Snapshot(read(key, payload)?),
             SNAPSHOT => {
                 let (memory, later, frozen): (Memory, Later, Vec<(CellId, BootMs)>) = read(key, payload)?;
@@ -529,6 +546,12 @@ impl Memory {
             Record::Step(step) => self.repositories.apply(step),
             Record::Kept(all) => self.repositories.cells.extend(all),
             Record::Untold(all) => self.repositories.untold.extend(all),
+            Record::Archived(cell, snapshot) => self.repositories.archived(cell, snapshot),
+            Record::AllArchived(all) => {
+                for (cell, snapshot) in all {
+                    self.repositories.archived(cell, snapshot);
+                }
+            }
             Record::Terms(terms) => self.later.terms = terms.into_iter().collect(),
             Record::Snapshot(memory) => *self = *memory,
         }
@@ -538,7 +561,12 @@ impl Memory {
     pub fn data_of(&self, cell: CellId, told: Option<Option<SnapshotId>>) -> Data {
         let kept = self.repositories.cells.get(&cell);
         let is_new = self.cells.get(&cell).is_none_or(Remembered::is_new);
-        if let Some(snapshot) = kept.and_then(|kept| kept.restoring) {
+        let archived = kept.and_then(|kept| kept.archived);
+        let restoring = kept.and_then(|kept| kept.restoring);
+        if let Some(snapshot) = archived {
+            return Data::Archived { snapshot: restoring.unwrap_or(snapshot) };
+        }
+        if let Some(snapshot) = restoring {
             return Data::In { snapshot, over: !is_new };
         }
         if !is_new || kept.is_some_and(|kept| kept.restored.is_some() || kept.newest.is_some()) {
@@ -565,12 +593,16 @@ impl Memory {
         let schedules = all.chunks(CHUNK_MAX).map(|some| Record::Schedules(some.to_vec()));
         let Repositories { has_bucket, cells, untold } = &self.repositories;
         let cells: Vec<(CellId, Kept)> = cells.iter().map(|(cell, kept)| (*cell, kept.clone())).collect();
+        let archived = |(cell, kept): &(CellId, Kept)| Some((*cell, kept.archived?));
+        let archived: Vec<(CellId, SnapshotId)> = cells.iter().filter_map(archived).collect();
+        let archived = archived.chunks(CHUNK_MAX).map(|some| Record::AllArchived(some.to_vec()));
         let kept = cells.chunks(CHUNK_MAX).map(|some| Record::Kept(some.to_vec()));
         let untold = untold.chunks(CHUNK_MAX).map(|some| Record::Untold(some.to_vec()));
         std::iter::once(Record::Snapshot(Box::new(self.clone())))
             .chain(schedules)
             .chain([Record::Step(Step::Bucket(*has_bucket))])
             .chain(kept)
+            .chain(archived)
             .chain(untold)
             .collect()
     }
@@ -583,7 +615,8 @@ impl Memory {
             // It came back and went again while the first retirement is under way: nothing was made of it since.
             return;
         }
-        if !removed.contains(&cell) {
+        // Of an archived cell nothing is here that is not in the store.
+        if !removed.contains(&cell) && self.repositories.archived_in(cell).is_none() {
             let slug = old.spec.slug.clone();
             self.left_behind.insert(LeftBehind { slug, cell, generation: old.generation });
         }

@@ -65,6 +65,9 @@ pub const BOOT_MARGIN: Millis = Millis::secs(5);
 /// See [`BOOT_MARGIN`].
 pub const THAW_MARGIN: Millis = Millis::secs(2);
 
+/// What is added for an archived cell, whose data is fetched first: a few hundred megabytes over a slow line.
+pub const RESTORE_MARGIN: Millis = Millis::minutes(5);
+
 /// A stop that would last no longer than this is not worth its boot.
 pub const STOP_USEFUL: Millis = Millis::minutes(2);
 /// The same of a freeze.
@@ -134,6 +137,8 @@ pub enum Way {
     Boot,
     /// It was thawed.
     Thaw,
+    /// Its data was fetched from the store, and it was started.
+    Restore,
 }
 
 impl Way {
@@ -240,7 +245,8 @@ impl Agenda {
     /// The cell is up; `took`: by this way it took so long.
     pub fn up(&mut self, now: Now, took: Option<(Way, Millis)>) {
         match took {
-            Some((Way::Boot, span)) => self.boots.add(span.min(BOOT_MAX)),
+            // What is measured is the boot behind the restore.
+            Some((Way::Boot | Way::Restore, span)) => self.boots.add(span.min(BOOT_MAX)),
             Some((Way::Thaw, span)) => self.thaws.add(span.min(THAW_MAX)),
             None => {}
         }
@@ -255,7 +261,7 @@ impl Agenda {
     /// How long it has taken to come up by this way, at the most.
     pub fn learned(&self, way: Way) -> Millis {
         match way {
-            Way::Boot => self.boots.longest(BOOT_FIRST),
+            Way::Boot | Way::Restore => self.boots.longest(BOOT_FIRST),
             Way::Thaw => self.thaws.longest(THAW_FIRST),
         }
     }
@@ -264,6 +270,7 @@ impl Agenda {
     pub fn lead(&self, way: Way) -> Millis {
         let margin = match way {
             Way::Boot => BOOT_MARGIN,
+            Way::Restore => RESTORE_MARGIN,
             Way::Thaw => THAW_MARGIN,
         };
         Millis(self.learned(way).0 + margin.0)

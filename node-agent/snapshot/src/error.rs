@@ -47,7 +47,7 @@ pub enum Reason {
     NoSpace,
     /// The folder to write to cannot be used.
     Target,
-    /// What was restored is not what was stored.
+    /// What was restored is not what was stored; or what is stored is not what is in the folder.
     Verification,
     /// What is to be imported is not whole, not what it has to be, or made to do harm.
     BadArchive,
@@ -216,6 +216,12 @@ pub enum Failure {
         /// As the archive says.
         image: String,
     },
+    /// A snapshot that was to be proven the same as a folder.
+    #[error("the snapshot is not what is in the folder: {detail}")]
+    Differs {
+        /// Where.
+        detail: String,
+    },
     /// Data in the repository that cannot be decrypted or does not have its hash.
     #[error("the repository is damaged: {detail}")]
     Damaged {
@@ -289,7 +295,9 @@ impl Failure {
             Self::NewerImage { .. } => Reason::NewerImage,
             Self::NoSpace { .. } => Reason::NoSpace,
             Self::Write { .. } => Reason::Target,
-            Self::HostileSnapshot { .. } | Self::Verification { .. } => Reason::Verification,
+            Self::HostileSnapshot { .. } | Self::Verification { .. } | Self::Differs { .. } => {
+                Reason::Verification
+            }
             Self::Damaged { .. } => Reason::StoreDamaged,
             Self::Internal { .. } => Reason::Internal,
         }

@@ -34,6 +34,7 @@ pub use import::{ImportJob, ImportLimits, Imported, Layout, LeftOut};
 pub use labels::Labels;
 pub use prune::{PruneJob, Pruned};
 pub use repository::{Chunking, OpenRepository, RepositoryKey, init, open};
+pub use restore::verify::{Verified, VerifyJob};
 pub use restore::{RestoreJob, Restored};
 pub use snapshot::{SnapshotJob, Taken};
 pub use tree::tree_hash;

@@ -17,6 +17,7 @@ use crate::import::{ImportJob, Imported};
 use crate::labels::Labels;
 use crate::prune::{PruneJob, Pruned};
 use crate::repository::{Chunking, RepositoryKey};
+use crate::restore::verify::{Verified, VerifyJob};
 use crate::restore::{RestoreJob, Restored};
 use crate::snapshot::{SnapshotJob, Taken};
 use crate::store::{StoreCheck, StoreConfig, Traffic};
@@ -88,6 +89,8 @@ pub enum Job {
     Import(Box<ImportJob>),
     /// Restore one.
     Restore(Box<RestoreJob>),
+    /// Prove that a snapshot can be read back whole, and is what is in a folder.
+    Verify(VerifyJob),
     /// Is everything there that the snapshots need? Reads a sample of the data.
     Check {
         /// How much of the data is read, in per cent.
@@ -223,6 +226,8 @@ pub enum Outcome {
     Imported(Imported),
     /// Of `restore`.
     Restored(Restored),
+    /// Of `verify`.
+    Verified(Verified),
     /// Of `check`.
     Checked(Checked),
     /// Of `prune`.

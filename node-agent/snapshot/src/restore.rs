@@ -14,6 +14,7 @@
 mod fill;
 mod place;
 mod plan;
+pub(crate) mod verify;
 mod within;
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -189,6 +189,11 @@ impl Source {
 
     /// The tree hash of a folder that is at rest, by reading all of it.
     pub(crate) fn tree_by_reading(&self) -> Result<String, Failure> {
+        self.tree_and_contents(|_, _| {})
+    }
+
+    /// The same; `each` gets every file and link with the hash of its content.
+    pub(crate) fn tree_and_contents(&self, mut each: impl FnMut(&Path, Hash)) -> Result<String, Failure> {
         let mut hasher = TreeHasher::new();
         let mut buffer = vec![0; 256 * 1024];
         for entry in self.walk() {
@@ -201,6 +206,9 @@ impl Source {
                     Some(read.map_err(|source| Failure::io("read", &entry.path, source))?)
                 }
             };
+            if let Some(content) = content {
+                each(&entry.path, content);
+            }
             hasher.add(&entry.path, &entry.facts, content.as_ref());
         }
         Ok(hasher.finish())
@@ -506,7 +514,7 @@ impl Read for TrackedReader {
     }
 }
 
-fn hash_of(bytes: &[u8]) -> Hash {
+pub(crate) fn hash_of(bytes: &[u8]) -> Hash {
     Sha256::digest(bytes).into()
 }
 

@@ -163,6 +163,7 @@ fn perform(
         Job::Snapshot(job) => Outcome::Taken(snapshot::take(open()?, job, meter)?),
         Job::Import(job) => Outcome::Imported(import::import(open()?, job, input, meter)?),
         Job::Restore(job) => Outcome::Restored(restore::restore(open, job, meter)?),
+        Job::Verify(job) => Outcome::Verified(restore::verify::verify(open()?, job, meter)?),
         Job::Check { read_percent } => Outcome::Checked(check::check(&open()?, *read_percent)?),
         Job::Prune(job) => Outcome::Pruned(prune::prune(&open()?, job)?),
         Job::Folders => {

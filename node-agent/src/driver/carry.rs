@@ -14,7 +14,7 @@ use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::wire::{CommandOutcome, NodeFrame};
 
-use super::{Driver, Input, Turn, restore, schedule};
+use super::{Driver, Input, Turn, archive, restore, schedule};
 use crate::failpoint::{self, Place};
 use crate::hands::Job;
 use crate::runtime::Runtime;
@@ -100,7 +100,8 @@ impl<R: Runtime> Driver<R> {
         match effect {
             cell::Effect::Do { op, verb: Verb::Fence } => self.fence(cell, op),
             cell::Effect::Do { op, verb } => {
-                if !room && (Intent::of(cell, op, verb).is_some() || verb == Verb::Restore) {
+                let recorded = matches!(verb, Verb::Restore | Verb::Archive);
+                if !room && (recorded || Intent::of(cell, op, verb).is_some()) {
                     let problem = Problem::new(Code::JournalFull, "the intent could not be written");
                     return self.report(cell, op, verb, Outcome::Failed(problem));
                 }
@@ -126,6 +127,9 @@ impl<R: Runtime> Driver<R> {
                 self.tell_door(ToIngress::Refused { cell, problem, retry_after });
             }
             cell::Effect::Note(note) => {
+                if matches!(note, cell::Note::Waking(_)) {
+                    self.end_proof(cell);
+                }
                 if let cell::Note::Up { thawed, .. } = note {
                     self.wake_heard.remove(&cell);
                     if thawed {
@@ -184,17 +188,18 @@ impl<R: Runtime> Driver<R> {
         let (hands, loopback, metrics) =
             (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
         let stop = self.tasks.stopping();
-        let order = self.restores.remove(&cell);
+        let (order, proof) = (self.restores.remove(&cell), self.proofs.remove(&cell));
         let task = self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
             let work = async {
-                match (schedule::survey(&hands, verb, &job, &loopback).await, order) {
-                    (Some(refused), _) => refused,
-                    (None, Some(order)) if verb == Verb::Restore => {
-                        restore::restore(&hands, &job, order, &loopback).await
-                    }
-                    (None, _) => hands.carry_out(verb, job).await,
+                if let Some(refused) = schedule::survey(&hands, verb, &job, &loopback).await {
+                    return refused;
+                }
+                match (verb, order, proof) {
+                    (Verb::Restore, Some(order), _) => restore::restore(&hands, &job, order, &loopback).await,
+                    (Verb::Verify, _, Some(proof)) => archive::prove(&hands, &job, proof).await,
+                    (verb, _, _) => hands.carry_out(verb, job).await,
                 }
             };
             let work = tokio::time::timeout(limit, Box::pin(work));
@@ -216,8 +221,15 @@ impl<R: Runtime> Driver<R> {
             // The driver is gone only when the agent ends.
             let _ = loopback.send(Input::Done { cell, op, verb, outcome, ended }).await;
         });
-        if let Some(given_up) = self.running.insert(cell, task) {
+        if let Some((_, given_up)) = self.running.insert(cell, (verb, task)) {
             given_up.abort();
+        }
+    }
+
+    /// The cell is wanted: it waits for no proof, and no proof takes of what it needs.
+    fn end_proof(&mut self, cell: CellId) {
+        if let Some((Verb::Verify, proof)) = self.running.get(&cell) {
+            proof.abort();
         }
     }
 

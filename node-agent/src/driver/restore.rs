@@ -20,6 +20,8 @@ pub(super) struct Order {
     access: Option<Access>,
     snapshot: SnapshotId,
     over: bool,
+    /// The cell had left the disk: what is there still is no data of its.
+    archived: bool,
     /// What is there now is kept first.
     save: Option<Take>,
 }
@@ -28,9 +30,15 @@ impl<R: Runtime> Driver<R> {
     /// What is written before a restore is begun.
     pub(super) fn restore_begins(&mut self, cell: CellId, turn: &mut Turn) {
         let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
+        let archived = self.agent.cell(cell).is_some_and(|cell| cell.archived_in().is_some());
+        let known = self.store.as_ref().map(|store| &store.memory().repositories);
+        if archived && known.is_none_or(|known| known.archived_in(cell).is_none()) {
+            // That found no room when it left the disk.
+            turn.records.push(Record::Archived(cell, snapshot));
+        }
         turn.records.push(Record::Step(Step::RestoreBegun { cell, snapshot }));
         let save = if over { self.plan_take(cell, false, turn) } else { None };
-        let order = Order { access: self.access(cell), snapshot, over, save };
+        let order = Order { access: self.access(cell), snapshot, over, archived, save };
         self.restores.insert(cell, order);
     }
 
@@ -81,6 +89,10 @@ async fn keep_and_restore<R: Runtime>(
     if let Some(head) = head.filter(|head| head.image.is_newer_than(&job.spec.image)) {
         let text = format!("the snapshot was taken under {}, the cell has {}", head.image, job.spec.image);
         return Err(Problem::new(Code::StateTooNew, text));
+    }
+    if order.archived {
+        // There would not always be room for it twice.
+        hands.discard(job).await?;
     }
     let files = files(hands, job).await?;
     // Half of a restore that was cut short is no state that anybody wants back.

@@ -44,6 +44,8 @@ pub(super) struct Side {
     /// Does the coordinator of the session understand what is told of snapshots?
     listens: bool,
     told_at: BTreeMap<SnapshotId, BootMs>,
+    /// What the coordinator has called HEAD since it told of the repository.
+    accepted: BTreeMap<CellId, SnapshotId>,
     /// The coordinator has said that these are not in force.
     orphaned: BTreeSet<(CellId, Generation)>,
     /// The newest worker of each cell, with its number: an older one's end or cancellation is not its.
@@ -64,6 +66,7 @@ impl Side {
             off: false,
             listens: false,
             told_at: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             orphaned: BTreeSet::new(),
             workers: BTreeMap::new(),
             begun: BTreeMap::new(),
@@ -131,6 +134,7 @@ impl<R: Runtime> Driver<R> {
     pub(super) fn repositories_told(&mut self, mut users: Vec<UserRepository>, turn: &mut Turn) {
         users.truncate(REPOSITORIES_MAX);
         for user in users {
+            self.snapshots.accepted.remove(&user.cell);
             self.snapshots.told.insert(user.user, Arc::new(user));
         }
         self.know_repositories(turn);
@@ -180,6 +184,20 @@ impl<R: Runtime> Driver<R> {
         self.agent.cell(cell).is_some_and(fits) && self.repository_of(cell).is_some()
     }
 
+    /// The coordinator calls this snapshot HEAD.
+    fn accept(&mut self, id: SnapshotId) {
+        let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
+        let mut untold = memory.repositories.untold.iter().filter(|untold| !untold.aside);
+        if let Some(known) = untold.find(|untold| untold.snapshot.id == id) {
+            self.snapshots.accepted.insert(known.snapshot.cell, id);
+        }
+    }
+
+    /// Has it done so, and of no newer one since?
+    pub(super) fn is_accepted(&self, cell: CellId, id: SnapshotId) -> bool {
+        self.snapshots.accepted.get(&cell) == Some(&id)
+    }
+
     /// The repository of a cell, where it was told for the assignment under which the cell is here.
     fn repository_of(&self, cell: CellId) -> Option<&Arc<UserRepository>> {
         let cell = self.agent.cell(cell)?;
@@ -216,8 +234,13 @@ impl<R: Runtime> Driver<R> {
                 self.step_snapshots(Event::Gone(*id), turn);
                 self.snapshots.failed.remove(id);
                 self.snapshots.begun.remove(id);
+                self.snapshots.accepted.remove(id);
                 let (hands, cell) = (Arc::clone(&self.hands), *id);
-                drop(self.tasks.blocking("snapshots", move || hands.snapshots.forget(cell)));
+                drop(self.tasks.blocking("snapshots", move || {
+                    if let Err(error) = hands.snapshots.forget(cell) {
+                        tracing::warn!(%cell, %error, "the folder of a cell's snapshots could not be removed");
+                    }
+                }));
                 continue;
             };
             self.step_snapshots(Event::State { cell: *id, state, known }, turn);
@@ -342,7 +365,9 @@ impl<R: Runtime> Driver<R> {
         let memory = self.store.as_ref().map(Store::memory);
         let kept = memory.and_then(|memory| memory.repositories.cells.get(&cell));
         let head = || self.repository_of(cell).and_then(|told| told.head.clone());
-        match kept.and_then(|kept| kept.newest.clone()).or_else(head).filter(|_| taken) {
+        // All data of an archived cell is in its snapshot.
+        let stands = taken || kept.is_some_and(|kept| kept.archived.is_some());
+        match kept.and_then(|kept| kept.newest.clone()).or_else(head).filter(|_| stands) {
             Some(newest) => Ok(CommandOutcome::Snapshot(Box::new(newest))),
             None => Err(self.snapshots.failed.get(&cell).cloned().unwrap_or_else(|| {
                 Problem::new(Code::RepositoryUnknown, "the node was not told where the user's snapshots go")
@@ -455,7 +480,8 @@ impl<R: Runtime> Driver<R> {
                 tracing::info!(%user, snapshot = %id, %code, detail, "a snapshot is told of again later");
                 return;
             }
-            SnapshotOutcome::Head | SnapshotOutcome::Kept => {}
+            SnapshotOutcome::Head => self.accept(id),
+            SnapshotOutcome::Kept => {}
             SnapshotOutcome::Orphan { current } => {
                 let current = current.map(|generation| generation.to_string());
                 tracing::warn!(%user, snapshot = %id, current, "a snapshot is of an assignment that is not in force");

@@ -311,7 +311,7 @@ impl Place {
         name.starts_with(Self::NEW)
     }
 
-    fn remove_files(&self, uid: u32) -> Result<(), QuotaError> {
+    pub(super) fn remove_files(&self, uid: u32) -> Result<(), QuotaError> {
         for path in [self.files_holder(uid), self.dir.join(format!("{}{uid}", Self::NEW))] {
             remove_tree(&path).map_err(|source| QuotaError::Prepare { path, source })?;
         }

@@ -272,6 +272,7 @@ fn of_coordinators() -> Vec<CoordinatorFrame> {
         CoordinatorFrame::Repositories { users: vec![repository()] },
         command(CommandVerb::Snapshot),
         command(CommandVerb::Restore { snapshot: SnapshotId::from_bytes([9; 32]) }),
+        command(CommandVerb::Archive),
         judged(SnapshotOutcome::Head),
         judged(SnapshotOutcome::Kept),
         judged(SnapshotOutcome::Orphan { current: Some(Generation { epoch: 1, number: 8 }) }),
@@ -315,6 +316,7 @@ fn name_of_coordinators(frame: &CoordinatorFrame) -> &'static str {
             CommandVerb::Purge => "purge",
             CommandVerb::Snapshot => "snapshot",
             CommandVerb::Restore { .. } => "restore",
+            CommandVerb::Archive => "archive",
         },
         CoordinatorFrame::Heard => "heard",
         CoordinatorFrame::RotateKey => "rotate_key",
@@ -390,7 +392,8 @@ fn every_frame_of_every_version_is_still_read_and_means_the_same() {
 }
 
 /// Lines of variants that stand within a frame of the first version.
-const COMMANDS: [&str; 5] = [" done_purged ", " purge ", " done_snapshot ", " snapshot ", " restore "];
+const COMMANDS: [&str; 6] =
+    [" done_purged ", " purge ", " done_snapshot ", " snapshot ", " restore ", " archive "];
 
 #[test]
 fn newer_variants_stand_behind_all_older_ones() {

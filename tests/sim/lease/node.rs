@@ -454,7 +454,7 @@ impl World {
                 Outcome::Ended { code: 0 }
             }
             (Verb::Repair, _) => Outcome::Repaired,
-            (Verb::Restore, _) => unreachable!("this world has no bucket"),
+            (Verb::Restore | Verb::Verify | Verb::Archive, _) => unreachable!("this world has no bucket"),
             (Verb::Remove, _) => {
                 node.containers.remove(&cell);
                 self.disk_goes(n, cell);

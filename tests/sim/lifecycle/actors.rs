@@ -143,6 +143,7 @@ impl World {
             CommandVerb::Logs { .. }
             | CommandVerb::Purge
             | CommandVerb::Snapshot
+            | CommandVerb::Archive
             | CommandVerb::Restore { .. } => true,
         };
         truth.ordered_rest = matches!(command.verb, CommandVerb::Sleep { .. });

@@ -15,12 +15,18 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 36] = [
+const ELSEWHERE: [(Code, &str, &str); 37] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
         "tests/tests/isolation/hostile.rs",
         "nothing_that_a_cell_plants_in_its_folder_makes_the_agent_act_outside_or_wait",
+    ),
+    // Needs a bucket.
+    (
+        Code::NotArchived,
+        "tests/tests/stories/archive.rs",
+        "a_stopped_cell_is_archived_when_told_so_and_is_back_with_its_data_when_it_is_wanted",
     ),
     // Takes the three minutes that a start may take.
     (

@@ -9,6 +9,7 @@
     reason = "a panic in a test is its report, and its output is read by people"
 )]
 
+mod archive;
 mod asked_meanwhile;
 mod coordinator_away;
 mod import;

@@ -11,18 +11,18 @@ use tokio::task::JoinSet;
 use crate::{NOT_IN_THIS_STORY, SOON, whoami};
 
 /// A world with a bucket, and the bucket's server.
-struct Story {
-    world: World,
-    server: Server,
+pub(crate) struct Story {
+    pub(crate) world: World,
+    pub(crate) server: Server,
     folder: tempfile::TempDir,
 }
 
 impl Story {
-    async fn begin() -> Self {
+    pub(crate) async fn begin() -> Self {
         Self::with(Options::default()).await
     }
 
-    async fn with(options: Options) -> Self {
+    pub(crate) async fn with(options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::local(folder.path()).unwrap();
         let world = World::start(Options { bucket: Some(server.endpoint()), ..options }).await;
@@ -46,12 +46,12 @@ impl Story {
         count
     }
 
-    async fn snapshots(&self, slug: &str) -> Value {
+    pub(crate) async fn snapshots(&self, slug: &str) -> Value {
         self.world.api.get(&format!("/v1/users/{slug}/snapshots")).await.ok(200)
     }
 
     /// Waits until HEAD is another one than `before`, and gives it.
-    async fn next_head(&self, slug: &str, before: &Value) -> Value {
+    pub(crate) async fn next_head(&self, slug: &str, before: &Value) -> Value {
         eventually(&format!("a new snapshot of {slug} is HEAD"), BOUND, async || {
             let head = self.snapshots(slug).await["head"].clone();
             (head != Value::Null && head["id"] != before["id"]).then_some(head)
@@ -60,7 +60,7 @@ impl Story {
     }
 
     /// Waits until the cell rests and that rest is kept: nothing of its snapshots is under way then.
-    async fn settles(&self, member: &Member) -> Value {
+    pub(crate) async fn settles(&self, member: &Member) -> Value {
         self.world.agent_is_connected().await;
         self.world.container_is(&member.cell, "exited").await;
         let path = format!("/v1/cells/{}/snapshot", member.slug);
@@ -78,12 +78,12 @@ impl Story {
     }
 }
 
-async fn write(member: &Member, key: &str, value: &str) {
+pub(crate) async fn write(member: &Member, key: &str, value: &str) {
     let reply = member.front.post(&format!("/state/{key}"), value.to_owned()).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-async fn read(member: &Member, key: &str) -> Option<String> {
+pub(crate) async fn read(member: &Member, key: &str) -> Option<String> {
     let reply = member.front.get(&format!("/state/{key}")).await;
     (reply.status == 200).then(|| reply.text())
 }

@@ -218,6 +218,7 @@ fn a_removal_goes_on_after_a_crash_and_a_cell_that_comes_back_meanwhile_begins_a
     assert!(operations(&looked)[0].1 > last, "a late report of the old one is not taken for one of its own");
 }
 
+mod archive;
 mod crowd;
 mod frozen;
 mod lease;

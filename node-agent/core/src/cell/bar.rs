@@ -97,6 +97,8 @@ impl Cell {
             // Those on their way end in `stopped`, `up`, `frozen` or a look, which all ask whether it must stay down.
             Phase::Unknown { .. }
             | Phase::Stopped
+            | Phase::Archiving
+            | Phase::Archived
             | Phase::Starting(_)
             | Phase::Resting { .. }
             | Phase::Thawing(_)
@@ -112,11 +114,12 @@ impl Cell {
         let always_on = self.spec.rest.rest == IdleRest::AlwaysOn;
         let Some(cause) = self.owed.take().or(always_on.then_some(WakeCause::Recovery)) else { return };
         match self.phase {
-            Phase::Stopped => {
+            Phase::Stopped | Phase::Archived => {
                 self.want(now, cause);
                 self.queue(out);
             }
             Phase::Unknown { .. }
+            | Phase::Archiving
             | Phase::Queued
             | Phase::Starting(_)
             | Phase::Resting { .. }

@@ -39,8 +39,11 @@ impl Cell {
     pub(super) fn fetches_data(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
         if let Some(snapshot) = self.restore_ordered.take() {
             // Of a disk that was never filled there is nothing to go on with, and nothing to keep.
-            let over = matches!(self.data, Data::Here | Data::In { over: true, .. });
-            self.data = Data::In { snapshot, over };
+            self.data = match self.data {
+                Data::Here | Data::In { over: true, .. } => Data::In { snapshot, over: true },
+                Data::Unknown | Data::In { over: false, .. } => Data::In { snapshot, over: false },
+                Data::Archived { .. } => Data::Archived { snapshot },
+            };
         }
         let fetches = self.restores().is_some();
         if fetches {

@@ -121,6 +121,8 @@ impl Cell {
             Phase::Frozen => self.operation.is_some(),
             Phase::Unknown { .. }
             | Phase::Stopped
+            | Phase::Archiving
+            | Phase::Archived
             | Phase::Queued
             | Phase::Starting(_)
             | Phase::Running

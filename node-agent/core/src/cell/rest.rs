@@ -25,7 +25,11 @@ impl Cell {
         let answer = |result| Effect::Answer { waiter, result };
         let refuse = |code, detail: &str| answer(Err(Problem::new(code, detail)));
         match (self.phase, rest) {
-            (Phase::Frozen, Rest::Frozen) | (Phase::Stopped | Phase::Cooling { again: false, .. }, _) => {
+            (Phase::Frozen, Rest::Frozen)
+            | (
+                Phase::Stopped | Phase::Archiving | Phase::Archived | Phase::Cooling { again: false, .. },
+                _,
+            ) => {
                 out.push(answer(Ok(())));
             }
             (Phase::Failed, _) => out.push(answer(Ok(()))),
@@ -298,6 +302,9 @@ impl Cell {
         }
         if self.wanted.is_some() {
             self.queue(out);
+        } else if self.archived_in().is_some() {
+            // An agent that died over it does not know how much of it is gone.
+            self.leave_disk(now, out);
         }
     }
 
@@ -321,11 +328,14 @@ impl Cell {
         match self.phase {
             Phase::Running => self.stop_for_good(now, out),
             Phase::Frozen | Phase::Thawing(ThawStep::Queued) => self.kill_frozen(now, out),
-            Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed => self.stopped(now, out),
+            Phase::Stopped | Phase::Archived | Phase::Queued | Phase::Cooling { .. } | Phase::Failed => {
+                self.stopped(now, out);
+            }
             // What is fetched is of no use any more.
             Phase::Starting(StartStep::Restoring) => self.look(now, out),
-            // Each of these ends in `stopped`, `up`, `frozen` or a look, which all ask whether it is retired.
+            // Each of these ends in `stopped`, `up`, `frozen`, `archived` or a look, which all ask whether it is retired.
             Phase::Unknown { .. }
+            | Phase::Archiving
             | Phase::Starting(_)
             | Phase::Resting { .. }
             | Phase::Thawing(_)

@@ -77,6 +77,7 @@ impl Cell {
             Phase::Frozen if self.container_fits == Some(false) => Way::Boot,
             Phase::Frozen => Way::Thaw,
             Phase::Running => Way::from(self.ends_as(self.idle_rest())),
+            _ if self.archived_in().is_some() => Way::Restore,
             _ => Way::Boot,
         }
     }
@@ -163,7 +164,7 @@ impl Cell {
                 self.scheduled.hold_until = hold.map(|hold| hold.ask_at);
                 self.tell_hold(now, out);
             }
-            Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. }
+            Phase::Stopped | Phase::Archived | Phase::Frozen | Phase::Cooling { again: false, .. }
                 if !self.must_stay_down() =>
             {
                 let is_due = self.scheduled.agenda.is_wake_due(now, self.way_up());
@@ -202,8 +203,10 @@ impl Cell {
 
     /// The turn that its next wake for its schedule will take of the node; `None` where none is to come.
     pub fn schedule_turn(&self, now: Now) -> Option<Turn> {
-        let at_rest =
-            matches!(self.phase, Phase::Stopped | Phase::Frozen | Phase::Cooling { again: false, .. });
+        let at_rest = matches!(
+            self.phase,
+            Phase::Stopped | Phase::Archived | Phase::Frozen | Phase::Cooling { again: false, .. }
+        );
         if !at_rest || self.must_stay_down() {
             return None;
         }

@@ -32,6 +32,7 @@ impl Cell {
             Seen::Running { address, fits } => {
                 self.container_fits = Some(fits);
                 self.address = Some(address);
+                self.goes_on_from_disk();
                 if self.bar().is_some() {
                     return self.stop_for_good(now, out);
                 }
@@ -43,6 +44,7 @@ impl Cell {
             Seen::Paused { address, fits } => {
                 self.container_fits = Some(fits);
                 self.address = Some(address);
+                self.goes_on_from_disk();
                 self.paused(now, out);
             }
             Seen::Absent => {
@@ -103,6 +105,7 @@ impl Cell {
                 | Phase::Thawing(_)
                 | Phase::Killing
                 | Phase::Repairing
+                | Phase::Archiving
                 | Phase::Removing
                 | Phase::Gone,
                 _,
@@ -114,7 +117,7 @@ impl Cell {
             (Phase::Running, Seen::Running { address, .. }) => Some(*address) == self.address,
             (Phase::Frozen, Seen::Paused { .. }) => true,
             (
-                Phase::Stopped | Phase::Queued | Phase::Cooling { .. } | Phase::Failed,
+                Phase::Stopped | Phase::Archived | Phase::Queued | Phase::Cooling { .. } | Phase::Failed,
                 Seen::Exited { .. } | Seen::Absent | Seen::Foreign { .. },
             ) => true,
             (Phase::Running, Seen::Exited { code, .. }) => {
@@ -125,6 +128,7 @@ impl Cell {
                 Phase::Running
                 | Phase::Frozen
                 | Phase::Stopped
+                | Phase::Archived
                 | Phase::Queued
                 | Phase::Cooling { .. }
                 | Phase::Failed,

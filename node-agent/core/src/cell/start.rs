@@ -17,6 +17,7 @@ const EXIT_CONFIG: i64 = 78;
 impl Cell {
     /// Waits for a start permit.
     pub(super) fn queue(&mut self, out: &mut Vec<Effect>) {
+        self.keeps_disk(out);
         self.phase = Phase::Queued;
         if matches!(self.data, Data::Unknown) {
             let text = "the node was not told yet whether there is a snapshot of the cell's data";
@@ -320,7 +321,7 @@ impl Cell {
         self.first_start_backoff.reset();
         self.restart_waiters.push(waiter);
         match self.phase {
-            Phase::Stopped | Phase::Cooling { .. } | Phase::Failed => {
+            Phase::Stopped | Phase::Archived | Phase::Cooling { .. } | Phase::Failed => {
                 self.want(now, WakeCause::Operator);
                 self.queue(out);
             }
@@ -337,7 +338,7 @@ impl Cell {
                 self.restart_wanted = true;
                 self.want(now, WakeCause::Operator);
             }
-            Phase::Queued | Phase::Starting(_) | Phase::Killing | Phase::Repairing => {
+            Phase::Queued | Phase::Starting(_) | Phase::Killing | Phase::Repairing | Phase::Archiving => {
                 self.want(now, WakeCause::Operator);
             }
             Phase::Removing | Phase::Gone => {}

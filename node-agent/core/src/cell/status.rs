@@ -10,6 +10,8 @@ impl Cell {
     pub const fn state(&self) -> CellState {
         match self.phase {
             Phase::Unknown { .. } => CellState::Unknown,
+            Phase::Archiving | Phase::Archived => CellState::Archived,
+            Phase::Cooling { again: false, .. } if self.archived_in().is_some() => CellState::Archived,
             Phase::Stopped
             | Phase::Killing
             | Phase::Removing

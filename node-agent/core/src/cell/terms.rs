@@ -57,6 +57,10 @@ pub enum Verb {
     Remove,
     /// Make the disk, take a snapshot of what is on it, and put a snapshot of the repository in its place.
     Restore,
+    /// Read a snapshot back from the store, all of it, and prove that it is what is on the disk. Changes nothing.
+    Verify,
+    /// Remove the container and the disk of a cell whose data is in a snapshot.
+    Archive,
 }
 
 impl Verb {
@@ -77,8 +81,10 @@ impl Verb {
             // OpenClaw drains for up to 325 s (OPENCLAW.md, section 9); Docker is told 330.
             Self::Stop => Millis::secs(345),
             Self::Repair => Millis::secs(180),
+            // Gigabytes are given back to a file system that may be slow.
+            Self::Archive => Millis::minutes(10),
             // Gigabytes over a slow line. Whoever waits is told of it, and held for as long as anybody is.
-            Self::Restore => Millis::minutes(120),
+            Self::Restore | Self::Verify => Millis::minutes(120),
         }
     }
 }
@@ -235,6 +241,10 @@ pub enum Outcome {
     Restored,
     /// It could not be restored. What was there before is there, untouched.
     NotRestored(Problem),
+    /// The snapshot can be read back whole, and is what is on the disk.
+    Verified,
+    /// Container and disk are gone.
+    Archived,
     /// It did not work. What is there now is unknown until looked at.
     Failed(Problem),
 }
@@ -329,6 +339,13 @@ pub enum Event {
         /// Whom to answer when it is up again.
         waiter: Waiter,
     },
+    /// It is to leave the disk, if it is stopped.
+    Archive {
+        /// The snapshot in force in the store that stands for what is on its disk; `None`: there is none.
+        snapshot: Option<SnapshotId>,
+        /// Whom to answer when it has, or why it does not; `None`: the disk is short.
+        waiter: Option<Waiter>,
+    },
 }
 
 /// Where a cell's data is, before it starts.
@@ -344,6 +361,11 @@ pub enum Data {
         snapshot: SnapshotId,
         /// There is data on the disk that it goes on with when the snapshot cannot be restored.
         over: bool,
+    },
+    /// Only in this snapshot: it left the disk, and what may lie there still counts for nothing.
+    Archived {
+        /// Which.
+        snapshot: SnapshotId,
     },
 }
 
@@ -434,6 +456,13 @@ pub enum Note {
     },
     /// It was frozen and leaves swap, killed while frozen.
     LeftSwap(Leave),
+    /// It left the disk: its data is in the store only.
+    Archived,
+    /// It does not leave the disk: that its snapshot is what is on it could not be proven.
+    NotArchived {
+        /// Why.
+        problem: Problem,
+    },
     /// A rest was refused.
     RestRefused(BusyReason),
     /// A rest was turned round by a wake.

@@ -9,6 +9,7 @@ use berth_shared::units::Bytes;
 
 use super::*;
 
+mod archive;
 mod assigned;
 mod cpu;
 mod data;

@@ -29,7 +29,7 @@ impl Cell {
                 self.door_waits = false;
                 out.push(Effect::Route(self.route()));
             }
-            Phase::Stopped | Phase::Cooling { again: false, .. } => {
+            Phase::Stopped | Phase::Archived | Phase::Cooling { again: false, .. } => {
                 self.want(now, cause);
                 self.queue(out);
             }
@@ -41,7 +41,7 @@ impl Cell {
                 self.want(now, cause);
                 out.push(Effect::Progress(WakeStage::Finishing));
             }
-            Phase::Unknown { .. } | Phase::Killing | Phase::Repairing => {
+            Phase::Unknown { .. } | Phase::Killing | Phase::Repairing | Phase::Archiving => {
                 self.want(now, cause);
                 out.push(Effect::Progress(WakeStage::Finishing));
             }
@@ -81,6 +81,8 @@ impl Cell {
             Phase::Unknown { .. }
             | Phase::Cooling { .. }
             | Phase::Stopped
+            | Phase::Archiving
+            | Phase::Archived
             | Phase::Queued
             | Phase::Starting(_)
             | Phase::Running

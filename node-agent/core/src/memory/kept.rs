@@ -24,6 +24,9 @@ pub struct Kept {
     pub restored: Option<SnapshotId>,
     /// The data is being put back to this one, and is of no use before that is done.
     pub restoring: Option<SnapshotId>,
+    /// The data is in this one only: the cell left the disk, and has not been put back since. Has records of its own.
+    #[serde(skip)]
+    pub archived: Option<SnapshotId>,
 }
 
 /// Of all cells.
@@ -137,6 +140,7 @@ impl Repositories {
             Step::Restored { cell, snapshot } => {
                 let kept = self.of(cell);
                 kept.restoring = None;
+                kept.archived = None;
                 kept.restored = Some(snapshot);
                 kept.clean = false;
             }
@@ -148,8 +152,9 @@ impl Repositories {
     pub(super) fn started(&mut self, cell: CellId) {
         self.dirtied(cell);
         if let Some(kept) = self.cells.get_mut(&cell)
-            && let Some(snapshot) = kept.restoring.take()
+            && let Some(snapshot) = kept.restoring.take().or(kept.archived)
         {
+            kept.archived = None;
             kept.restored = Some(snapshot);
         }
     }
@@ -159,6 +164,16 @@ impl Repositories {
         if let Some(kept) = self.cells.get_mut(&cell) {
             kept.clean = false;
         }
+    }
+
+    /// All data of the cell is in this snapshot.
+    pub(super) fn archived(&mut self, cell: CellId, snapshot: SnapshotId) {
+        self.of(cell).archived = Some(snapshot);
+    }
+
+    /// The snapshot that all data of an archived cell is in.
+    pub fn archived_in(&self, cell: CellId) -> Option<SnapshotId> {
+        self.cells.get(&cell)?.archived
     }
 
     /// The cell is not here any more.

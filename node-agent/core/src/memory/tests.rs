@@ -563,3 +563,62 @@ fn more_snapshots_than_are_waited_for_push_the_oldest_out() {
     assert_eq!(memory.repositories.untold.len(), UNTOLD_MAX);
     assert_eq!(memory.repositories.untold[0].snapshot.seq, 1);
 }
+
+fn archived(seed: u8, snapshot: SnapshotId) -> Record {
+    Record::Archived(cell(seed), snapshot)
+}
+
+#[test]
+fn that_a_cell_left_the_disk_outlives_the_agent_and_its_journals_snapshots() {
+    let snapshot = snapshot_of(1, 1).id;
+    let memory = remembering([begun(1, 1), taken(1, 1, true), taken(2, 1, true), archived(1, snapshot)]);
+    assert_eq!(memory.data_of(cell(1), None), Data::Archived { snapshot });
+    let again = remembering(memory.snapshot());
+    assert_eq!(again, memory);
+    assert_eq!(again.repositories.archived_in(cell(1)), Some(snapshot));
+    assert_eq!(again.repositories.archived_in(cell(2)), None);
+}
+
+#[test]
+fn an_archived_cell_has_no_data_here_until_it_is_restored() {
+    let (snapshot, other) = (snapshot_of(1, 1).id, SnapshotId::from_bytes([4; 32]));
+    let left = || vec![taken(1, 1, true), intent(1, IntentVerb::Start), archived(1, snapshot)];
+    let of = |records: &[Record]| remembering([left(), records.to_vec()].concat()).data_of(cell(1), None);
+    let begun = |snapshot| Record::Step(Step::RestoreBegun { cell: cell(1), snapshot });
+    let ended = Record::Step(Step::Restored { cell: cell(1), snapshot });
+    assert_eq!(of(&[]), Data::Archived { snapshot });
+    assert_eq!(of(&[begun(snapshot)]), Data::Archived { snapshot }, "half of it is nothing to go on with");
+    assert_eq!(of(&[begun(other)]), Data::Archived { snapshot: other });
+    assert_eq!(of(&[begun(snapshot), ended]), Data::Here);
+    assert_eq!(of(&[begun(snapshot), intent(1, IntentVerb::Start)]), Data::Here, "never before it is whole");
+}
+
+#[test]
+fn of_an_archived_cell_that_goes_elsewhere_nothing_is_left_behind() {
+    let snapshot = snapshot_of(1, 1).id;
+    let mut memory = old_memory();
+    let lives: Vec<CellId> =
+        memory.desired.iter().flat_map(|desired| &desired.assignments).map(|of| of.spec.cell).collect();
+    let here = lives[0];
+    memory.left_behind.clear();
+    memory.apply(Record::Archived(here, snapshot));
+    let desired = DesiredState { revision: 99, domain: "d".into(), assignments: vec![], removed: vec![] };
+    memory.apply(Record::Desired(desired));
+    assert!(memory.left_behind.iter().all(|left| left.cell != here));
+    assert_eq!(memory.keeps_disk_of(here), None);
+}
+
+#[test]
+fn the_bytes_of_an_archives_record_never_change() {
+    let hex = |record: &Record| {
+        let (kind, version, payload) = record.encode().unwrap();
+        (kind, version, payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
+    let snapshot = SnapshotId::from_bytes([9; 32]);
+    let one = "01".repeat(16) + &"09".repeat(32);
+    assert_eq!(hex(&archived(1, snapshot)), (43, 1, one.clone()));
+    assert_eq!(
+        hex(&Record::AllArchived(vec![(cell(1), snapshot)])),
+        (44, 1, "0100000000000000".to_owned() + &one)
+    );
+}

@@ -36,7 +36,7 @@ pub fn lay_out(mut turns: Vec<Turn>, starts_max: usize) -> Vec<(CellId, Millis)>
         .into_iter()
         .map(|turn| {
             let lanes = match turn.way {
-                Way::Boot => boots.as_mut_slice(),
+                Way::Boot | Way::Restore => boots.as_mut_slice(),
                 Way::Thaw => thaws.as_mut_slice(),
             };
             let Some(taken_from) = lanes.iter_mut().max() else { return (turn.cell, Millis(0)) };

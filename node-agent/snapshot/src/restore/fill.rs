@@ -1,5 +1,5 @@
-//! Filling the files that were made: packs are read in windows of a few megabytes, by a few threads, and each blob is
-//! checked against its hash before it is written.
+//! Reading the content of a snapshot back: packs are read in windows of a few megabytes, by a few threads, and each blob is
+//! checked against its hash before it is put anywhere. A restore writes it into the files that were made.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use rustic_core::{BlobId, DataId, FileType, IndexedFullStatus, Repository};
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
-use super::plan::{Places, Plan};
+use super::plan::{Item, Places, Plan};
 use crate::error::Failure;
 use crate::progress::Meter;
 use crate::store::{S3Store, pack_name};
@@ -39,6 +39,9 @@ struct Window<'a> {
     blobs: Vec<&'a (DataId, Places)>,
 }
 
+/// Where a part of a file goes: the file, the content, and from which byte on.
+pub(super) type Put<'a> = &'a (dyn Fn(&Item, &[u8], u64) -> Result<(), Failure> + Sync);
+
 /// Fills all files of the plan.
 pub(super) fn fill(
     indexed: &Indexed,
@@ -46,6 +49,23 @@ pub(super) fn fill(
     plan: &Plan,
     root: &Arc<OwnedFd>,
     meter: &Meter,
+) -> Result<(), Failure> {
+    read(indexed, store, plan, meter, &|item, data, offset| {
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let written = open_beneath(root.as_fd(), item.path.as_path(), flags)
+            .map_err(std::io::Error::from)
+            .and_then(|fd| write_without_zeros(&File::from(fd), data, offset));
+        written.map_err(|source| Failure::write("write", &item.path, plan.bytes, source))
+    })
+}
+
+/// Reads all content of the plan, and hands each part on to every place that it belongs to.
+pub(super) fn read(
+    indexed: &Indexed,
+    store: &Arc<S3Store>,
+    plan: &Plan,
+    meter: &Meter,
+    put: Put<'_>,
 ) -> Result<(), Failure> {
     let windows = windows(plan);
     let next = AtomicUsize::new(0);
@@ -56,7 +76,7 @@ pub(super) fn fill(
             scope.spawn(|| {
                 while !stop.load(Ordering::Acquire) {
                     let Some(window) = windows.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-                    if let Err(failed) = fill_window(indexed, store, plan, root, window, meter) {
+                    if let Err(failed) = read_window(indexed, store, plan, window, meter, put) {
                         stop.store(true, Ordering::Release);
                         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failed);
                     }
@@ -93,23 +113,22 @@ fn windows(plan: &Plan) -> Vec<Window<'_>> {
     windows
 }
 
-fn fill_window(
+fn read_window(
     indexed: &Indexed,
     store: &Arc<S3Store>,
     plan: &Plan,
-    root: &OwnedFd,
     window: &Window<'_>,
     meter: &Meter,
+    put: Put<'_>,
 ) -> Result<(), Failure> {
     let name = pack_name(FileType::Pack, &window.pack.into_inner());
     let mut tries = 0;
     loop {
         tries += 1;
         store.hold(&name, window.offset, window.length)?;
-        let filled =
-            window.blobs.iter().try_for_each(|blob| fill_blob(indexed, store, plan, root, blob, meter));
+        let read = window.blobs.iter().try_for_each(|blob| read_blob(indexed, store, plan, blob, meter, put));
         store.release(&name, window.offset);
-        match filled {
+        match read {
             // The bytes that came are not those that were written: on the way, or in the store.
             Err(Failure::Damaged { .. }) if tries < TRIES_MAX => {}
             other => return other,
@@ -117,13 +136,13 @@ fn fill_window(
     }
 }
 
-fn fill_blob(
+fn read_blob(
     indexed: &Indexed,
     store: &Arc<S3Store>,
     plan: &Plan,
-    root: &OwnedFd,
     (id, places): &(DataId, Places),
     meter: &Meter,
+    put: Put<'_>,
 ) -> Result<(), Failure> {
     let blob = BlobId::from(id.into_inner());
     let data = indexed.get_blob_cached(&blob, BlobType::Data).map_err(|error| {
@@ -137,11 +156,7 @@ fn fill_blob(
     }
     for (at, offset) in places {
         let Some(item) = plan.items.get(*at) else { continue };
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let written = open_beneath(root.as_fd(), item.path.as_path(), flags)
-            .map_err(std::io::Error::from)
-            .and_then(|fd| write_without_zeros(&File::from(fd), &data, *offset));
-        written.map_err(|source| Failure::write("write", &item.path, plan.bytes, source))?;
+        put(item, &data, *offset)?;
         meter.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
     }
     Ok(())

@@ -31,7 +31,7 @@ pub(super) struct Item {
     /// Relative to the staging; empty for itself.
     pub(super) path: PathBuf,
     pub(super) facts: Facts,
-    target: Option<OsString>,
+    pub(super) target: Option<OsString>,
     /// The index of the item that is the same file under another name.
     pub(super) same_as: Option<usize>,
 }

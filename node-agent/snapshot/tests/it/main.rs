@@ -14,4 +14,5 @@ mod restic;
 mod rounds;
 mod store;
 mod support;
+mod verify;
 mod within;

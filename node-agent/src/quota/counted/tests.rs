@@ -92,6 +92,26 @@ async fn keeps_its_books(node: &Node, quota: &Quota) {
     assert!(removed.starts_with(node.data_dir().canonicalize().unwrap().join("removed")));
     assert_eq!(quota.remove(cell(2)).await.unwrap(), None);
 
+    // Discarded, nothing of it is kept anywhere, and its room is free; in use it is not touched.
+    let folder = quota.ensure(cell(5), UID, SMALL).await.unwrap();
+    std::fs::write(folder.join("f"), "kept").unwrap();
+    let held = std::fs::File::open(folder.join("f")).unwrap();
+    assert!(matches!(quota.discard(cell(5)).await, Err(QuotaError::Busy { .. })));
+    assert_eq!(std::fs::read_to_string(folder.join("f")).unwrap(), "kept");
+    drop(held);
+    for _ in 0..2 {
+        quota.discard(cell(5)).await.unwrap();
+        assert!(!folder.parent().unwrap().exists());
+    }
+    let kept = ["removed", "left-behind"].map(|name| std::fs::read_dir(node.data_dir().join(name)).unwrap());
+    let of_it = |entry: io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().to_string_lossy().contains(&cell(5).to_string())
+    };
+    assert!(!kept.into_iter().flatten().any(of_it));
+    let folder = quota.ensure(cell(5), UID, SMALL).await.unwrap();
+    assert!(!folder.join("f").exists());
+    quota.discard(cell(5)).await.unwrap();
+
     // What is promised to one cell is not promised to another.
     let stat = rustix::fs::statvfs(node.data_dir()).unwrap();
     let most = Bytes((stat.f_bavail * stat.f_frsize / 3 * 2).max(super::super::DISK_BYTES_MIN.0));

@@ -245,7 +245,9 @@ impl World {
                 truth.suspended = false;
                 Outcome::Resumed
             }
-            Verb::Repair | Verb::Remove | Verb::Restore => unreachable!("nothing of this world fails"),
+            Verb::Repair | Verb::Remove | Verb::Restore | Verb::Verify | Verb::Archive => {
+                unreachable!("nothing of this world fails")
+            }
         };
         if matches!(verb, Verb::Unpause | Verb::Resume) {
             self.wake_scheduler(seed);
