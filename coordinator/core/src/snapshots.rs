@@ -55,7 +55,7 @@ pub enum SnapshotCommand {
         aside: bool,
     },
     /// A snapshot was made of data that the user brought along, under [`Fleet::imports_as`](crate::Fleet::imports_as). No
-    /// events where it is known, or far behind the others.
+    /// events where it is known.
     Import {
         /// Whose.
         user: UserId,

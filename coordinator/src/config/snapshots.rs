@@ -134,8 +134,9 @@ impl Snapshots {
         if !(1..=WORKERS_MAX).contains(&self.workers) {
             wrong("snapshots.workers", format!("has to be from 1 to {WORKERS_MAX}"));
         }
-        if !(Bytes::mib(1)..=Bytes::gib(1024)).contains(&self.import_max) {
-            wrong("snapshots.import_max", "has to be from 1MiB to 1024GiB".to_owned());
+        // More is in no snapshot.
+        if !(Bytes::mib(1)..=Bytes::gib(64)).contains(&self.import_max) {
+            wrong("snapshots.import_max", "has to be from 1MiB to 64GiB".to_owned());
         }
         if let Some(bucket) = &self.bucket
             && !is_bucket(bucket)

@@ -120,8 +120,12 @@ pub(crate) async fn snapshot(
     Name(name): Name,
     JsonBody(Nothing {}): JsonBody<Nothing>,
 ) -> Result<Json<Snapshot>, ApiError> {
-    match command(&api, &name, CommandVerb::Snapshot, SNAPSHOT_MAX).await? {
-        CommandOutcome::Snapshot(snapshot) => Ok(Json(*snapshot)),
+    snapshot_now(&api, &name).await.map(Json)
+}
+
+pub(super) async fn snapshot_now(api: &Api, name: &str) -> Result<Snapshot, ApiError> {
+    match command(api, name, CommandVerb::Snapshot, SNAPSHOT_MAX).await? {
+        CommandOutcome::Snapshot(snapshot) => Ok(*snapshot),
         CommandOutcome::Cell(_) | CommandOutcome::Logs(_) | CommandOutcome::Purged => Err(wrong_answer()),
     }
 }

@@ -7,7 +7,7 @@ use berth_shared::cell::{Assignment, CellState};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
 use berth_shared::units::Bytes;
-use berth_shared::wire::{CommandOutcome, CommandVerb, CoordinatorFrame, NodeFrame};
+use berth_shared::wire::{Command, CommandOutcome, CommandVerb, CoordinatorFrame, NodeFrame};
 use berth_test_s3::Fault;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -67,15 +67,7 @@ impl World {
 impl FakeNode {
     /// Is told to restore, and does as it is told. Which snapshot it was.
     async fn restores(&mut self, assignment: &Assignment, outcome: Result<(), Problem>) -> SnapshotId {
-        let command = loop {
-            match self.receive().await {
-                CoordinatorFrame::Command(command) => break command,
-                CoordinatorFrame::Repositories { .. }
-                | CoordinatorFrame::Desired(_)
-                | CoordinatorFrame::Terms { .. } => {}
-                other => panic!("not a command: {other:?}"),
-            }
-        };
+        let command = self.command().await;
         let CommandVerb::Restore { snapshot } = command.verb else {
             panic!("not a restore: {:?}", command.verb)
         };
@@ -84,6 +76,26 @@ impl FakeNode {
         let outcome = outcome.map(|()| CommandOutcome::Cell(Box::new(done)));
         self.send(&NodeFrame::CommandDone { seq: command.seq, outcome }).await;
         snapshot
+    }
+
+    /// Is told to take a snapshot, and cannot.
+    async fn takes_none(&mut self) {
+        let command = self.command().await;
+        assert_eq!(command.verb, CommandVerb::Snapshot);
+        let outcome = Err(Problem::new(Code::SnapshotFailed, "the bucket is away"));
+        self.send(&NodeFrame::CommandDone { seq: command.seq, outcome }).await;
+    }
+
+    async fn command(&mut self) -> Command {
+        loop {
+            match self.receive().await {
+                CoordinatorFrame::Command(command) => return command,
+                CoordinatorFrame::Repositories { .. }
+                | CoordinatorFrame::Desired(_)
+                | CoordinatorFrame::Terms { .. } => {}
+                other => panic!("not a command: {other:?}"),
+            }
+        }
     }
 }
 
@@ -125,13 +137,17 @@ async fn what_a_user_brings_along_becomes_its_first_snapshot_without_the_old_gat
     let restores = async {
         let busy = Problem::new(Code::CellBusy, "it is being started");
         node.restores(&assignment, Err(busy)).await;
-        node.restores(&assignment, Ok(())).await
+        let restored = node.restores(&assignment, Ok(())).await;
+        node.takes_none().await;
+        restored
     };
     let (answer, restored) = tokio::join!(world.import(&bytes), restores);
     assert_eq!(answer.status, 200, "{}", answer.body);
     let import: Import = answer.json();
     assert_eq!((import.snapshot, import.layout, import.links), (restored, ImportedAs::StateFolder, 0));
     assert_eq!(import.rotated, ["openclaw.json: gateway.auth"]);
+    // It stands in the repository, but a lost node would bring back what was there before.
+    assert!(import.notes.iter().any(|note| note.contains("the bucket is away")), "{:?}", import.notes);
     let known: Snapshots = world.get("/v1/users/anna/snapshots").await.json();
     let head = known.head.unwrap();
     assert_eq!((head.id, head.seq, head.cell), (restored, 0, user.cell));

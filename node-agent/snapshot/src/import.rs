@@ -111,7 +111,7 @@ impl LeftOut {
 /// Imports what comes from `input`.
 ///
 /// # Errors
-/// [`Failure`]; then there is no new snapshot.
+/// [`Failure`]; then there is no new snapshot, or one that nobody is told of.
 pub(crate) fn import(
     repository: OpenRepository,
     job: &ImportJob,
@@ -142,7 +142,7 @@ pub(crate) fn import(
         limits: WalkLimits::default(),
     };
     let taken = take(repository, &taking, meter)?;
-    if taken.skips.is_incomplete() {
+    if taken.skips.is_incomplete() || taken.skips.vanished > 0 {
         return Err(archive::bad("not all of it could be put into a snapshot"));
     }
     Ok(Imported { taken, layout: found.layout, left_out, rotated, notes })

@@ -252,8 +252,7 @@ impl Fleet {
             {
                 Ok(vec![SnapshotFact::HeadMoved { user, snapshot }])
             }
-            // What the history has no room for is in the repository.
-            Some(_) if vault.is_behind_all(&snapshot) => Ok(vec![]),
+            // Also where the history has no room for it: who put what in place of a user's data is in the journal.
             Some(head) if head.place() >= snapshot.place() => {
                 Ok(vec![SnapshotFact::SnapshotKept { user, snapshot }])
             }

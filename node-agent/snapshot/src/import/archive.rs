@@ -44,8 +44,14 @@ impl Found {
 
     /// The name for people.
     pub(super) fn name(&self) -> String {
-        String::from_utf8_lossy(&self.path).chars().take(200).collect()
+        readable(&self.path)
     }
+}
+
+/// A stranger's name for people: short, and nothing in it that a terminal obeys.
+pub(super) fn readable(name: &[u8]) -> String {
+    let name = String::from_utf8_lossy(name);
+    name.chars().take(200).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// An archive that is read.

@@ -4,6 +4,7 @@
 //!
 //! The list is that of OpenClaw 2026.9.6. Berth's nodes put `gateway.auth` in as they need it, at each start.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,8 +15,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use serde_json::Value;
 
-use super::archive::bad;
+use super::NAMES_MAX;
+use super::archive::{bad, readable};
 use super::layout::{CONFIG, DATABASE, small};
+use super::unpack::has_room;
 use crate::error::Failure;
 
 /// Largest configuration that is read: the node reads no larger one.
@@ -36,6 +39,7 @@ const HOOKS_TOKEN: &[&str] = &["hooks", "token"];
 const VARIABLES: &[&str] =
     &["OPENCLAW_GATEWAY_TOKEN", "OPENCLAW_GATEWAY_PASSWORD", "OPENCLAW_GATEWAY_SECRET"];
 const ENVIRONMENT: &str = ".env";
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Files of versions before the database, which a newer one takes up.
 const FILES: &[&str] = &[
@@ -139,9 +143,10 @@ fn fresh() -> Result<String, Failure> {
     Ok(data_encoding::HEXLOWER.encode(&bytes))
 }
 
-/// Copies of the configuration, which a gateway goes back to when the one that it has is wrong.
+/// Copies of the configuration, which a gateway goes back to when the one that it has is wrong. There may be thousands.
 fn copies(root: &Path, rotated: &mut Vec<String>) -> Result<(), Failure> {
     let entries = fs::read_dir(root).map_err(|error| Failure::io("read folder", root, error))?;
+    let mut found = 0_usize;
     for entry in entries {
         let entry = entry.map_err(|error| Failure::io("read folder", root, error))?;
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -149,8 +154,14 @@ fn copies(root: &Path, rotated: &mut Vec<String>) -> Result<(), Failure> {
             name.strip_prefix(CONFIG).is_some_and(|rest| rest.starts_with('.') || rest.starts_with('-'));
         if is_copy && entry.file_type().is_ok_and(|kind| kind.is_file()) {
             remove(&entry.path())?;
-            rotated.push(name.chars().take(100).collect());
+            found += 1;
+            if found <= NAMES_MAX {
+                rotated.push(readable(name.as_bytes()));
+            }
         }
+    }
+    if let Some(more @ 1..) = found.checked_sub(NAMES_MAX) {
+        rotated.push(format!("{more} more copies of {CONFIG}"));
     }
     Ok(())
 }
@@ -163,21 +174,30 @@ fn environment(root: &Path, rotated: &mut Vec<String>) -> Result<(), Failure> {
     let bytes =
         small(&path, CONFIG_BYTES_MAX).ok_or_else(|| bad(format!("{ENVIRONMENT} is larger than 1 MiB")))?;
     let variable = |line: &[u8]| -> Option<&'static str> {
-        let line = line.trim_ascii();
-        let line = line.strip_prefix(b"export ").unwrap_or(line).trim_ascii();
+        let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii();
+        let exported =
+            line.strip_prefix(b"export").filter(|rest| rest.first().is_some_and(u8::is_ascii_whitespace));
+        let line = exported.unwrap_or(line).trim_ascii();
         let name = line.split(|byte| matches!(byte, b'=' | b':')).next()?.trim_ascii();
         VARIABLES.iter().find(|known| known.as_bytes() == name).copied()
     };
     let mut kept = Vec::with_capacity(bytes.len());
-    let before = rotated.len();
+    let mut taken = BTreeSet::new();
     for line in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
         match variable(line) {
-            Some(name) => rotated.push(format!("{ENVIRONMENT}: {name}")),
+            Some(name) => drop(taken.insert(name)),
             None => kept.extend_from_slice(line),
         }
     }
-    if rotated.len() == before { Ok(()) } else { write(&path, &kept) }
+    if taken.is_empty() {
+        return Ok(());
+    }
+    rotated.extend(taken.into_iter().map(|name| format!("{ENVIRONMENT}: {name}")));
+    write(&path, &kept)
 }
+
+/// Tables that had rows, and how many.
+type Emptied = Vec<(&'static str, usize)>;
 
 /// The database is a stranger's, too: nothing in its schema is let act.
 fn database(root: &Path, rotated: &mut Vec<String>) -> Result<(), Failure> {
@@ -187,15 +207,24 @@ fn database(root: &Path, rotated: &mut Vec<String>) -> Result<(), Failure> {
     }
     // Memory of the processes that had it open there.
     let _none = fs::remove_file(root.join(format!("{DATABASE}-shm")));
+    let beside = |suffix| fs::metadata(root.join(format!("{DATABASE}{suffix}"))).map_or(0, |meta| meta.len());
+    // SQLite would play it back, and such a journal may name another file, anywhere, that it removes behind that (a
+    // super-journal: sqlite.org/atomiccommit.html, section 5). OpenClaw's database has a write-ahead log instead.
+    if beside("-journal") > 0 {
+        return Err(bad(format!(
+            "{DATABASE}-journal: the database was in the middle of a change; stop the gateway, then copy its folder"
+        )));
+    }
+    // Each page that is emptied is written twice.
+    has_room(root, beside("").saturating_add(beside("-wal")))?;
     let emptied = empty_tables(&path).map_err(|error| bad(format!("{DATABASE}: {error}")))?;
-    let emptied = emptied
-        .ok_or_else(|| bad(format!("{DATABASE}: a list of devices is not the table that it has to be")))?;
+    let emptied = emptied.map_err(|why| bad(format!("{DATABASE}: {why}")))?;
     rotated.extend(emptied.into_iter().map(|(table, rows)| format!("{DATABASE}: {table}, {rows} rows")));
     Ok(())
 }
 
-/// Which tables had how many rows; `None` where one of them is something else.
-fn empty_tables(path: &Path) -> Result<Option<Vec<(&'static str, usize)>>, rusqlite::Error> {
+/// Which tables had how many rows; or what in the schema would bring rows back, or only looks like a table.
+fn empty_tables(path: &Path) -> Result<Result<Emptied, &'static str>, rusqlite::Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let database = Connection::open_with_flags(path, flags)?;
     database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -206,12 +235,19 @@ fn empty_tables(path: &Path) -> Result<Option<Vec<(&'static str, usize)>>, rusql
     database.execute_batch("PRAGMA secure_delete = ON; PRAGMA foreign_keys = OFF; PRAGMA mmap_size = 0;")?;
     let mut emptied = vec![];
     for table in TABLES {
-        let kind = "SELECT type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE AND type <> 'index'";
-        let kind: Option<String> = database.query_row(kind, [table], |row| row.get(0)).optional()?;
-        match kind.as_deref() {
+        let kind = "SELECT type, ifnull(sql, '') LIKE 'create virtual%' FROM sqlite_schema
+            WHERE name = ?1 COLLATE NOCASE AND type <> 'index'";
+        let kind = database.query_row(kind, [table], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)));
+        match kind.optional()?.as_ref().map(|(kind, is_virtual)| (kind.as_str(), *is_virtual)) {
             None => continue,
-            Some("table") => {}
-            Some(_) => return Ok(None),
+            Some(("table", false)) => {}
+            Some(_) => return Ok(Err("a list of devices is not the table that it has to be")),
+        }
+        // OpenClaw has triggers for its search only. One that names such a table could fill it again.
+        let named = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'
+            AND (instr(lower(sql), ?1) > 0 OR tbl_name = ?1 COLLATE NOCASE)";
+        if database.query_row(named, [table], |row| row.get::<_, i64>(0))? > 0 {
+            return Ok(Err("a trigger of it is about a list of devices"));
         }
         let rows = database.execute(&format!("DELETE FROM main.\"{table}\""), [])?;
         if rows > 0 {
@@ -223,7 +259,7 @@ fn empty_tables(path: &Path) -> Result<Option<Vec<(&'static str, usize)>>, rusql
         database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     }
     database.close().map_err(|(_, error)| error)?;
-    Ok(Some(emptied))
+    Ok(Ok(emptied))
 }
 
 fn remove(path: &Path) -> Result<(), Failure> {

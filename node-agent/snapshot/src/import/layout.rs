@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use berth_shared::cell::{ImageRef, Workload};
 use serde::Deserialize;
 
-use super::Layout;
-use super::archive::bad;
+use super::archive::{bad, readable};
+use super::{Layout, NAMES_MAX};
 use crate::error::Failure;
 use crate::walk::DEPTH_MAX;
 
@@ -50,13 +50,37 @@ pub(super) fn find(unpacked: &Path, workload: Workload) -> Result<Found, Failure
         Workload::Http => Ok(plain(unpacked.to_owned(), Layout::Files)),
         Workload::Openclaw => match fleet_backup(unpacked)? {
             Some(found) => Ok(found),
-            None => state_folder(unpacked).map(|root| plain(root, Layout::StateFolder)).ok_or_else(|| {
-                bad(format!(
-                    "nothing in it looks like a state folder of OpenClaw ({CONFIG} or {DATABASE}) or like a fleet backup"
-                ))
-            }),
+            None => {
+                let root = state_folder(unpacked).ok_or_else(|| {
+                    bad(format!(
+                        "nothing in it looks like a state folder of OpenClaw ({CONFIG} or {DATABASE}) or like a fleet backup"
+                    ))
+                })?;
+                let mut found = plain(root, Layout::StateFolder);
+                if found.root.file_name().is_some_and(|name| name == IN_HOME)
+                    && let Some(home) = found.root.parent()
+                {
+                    found.notes.extend(left_beside(home, &[IN_HOME]));
+                }
+                Ok(found)
+            }
         },
     }
+}
+
+/// What is not taken in of the folder that the state folder lies in.
+fn left_beside(folder: &Path, taken: &[&str]) -> Option<String> {
+    let entries = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
+    let mut names: Vec<String> = entries
+        .filter(|name| taken.iter().all(|taken| name != taken))
+        .map(|name| readable(name.as_encoded_bytes()))
+        .collect();
+    names.sort_unstable();
+    let more = names.len().saturating_sub(NAMES_MAX);
+    names.truncate(NAMES_MAX);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!names.is_empty())
+        .then(|| format!("beside the state folder, and not taken in: {}{rest}", names.join(", ")))
 }
 
 fn state_folder(unpacked: &Path) -> Option<PathBuf> {
@@ -108,6 +132,7 @@ fn fleet_backup(unpacked: &Path) -> Result<Option<Found>, Failure> {
             "the key of old encrypted auth profiles (`auth`) was left out: sign in again where one is still in use".to_owned(),
         );
     }
+    notes.extend(left_beside(unpacked, &[MANIFEST, FLEET_DATA, FLEET_AUTH]));
     let image = manifest.image.and_then(|image| image.parse().ok());
     Ok(Some(Found { root: data, layout: Layout::FleetBackup, image, notes }))
 }

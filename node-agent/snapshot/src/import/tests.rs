@@ -410,18 +410,98 @@ mod state {
     }
 
     #[test]
-    fn a_trigger_brings_nothing_back() {
+    fn a_trigger_about_a_list_of_devices_is_refused_and_one_about_something_else_does_nothing() {
+        let again = "INSERT INTO device_pairing_paired VALUES ('again', 'x'); END;";
+        let refused = [
+            format!("CREATE TRIGGER back AFTER DELETE ON device_pairing_paired BEGIN {again}"),
+            format!("CREATE TRIGGER later AFTER UPDATE ON cron_jobs BEGIN {again}"),
+        ];
+        for trigger in &refused {
+            let folder = tempfile::tempdir().unwrap();
+            state(folder.path()).execute_batch(trigger).unwrap();
+            let failure = gateway::rotate(folder.path(), &mut vec![]).unwrap_err();
+            assert_eq!(failure.reason(), Reason::BadArchive, "{trigger}");
+        }
         let folder = tempfile::tempdir().unwrap();
-        let database = state(folder.path());
-        let trigger = "CREATE TRIGGER back AFTER DELETE ON device_pairing_paired BEGIN
-            INSERT INTO device_pairing_paired VALUES ('again', 'x'); END;";
-        database.execute_batch(trigger).unwrap();
-        drop(database);
+        let harmless = "CREATE TRIGGER t AFTER INSERT ON cron_jobs BEGIN DELETE FROM cron_jobs; END";
+        state(folder.path()).execute_batch(harmless).unwrap();
         gateway::rotate(folder.path(), &mut vec![]).unwrap();
         let database = Connection::open(folder.path().join("state/openclaw.sqlite")).unwrap();
         let count =
             database.query_row("SELECT count(*) FROM device_pairing_paired", [], |row| row.get::<_, i64>(0));
         assert_eq!(count.unwrap(), 0);
+    }
+
+    /// A rollback journal without a page, which says that `other` is the journal of several databases.
+    fn journal_that_names(other: &Path) -> Vec<u8> {
+        const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+        let number = |value: u32| value.to_be_bytes();
+        let mut journal = MAGIC.to_vec();
+        // Pages, nonce, size of the database before, sector, page.
+        for value in [0, 1, 2, 512, 4096] {
+            journal.extend(number(value));
+        }
+        journal.resize(512, 0);
+        let name = other.to_str().unwrap().as_bytes();
+        journal.extend(number(0x4000_0000 / 4096 + 1));
+        journal.extend(name);
+        journal.extend(number(u32::try_from(name.len()).unwrap()));
+        journal.extend(number(name.iter().map(|byte| u32::from(*byte)).sum()));
+        journal.extend(MAGIC);
+        journal
+    }
+
+    #[test]
+    fn a_database_in_the_middle_of_a_change_is_refused_and_removes_nothing_elsewhere() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let victim = elsewhere.path().join("keys");
+        fs::write(&victim, "the keys of all users").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("state")).unwrap();
+        let path = folder.path().join("state/openclaw.sqlite");
+        let schema = "CREATE TABLE device_pairing_paired (device_id TEXT)";
+        Connection::open(&path).unwrap().execute_batch(schema).unwrap();
+        fs::write(folder.path().join("state/openclaw.sqlite-journal"), journal_that_names(&victim)).unwrap();
+        let rotated = gateway::rotate(folder.path(), &mut vec![]);
+        assert!(victim.exists(), "a stranger's archive has removed a file of Berth's");
+        let failure = rotated.unwrap_err();
+        assert!(failure.to_string().contains("stop the gateway"), "{failure}");
+    }
+
+    #[test]
+    fn what_is_told_of_an_archive_stays_small_and_is_nothing_that_a_terminal_obeys() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("openclaw.json"), "{}").unwrap();
+        for at in 0..50 {
+            fs::write(folder.path().join(format!("openclaw.json.\u{1b}[2J{at}")), "{}").unwrap();
+        }
+        let lines = "OPENCLAW_GATEWAY_TOKEN=a\nexport\tOPENCLAW_GATEWAY_TOKEN=b\n".repeat(1_000);
+        fs::write(folder.path().join(".env"), format!("\u{feff}OPENCLAW_GATEWAY_SECRET=c\n{lines}A=1\n"))
+            .unwrap();
+        let rotated = gateway::rotate(folder.path(), &mut vec![]).unwrap();
+        assert_eq!(rotated.len(), NAMES_MAX + 1 + 2, "{rotated:?}");
+        assert!(rotated.contains(&"30 more copies of openclaw.json".to_owned()), "{rotated:?}");
+        assert!(rotated.iter().all(|line| !line.contains('\u{1b}')), "{rotated:?}");
+        assert_eq!(fs::read_to_string(folder.path().join(".env")).unwrap(), "A=1\n");
+    }
+
+    #[test]
+    fn what_lies_beside_the_state_folder_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [".openclaw", "clawd", "workspace"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        fs::write(folder.path().join(".openclaw/openclaw.json"), "{}").unwrap();
+        let found = layout::find(folder.path(), Workload::Openclaw).unwrap();
+        assert_eq!(found.notes, ["beside the state folder, and not taken in: clawd, workspace"]);
+    }
+
+    #[test]
+    fn a_disk_without_the_room_is_told_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        unpack::has_room(folder.path(), 1).unwrap();
+        let failure = unpack::has_room(folder.path(), u64::MAX / 2).unwrap_err();
+        assert_eq!(failure.reason(), Reason::NoSpace);
     }
 
     #[test]

@@ -19,8 +19,14 @@ use crate::walk::{BENEATH, DIRECTORY, open_beneath, open_folder};
 /// Room that stays on the disk whatever an archive holds: the coordinator's journal may be on it.
 const ROOM_BYTES: u64 = 512 * 1024 * 1024;
 
+/// As many files and folders can still be made after it.
+const ROOM_FILES: u64 = 10_000;
+
 /// The room is looked at again behind so many bytes.
 const LOOK_EVERY_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What an entry takes of the disk beside its content: its inode, its name, and the rest of its last block.
+const ENTRY_BYTES: u64 = 8 * 1024;
 
 /// What is copied at a time.
 const PART_BYTES: usize = 64 * 1024;
@@ -91,7 +97,7 @@ impl Unpacking {
         if self.entries > self.limits.entries_max {
             return Err(Failure::ArchiveTooLarge { what: "entries" });
         }
-        Ok(())
+        self.look(ENTRY_BYTES)
     }
 
     /// Opens a folder; makes it, and those that it lies in, where it is not there.
@@ -146,13 +152,26 @@ impl Unpacking {
             return Ok(());
         }
         self.unlooked = 0;
-        let disk = rustix::fs::fstatvfs(&self.root)
-            .map_err(|errno| Failure::write("look at", Path::new("the disk"), 0, errno))?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM_BYTES {
-            return Err(Failure::NoSpace { needed: ROOM_BYTES });
-        }
-        Ok(())
+        has_room_at(&self.root, 0)
     }
+}
+
+/// Can so many bytes more be written below `folder`?
+pub(super) fn has_room(folder: &Path, bytes: u64) -> Result<(), Failure> {
+    let folder = open_folder(folder).map_err(|errno| Failure::write("open", folder, 0, errno))?;
+    has_room_at(&folder, bytes)
+}
+
+fn has_room_at(folder: &OwnedFd, bytes: u64) -> Result<(), Failure> {
+    let disk = rustix::fs::fstatvfs(folder)
+        .map_err(|errno| Failure::write("look at", Path::new("the disk"), 0, errno))?;
+    let needed = ROOM_BYTES.saturating_add(bytes);
+    // A file system that makes inodes as it needs them shows none.
+    let has_files = disk.f_files == 0 || disk.f_favail >= ROOM_FILES;
+    if has_files && disk.f_bavail.saturating_mul(disk.f_frsize) >= needed {
+        return Ok(());
+    }
+    Err(Failure::NoSpace { needed })
 }
 
 fn finish(file: &File, mode: u32, mtime: u64) -> Result<(), Errno> {

@@ -469,6 +469,21 @@ fn an_import_is_head_where_there_is_none_and_stands_behind_it_else() {
 }
 
 #[test]
+fn an_import_is_written_down_also_where_the_history_has_no_room_for_it() {
+    let mut world = world();
+    let first = home(&world);
+    let (cell, _) = world.fleet.imports_as(ANNA).unwrap();
+    for number in 1..=u8::try_from(HISTORY_MAX).unwrap() + 1 {
+        world.run(&take(first, Snapshot { cell, ..snapshot(number, 1, u64::from(number)) })).unwrap();
+    }
+    let before = head(&world);
+    let written = world.run(&import(Snapshot { cell, ..snapshot(99, 1, IMPORT_SEQ) })).unwrap();
+    assert_eq!(written.len(), 1, "who put what in place of a user's data is in the journal: {written:?}");
+    assert_eq!(head(&world), before);
+    assert_eq!(world.replayed(), world.fleet);
+}
+
+#[test]
 fn an_import_of_another_cell_or_time_is_refused() {
     let mut world = world();
     let (cell, _) = world.fleet.imports_as(ANNA).unwrap();
