@@ -362,6 +362,9 @@ impl<R: Runtime> Driver<R> {
                 self.step(agent::Event::Tick, &mut turn);
             }
             let moved = std::mem::take(&mut turn.moved);
+            if !moved.is_empty() {
+                self.keep_room();
+            }
             self.go_on_from_disk(moved.iter(), &mut turn);
             self.snapshots_follow(&moved, &mut turn);
             if self.snapshots.next_deadline().is_some_and(|due| due <= at.boot) {
@@ -413,6 +416,7 @@ impl<R: Runtime> Driver<R> {
         match input {
             Input::Done { cell, op, verb, outcome, ended } => {
                 failpoint::reach(Place::Report, verb);
+                let outcome = self.still_proven(cell, outcome);
                 if matches!(outcome, Outcome::Ready) {
                     self.ready_seen.insert(cell, ended);
                 }

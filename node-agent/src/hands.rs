@@ -479,26 +479,33 @@ impl<R: Runtime> Hands<R> {
             let (cell, user, path) = (job.spec.cell, &job.spec.slug, path.display());
             tracing::warn!(%cell, %user, %generation, %path, "the cell lives elsewhere now, its disk is kept aside");
         }
+        // Before it is reported: a cell that comes back begins with nothing of this one's.
+        self.forget_snapshots(job)?;
         self.forget_suspension(job);
         Ok(Outcome::Removed)
     }
 
     /// Removes the container and the disk of a cell whose data is in the store.
     async fn archive(&self, job: &Job) -> Result<Outcome, Problem> {
-        let key = self.key(job);
-        self.runtime.remove(&key, &key.container_name()).await.map_err(problem)?;
-        self.discard(job).await?;
+        self.empty(job).await?;
         self.forget_suspension(job);
         Ok(Outcome::Archived)
     }
 
-    /// Destroys the cell's disk, and all that was known of what is on it: its data is in the store.
+    /// Destroys the container and the cell's disk, and all that was known of what is on it: its data is in the store.
     ///
     /// # Errors
-    /// Something of it is there still. Can be repeated.
-    pub async fn discard(&self, job: &Job) -> Result<(), Problem> {
+    /// The container runs, or something of it is there still. Can be repeated.
+    pub async fn empty(&self, job: &Job) -> Result<(), Problem> {
+        let key = self.key(job);
+        self.runtime.remove(&key, &key.container_name()).await.map_err(problem)?;
         let discarded = self.quota.discard(job.spec.cell).await;
         discarded.map_err(|error| Problem::new(Code::QuotaFailed, chain(&error)))?;
+        self.forget_snapshots(job)
+    }
+
+    /// What workers keep beside a disk goes with it: its digests, and the record of a restore that was cut short.
+    fn forget_snapshots(&self, job: &Job) -> Result<(), Problem> {
         let forgotten = self.snapshots.forget(job.spec.cell);
         forgotten.map_err(|error| Problem::new(Code::QuotaFailed, error.to_string()))
     }

@@ -36,7 +36,9 @@ mod tool;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use berth_shared::ids::{CellId, Generation};
@@ -118,6 +120,8 @@ pub struct Quota {
     backend: Backend,
     /// Or why the node's own file system does not count.
     counted: Result<Counted, String>,
+    /// Cells without a disk that come back to one of this size.
+    kept_for: Mutex<BTreeMap<CellId, Bytes>>,
 }
 
 impl Quota {
@@ -145,7 +149,12 @@ impl Quota {
                 Err(error) => Backend::None { reason: error::chain(&error) },
             },
         };
-        Ok(Self { data_dir, backend, counted })
+        Ok(Self { data_dir, backend, counted, kept_for: Mutex::default() })
+    }
+
+    /// Keeps room for these cells, which have left the disk and come back to one of that size. Those of before are forgotten.
+    pub fn keep_room(&self, sizes: BTreeMap<CellId, Bytes>) {
+        *self.kept_for.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
     }
 
     /// How quotas are kept here.
@@ -194,16 +203,16 @@ impl Quota {
         // What a cell has is kept, whatever new ones get.
         let is_counted = place.files_of()?.is_some() || image.is_none() && self.backend != Backend::LoopExt4;
         if is_counted {
-            return self.ensure_counted(&place, &lock, uid, size).await;
+            return self.ensure_counted(cell, &place, &lock, uid, size).await;
         }
         match image {
             None => {
-                self.check_room(&lock, size).await?;
+                self.check_room(cell, &lock, size).await?;
                 make(&place, &lock, uid, size).await?;
             }
             Some(have) if size < have => return Err(QuotaError::Shrink { have, want: size }),
             Some(have) if size > have => {
-                self.check_room(&lock, size.saturating_sub(have)).await?;
+                self.check_room(cell, &lock, size.saturating_sub(have)).await?;
                 place.extend_image(size)?;
             }
             Some(_) => {}
@@ -214,6 +223,7 @@ impl Quota {
 
     async fn ensure_counted(
         &self,
+        cell: CellId,
         place: &Place,
         lock: &PlaceLock,
         uid: u32,
@@ -230,12 +240,12 @@ impl Quota {
                     return Err(QuotaError::Shrink { have, want: size });
                 }
                 if size > have {
-                    self.check_room(lock, size.saturating_sub(have)).await?;
+                    self.check_room(cell, lock, size.saturating_sub(have)).await?;
                     counted.limit(lock, uid, size).await?;
                 }
             }
             None => {
-                self.check_room(lock, size).await?;
+                self.check_room(cell, lock, size).await?;
                 counted.make(place, lock, uid, size).await?;
             }
         }
@@ -401,13 +411,15 @@ impl Quota {
         self.counted.as_ref().map_err(|reason| QuotaError::Unsupported { reason: reason.clone() })
     }
 
-    /// Is there room for so many bytes more, when every disk that was given out fills up? A sparse image takes its
-    /// room later, when a refusal would hit a running cell.
-    async fn check_room(&self, lock: &PlaceLock, needed: Bytes) -> Result<(), QuotaError> {
+    /// Is there room for so many bytes more of this cell's, when every disk that was given out fills up, and others that left
+    /// theirs come back? A sparse image takes its room later, when a refusal would hit a running cell.
+    async fn check_room(&self, cell: CellId, lock: &PlaceLock, needed: Bytes) -> Result<(), QuotaError> {
         let stat = rustix::fs::statvfs(&self.data_dir)
             .map_err(|errno| QuotaError::Look { path: self.data_dir.clone(), source: errno.into() })?;
         let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
-        let mut promised = Bytes::ZERO;
+        let kept = self.kept_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others = kept.iter().filter(|(other, _)| **other != cell);
+        let mut promised = others.fold(Bytes::ZERO, |sum, (_, size)| sum.saturating_add(*size));
         let mut uids = vec![];
         for cell in self.cells()? {
             let place = self.place(cell);

@@ -117,13 +117,16 @@ impl Take {
 #[derive(Debug)]
 pub struct Snapshots {
     workers: Workers,
-    /// Proofs have a place of their own, so that no restore waits for one.
+    /// Whoever is restored is waited for: long snapshots of others are in nobody's way.
+    restorers: Workers,
+    /// Nobody waits for a proof.
     provers: Workers,
     folder: PathBuf,
 }
 
 impl Snapshots {
-    /// Workers of this program, so many at a time, with their folders below the agent's data.
+    /// Workers of this program, so many at a time that take snapshots and as many that restore, with their folders below the
+    /// agent's data.
     ///
     /// # Errors
     /// The folder cannot be made.
@@ -132,6 +135,7 @@ impl Snapshots {
         make_dir(&folder, 0o711)?;
         Ok(Self {
             workers: Workers::new(program.clone(), at_once),
+            restorers: Workers::new(program.clone(), at_once),
             provers: Workers::new(program, 1),
             folder,
         })
@@ -195,7 +199,7 @@ impl Snapshots {
             limits: WalkLimits::default(),
         }));
         let request = access.request(&access.repository.prefix, job);
-        let done = self.workers.run(&request, Some((files.uid, files.uid)), RESTORE_MAX, |_| {}).await;
+        let done = self.restorers.run(&request, Some((files.uid, files.uid)), RESTORE_MAX, |_| {}).await;
         done.map(drop).map_err(|failed| problem(failed.to_string()))
     }
 

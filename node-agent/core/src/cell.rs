@@ -270,6 +270,8 @@ pub struct Cell {
     /// The snapshot that is being proven to be what is on its disk.
     verifying: Option<SnapshotId>,
     archive_waiters: Vec<Waiter>,
+    /// It is archived, and could not be removed from the disk.
+    left_over: bool,
     verify_not_before: BootMs,
     verify_backoff: Backoff,
 }
@@ -344,6 +346,7 @@ impl Cell {
             restore_ordered: None,
             verifying: None,
             archive_waiters: vec![],
+            left_over: false,
             verify_not_before: now.boot,
             verify_backoff: Backoff::new(VERIFY_RETRY_FIRST, VERIFY_RETRY_MAX),
         }
@@ -399,11 +402,18 @@ impl Cell {
         matches!(self.data, Data::Here)
     }
 
+    /// Is it not known whether there is a snapshot of its data? Then it does not start.
+    pub const fn awaits_repository(&self) -> bool {
+        matches!(self.data, Data::Unknown)
+    }
+
     /// From which snapshot its data is restored before it starts, and whether there is data that this is put in place of.
     pub const fn restores(&self) -> Option<(SnapshotId, bool)> {
         match self.data {
             Data::In { snapshot, over } => Some((snapshot, over)),
-            Data::Archived { snapshot } => Some((snapshot, false)),
+            Data::Archived { snapshot, instead: None } | Data::Archived { instead: Some(snapshot), .. } => {
+                Some((snapshot, false))
+            }
             Data::Here | Data::Unknown => None,
         }
     }

@@ -564,7 +564,8 @@ impl Memory {
         let archived = kept.and_then(|kept| kept.archived);
         let restoring = kept.and_then(|kept| kept.restoring);
         if let Some(snapshot) = archived {
-            return Data::Archived { snapshot: restoring.unwrap_or(snapshot) };
+            // An order to begin from another one ended with the agent that had it.
+            return Data::Archived { snapshot, instead: None };
         }
         if let Some(snapshot) = restoring {
             return Data::In { snapshot, over: !is_new };

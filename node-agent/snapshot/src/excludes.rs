@@ -1,7 +1,8 @@
 //! What of a cell's folder stays out of its snapshots, per workload.
 //!
 //! OpenClaw's list is that of a real folder of 2026.9.6: of 58 MB, 54 are `cache/`, which it makes again by itself;
-//! `tmp/` holds locks of running processes. An SQLite database's `-shm` is never stored (it is memory); its `-wal` and
+//! `tmp/` holds locks of running processes, and those beside files are reclaimed after a crash, so none has to stay out. (A
+//! `Cargo.lock` in the workspace is its user's.) An SQLite database's `-shm` is never stored (it is memory); its `-wal` and
 //! `-journal` go with it when the folder is at rest, and stay out when the database was copied while it was in use.
 
 use berth_shared::cell::Workload;
@@ -13,14 +14,6 @@ use std::path::Path;
 const fn emptied(workload: Workload) -> &'static [&'static str] {
     match workload {
         Workload::Openclaw => &["cache", "tmp", ".cache"],
-        Workload::Http => &[],
-    }
-}
-
-/// Ends of file names that stay out, wherever they are.
-const fn suffixes(workload: Workload) -> &'static [&'static str] {
-    match workload {
-        Workload::Openclaw => &[".lock"],
         Workload::Http => &[],
     }
 }
@@ -46,10 +39,9 @@ pub(crate) fn is_not_the_cells(path: &Path) -> bool {
 }
 
 /// Does a file or link of this name stay out?
-pub(crate) fn is_excluded(workload: Workload, name: &OsStr) -> bool {
+pub(crate) fn is_excluded(name: &OsStr) -> bool {
     let name = name.as_bytes();
-    (name.starts_with(OUR_PREFIX) && name.ends_with(OUR_SUFFIX))
-        || suffixes(workload).iter().any(|suffix| name.ends_with(suffix.as_bytes()))
+    name.starts_with(OUR_PREFIX) && name.ends_with(OUR_SUFFIX)
 }
 
 #[cfg(test)]
@@ -57,15 +49,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn caches_locks_and_temporary_files_stay_out() {
+    fn caches_and_temporary_files_stay_out_and_nothing_else() {
         let openclaw = Workload::Openclaw;
         assert!(is_emptied(openclaw, Path::new("cache")));
         assert!(!is_emptied(openclaw, Path::new("workspace/cache")));
-        assert!(is_excluded(openclaw, OsStr::new("gateway.1234.lock")));
-        assert!(!is_excluded(openclaw, OsStr::new("openclaw.sqlite-wal")));
         assert!(!is_emptied(Workload::Http, Path::new("cache")));
-        for workload in [openclaw, Workload::Http] {
-            assert!(is_excluded(workload, OsStr::new(".berth-1f.tmp")));
+        assert!(is_excluded(OsStr::new(".berth-1f.tmp")));
+        for name in ["openclaw.sqlite-wal", "Cargo.lock", "yarn.lock", ".berth", "a.tmp"] {
+            assert!(!is_excluded(OsStr::new(name)), "{name}");
         }
     }
 }

@@ -269,7 +269,7 @@ impl Walk {
             if excludes::is_not_the_cells(&path) {
                 continue;
             }
-            if excludes::is_excluded(self.workload, &name) || level.databases.contains(&name) {
+            if excludes::is_excluded(&name) || level.databases.contains(&name) {
                 self.skips.count(|skips| skips.excluded += 1);
                 continue;
             }

@@ -48,6 +48,22 @@ impl<R: Runtime> Driver<R> {
         (is_head && is_told_of).then_some(Covered { by: newest.id, taken_at: newest.taken_at })
     }
 
+    /// A proof takes its time: what was proven has to be what is in force at its end, too.
+    pub(super) fn still_proven(&self, cell: CellId, outcome: Outcome) -> Outcome {
+        let proven = self.agent.cell(cell).and_then(|cell| cell.verifies());
+        if outcome != Outcome::Verified || self.covered(cell).map(|covered| covered.by) == proven {
+            return outcome;
+        }
+        Outcome::Failed(Problem::new(Code::NotArchived, "another snapshot is in force by now"))
+    }
+
+    /// Room that archived cells come back to: nobody else is given it.
+    pub(super) fn keep_room(&self) {
+        let archived = self.agent.cells().filter(|cell| cell.archived_in().is_some());
+        let sizes = archived.map(|cell| (cell.spec().cell, cell.spec().size.disk)).collect();
+        self.hands.quota.keep_room(sizes);
+    }
+
     /// What is written before a disk goes.
     pub(super) fn archive_begins(&self, cell: CellId, turn: &mut Turn) {
         if let Some(snapshot) = self.agent.cell(cell).and_then(|cell| cell.archived_in()) {

@@ -1,7 +1,7 @@
 //! A restore as the driver sees it: what is journaled around it, and how it is carried out. That there is one to be made is
 //! the lifecycle's to know.
 
-use berth_node_agent_core::cell::Outcome;
+use berth_node_agent_core::cell::{self, Outcome};
 use berth_node_agent_core::memory::{Record, Step};
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
@@ -30,11 +30,14 @@ impl<R: Runtime> Driver<R> {
     /// What is written before a restore is begun.
     pub(super) fn restore_begins(&mut self, cell: CellId, turn: &mut Turn) {
         let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
-        let archived = self.agent.cell(cell).is_some_and(|cell| cell.archived_in().is_some());
+        let stands = self.agent.cell(cell).and_then(cell::Cell::archived_in);
+        let archived = stands.is_some();
         let known = self.store.as_ref().map(|store| &store.memory().repositories);
-        if archived && known.is_none_or(|known| known.archived_in(cell).is_none()) {
+        if let Some(stands) = stands
+            && known.is_none_or(|known| known.archived_in(cell).is_none())
+        {
             // That found no room when it left the disk.
-            turn.records.push(Record::Archived(cell, snapshot));
+            turn.records.push(Record::Archived(cell, stands));
         }
         turn.records.push(Record::Step(Step::RestoreBegun { cell, snapshot }));
         let save = if over { self.plan_take(cell, false, turn) } else { None };
@@ -45,10 +48,14 @@ impl<R: Runtime> Driver<R> {
     /// What is written when it has ended.
     pub(super) fn restore_ended(&self, cell: CellId, outcome: &Outcome, turn: &mut Turn) {
         let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
+        let instead = self.agent.cell(cell).is_some_and(cell::Cell::begins_elsewhere);
         match outcome {
             Outcome::Restored => {
                 tracing::info!(%cell, %snapshot, "the cell's data was restored");
                 turn.records.push(Record::Step(Step::Restored { cell, snapshot }));
+            }
+            Outcome::NotRestored(_) | Outcome::Failed(_) if instead => {
+                turn.records.push(Record::Step(Step::RestoreDropped { cell }));
             }
             Outcome::NotRestored(_) if over => {
                 turn.records.push(Record::Step(Step::RestoreDropped { cell }));
@@ -91,8 +98,8 @@ async fn keep_and_restore<R: Runtime>(
         return Err(Problem::new(Code::StateTooNew, text));
     }
     if order.archived {
-        // There would not always be room for it twice.
-        hands.discard(job).await?;
+        // There would not always be room for it twice. Nobody is to start it meanwhile.
+        hands.empty(job).await?;
     }
     let files = files(hands, job).await?;
     // Half of a restore that was cut short is no state that anybody wants back.

@@ -235,16 +235,15 @@ impl<R: Runtime> Driver<R> {
                 self.snapshots.failed.remove(id);
                 self.snapshots.begun.remove(id);
                 self.snapshots.accepted.remove(id);
-                let (hands, cell) = (Arc::clone(&self.hands), *id);
-                drop(self.tasks.blocking("snapshots", move || {
-                    if let Err(error) = hands.snapshots.forget(cell) {
-                        tracing::warn!(%cell, %error, "the folder of a cell's snapshots could not be removed");
-                    }
-                }));
                 continue;
             };
             self.step_snapshots(Event::State { cell: *id, state, known }, turn);
             self.step_snapshots(Event::Writable { cell: *id, writable }, turn);
+        }
+        // One that came back in the turn in which it went may have been told of already.
+        let asks = |id: &CellId| self.agent.cell(*id).is_some_and(cell::Cell::awaits_repository);
+        if cells.iter().any(asks) {
+            self.know_repositories(turn);
         }
     }
 

@@ -326,6 +326,13 @@ async fn sizes_out_of_bounds_and_without_room_are_refused() {
     std::fs::File::create(&image.image).unwrap().set_len(most.0).unwrap();
     let error = quota.ensure(cell(1), UID, most).await.unwrap_err();
     assert!(matches!(error, QuotaError::NoRoom { promised, .. } if promised == most), "{error:?}");
+    std::fs::remove_dir_all(&image.dir).unwrap();
+    // Nor what a cell comes back to that has left the disk.
+    quota.keep_room([(cell(7), most)].into());
+    let error = quota.ensure(cell(1), UID, most).await.unwrap_err();
+    assert!(matches!(error, QuotaError::NoRoom { promised, .. } if promised == most), "{error:?}");
+    let small = quota.ensure(cell(7), UID, Bytes::mib(16)).await;
+    assert!(small.is_ok(), "its own room is in nobody's way but others': {small:?}");
 }
 
 #[tokio::test]

@@ -71,8 +71,15 @@ async fn a_users_data_goes_out_and_comes_in_as_another_users_and_so_does_what_is
     assert_eq!(read(&bert, "letter").await.as_deref(), Some("dear world"));
     assert_eq!(read(&bert, "own").await, None);
     assert_eq!(whoami(&bert.front).await["dataId"], whoami(&anna.front).await["dataId"]);
-    // What he had before is his newest snapshot.
-    let before = head(&world, "bert", |head| head["id"] != imported["snapshot"]).await["id"].clone();
+    // His newest snapshot is of what came in, and the one before it of what he had.
+    let before = eventually("both are there", BOUND, async || {
+        let known = world.api.get("/v1/users/bert/snapshots").await.ok(200);
+        let before = known["history"][0]["id"].clone();
+        let are_there =
+            [&before, &known["head"]["id"]].iter().all(|id| id.is_string() && **id != imported["snapshot"]);
+        are_there.then_some(before)
+    })
+    .await;
     world.api.post("/v1/cells/bert/restore", json!({ "snapshot": before })).await.ok(200);
     assert_eq!(read(&bert, "own").await.as_deref(), Some("of bert"));
 

@@ -39,11 +39,13 @@ impl Cell {
     ) {
         let under_way = matches!(self.phase, Phase::Archiving) || self.verifies().is_some();
         let begins = match (self.phase, snapshot) {
-            (Phase::Archived, _) => Err(None),
+            (Phase::Archived, _) if !self.left_over => Err(None),
             _ if self.archive_waiters.len() >= WAITERS_MAX => {
                 Err(Some(Problem::new(Code::WakeQueueFull, "too many callers wait for this cell")))
             }
             _ if under_way => Ok(None),
+            // What is left of it is in the way of others still.
+            (Phase::Archived, _) => Ok(None),
             (Phase::Stopped, Some(snapshot)) if self.may_leave_disk() => Ok(Some(snapshot)),
             (_, Some(_)) => {
                 let text = format!("it is {}, and only a cell that is stopped leaves the disk", self.state());
@@ -57,6 +59,9 @@ impl Cell {
         match begins {
             Ok(begins) => {
                 self.archive_waiters.extend(waiter);
+                if matches!(self.phase, Phase::Archived) {
+                    return self.leave_disk(now, out);
+                }
                 if let Some(snapshot) = begins {
                     self.verifying = Some(snapshot);
                     self.begin(now, Verb::Verify, out);
@@ -98,7 +103,12 @@ impl Cell {
 
     /// The snapshot that all its data is in: nothing that lies on this disk counts.
     pub const fn archived_in(&self) -> Option<SnapshotId> {
-        if let Data::Archived { snapshot } = self.data { Some(snapshot) } else { None }
+        if let Data::Archived { snapshot, .. } = self.data { Some(snapshot) } else { None }
+    }
+
+    /// Is it to begin from another snapshot than the one that all its data is in?
+    pub const fn begins_elsewhere(&self) -> bool {
+        matches!(self.data, Data::Archived { instead: Some(_), .. })
     }
 
     /// It is found up: somebody has started what had not been removed yet, and what is on the disk has gone on since.
@@ -123,7 +133,7 @@ impl Cell {
             (Outcome::Verified, Some(snapshot)) if self.may_leave_disk() => {
                 self.verify_backoff.reset();
                 self.problem = self.problem.take().filter(|problem| problem.code != Code::NotArchived);
-                self.data = Data::Archived { snapshot };
+                self.data = Data::Archived { snapshot, instead: None };
                 self.leave_disk(now, out);
             }
             (Outcome::Failed(problem), _) => {
@@ -146,15 +156,10 @@ impl Cell {
     pub(super) fn archive_done(&mut self, now: Now, outcome: Outcome, out: &mut Vec<Effect>) {
         match outcome {
             Outcome::Archived => {
-                self.phase = Phase::Archived;
+                self.left_over = false;
                 self.container_fits = None;
                 out.push(Effect::Note(Note::Archived));
                 self.answer_archive(&Ok(()), out);
-                if self.retired {
-                    self.stopped(now, out);
-                } else if self.wanted.is_some() {
-                    self.queue(out);
-                }
             }
             outcome => {
                 let problem = if let Outcome::Failed(problem) = outcome {
@@ -162,10 +167,19 @@ impl Cell {
                 } else {
                     Problem::new(Code::Internal, "the removal ended as something else")
                 };
+                // It is archived all the same: nothing that is left counts, and a wake wipes it. Tried again when somebody
+                // says so, and when an agent starts.
+                self.left_over = true;
+                out.push(Effect::Note(Note::NotArchived { problem: problem.clone() }));
+                self.problem = Some(problem.clone());
                 self.answer_archive(&Err(problem), out);
-                // What is left is looked at, and goes then.
-                self.look_soon(now);
             }
+        }
+        self.phase = Phase::Archived;
+        if self.retired {
+            self.stopped(now, out);
+        } else if self.wanted.is_some() {
+            self.queue(out);
         }
     }
 

@@ -10,7 +10,7 @@ impl Cell {
     /// The driver knows more of where the data is.
     pub(super) fn data_told(&mut self, data: Data) {
         // What was told once stands: from a start on, what is on the disk is the cell's data.
-        if !matches!(self.data, Data::Unknown) || matches!(data, Data::Unknown) {
+        if !self.awaits_repository() || matches!(data, Data::Unknown) {
             return;
         }
         self.data = data;
@@ -42,7 +42,9 @@ impl Cell {
             self.data = match self.data {
                 Data::Here | Data::In { over: true, .. } => Data::In { snapshot, over: true },
                 Data::Unknown | Data::In { over: false, .. } => Data::In { snapshot, over: false },
-                Data::Archived { .. } => Data::Archived { snapshot },
+                Data::Archived { snapshot: stands, .. } => {
+                    Data::Archived { snapshot: stands, instead: Some(snapshot) }
+                }
             };
         }
         let fetches = self.restores().is_some();
@@ -59,6 +61,13 @@ impl Cell {
             (Outcome::NotRestored(problem), Data::In { over: true, .. }) => {
                 // It goes on with what it has: whoever ordered the restore is told.
                 self.data = Data::Here;
+                self.answer_restart(&Err(problem), out);
+            }
+            (
+                Outcome::NotRestored(problem) | Outcome::Failed(problem),
+                Data::Archived { snapshot, instead: Some(_) },
+            ) => {
+                self.data = Data::Archived { snapshot, instead: None };
                 self.answer_restart(&Err(problem), out);
             }
             (Outcome::NotRestored(problem) | Outcome::Failed(problem), _) => {

@@ -19,7 +19,7 @@ impl Cell {
     pub(super) fn queue(&mut self, out: &mut Vec<Effect>) {
         self.keeps_disk(out);
         self.phase = Phase::Queued;
-        if matches!(self.data, Data::Unknown) {
+        if self.awaits_repository() {
             let text = "the node was not told yet whether there is a snapshot of the cell's data";
             self.problem = Some(Problem::new(Code::RepositoryUnknown, text));
         }

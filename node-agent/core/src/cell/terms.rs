@@ -366,6 +366,8 @@ pub enum Data {
     Archived {
         /// Which.
         snapshot: SnapshotId,
+        /// It is to begin from this one, once, as an operator says: where that fails it begins from the other.
+        instead: Option<SnapshotId>,
     },
 }
 

@@ -572,7 +572,7 @@ fn archived(seed: u8, snapshot: SnapshotId) -> Record {
 fn that_a_cell_left_the_disk_outlives_the_agent_and_its_journals_snapshots() {
     let snapshot = snapshot_of(1, 1).id;
     let memory = remembering([begun(1, 1), taken(1, 1, true), taken(2, 1, true), archived(1, snapshot)]);
-    assert_eq!(memory.data_of(cell(1), None), Data::Archived { snapshot });
+    assert_eq!(memory.data_of(cell(1), None), Data::Archived { snapshot, instead: None });
     let again = remembering(memory.snapshot());
     assert_eq!(again, memory);
     assert_eq!(again.repositories.archived_in(cell(1)), Some(snapshot));
@@ -586,9 +586,14 @@ fn an_archived_cell_has_no_data_here_until_it_is_restored() {
     let of = |records: &[Record]| remembering([left(), records.to_vec()].concat()).data_of(cell(1), None);
     let begun = |snapshot| Record::Step(Step::RestoreBegun { cell: cell(1), snapshot });
     let ended = Record::Step(Step::Restored { cell: cell(1), snapshot });
-    assert_eq!(of(&[]), Data::Archived { snapshot });
-    assert_eq!(of(&[begun(snapshot)]), Data::Archived { snapshot }, "half of it is nothing to go on with");
-    assert_eq!(of(&[begun(other)]), Data::Archived { snapshot: other });
+    assert_eq!(of(&[]), Data::Archived { snapshot, instead: None });
+    assert_eq!(
+        of(&[begun(snapshot)]),
+        Data::Archived { snapshot, instead: None },
+        "half of it is nothing to go on with"
+    );
+    let order_is_over = Data::Archived { snapshot, instead: None };
+    assert_eq!(of(&[begun(other)]), order_is_over, "nobody waits for another one any more");
     assert_eq!(of(&[begun(snapshot), ended]), Data::Here);
     assert_eq!(of(&[begun(snapshot), intent(1, IntentVerb::Start)]), Data::Here, "never before it is whole");
 }

@@ -53,14 +53,14 @@ fn names_and_targets_that_are_no_text_come_back_byte_by_byte() {
 }
 
 #[test]
-fn what_is_regenerated_stays_out() {
+fn what_is_regenerated_stays_out_and_a_users_lock_files_do_not() {
     let mut world = World::new();
     let cell = world.cell();
     for name in [
         "cache/a/b",
         "tmp/openclaw-1/x.lock",
         "workspace/cache/kept",
-        "state/gateway.1.lock",
+        "workspace/app/Cargo.lock",
         "state/.berth-1.tmp",
     ] {
         fs::create_dir_all(cell.join(name).parent().unwrap()).unwrap();
@@ -69,7 +69,7 @@ fn what_is_regenerated_stays_out() {
     let taken = world.snapshot();
     world.restored(world.restore_job(&taken.snapshot, "back")).unwrap();
     let back = world.path("back");
-    assert!(back.join("workspace/cache/kept").exists());
+    assert!(back.join("workspace/cache/kept").exists() && back.join("workspace/app/Cargo.lock").exists());
     for (folder, entries) in [("cache", 0), ("tmp", 0), ("state", 0)] {
         assert_eq!(fs::read_dir(back.join(folder)).unwrap().count(), entries, "{folder}");
     }

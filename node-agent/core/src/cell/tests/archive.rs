@@ -26,7 +26,7 @@ impl Scene {
     /// Found by an agent that knows that it was archived.
     fn known_as_archived() -> Self {
         let mut scene = Self::with(IdleRest::Stop, &known());
-        scene.cell = scene.cell.clone().with_data(Data::Archived { snapshot: snapshot() });
+        scene.cell = scene.cell.clone().with_data(Data::Archived { snapshot: snapshot(), instead: None });
         scene
     }
 
@@ -128,14 +128,30 @@ fn a_wake_during_the_removal_waits_for_its_end_and_restores() {
 }
 
 #[test]
-fn a_removal_that_fails_is_ended_later_and_what_is_left_is_never_started() {
+fn a_removal_that_fails_is_told_and_tried_again_when_asked_and_what_is_left_is_never_started() {
     let mut scene = Scene::stopped();
     scene.told_to_leave(Some(snapshot())).done(Outcome::Verified).done(failed(Code::QuotaFailed));
     assert_eq!(scene.answers(), [(Waiter(9), Err(Code::QuotaFailed))]);
-    scene.later(Millis::secs(1)).done(Outcome::Looked(Seen::Exited { fits: true, code: 0 }));
+    assert_eq!(
+        (scene.cell.state(), scene.verb()),
+        (CellState::Archived, None),
+        "it is not tried without end"
+    );
+    assert_eq!(scene.cell.status(scene.now).problem.map(|problem| problem.code), Some(Code::QuotaFailed));
+    scene.told_to_leave(None);
     assert_eq!(scene.verb(), Some(Verb::Archive));
-    scene.done(failed(Code::QuotaFailed)).wake().later(Millis::secs(1));
-    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 0 })).comes_up_restored();
+    scene.done(failed(Code::QuotaFailed)).wake().comes_up_restored();
+}
+
+#[test]
+fn a_removal_that_fails_is_no_hindrance_for_a_job_that_is_due() {
+    let mut scene = Scene::stopped();
+    let due = scene.now.wall.after(Millis::minutes(90));
+    scene.event(Event::Schedule(Schedule::new([(due, true)])));
+    scene.told_to_leave(Some(snapshot())).done(Outcome::Verified).done(failed(Code::QuotaFailed));
+    scene.later(Millis::minutes(89));
+    assert_eq!(scene.cell.last_wake.unwrap().cause, WakeCause::Schedule);
+    scene.comes_up_restored();
 }
 
 #[test]
@@ -208,9 +224,30 @@ fn another_snapshot_that_an_archived_cell_is_put_back_to_needs_nothing_of_the_di
     let other = SnapshotId::from_bytes([6; 32]);
     scene.event(Event::Restore { snapshot: other, waiter: Waiter(4) }).event(Event::Granted);
     assert_eq!(scene.cell.restores(), Some((other, false)));
-    assert_eq!(scene.cell.archived_in(), Some(other), "what may lie there is not restored over");
+    assert_eq!(scene.cell.archived_in(), Some(snapshot()), "until that is there, this is its data");
     scene.done(Outcome::Restored).started().done(Outcome::Ready);
     assert_eq!(scene.answers(), [(Waiter(4), Ok(()))]);
+    assert_eq!(scene.cell.archived_in(), None);
+}
+
+#[test]
+fn an_archived_cell_that_cannot_be_put_back_to_another_snapshot_begins_from_its_own() {
+    let failures =
+        [Outcome::NotRestored(Problem::new(Code::RestoreFailed, "damaged")), failed(Code::RestoreFailed)];
+    for failure in failures {
+        let mut scene = Scene::archived();
+        let other = SnapshotId::from_bytes([6; 32]);
+        scene
+            .event(Event::Restore { snapshot: other, waiter: Waiter(4) })
+            .event(Event::Granted)
+            .done(failure);
+        let [(Waiter(4), Err(told))] = &scene.answers()[..] else { panic!("whoever ordered it is told") };
+        assert_eq!(*told, Code::RestoreFailed);
+        scene.event(Event::Granted);
+        assert_eq!(scene.cell.restores(), Some((snapshot(), false)), "never later from the one that failed");
+        scene.done(Outcome::Restored).started().done(Outcome::Ready);
+        assert_eq!(scene.cell.state(), CellState::Running);
+    }
 }
 
 /// What is really there.
@@ -300,7 +337,8 @@ impl Node {
 
     fn dies(&mut self) {
         let was_up = matches!(self.container, Some(Seen::Running { .. }));
-        let data = if self.archived { Data::Archived { snapshot: snapshot() } } else { Data::Here };
+        let data =
+            if self.archived { Data::Archived { snapshot: snapshot(), instead: None } } else { Data::Here };
         let now = self.scene.now;
         self.scene = Scene::with(IdleRest::Stop, &Remembered { up_this_boot: was_up, ..known() });
         self.scene.cell = self.scene.cell.clone().with_data(data);
