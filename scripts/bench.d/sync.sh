@@ -2,7 +2,7 @@
 #
 # Snapshots of a cell and restores of them, beside restic and rclone: how long, how many bytes, how many requests.
 #
-# usage: scripts/bench sync [--rounds N] [--chunk BYTES] [--delay MS] [--berth-only]
+# usage: scripts/bench sync [--rounds N] [--chunk BYTES] [--delay MS] [--without TOOL]...
 #
 # A cell of 200 MB: 4,000 small files, three SQLite databases and five files of 20 MB. In each round each tool, in turn,
 # against the same S3 server on loopback (tests/s3), with a copy of the cell of its own: first snapshot, one without a
@@ -14,7 +14,7 @@
 #   --rounds N      how often (default 5)
 #   --chunk BYTES   how large chunks are on average, a power of two (default 1048576, restic's)
 #   --delay MS      added each way by a small relay of our own that all tools pass through (default none)
-#   --berth-only    without the others
+#   --without TOOL  without restic, or without rclone, which takes minutes for each step of a round
 #   --help          this text
 #
 # Prints the medians as one line of JSON; `_range` are the least and the most, `ratio_…_vs_restic` medians of the rounds'
@@ -24,6 +24,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 
+without=()
 while (($#)); do
     case $1 in
     --rounds)
@@ -41,7 +42,11 @@ while (($#)); do
         export SYNC_DELAY_MS=$2
         shift
         ;;
-    --berth-only) export SYNC_BERTH_ONLY=yes ;;
+    --without)
+        [[ ${2-} == restic || ${2-} == rclone ]] || fail "--without takes restic or rclone" "$0 --help"
+        without+=("$2")
+        shift
+        ;;
     --help | -h)
         print_header "${BASH_SOURCE[0]}"
         exit 0
@@ -51,11 +56,11 @@ while (($#)); do
     shift
 done
 
-if [[ -z ${SYNC_BERTH_ONLY-} ]]; then
-    for tool in restic rclone; do
-        have "$tool" || fail "$tool is missing" "apt-get install $tool"
-    done
-fi
+for tool in restic rclone; do
+    [[ " ${without[*]-} " == *" $tool "* ]] || have "$tool" || fail "$tool is missing" "apt-get install $tool"
+done
+SYNC_WITHOUT=$(IFS=,; echo "${without[*]-}")
+export SYNC_WITHOUT
 cd "$BERTH_ROOT"
 say "load $(cut -d ' ' -f 1-3 /proc/loadavg), $(nproc) cores"
 cargo bench --quiet --locked -p berth-snapshot --bench sync

@@ -421,8 +421,9 @@ fn main() {
     let rounds: u64 = number("SYNC_ROUNDS", 5);
     let average: u64 = number("SYNC_CHUNK_BYTES", Chunking::default().average_bytes);
     let chunking = Chunking { average_bytes: average, min_bytes: average / 2, max_bytes: average * 8 };
-    let tools: Vec<&str> =
-        if std::env::var_os("SYNC_BERTH_ONLY").is_some() { vec!["berth"] } else { TOOLS.to_vec() };
+    let left_out = std::env::var("SYNC_WITHOUT").unwrap_or_default();
+    let is_left_out = |tool: &str| left_out.split(',').any(|name| name == tool);
+    let tools: Vec<&str> = TOOLS.into_iter().filter(|tool| !is_left_out(tool)).collect();
     let temporary = tempfile::tempdir_in("/var/tmp").unwrap();
     let dir = temporary.path().to_owned();
     let base = dir.join("base");
