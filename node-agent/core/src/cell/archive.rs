@@ -37,41 +37,38 @@ impl Cell {
         waiter: Option<Waiter>,
         out: &mut Vec<Effect>,
     ) {
-        let under_way = matches!(self.phase, Phase::Archiving) || self.verifies().is_some();
-        let begins = match (self.phase, snapshot) {
-            (Phase::Archived, _) if !self.left_over => Err(None),
-            _ if self.archive_waiters.len() >= WAITERS_MAX => {
-                Err(Some(Problem::new(Code::WakeQueueFull, "too many callers wait for this cell")))
-            }
-            _ if under_way => Ok(None),
+        if let Some(result) = self.answer_to_archive(snapshot) {
+            return out.extend(waiter.map(|waiter| Effect::Answer { waiter, result }));
+        }
+        self.archive_waiters.extend(waiter);
+        match self.phase {
             // What is left of it is in the way of others still.
-            (Phase::Archived, _) => Ok(None),
-            (Phase::Stopped, Some(snapshot)) if self.may_leave_disk() => Ok(Some(snapshot)),
-            (_, Some(_)) => {
-                let text = format!("it is {}, and only a cell that is stopped leaves the disk", self.state());
-                Err(Some(Problem::new(Code::NotArchived, text)))
-            }
-            (_, None) => {
-                let text = "no snapshot that the coordinator knows stands for what is on its disk";
-                Err(Some(Problem::new(Code::NotArchived, text)))
-            }
-        };
-        match begins {
-            Ok(begins) => {
-                self.archive_waiters.extend(waiter);
-                if matches!(self.phase, Phase::Archived) {
-                    return self.leave_disk(now, out);
-                }
-                if let Some(snapshot) = begins {
-                    self.verifying = Some(snapshot);
-                    self.begin(now, Verb::Verify, out);
-                }
-            }
-            Err(problem) => {
-                let result = problem.map_or(Ok(()), Err);
-                out.extend(waiter.map(|waiter| Effect::Answer { waiter, result }));
+            Phase::Archived => self.leave_disk(now, out),
+            _ if self.is_being_archived() => {}
+            _ => {
+                self.verifying = snapshot;
+                self.begin(now, Verb::Verify, out);
             }
         }
+    }
+
+    /// What is said at once to whoever wants it archived; `None`: there is something to wait for.
+    fn answer_to_archive(&self, snapshot: Option<SnapshotId>) -> Option<Result<(), Problem>> {
+        let is_left = matches!(self.phase, Phase::Archived);
+        if is_left && !self.left_over {
+            return Some(Ok(()));
+        }
+        if self.archive_waiters.len() >= WAITERS_MAX {
+            return Some(Err(Problem::new(Code::WakeQueueFull, "too many callers wait for this cell")));
+        }
+        if is_left || self.is_being_archived() || (snapshot.is_some() && self.may_leave_disk()) {
+            return None;
+        }
+        let text = match snapshot {
+            Some(_) => format!("it is {}, and only a cell that is stopped leaves the disk", self.state()),
+            None => "no snapshot that the coordinator knows stands for what is on its disk".to_owned(),
+        };
+        Some(Err(Problem::new(Code::NotArchived, text)))
     }
 
     /// Does nothing keep it on the disk but that its snapshot is not proven yet?
