@@ -10,7 +10,7 @@ use berth_daemon::credentials;
 use berth_daemon::listen::LoopbackAddr;
 use berth_node_agent_core::burn::Threshold;
 use berth_node_agent_core::disk;
-use berth_node_agent_core::slot::SlotPool;
+use berth_node_agent_core::slot::{PoolError, SlotPool};
 use berth_node_agent_core::swap;
 use berth_node_agent_core::workload::openclaw::ProviderFacts;
 use berth_shared::time::Millis;
@@ -57,6 +57,10 @@ pub struct Config {
     pub uid_base: u32,
     /// The network that cells' subnets are taken from, /8 to /28. Default `10.231.0.0/16`: 8192 cells.
     pub cell_network: String,
+    /// What the names of cells' bridges begin with, three lowercase letters; with another one than `bth` the packet rules'
+    /// table is `berth_` and these letters. Each agent of one machine needs its own, and its own `cell_network` and
+    /// `uid_base`. Default `bth`.
+    pub bridge_prefix: String,
     /// Name servers of cells. Default `["1.1.1.1", "9.9.9.9"]`.
     pub cell_dns: Vec<IpAddr>,
     /// Private or node addresses that cells may reach all the same: `10.0.0.5:9000/tcp`, `10.1.0.0/16:443`,
@@ -115,6 +119,7 @@ impl Default for Config {
             grace_s: 10,
             uid_base: 200_000,
             cell_network: "10.231.0.0/16".into(),
+            bridge_prefix: "bth".into(),
             cell_dns: vec![IpAddr::from([1, 1, 1, 1]), IpAddr::from([9, 9, 9, 9])],
             egress_allow: vec![],
             connections_per_cell: 1024,
@@ -151,6 +156,14 @@ impl Config {
     /// What cells may reach although it is private, as read from a checked config.
     pub fn egress_rules(&self) -> Vec<EgressRule> {
         self.egress_allow.iter().filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// Where uids, subnets and bridges of cells come from.
+    ///
+    /// # Errors
+    /// Not for a configuration that was checked.
+    pub fn slot_pool(&self) -> Result<SlotPool, PoolError> {
+        Ok(SlotPool::new(self.uid_base, &self.cell_network)?.with_bridges(self.bridge_prefix.parse()?))
     }
 
     /// How long a drain may take.
@@ -230,10 +243,11 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     if config.grace_s > 3600 {
         say("grace_s", "has to be 0 to 3600".into());
     }
-    if let Err(error) = SlotPool::new(config.uid_base, &config.cell_network) {
+    if let Err(error) = config.slot_pool() {
         let key = match error {
-            berth_node_agent_core::slot::PoolError::Network(_) => "cell_network",
-            berth_node_agent_core::slot::PoolError::UidBase(_) => "uid_base",
+            PoolError::Network(_) => "cell_network",
+            PoolError::UidBase(_) => "uid_base",
+            PoolError::Bridges(_) => "bridge_prefix",
         };
         say(key, error.to_string());
     }
@@ -328,6 +342,15 @@ mod tests {
     #[test]
     fn the_defaults_are_good() {
         assert!(with(&[]).is_ok());
+    }
+
+    #[test]
+    fn the_bridges_of_a_node_have_a_prefix_of_letters() {
+        let named = with(&[("bridge_prefix", "abc")]).unwrap();
+        assert_eq!(named.slot_pool().unwrap().bridges().to_string(), "abc");
+        let error = with(&[("bridge_prefix", "b*")]).unwrap_err();
+        let ConfigError::Invalid { problems } = error else { panic!("{error}") };
+        assert_eq!(problems.iter().map(|problem| &*problem.key).collect::<Vec<_>>(), ["bridge_prefix"]);
     }
 
     #[test]

@@ -16,7 +16,6 @@ use berth_link::dial::Target;
 use berth_link::drive::node::{LinkState, LinkStatus, NodeDriver};
 use berth_node_agent_core::cell::PROBE_EVERY;
 use berth_node_agent_core::memory::Record;
-use berth_node_agent_core::slot::SlotPool;
 use berth_shared::secret::Secret;
 use berth_shared::time::Millis;
 use berth_shared::wire::{CoordinatorFrame, NodeFrame};
@@ -81,8 +80,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     let keys = files.settle(store.memory().key).map_err(|error| Exit::NoPerm.because(error))?;
     let next_pin = store.memory().next_pin;
     let cell_env = read_cell_env(&config)?;
-    let pool =
-        SlotPool::new(config.uid_base, &config.cell_network).map_err(|error| Exit::Usage.because(error))?;
+    let pool = config.slot_pool().map_err(|error| Exit::Usage.because(error))?;
     let boot = facts::boot_id().map_err(|error| Exit::Unavailable.because(error))?;
     let mut store = store;
     if store.memory().boot != Some(boot) {

@@ -8,7 +8,6 @@ mod swap;
 
 use berth_daemon::doctor::{clock, key_file, room};
 use berth_daemon::exit::chain;
-use berth_node_agent_core::slot::SlotPool;
 use berth_shared::doctor::{Finding, Level};
 use berth_shared::units::Bytes;
 
@@ -40,7 +39,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     let runtime = DockerRuntime::new(&config.docker_socket);
     let quota = try_quota(config).await;
     let rules = match net_rules(config) {
-        Some(rules) => Some(judge_rules(&rules.check().await)),
+        Some(rules) => Some(judge_rules(&rules.table(), &rules.check().await)),
         None => None,
     };
     machine(config, &runtime, quota, rules).await
@@ -56,7 +55,7 @@ pub async fn examine_running<R: Runtime>(hands: &Hands<R>) -> Vec<Finding> {
             Finding::good(QUOTA, found)
         }
     };
-    let rules = judge_own_rules(&hands.rules.check().await);
+    let rules = judge_own_rules(&hands.rules.table(), &hands.rules.check().await);
     machine(&hands.config, &hands.runtime, quota, Some(rules)).await
 }
 
@@ -95,7 +94,7 @@ async fn machine<R: Runtime>(
 }
 
 fn net_rules(config: &Config) -> Option<NetRules> {
-    let pool = SlotPool::new(config.uid_base, &config.cell_network).ok()?;
+    let pool = config.slot_pool().ok()?;
     Some(NetRules::new(&RulesConfig::new(pool, [config.ingress_uid].into())))
 }
 
@@ -224,16 +223,18 @@ fn judge_memory(memory: Bytes, pressure_told: bool) -> Finding {
     Finding::good("memory", format!("{memory}; the kernel tells memory pressure"))
 }
 
-fn judge_rules(standing: &Result<Standing, NetRulesError>) -> Finding {
+fn judge_rules(table: &str, standing: &Result<Standing, NetRulesError>) -> Finding {
     match standing {
         // Only the process that put the rules there can say that they are unchanged: the running agent does, each minute.
         Ok(Standing::InPlace | Standing::Altered) => {
-            Finding::good(FIREWALL, "the table `inet berth` is there")
+            Finding::good(FIREWALL, format!("the table `inet {table}` is there"))
         }
         Ok(Standing::Missing) => Finding::new(
             FIREWALL,
             Level::Note,
-            "the table `inet berth` is not there: no agent has run since the boot, or somebody removed it",
+            format!(
+                "the table `inet {table}` is not there: no agent has run since the boot, or somebody removed it"
+            ),
             "Start the agent: it sets the rules before any cell starts, and again every minute.",
         ),
         Err(error) => rules_unknown(error),
@@ -241,13 +242,15 @@ fn judge_rules(standing: &Result<Standing, NetRulesError>) -> Finding {
 }
 
 /// By the process that keeps the rules.
-fn judge_own_rules(standing: &Result<Standing, NetRulesError>) -> Finding {
+fn judge_own_rules(table: &str, standing: &Result<Standing, NetRulesError>) -> Finding {
     match standing {
-        Ok(Standing::InPlace) => Finding::good(FIREWALL, "the table `inet berth` is as the agent has set it"),
+        Ok(Standing::InPlace) => {
+            Finding::good(FIREWALL, format!("the table `inet {table}` is as the agent has set it"))
+        }
         Ok(Standing::Missing | Standing::Altered) => Finding::new(
             FIREWALL,
             Level::Warning,
-            "the table `inet berth` is not as the agent has set it; it sets it again every minute",
+            format!("the table `inet {table}` is not as the agent has set it; it sets it again every minute"),
             "If this is found again, look who changes it: another firewall's `nft flush ruleset`, for instance.",
         ),
         Err(error) => rules_unknown(error),
@@ -317,9 +320,9 @@ mod tests {
             judge_kernel("4.19.0-5-amd64", 1),
             judge_kernel("5.10.0", 2),
             judge_memory(Bytes::mib(512), true),
-            judge_rules(&Ok(Standing::Missing)),
-            judge_own_rules(&Ok(Standing::Missing)),
-            judge_own_rules(&Ok(Standing::Altered)),
+            judge_rules("berth", &Ok(Standing::Missing)),
+            judge_own_rules("berth", &Ok(Standing::Missing)),
+            judge_own_rules("berth", &Ok(Standing::Altered)),
             no_quota("no loop device"),
             judge_rights(false),
         ];

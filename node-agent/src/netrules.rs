@@ -1,5 +1,5 @@
-//! What a cell may reach and who may reach a cell: our own nftables table `inet berth`, as text ([`ruleset`]), put in
-//! place in one transaction, and compared with what is there ([`NetRules`]).
+//! What a cell may reach and who may reach a cell: our own nftables table `inet berth` ([`table`]), as text ([`ruleset`]), put
+//! in place in one transaction, and compared with what is there ([`NetRules`]).
 //!
 //! The rules in short, in the order in which they count:
 //!
@@ -37,7 +37,7 @@ use std::fmt::Write as _;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use berth_node_agent_core::slot::{BRIDGE_PREFIX, Slot, SlotPool};
+use berth_node_agent_core::slot::{BridgePrefix, Slot, SlotPool};
 use tokio::sync::Mutex;
 
 pub use egress::{EgressRule, EgressRuleError, Protocol, Target};
@@ -45,8 +45,10 @@ pub use nft::NetRulesError;
 
 use nft::{Nft, Normal};
 
-/// The table's name; its family is `inet`.
-pub const TABLE: &str = "berth";
+/// The table's name, of the family `inet`: an agent whose bridges have names of their own has a table of its own.
+pub fn table(bridges: BridgePrefix) -> String {
+    if bridges == BridgePrefix::default() { "berth".to_owned() } else { format!("berth_{bridges}") }
+}
 
 /// Most `egress_allow` entries: each is a rule that every packet of a cell passes.
 pub const EGRESS_RULES_MAX: usize = 256;
@@ -116,8 +118,8 @@ impl RulesConfig {
 /// The whole table as `nft -f` takes it: what is there is replaced in one transaction. Nothing passes from or to the cells
 /// of `quarantined` slots.
 pub fn ruleset(config: &RulesConfig, quarantined: &BTreeSet<Slot>) -> String {
-    let pool = config.pool.network();
-    let cells = format!("\"{BRIDGE_PREFIX}*\"");
+    let (table, pool) = (table(config.pool.bridges()), config.pool.network());
+    let cells = format!("\"{}*\"", config.pool.bridges());
     let uids = config.allowed_uids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     let connections = config.connections_max;
     let rate = config.connections_per_second;
@@ -157,9 +159,9 @@ pub fn ruleset(config: &RulesConfig, quarantined: &BTreeSet<Slot>) -> String {
         )
     };
     format!(
-        "table inet {TABLE}
-delete table inet {TABLE}
-table inet {TABLE} {{
+        "table inet {table}
+delete table inet {table}
+table inet {table} {{
 {counters}\tset cell_rates {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 \tset cell_connections {{ type ipv4_addr; size 65535; flags dynamic; }}
 \tset cell_bytes_out {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
@@ -292,6 +294,11 @@ impl NetRules {
         }
     }
 
+    /// The table's name.
+    pub fn table(&self) -> String {
+        table(self.config.pool.bridges())
+    }
+
     /// Looks whether the rules are in place, whole and unchanged.
     ///
     /// # Errors
@@ -352,14 +359,14 @@ impl NetRules {
     /// `nft` could not be asked.
     pub async fn refused(&self) -> Result<BTreeMap<&'static str, u64>, NetRulesError> {
         let _one_at_a_time = self.state.lock().await;
-        let shown = self.nft.list().await?;
+        let shown = self.nft.list(&self.table()).await?;
         Ok(REFUSALS.into_iter().filter_map(|name| Some((name, shown.as_ref()?.packets(name)?))).collect())
     }
 
     async fn look(&self, state: &mut State) -> Result<Standing, NetRulesError> {
         let began = Instant::now();
         state.right_since = None;
-        let Some(listing) = self.nft.list().await? else { return Ok(Standing::Missing) };
+        let Some(listing) = self.nft.list(&self.table()).await? else { return Ok(Standing::Missing) };
         let is_asked_for = state.quarantined == self.to_quarantine();
         if is_asked_for && state.right.as_ref() == Some(&listing.normal()) {
             state.right_since = Some(began);
@@ -375,7 +382,7 @@ impl NetRules {
         state.quarantined = self.to_quarantine();
         let text = ruleset(&self.config, &state.quarantined);
         self.nft.apply(&text).await?;
-        let listing = self.nft.list().await?.ok_or(NetRulesError::NotKept)?;
+        let listing = self.nft.list(&self.table()).await?.ok_or(NetRulesError::NotKept)?;
         let normal = listing.normal();
         // Rules and chains are lines of the text that we wrote: as many have to be there.
         if normal.rules() != written_rules(&text) || normal.chains() != written_chains(&text) {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +17,36 @@ impl fmt::Display for Slot {
     }
 }
 
-/// Every bridge of a cell has this prefix: the packet rules match it.
-pub const BRIDGE_PREFIX: &str = "bth";
+/// What the names of a node's bridges begin with, and of nothing else on the machine: the packet rules match it. Three
+/// lowercase letters, so that none begins with another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BridgePrefix([u8; Self::LEN]);
+
+impl BridgePrefix {
+    const LEN: usize = 3;
+}
+
+impl Default for BridgePrefix {
+    fn default() -> Self {
+        Self(*b"bth")
+    }
+}
+
+impl fmt::Display for BridgePrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{}", char::from(*byte)))
+    }
+}
+
+impl FromStr for BridgePrefix {
+    type Err = PoolError;
+
+    fn from_str(text: &str) -> Result<Self, PoolError> {
+        let letters: Option<[u8; Self::LEN]> = text.as_bytes().try_into().ok();
+        let letters = letters.filter(|letters| letters.iter().all(u8::is_ascii_lowercase));
+        letters.map(Self).ok_or_else(|| PoolError::Bridges(text.chars().take(40).collect()))
+    }
+}
 
 /// Addresses of a cell's subnet: network, bridge, cell, and the broadcast (a /29 leaves room for none other's use).
 const SUBNET_BITS: u32 = 3;
@@ -28,6 +57,7 @@ pub struct SlotPool {
     uid_base: u32,
     network: Ipv4Addr,
     prefix: u8,
+    bridges: BridgePrefix,
 }
 
 /// Why a pool cannot be used.
@@ -39,6 +69,9 @@ pub enum PoolError {
     /// Uids below this belong to the system and to people.
     #[error("uid_base {0} is too small: take 65536 or more, at most 2000000000")]
     UidBase(u32),
+    /// Not a prefix of bridges.
+    #[error("`{0}` is not a prefix of bridges: take three lowercase letters, such as bth")]
+    Bridges(String),
 }
 
 impl SlotPool {
@@ -55,7 +88,18 @@ impl SlotPool {
         if !(8..=28).contains(&prefix) || address.to_bits() & ((1 << host_bits) - 1) != 0 {
             return Err(wrong());
         }
-        Ok(Self { uid_base, network: address, prefix })
+        Ok(Self { uid_base, network: address, prefix, bridges: BridgePrefix::default() })
+    }
+
+    /// The same with other names of bridges: each agent of one machine needs its own.
+    #[must_use]
+    pub const fn with_bridges(self, bridges: BridgePrefix) -> Self {
+        Self { bridges, ..self }
+    }
+
+    /// What the names of the node's bridges begin with.
+    pub const fn bridges(&self) -> BridgePrefix {
+        self.bridges
     }
 
     /// How many slots there are: two at least.
@@ -99,7 +143,7 @@ impl SlotPool {
 
     /// The bridge's interface name: at most 15 characters (netdevice(7)).
     pub fn bridge_name(&self, slot: Slot) -> String {
-        format!("{BRIDGE_PREFIX}{}", slot.0)
+        format!("{}{slot}", self.bridges)
     }
 }
 
@@ -115,6 +159,16 @@ mod tests {
             assert!(SlotPool::new(200_000, bad).is_err(), "{bad}");
         }
         assert!(SlotPool::new(1000, "10.231.0.0/16").is_err());
+    }
+
+    #[test]
+    fn bridges_have_the_names_that_the_pool_was_given() {
+        let pool = SlotPool::new(200_000, "10.231.0.0/16").unwrap();
+        assert_eq!(pool.bridge_name(Slot(7)), "bth7");
+        assert_eq!(pool.with_bridges("abc".parse().unwrap()).bridge_name(Slot(7)), "abc7");
+        for bad in ["", "bt", "bthx", "BTH", "bt1", "bt*", "b\"h", "bé"] {
+            assert_eq!(bad.parse::<BridgePrefix>(), Err(PoolError::Bridges(bad.into())));
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@ use berth_shared::problem::{Code, Problem};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::TABLE;
 use crate::failpoint;
 
 /// After this it is killed. It needs milliseconds; only a kernel under great load needs more.
@@ -95,17 +94,17 @@ impl Nft {
         failpoint::NFT_DONE.check().map_err(NetRulesError::Spawn)
     }
 
-    /// Our table, `None` where it is not there.
-    pub(super) async fn list(&self) -> Result<Option<Listing>, NetRulesError> {
+    /// The table of this name, `None` where it is not there.
+    pub(super) async fn list(&self, table: &str) -> Result<Option<Listing>, NetRulesError> {
         // Numbers, not names: a new user in /etc/passwd would change a rule's look.
-        let error = match self.json(&["-j", "-nn", "list", "table", "inet", TABLE]).await {
+        let error = match self.json(&["-j", "-nn", "list", "table", "inet", table]).await {
             Ok(listing) => return Ok(Some(listing)),
             Err(error) => error,
         };
         // Of the table alone nft says with the same exit code that it is not there and that it failed, in words that
         // change; so where it failed, the names of all tables tell which it was.
         let tables = self.json(&["-j", "list", "tables", "inet"]).await?;
-        let ours = |item: &Value| item.pointer("/table/name").and_then(Value::as_str) == Some(TABLE);
+        let ours = |item: &Value| item.pointer("/table/name").and_then(Value::as_str) == Some(table);
         if tables.0.iter().any(ours) { Err(error) } else { Ok(None) }
     }
 

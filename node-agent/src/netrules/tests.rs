@@ -7,6 +7,9 @@ mod lab;
 use super::*;
 use lab::{Lab, Outcome};
 
+/// The table of an agent with the usual bridges.
+const TABLE: &str = "berth";
+
 fn config() -> RulesConfig {
     let pool = SlotPool::new(200_000, "10.231.0.0/16").unwrap();
     RulesConfig {
@@ -320,6 +323,26 @@ async fn a_crowd_of_callers_runs_nft_a_few_times_only() {
     let before = counted.runs();
     rules.ensure_within(Duration::from_secs(3600)).await.unwrap();
     assert_eq!(counted.runs(), before);
+}
+
+#[tokio::test]
+async fn two_agents_of_one_machine_leave_each_others_rules_alone() {
+    let lab = Lab::new();
+    let other_pool = SlotPool::new(300_000, "10.232.0.0/16").unwrap().with_bridges("oth".parse().unwrap());
+    let (ours, others) =
+        (lab.rules(&config()), lab.rules(&RulesConfig::new(other_pool, BTreeSet::from([0]))));
+    ours.ensure().await.unwrap();
+    assert_eq!(others.check().await.unwrap(), Standing::Missing);
+    others.ensure().await.unwrap();
+    for rules in [&ours, &others] {
+        assert_eq!(rules.check().await.unwrap(), Standing::InPlace);
+    }
+    assert!(lab.nft(&["list", "table", "inet", "berth_oth"]).contains("oth*"));
+    lab.nft(&["delete", "table", "inet", TABLE]);
+    assert_eq!(
+        (ours.check().await.unwrap(), others.check().await.unwrap()),
+        (Standing::Missing, Standing::InPlace)
+    );
 }
 
 #[tokio::test]

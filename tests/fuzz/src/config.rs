@@ -64,7 +64,7 @@ fn load(daemon: u8, sources: &Sources<'_>) -> Result<String, ConfigError> {
             assert!(config.metrics_listen.get().ip().is_loopback());
             assert_eq!(config.egress_rules().len(), config.egress_allow.len(), "an exception was lost");
             assert!((1..=64).contains(&config.starts_max) && config.grace_s <= 3600);
-            SlotPool::new(config.uid_base, &config.cell_network).expect("the pool was checked");
+            config.slot_pool().expect("the pool was checked");
             format!("{config:?}")
         }),
         _ => berth_ingress::config::load(sources).map(|config| {
