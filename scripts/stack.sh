@@ -3,17 +3,20 @@
 # A whole Berth on loopback for the script that sources this: a front door, a coordinator, a node agent, and a model
 # that answers without an account. Started, waited for, ended and removed.
 #
-# Source it after lib.sh. In this order: stack_build, stack_open, stack_swap where cells are frozen, stack_bucket where
-# snapshots are taken, stack_start. What it sets for the script:
+# Source it after lib.sh. In this order: stack_build, stack_alone where something is measured, stack_open, stack_swap where
+# cells are frozen, stack_bucket where snapshots are taken, stack_start. What it sets for the script:
 #   bin       folder of the programs             run_dir   folder of everything else, gone at the end
 #   api       IP:PORT of the coordinator's API   front     IP:PORT of the front door; port is its port
 #   pids      the daemons' pids; PID_OF[NAME] is one's
 
 # The ingress runs as this uid, which owns nothing else on the machine.
 readonly INGRESS_UID=64222
-# A node's packet rules and bridges are the machine's, so one Berth lives on it at a time. The end-to-end tests hold the
-# same lock (tests/src/world/place.rs).
+# A node with the default names of bridges and packet rules: one lives on a machine at a time. The end-to-end tests' nodes
+# have other names.
+readonly NODE_LOCK=/var/tmp/berth-node.lock
+# Held by whoever measures, alone, and shared by the worlds of the end-to-end tests (tests/src/world/place.rs).
 readonly WORLD_LOCK=/var/tmp/berth-world.lock
+readonly NEXT_LOCK=/var/tmp/berth-world-next.lock
 run_dir=
 bin=
 pids=()
@@ -23,24 +26,40 @@ declare -A PID_OF=()
 
 # stack_build debug|release: builds the programs.
 stack_build() {
-    local profile=$1 flags=()
-    [[ $profile == release ]] && flags=(--release)
-    (cd "$BERTH_ROOT" && cargo build --quiet --locked "${flags[@]}" \
-        -p berth-coordinator -p berth-node-agent -p berth-ingress -p berth-fake-model -p berth-test-s3)
+    local profile=$1
+    # Debug builds as the tests have them, so that nothing is built twice; release builds as they are shipped.
+    local -a flags=(--workspace --bins)
+    if [[ $profile == release ]]; then
+        flags=(--release -p berth-coordinator -p berth-node-agent -p berth-ingress -p berth-fake-model -p berth-test-s3)
+    fi
+    (cd "$BERTH_ROOT" && cargo build --quiet --locked "${flags[@]}")
     bin=${CARGO_TARGET_DIR:-$BERTH_ROOT/target}/$profile
 }
 
-# stack_open NAME: waits until no other Berth is on this machine, makes the folder, and cleans up at the script's end,
+# stack_lock FILE: waits until it is this script's, for as long as it or one of its daemons lives.
+stack_lock() {
+    local fd
+    exec {fd}>>"$1"
+    flock -n "$fd" && return
+    step "waiting for another Berth on this machine ($1)"
+    flock -w "$BERTH_LOCK_WAIT_S" "$fd" ||
+        fail "another Berth was there for $BERTH_LOCK_WAIT_S s" "lslocks | grep berth   # shows whose"
+}
+
+# stack_alone: waits until no end-to-end test runs, and keeps them waiting: for whoever measures. Before stack_open.
+stack_alone() {
+    local next
+    # Whoever waits for the world's lock holds this one, so that those who share it do not pass by for ever.
+    exec {next}>>"$NEXT_LOCK"
+    flock "$next"
+    stack_lock "$WORLD_LOCK"
+    exec {next}>&-
+}
+
+# stack_open NAME: waits until no other such Berth is on this machine, makes the folder, and cleans up at the script's end,
 # however that comes.
 stack_open() {
-    local fd
-    # Held for as long as this script or one of its daemons lives.
-    exec {fd}>>"$WORLD_LOCK"
-    if ! flock -n "$fd"; then
-        step "waiting for another Berth on this machine ($WORLD_LOCK)"
-        flock -w "$BERTH_LOCK_WAIT_S" "$fd" ||
-            fail "another Berth was there for $BERTH_LOCK_WAIT_S s" "lslocks | grep berth   # shows whose"
-    fi
+    stack_lock "$NODE_LOCK"
     # The ingress's own uid has to reach its program and its socket: not below anybody's home.
     run_dir=$(mktemp -d "/var/tmp/$1.XXXXXX")
     chmod 711 "$run_dir"

@@ -130,6 +130,7 @@ stack_build release
 (cd "$BERTH_ROOT" && cargo build --quiet --locked --release -p berth-bench-probe)
 image=$("$BERTH_ROOT/scripts/image" test | tail -n 1 | cut -d' ' -f1)
 
+stack_alone
 stack_open berth-bench
 samples=$run_dir/samples.jsonl
 say "starting the front door, the coordinator and the node agent on loopback"

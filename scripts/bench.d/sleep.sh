@@ -137,6 +137,7 @@ stack_build release
 (cd "$BERTH_ROOT" && cargo build --quiet --locked --release -p berth-bench-probe)
 image=$("$BERTH_ROOT/scripts/image" openclaw | tail -n 1 | cut -d' ' -f1)
 
+stack_alone
 stack_open berth-bench
 stack_swap $((cells * 1100))
 samples=$run_dir/samples.jsonl

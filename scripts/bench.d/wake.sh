@@ -157,6 +157,7 @@ for image in "${images[@]}"; do
     IMAGE[$image]=$("$BERTH_ROOT/scripts/image" "$image" | tail -n 1 | cut -d' ' -f1)
 done
 
+stack_alone
 stack_open berth-bench
 samples=$run_dir/samples.jsonl
 say "starting the front door, the coordinator and the node agent on loopback"

@@ -1,8 +1,8 @@
 //! A whole Berth on this machine: the real programs on a folder of their own, all ports chosen by the system.
 //!
-//! The packet rules of a node are one table of the machine's network namespace, and the names of cells' bridges are
-//! numbered from 0: two nodes would take each other's rules. So a [`World`] holds a lock of the whole machine, and
-//! whoever starts a second one waits. Under nextest the test group `docker` sees to it that nobody waits long.
+//! What is the machine's and not a folder's (bridges, packet rules, subnets, uids) each living [`World`] has under names of
+//! its own, so some live at a time. One that measures, or changes what is everybody's, is alone ([`Options::alone`]), by a
+//! lock of the whole machine; under nextest the overrides of `.config/nextest.toml` see to it that nobody waits long.
 //!
 //! A world removes what it made by its node's id, also after a panic. A world whose process was killed is removed by
 //! the next one, which finds its folder.
@@ -44,6 +44,8 @@ pub const BOUND: Duration = Duration::from_secs(60);
 /// How a world differs from the usual one. Settings are `KEY=VALUE` as for `--set`.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// No other world lives at the same time.
+    pub alone: bool,
     /// More settings of the coordinator.
     pub coordinator: Vec<String>,
     /// More settings of the agent.
@@ -131,7 +133,7 @@ impl World {
     /// Waits for its turn where another world lives. Fails with the command that helps where a program or the test
     /// image is missing.
     pub async fn start(options: Options) -> Self {
-        let place = Place::take().await;
+        let place = Place::take(options.alone).await;
         place.ensure_swap(options.swap_mib);
         let engine = Engine::connect();
         engine.need_image(TEST_IMAGE, "scripts/image test").await;
@@ -205,9 +207,9 @@ impl World {
                 door_setting,
                 format!("ingress_uid={INGRESS_UID}"),
                 format!("public_port={}", front.port()),
-                format!("cell_network={}", place.network()),
                 "grace_s=5".to_owned(),
             ])
+            .set(place.own_names())
             .set(options.agent.clone());
         let node_name = place.node_name();
         let token = api.post("/v1/tokens", json!({ "node": node_name })).await.ok(201);
@@ -230,9 +232,14 @@ impl World {
         self.place.dir()
     }
 
-    /// The network that the subnets of the node's cells are taken from.
-    pub fn cell_network(&self) -> String {
-        self.place.network()
+    /// The table of the node's packet rules, of the family `inet`.
+    pub fn table(&self) -> String {
+        self.place.table()
+    }
+
+    /// Settings of the node's agent for what is the machine's: another agent of this node's data has them, too.
+    pub fn own_names(&self) -> [String; 3] {
+        self.place.own_names()
     }
 
     /// A built program of the workspace, by its name.

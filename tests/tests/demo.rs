@@ -134,7 +134,7 @@ fn found(group: Pid, folder: &Path, node: &str) -> Found {
         containers: run("docker", &["ps", "-aq", "--filter", &label]).lines().count(),
         networks: run("docker", &["network", "ls", "-q", "--filter", &label]).lines().count(),
         bridges: entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("bth")).count(),
-        rules: run("nft", &["list", "tables"]).contains("inet berth"),
+        rules: run("nft", &["list", "tables"]).lines().any(|table| table == "table inet berth"),
         disks: lines_with(&run("losetup", &["--list", "--noheadings", "--output", "BACK-FILE"]), &place),
         mounts: lines_with(&fs::read_to_string("/proc/self/mountinfo").unwrap(), &place),
         folder: folder.exists(),

@@ -48,7 +48,7 @@ impl Drop for OthersRules {
 
 #[tokio::test]
 async fn a_minute_after_all_packet_rules_were_flushed_cells_are_shut_in_again() {
-    let world = World::start(Options::default()).await;
+    let world = World::start(Options { alone: true, ..Options::default() }).await;
     let anna = world.create_running("anna", Rest::Stop, LONG).await;
     let bert = world.create_running("bert", Rest::Stop, LONG).await;
     let attempts = Attempts::prepare(&world, &anna, &bert).await;
@@ -75,7 +75,7 @@ async fn a_minute_after_all_packet_rules_were_flushed_cells_are_shut_in_again() 
 
 #[tokio::test]
 async fn a_cell_that_stops_itself_is_started_again() {
-    let world = World::start(Options::default()).await;
+    let world = World::start(Options { alone: true, ..Options::default() }).await;
     let anna = world.create_running("anna", Rest::AlwaysOn, LONG).await;
     let bert = world.create_running("bert", Rest::AlwaysOn, LONG).await;
     anna.front.post("/state/mine", "kept").await.ok(200);

@@ -15,8 +15,15 @@ async fn say(front: &Front, text: &str) -> String {
     let body = json!({
         "model": "openclaw/default", "user": "story", "messages": [{ "role": "user", "content": text }],
     });
-    let request = front.request("POST", "/v1/chat/completions").header("content-type", "application/json");
-    let answer = front.send(request, body.to_string()).await.unwrap().ok(200);
+    // A gateway that has to start on a busy machine takes longer than a request is held; then nothing was sent to it.
+    let answer = eventually("the gateway answers", START, async || {
+        let request =
+            front.request("POST", "/v1/chat/completions").header("content-type", "application/json");
+        let reply = front.send(request, body.to_string()).await.unwrap();
+        let waking = reply.status == 503 && reply.json()["code"] == "cell_waking";
+        (!waking).then(|| reply.ok(200))
+    })
+    .await;
     answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
 }
 

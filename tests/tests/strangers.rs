@@ -275,6 +275,7 @@ async fn ten_thousand_strangers_of_each_kind_change_nothing_and_nobody_notices()
     let proxy = EngineProxy::at(&at("docker.sock"));
     let wire = Tap::between(&at("tapped.sock"), &at("door.sock"));
     let world = World::start(Options {
+        alone: true,
         agent: vec![
             format!("docker_socket={}", at("docker.sock").display()),
             format!("door_socket={}", at("door.sock").display()),

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Addresses other than 203.0.113.0/24 (TEST-NET-3) are routed there only for the senders that are named, by a routing
-//! table of its own: nothing else on the machine finds its way there, and nothing that the machine itself uses changes.
+//! table of its own: nothing else on the machine finds its way there, and nothing that the machine itself uses changes. There
+//! is one at a time, so whoever makes one is alone (`Options::alone`).
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};

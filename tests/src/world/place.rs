@@ -11,13 +11,15 @@ use super::INGRESS_UID;
 use super::wait::eventually;
 
 /// Not below a home: the ingress's own uid has to reach its program and its socket. Not the temporary folder of the
-/// environment: every world of the machine has to find the same lock.
+/// environment: every world of the machine has to find the same locks.
 const WORLDS: &str = "/var/tmp";
+/// Held shared by every world, and alone by one that measures or that changes what is everybody's (a benchmark, too).
 const LOCK: &str = "/var/tmp/berth-world.lock";
+/// Held by whoever waits for [`LOCK`]: one who wants to be alone is not passed by others for ever.
+const NEXT_LOCK: &str = "/var/tmp/berth-world-next.lock";
 const PREFIX: &str = "berth-world.";
-/// How long one waits for a demo to end.
-const OTHER_NODE: Duration = Duration::from_secs(300);
-const BRIDGE_PREFIX: &str = "bth";
+/// Worlds that may live at a time.
+const SEATS: u8 = 8;
 
 const NODE_FILE: &str = "node-id";
 
@@ -35,20 +37,40 @@ const TURN: Duration = Duration::from_secs(900);
 #[derive(Debug)]
 pub(super) struct Place {
     dir: PathBuf,
+    seat: Seat,
     _turn: File,
+}
+
+/// A number that no other living world has: it decides what is the machine's, not a folder's.
+#[derive(Debug)]
+struct Seat {
+    number: u8,
+    _lock: File,
+}
+
+impl Seat {
+    /// What the folders of worlds with this seat begin with.
+    fn prefix(&self) -> String {
+        format!("{PREFIX}{}.", self.number)
+    }
+
+    /// See `bridge_prefix` of the node agent.
+    fn bridges(&self) -> String {
+        format!("bt{}", char::from(b'i' + self.number))
+    }
 }
 
 impl Place {
     /// Waits for the turn and makes a new folder.
-    pub(super) async fn take() -> Self {
+    pub(super) async fn take(alone: bool) -> Self {
         assert!(
             rustix::process::getuid().is_root(),
             "these tests need root (containers, packet rules, loop disks): sudo scripts/test"
         );
-        let turn = turn().await;
-        remove_leftovers();
-        nobody_elses_node().await;
-        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(WORLDS).unwrap().keep();
+        let turn = turn(alone).await;
+        let seat = eventually("a seat is free for another world", TURN, async || free_seat()).await;
+        remove_leftovers(&seat);
+        let dir = tempfile::Builder::new().prefix(&seat.prefix()).tempdir_in(WORLDS).unwrap().keep();
         let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         open(&dir, 0o711);
         for (name, mode) in [("door", 0o711), ("bin", 0o711), ("ingress", 0o700)] {
@@ -56,7 +78,7 @@ impl Place {
             open(&dir.join(name), mode);
         }
         chown(dir.join("ingress"), Some(INGRESS_UID), Some(INGRESS_UID)).unwrap();
-        Self { dir, _turn: turn }
+        Self { dir, seat, _turn: turn }
     }
 
     /// Cells that rest frozen are placed only where there is swap for them: where the machine has none, it has some for
@@ -64,8 +86,9 @@ impl Place {
     pub(super) fn ensure_swap(&self, mib: Option<u64>) {
         let mib = mib.unwrap_or(SWAP_MIB);
         let table = fs::read_to_string(SWAPS).unwrap_or_default();
-        let kib =
-            table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+        // Another world's goes when that ends.
+        let lasting = table.lines().skip(1).filter(|line| !line.starts_with(&format!("{WORLDS}/{PREFIX}")));
+        let kib = lasting.filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
         if kib.sum::<u64>() >= mib * 1024 {
             return;
         }
@@ -118,11 +141,23 @@ impl Place {
         format!("node-{}", std::process::id())
     }
 
-    /// A network that no other world's leftover bridges have, nor a node with the default settings.
-    #[expect(clippy::unused_self, reason = "only who has a place needs a network")]
-    pub(super) fn network(&self) -> String {
-        let id = std::process::id();
-        format!("10.{}.{}.0/20", 232 + id % 20, (id / 20 % 16) * 16)
+    /// Settings of the agent for what no two worlds may share.
+    pub(super) fn own_names(&self) -> [String; 3] {
+        [
+            format!("cell_network={}", self.network()),
+            format!("bridge_prefix={}", self.seat.bridges()),
+            format!("uid_base={}", 200_000 + u32::from(self.seat.number) * 100_000),
+        ]
+    }
+
+    /// A network of this world's only, and none that a bridge has that the world before it with this seat left behind.
+    fn network(&self) -> String {
+        format!("10.{}.{}.0/20", 232 + self.seat.number, std::process::id() % 16 * 16)
+    }
+
+    /// The table of packet rules of this world's node, of the family `inet`.
+    pub(super) fn table(&self) -> String {
+        format!("berth_{}", self.seat.bridges())
     }
 
     /// From now on containers and networks of this node belong to the place.
@@ -136,7 +171,7 @@ impl Drop for Place {
         if let (Some(folder), Some(name)) = (std::env::var_os(LOGS_VARIABLE), self.dir.file_name()) {
             self.keep_logs(&Path::new(&folder).join(name));
         }
-        remove(&self.dir);
+        remove(&self.dir, &self.seat);
     }
 }
 
@@ -162,17 +197,17 @@ pub(super) fn write_secret(path: &Path, secret: &str) {
     file.write_all(secret.as_bytes()).unwrap();
 }
 
-/// The kernel wakes who waits for the lock as soon as it is free: whoever has many worlds in a row does not starve others.
-async fn turn() -> File {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(LOCK).unwrap();
-    match file.try_lock() {
-        Ok(()) => return file,
-        Err(fs::TryLockError::WouldBlock) => {}
-        Err(fs::TryLockError::Error(error)) => panic!("{LOCK}: {error}"),
-    }
-    say(&format!("waiting for another world on this machine ({LOCK})"));
-    let waiting = tokio::task::spawn_blocking(move || file.lock().map(|()| file));
-    match tokio::time::timeout(TURN, waiting).await {
+/// Waits until this world may live. The kernel wakes who waits for a lock as soon as it is free: whoever has many worlds in
+/// a row does not starve others.
+async fn turn(alone: bool) -> File {
+    let open = |path: &str| OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+    let (next, lock) = (open(NEXT_LOCK), open(LOCK));
+    let take = move || {
+        next.lock()?;
+        if alone { lock.lock() } else { lock.lock_shared() }.map(|()| lock)
+    };
+    let taking = tokio::task::spawn_blocking(take);
+    match tokio::time::timeout(TURN, taking).await {
         Ok(locked) => locked.expect("it does not panic").unwrap_or_else(|error| panic!("{LOCK}: {error}")),
         Err(_) => {
             say(&format!("{LOCK} was held for {TURN:?}: lslocks | grep berth shows by whom"));
@@ -182,24 +217,12 @@ async fn turn() -> File {
     }
 }
 
-/// A node that is no world's (a demo, a benchmark, a real one) does not take the lock, and its bridges have the names
-/// that ours would get.
-async fn nobody_elses_node() {
-    let bridges = || -> Vec<String> {
-        let names =
-            fs::read_dir("/sys/class/net").unwrap().filter_map(Result::ok).map(|entry| entry.file_name());
-        names
-            .filter_map(|name| name.into_string().ok())
-            .filter(|name| name.starts_with(BRIDGE_PREFIX))
-            .collect()
-    };
-    let found = bridges();
-    if found.is_empty() {
-        return;
-    }
-    say(&format!("waiting for another node on this machine to end: it has the bridges {found:?}"));
-    let what = "no other node lives on this machine (docker network ls | grep berth shows whose it is)";
-    eventually(what, OTHER_NODE, async || bridges().is_empty().then_some(())).await;
+fn free_seat() -> Option<Seat> {
+    (0..SEATS).find_map(|number| {
+        let path = format!("{WORLDS}/berth-world-{number}.lock");
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+        lock.try_lock().is_ok().then_some(Seat { number, _lock: lock })
+    })
 }
 
 /// Words for whoever reads the test's output.
@@ -208,21 +231,21 @@ pub(super) fn say(words: &str) {
     eprintln!("{words}");
 }
 
-/// What worlds left behind whose process was killed. Whoever has the turn is alone.
-fn remove_leftovers() {
+/// What worlds with this seat left behind whose process was killed.
+fn remove_leftovers(seat: &Seat) {
     let entries = fs::read_dir(WORLDS).unwrap();
     for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with(PREFIX) && path.is_dir() {
+        if name.starts_with(&seat.prefix()) && path.is_dir() {
             say(&format!("removing what an earlier world left behind in {}", path.display()));
-            remove(&path);
+            remove(&path, seat);
         }
     }
 }
 
 /// Removes containers and networks of the node, mounts below the folder, the packet rules, and the folder. Daemons
 /// must have ended. Every step is tried, whatever became of the ones before.
-fn remove(dir: &Path) {
+fn remove(dir: &Path, seat: &Seat) {
     if let Ok(node) = fs::read_to_string(dir.join(NODE_FILE)) {
         remove_containers(&node);
     }
@@ -234,7 +257,7 @@ fn remove(dir: &Path) {
         }
     }
     unmount_below(dir);
-    run("nft", &["delete", "table", "inet", "berth"]);
+    run("nft", &["delete", "table", "inet", &format!("berth_{}", seat.bridges())]);
     if let Err(error) = fs::remove_dir_all(dir) {
         say(&format!("{} was not removed: {error}", dir.display()));
     }

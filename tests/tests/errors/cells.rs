@@ -145,8 +145,8 @@ async fn its_name_is_taken(world: &World, member: &Member) {
 }
 
 /// A table of another program's own under our name: as long as that lives, nobody else can change it.
-fn takes_the_table() -> Child {
-    try_run("nft", &["delete", "table", "inet", "berth"]);
+fn takes_the_table(table: &str) -> Child {
+    try_run("nft", &["delete", "table", "inet", table]);
     let nft = Command::new("nft")
         .arg("-i")
         .stdin(Stdio::piped())
@@ -155,16 +155,17 @@ fn takes_the_table() -> Child {
         .spawn();
     let mut nft = nft.unwrap();
     let input = nft.stdin.as_mut().unwrap();
-    input.write_all(b"add table inet berth { flags owner; }\n").unwrap();
+    writeln!(input, "add table inet {table} {{ flags owner; }}").unwrap();
     nft
 }
 
 /// A node whose packet rules cannot be set starts nothing.
 async fn the_rules_cannot_be_set(world: &World, member: &Member) {
     sleep(world, member).await;
-    let mut owner = takes_the_table();
+    let table = world.table();
+    let mut owner = takes_the_table(&table);
     eventually("the table is somebody else's", BOUND, async || {
-        let shown = Command::new("nft").args(["list", "table", "inet", "berth"]).output().unwrap();
+        let shown = Command::new("nft").args(["list", "table", "inet", &table]).output().unwrap();
         String::from_utf8_lossy(&shown.stdout).contains("flags owner").then_some(())
     })
     .await;

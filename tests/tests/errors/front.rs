@@ -135,7 +135,12 @@ async fn cells_that_do_not_answer(met: &mut Met, world: &World, anna: &Member, s
         (anna.front.post("/control", slow.clone()).await.status == 200).then_some(())
     })
     .await;
-    world.api.post(&format!("/v1/cells/{}/sleep", anna.slug), json!({})).await.ok(200);
+    // It answers a little before the agent has seen that it is ready.
+    eventually("the cell sleeps", LONG, async || {
+        let reply = world.api.post(&format!("/v1/cells/{}/sleep", anna.slug), json!({})).await;
+        (reply.status == 200).then_some(())
+    })
+    .await;
     let icon = [("sec-fetch-mode", "no-cors"), ("sec-fetch-site", "same-origin")];
     met.reply("cell_asleep", &send(session, "GET", "/favicon.ico", &icon, "").await);
     world.container_is(&anna.cell, "exited").await;

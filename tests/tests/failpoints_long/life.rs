@@ -507,8 +507,10 @@ impl Life {
             assert_eq!(names.len(), 2, "{when}: a disk and its mount point, nothing unfinished: {names:?}");
         }
         assert_eq!(mounts.len(), members.len(), "{when}: {mounts:?}");
-        let rules =
-            tokio::process::Command::new("nft").args(["list", "table", "inet", "berth"]).output().await;
+        let rules = tokio::process::Command::new("nft")
+            .args(["list", "table", "inet", &self.world.table()])
+            .output()
+            .await;
         assert!(rules.unwrap().status.success(), "{when}: the packet rules are not in place");
     }
 

@@ -91,7 +91,7 @@ async fn connections_are_bounded(world: &World, hostile: &Member, neighbour: &Me
 
 #[tokio::test]
 async fn a_hostile_cell_takes_its_share_and_nobody_else_notices() {
-    let world = World::start(Options::default()).await;
+    let world = World::start(Options { alone: true, ..Options::default() }).await;
     let hostile = world.create_running("hostile", Rest::AlwaysOn, LONG).await;
     let neighbour = world.create_running("neighbour", Rest::AlwaysOn, LONG).await;
     let agent = world.agent.pid();
@@ -114,7 +114,7 @@ async fn burning(member: &Member) {
 async fn a_cell_that_burns_cpu_is_told_of_until_it_stops_or_rests() {
     // Low enough for a machine that is busy with other things, high enough for a cell that does nothing.
     let agent = ["cpu_notice_percent=20", "cpu_notice_after_s=3"].map(str::to_owned).to_vec();
-    let world = World::start(Options { agent, ..Options::default() }).await;
+    let world = World::start(Options { alone: true, agent, ..Options::default() }).await;
     let miner = world.create_running("miner", Rest::AlwaysOn, LONG).await;
     let neighbour = world.create_running("neighbour", Rest::AlwaysOn, LONG).await;
     let notice = async |slug: &str| world.status(slug).await["cpu_notice"].clone();

@@ -100,7 +100,9 @@ async fn spring(world: &World, trap: &Trap, member: &Member) -> (i32, String) {
 
 #[tokio::test]
 async fn nothing_that_a_cell_plants_in_its_folder_makes_the_agent_act_outside_or_wait() {
-    let world = World::start(Options { agent: vec!["starts_max=4".to_owned()], ..Options::default() }).await;
+    let world =
+        World::start(Options { alone: true, agent: vec!["starts_max=4".to_owned()], ..Options::default() })
+            .await;
     let outside = Outside::make(world.dir());
     let traps = traps(&outside);
     let calm = world.create_running("calm", Rest::Stop, Duration::from_secs(1)).await;

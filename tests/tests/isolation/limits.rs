@@ -89,7 +89,7 @@ async fn a_greedy_cell_gets_its_share_and_not_more_and_prints_no_secret_of_the_n
     std::fs::write(&secret, SECRET).unwrap();
     std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let agent = vec![format!("cell_env_files.PLATFORM_LLM_KEY={}", secret.display())];
-    let world = World::start(Options { agent, ..Options::default() }).await;
+    let world = World::start(Options { alone: true, agent, ..Options::default() }).await;
     let greedy = create(&world, "greedy", "512MiB", "24MiB").await;
     let other = create(&world, "other", "128MiB", "24MiB").await;
 

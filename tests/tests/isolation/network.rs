@@ -12,7 +12,7 @@ const LONG: Duration = Duration::from_secs(600);
 
 #[tokio::test]
 async fn a_cell_reaches_the_internet_and_nothing_else_and_only_berth_reaches_a_cell() {
-    let world = World::start(Options::default()).await;
+    let world = World::start(Options { alone: true, ..Options::default() }).await;
     let anna = world.create_running("anna", Rest::Stop, LONG).await;
     let bert = world.create_running("bert", Rest::Stop, LONG).await;
 

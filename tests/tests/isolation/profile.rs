@@ -129,7 +129,7 @@ async fn check(world: &World, member: &Member) -> (String, String) {
 
 #[tokio::test]
 async fn a_cells_container_is_as_hard_as_the_design_says_and_shares_nothing_with_another() {
-    let world = World::start(Options::default()).await;
+    let world = World::start(Options { alone: true, ..Options::default() }).await;
     let anna = world.create_running("anna", Rest::Stop, LONG).await;
     let bert = world.create_running("bert", Rest::Stop, LONG).await;
     let (first, second) = (check(&world, &anna).await, check(&world, &bert).await);

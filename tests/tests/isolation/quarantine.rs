@@ -17,7 +17,7 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(40);
 
 #[tokio::test]
 async fn a_quarantined_cell_is_stopped_kept_and_cut_off_until_it_is_released() {
-    let mut world = World::start(Options::default()).await;
+    let mut world = World::start(Options { alone: true, ..Options::default() }).await;
     let anna = world.create_running("anna", Rest::AlwaysOn, LONG).await;
     let bert = world.create_running("bert", Rest::Stop, LONG).await;
     let attempts = Attempts::prepare(&world, &anna, &bert).await;

@@ -80,9 +80,9 @@ fn clone_on(world: &World, copy: &Path) -> Daemon {
             format!("data_dir={}", text(copy)),
             format!("door_socket={}", text(&world.dir().join("clone-door.sock"))),
             format!("docker_socket={}", text(&world.dir().join("no-engine.sock"))),
-            format!("cell_network={}", world.cell_network()),
             format!("ingress_uid={INGRESS_UID}"),
         ])
+        .set(world.own_names())
 }
 
 /// The copy is refused, the node locked; its cells serve and its session stays; an operator lets it go on.

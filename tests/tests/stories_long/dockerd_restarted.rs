@@ -54,7 +54,7 @@ async fn started_at(world: &World, cell: &str) -> String {
 
 #[tokio::test]
 async fn cells_outlive_a_restart_of_dockerd_and_the_agent_hears_its_events_again() {
-    let world = World::start(Options::default()).await;
+    let world = World::start(Options { alone: true, ..Options::default() }).await;
     let anna = world.create_running("anna", Rest::AlwaysOn, SOON).await;
     let bob = world.create_running("bob", Rest::Freeze, SOON).await;
     let carol = world.create_running("carol", Rest::Stop, SOON).await;
