@@ -161,11 +161,22 @@ pub struct RestPolicy {
     pub rest: IdleRest,
 }
 
+impl RestPolicy {
+    /// This rest, after the time that suits it: 5 minutes before a freeze, from which the next answer comes within a second,
+    /// and 30 before a stop, from which it takes ten and more (DESIGN.md, section 5).
+    pub const fn usual(rest: IdleRest) -> Self {
+        let idle_after = match rest {
+            IdleRest::Freeze | IdleRest::AlwaysOn => Millis::minutes(5),
+            IdleRest::Stop => Millis::minutes(30),
+        };
+        Self { idle_after, rest }
+    }
+}
+
 impl Default for RestPolicy {
-    /// Freeze after 5 minutes: it costs no memory, and the next answer comes within a second. On a node that does not
-    /// freeze such a cell is stopped.
+    /// Freeze, which costs no memory. On a node that does not freeze such a cell is stopped.
     fn default() -> Self {
-        Self { idle_after: Millis::minutes(5), rest: IdleRest::Freeze }
+        Self::usual(IdleRest::Freeze)
     }
 }
 

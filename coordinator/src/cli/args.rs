@@ -93,7 +93,7 @@ pub struct Create {
     /// What the cell does when nobody needs it.
     #[arg(long, value_enum)]
     pub rest: Option<Rest>,
-    /// After how long without use it rests, such as 5m.
+    /// After how long without use it rests, such as 5m, which is usual before a freeze; 30m before a stop.
     #[arg(long, value_name = "SPAN")]
     pub idle_after: Option<Span>,
     /// Only on this node.

@@ -47,7 +47,7 @@ pub(crate) async fn create(
 
 fn new_user(api: &Api, body: CreateUser) -> Result<NewUser, ApiError> {
     let size = CellSize::default();
-    let rest = RestPolicy::default();
+    let rest = body.rest.map_or_else(RestPolicy::default, RestPolicy::usual);
     let image = match body.image {
         Some(text) => {
             text.parse::<ImageRef>().map_err(|error| ApiError::new(Code::BadImage, error.to_string()))?
@@ -70,10 +70,7 @@ fn new_user(api: &Api, body: CreateUser) -> Result<NewUser, ApiError> {
             pids: size.pids,
             disk: body.disk.unwrap_or(size.disk),
         },
-        rest: RestPolicy {
-            idle_after: body.idle_after.unwrap_or(rest.idle_after),
-            rest: body.rest.unwrap_or(rest.rest),
-        },
+        rest: RestPolicy { idle_after: body.idle_after.unwrap_or(rest.idle_after), rest: rest.rest },
         on: body.node,
         connected: api.hub.connected(),
         policy: api.config.placement.into(),

@@ -4,6 +4,7 @@ use berth_shared::api::{List, LoginLink, User};
 use berth_shared::cell::CellState;
 use berth_shared::credential::LoginTicket;
 use berth_shared::problem::Code;
+use berth_shared::time::Millis;
 use berth_shared::wire::{CommandOutcome, CommandVerb, NodeFrame};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -139,6 +140,24 @@ async fn a_user_lives_from_creation_to_removal() {
     let again: User = world.post("/v1/users", json!({ "slug": "anna" })).await.json();
     assert_ne!(again.id, user.id);
     assert_eq!(again.generation.number, 2);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_cell_that_is_to_be_stopped_has_longer_than_one_that_is_frozen() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let _node = world.node("n1", 1).await;
+    let idle_after = async |slug: &str, more: Value| {
+        let mut body = json!({ "slug": slug, "workload": "http", "memory": "64MiB" });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        world.post("/v1/users", body).await.json::<User>().idle_after
+    };
+    assert_eq!(idle_after("usual", json!({})).await, Millis::minutes(5));
+    assert_eq!(idle_after("frozen", json!({ "rest": "freeze" })).await, Millis::minutes(5));
+    assert_eq!(idle_after("stopped", json!({ "rest": "stop" })).await, Millis::minutes(30));
+    let own = json!({ "rest": "stop", "idle_after": 60_000 });
+    assert_eq!(idle_after("own", own).await, Millis::minutes(1));
     world.end().await;
 }
 
