@@ -5,7 +5,7 @@
 # usage: scripts/bench agent [--cells N] [--settle SECONDS] [--span SECONDS] [--rest stop|freeze]
 #
 # Starts a coordinator, a node agent and an ingress (release builds) on loopback, makes N cells of the small test image, wakes each
-# through the front door with a WebSocket, puts it to sleep again, and then lets the node alone:
+# through the front door with a page and its WebSocket, puts it to sleep again, and then lets the node alone:
 #
 #   rss      PSS of agent and ingress together (/proc/PID/smaps_rollup), after --settle seconds. What they had with no cell,
 #            measured in the same run, stands beside it. Nothing of it may be swapped: swapped bytes count, too
@@ -141,7 +141,7 @@ idle_pct_0=$(idle_pct $((span_s < 60 ? span_s : 60)))
 rss_mb_0=$(memory_mb)
 step "$rss_mb_0 MB, $idle_pct_0 % of a core"
 
-say "$cells cells, each woken by a WebSocket and asleep again"
+say "$cells cells, each woken by a page with a WebSocket and asleep again"
 for ((n = 1; n <= cells; n++)); do
     make_and_wake "$n"
     ((n % 20)) || step "$n of $cells"

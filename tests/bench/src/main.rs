@@ -84,7 +84,7 @@ enum Way {
         #[arg(long, value_name = "FILE", default_value = "/var/run/docker.sock")]
         engine: PathBuf,
     },
-    /// With Berth: a WebSocket through the front door to the sleeping cell, one echo, and its end.
+    /// With Berth: a page's request to the sleeping cell and its WebSocket, through the front door; one echo, and its end.
     Websocket(Socket),
 }
 
@@ -211,9 +211,14 @@ fn floor(request: &Request, user: UserId) -> Result<Value> {
 
 fn websocket(socket: &Socket) -> Result<Value> {
     let bearer = std::fs::read_to_string(&socket.bearer_file).context("the bearer file")?;
+    let authorization = format!("Bearer {}", bearer.trim());
     let begun = Instant::now();
+    // A stopped cell is woken by whoever opens a page, not by the socket of one that was left open.
+    let headers = [("host", socket.host.as_str()), ("authorization", authorization.as_str())];
+    let page = http::ask(&mut connect(socket.front, WAKE_MAX)?, "GET", "/whoami", &headers)?;
+    ensure!(page.status == 200, "the page was answered with {}", page.status);
     let mut request = format!("ws://{}{}", socket.host, socket.path).into_client_request()?;
-    request.headers_mut().insert("authorization", format!("Bearer {}", bearer.trim()).parse()?);
+    request.headers_mut().insert("authorization", authorization.parse()?);
     let (mut socket, _answer) = tungstenite::client(request, connect(socket.front, WAKE_MAX)?)
         .map_err(|error| anyhow::anyhow!("the WebSocket was not opened: {error}"))?;
     socket.send(Message::text("berth"))?;
