@@ -16,6 +16,7 @@ use berth_link::dial::Target;
 use berth_link::drive::node::{LinkState, LinkStatus, NodeDriver};
 use berth_node_agent_core::cell::PROBE_EVERY;
 use berth_node_agent_core::memory::Record;
+use berth_shared::door::repositories_socket;
 use berth_shared::secret::Secret;
 use berth_shared::time::Millis;
 use berth_shared::wire::{CoordinatorFrame, NodeFrame};
@@ -37,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::netrules::{NetRules, RulesConfig, Standing};
 use crate::projection::{Endpoint, List, Projection};
 use crate::quota::{Backend, Quota};
+use crate::reading::RepositoriesSocket;
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::failing::Failing;
 use crate::runtime::{CellEventKind, Runtime};
@@ -88,7 +90,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     }
 
     let program = std::env::current_exe().map_err(|error| Exit::Unavailable.because(error))?;
-    let snapshots = Snapshots::prepare(program, config.snapshot_workers, &config.data_dir)
+    let snapshots = Snapshots::prepare(program.clone(), config.snapshot_workers, &config.data_dir)
         .map_err(|error| Exit::CantCreate.because(error))?;
     let projection = Projection::prepare(&config.data_dir, config.projection_port, pool);
     let projection = Arc::new(projection.map_err(|error| Exit::CantCreate.because(error))?);
@@ -128,6 +130,14 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         cgroup = node_facts.cgroup_version, "the node");
 
     let (inputs, queue) = mpsc::channel(INPUTS_MAX);
+    let repositories = RepositoriesSocket::bind(
+        &repositories_socket(&config.door_socket),
+        (agent_uid, config.ingress_uid),
+        (program, config.repository_readers),
+        inputs.clone(),
+        tasks,
+    );
+    let repositories = repositories.map_err(|error| Exit::CantCreate.because(error))?;
     let (outgoing, to_coordinator) = mpsc::channel::<NodeFrame>(FRAMES_MAX);
     let (deliver, from_coordinator) = mpsc::channel::<CoordinatorFrame>(FRAMES_MAX);
     let news = Arc::new(Notify::new());
@@ -185,6 +195,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     tasks.spawn_essential("link status", watch_link(watching, Arc::clone(&metrics)));
     let (door_events, door_queue) = mpsc::channel(FRAMES_MAX);
     tasks.spawn_essential("door", socket.run(door_events, tasks.clone()));
+    tasks.spawn_essential("repositories", repositories.run());
     tasks.spawn_essential("door events", forward_door(door_queue, inputs.clone()));
     tasks.spawn_essential("schedules", forward_lists(lists_queue, inputs.clone()));
     let tick = |every, input| remind_for_ever(inputs.clone(), every, input);

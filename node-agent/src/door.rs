@@ -94,19 +94,16 @@ pub(crate) enum ConnectionError {
     Late,
 }
 
-/// The bound socket.
+/// A bound socket that only the agent's and the ingress's uid may connect to.
 #[derive(Debug)]
-pub struct DoorSocket {
+pub(crate) struct IngressSocket {
     listener: UnixListener,
     uids: [u32; 2],
 }
 
-impl DoorSocket {
+impl IngressSocket {
     /// Binds the socket, replacing one that a dead agent left behind. `ingress_uid` becomes its owner.
-    ///
-    /// # Errors
-    /// The folder or the socket cannot be made. Two agents are kept apart by their journal's lock, taken before this.
-    pub fn bind(path: &Path, agent_uid: u32, ingress_uid: u32) -> Result<Self, DoorError> {
+    pub(crate) fn bind(path: &Path, agent_uid: u32, ingress_uid: u32) -> Result<Self, DoorError> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(DoorError::Folder)?;
         }
@@ -123,6 +120,32 @@ impl DoorSocket {
         Ok(Self { listener, uids: [agent_uid, ingress_uid] })
     }
 
+    /// The next connection of somebody who may connect.
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let uid = stream.peer_cred().map(|peer| peer.uid());
+            if uid.as_ref().is_ok_and(|uid| self.uids.contains(uid)) {
+                return Ok(stream);
+            }
+            tracing::warn!(uid = uid.ok(), "a stranger at the ingress's socket was turned away");
+        }
+    }
+}
+
+/// The bound socket.
+#[derive(Debug)]
+pub struct DoorSocket(IngressSocket);
+
+impl DoorSocket {
+    /// Binds the socket, replacing one that a dead agent left behind. `ingress_uid` becomes its owner.
+    ///
+    /// # Errors
+    /// The folder or the socket cannot be made. Two agents are kept apart by their journal's lock, taken before this.
+    pub fn bind(path: &Path, agent_uid: u32, ingress_uid: u32) -> Result<Self, DoorError> {
+        IngressSocket::bind(path, agent_uid, ingress_uid).map(Self)
+    }
+
     /// Accepts for ever.
     pub async fn run(self, events: mpsc::Sender<DoorEvent>, tasks: Tasks) -> Result<Infallible, DoorError> {
         let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
@@ -131,12 +154,7 @@ impl DoorSocket {
             let Ok(slot) = slots.clone().acquire_owned().await else {
                 return Err(DoorError::Accept(io::Error::other("the slots were closed")));
             };
-            let (stream, _) = self.listener.accept().await.map_err(DoorError::Accept)?;
-            let uid = stream.peer_cred().map(|peer| peer.uid());
-            if !uid.as_ref().is_ok_and(|uid| self.uids.contains(uid)) {
-                tracing::warn!(uid = uid.ok(), "a stranger at the door's socket was turned away");
-                continue;
-            }
+            let stream = self.0.accept().await.map_err(DoorError::Accept)?;
             next += 1;
             let (door, events) = (DoorId(next), events.clone());
             tasks.spawn_client("door", async move {

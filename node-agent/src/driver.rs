@@ -55,6 +55,7 @@ use crate::failpoint::{self, Place};
 use crate::hands::Hands;
 use crate::metrics::Metrics;
 use crate::projection::{Endpoint, List};
+use crate::reading::May;
 use crate::runtime::{Owned, Runtime, Usage};
 use crate::snapshots::Take;
 use crate::store::{Store, StoreError};
@@ -147,6 +148,8 @@ pub enum Input {
         /// Which.
         run: u64,
     },
+    /// Somebody wants to read a user's repository.
+    MayRead(May),
     /// The ingress.
     Door(DoorEvent),
     /// The coordinator.
@@ -455,6 +458,7 @@ impl<R: Runtime> Driver<R> {
             Input::DialsOut(cell, channels) => {
                 self.step(agent::Event::Cell(cell, cell::Event::DialsOut(channels)), turn);
             }
+            Input::MayRead(may) => self.may_read(may),
             Input::Door(event) => self.door(event, turn),
             Input::Frame(CoordinatorFrame::Desired(desired)) => self.desired(desired, turn),
             Input::Frame(CoordinatorFrame::Command(command)) => {

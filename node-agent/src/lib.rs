@@ -7,6 +7,7 @@
 //! | [`hands`] | carries each operation out with real parts |
 //! | [`runtime`] | the container engine |
 //! | [`snapshots`] | the workers that take and restore snapshots |
+//! | [`reading`] | users' repositories, read by their owners |
 //! | [`swap`] | the node's swap, and whether cells can be frozen onto it |
 //! | [`folder`], [`quota`] | a cell's folder, which is hostile, and its sized disk |
 //! | [`netrules`] | the packet rules between cells, the node and the world |
@@ -39,6 +40,7 @@ pub mod netrules;
 mod notes;
 pub mod projection;
 pub mod quota;
+pub mod reading;
 pub mod runtime;
 pub mod snapshots;
 pub mod store;

@@ -57,6 +57,11 @@ impl Access {
         }
     }
 
+    /// What has a worker read the user's own repository, as it lies in the store. It needs no key, and is given none.
+    pub(crate) fn reading(&self) -> Request {
+        Request { key: None, ..self.request(&self.repository.prefix, Job::Read) }
+    }
+
     fn prefix(&self) -> &str {
         if self.orphan { &self.repository.orphans_prefix } else { &self.repository.prefix }
     }
@@ -162,11 +167,13 @@ impl Snapshots {
                 limits: WalkLimits::default(),
             }))
         };
+        // Before the first one: it may not be there, or its making was cut short and it lacks its owner's key.
+        if take.parent.is_none() {
+            self.make_repository(files, take).await.map_err(failed)?;
+        }
         let done = match self.run(files, take, job(take.parent)).await {
             Err(none) if none.reason == Reason::Repository => {
-                let password = take.access.repository.key.password.clone();
-                let init = Job::Init { password, chunking: Chunking::default() };
-                self.run(files, take, init).await.map_err(failed)?;
+                self.make_repository(files, take).await.map_err(failed)?;
                 self.run(files, take, job(None)).await
             }
             // The parent was forgotten by a prune, or was never there: the newest that there is will do.
@@ -178,6 +185,17 @@ impl Snapshots {
         match done.map_err(failed)?.outcome {
             Outcome::Taken(taken) => Ok(taken),
             other => Err(Problem::new(Code::Internal, format!("the worker did something else: {other:?}"))),
+        }
+    }
+
+    /// Makes the repository where there is none.
+    async fn make_repository(&self, files: &Files, take: &Take) -> Result<(), WorkerFailed> {
+        let password = take.access.repository.key.password.clone();
+        let init = Job::Init { password, chunking: Chunking::default() };
+        match self.run(files, take, init).await {
+            // It is there.
+            Err(failed) if failed.reason == Reason::Repository => Ok(()),
+            done => done.map(drop),
         }
     }
 

@@ -277,6 +277,9 @@ pub struct RepositoryAccess {
     pub prefix: String,
     /// The password.
     pub password: Secret,
+    /// Where the user reads it with a bearer token of their own, as `restic -r` takes it; `None` of one who was removed.
+    #[serde(default)]
+    pub url: Option<String>,
 }
 
 /// A user's key was destroyed: `POST /v1/users/{slug}/purge`.

@@ -5,6 +5,7 @@
 //! the answer is the route's new state, or a refusal. Frames are a length (u32, big-endian) and bincode.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,14 @@ pub const WAKE_REPEAT: Millis = Millis::secs(2);
 
 /// How often the ingress reports activity that changed.
 pub const ACTIVITY_EVERY: Millis = Millis(1_000);
+
+/// The agent's other socket, beside that of these frames: there the ingress asks for objects of a user's repository, in
+/// HTTP/1.1, `GET` or `HEAD` of `/CELL/config`, `/CELL/KIND/NAME` or `/CELL/KIND/`, with the user's token.
+pub fn repositories_socket(door_socket: &Path) -> PathBuf {
+    let mut path = door_socket.as_os_str().to_owned();
+    path.push(".repositories");
+    path.into()
+}
 
 /// One user's way in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

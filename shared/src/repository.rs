@@ -1,7 +1,9 @@
 //! What a node needs to write a user's snapshots and to read them back: where the bucket is, the user's place in it, its
-//! key, and the snapshot to begin from. Travels over the link only, to the node that the user lives on.
+//! key, and the snapshot to begin from. Travels over the link only, to the node that the user lives on. And what a
+//! repository is made of: restic's kinds of objects.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
@@ -115,9 +117,153 @@ pub struct UserRepository {
     pub head: Option<Snapshot>,
 }
 
+/// Where owners read their repository, on their host name, by restic's REST interface.
+pub const RESTIC_PATH: &str = "/.berth/restic/";
+
+/// Kinds of objects of a repository in restic's format that have names. Locks are not among them: Berth takes none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectKind {
+    /// Packs of files' content and of folders' listings.
+    Data,
+    /// What is in which pack.
+    Index,
+    /// The master key under a password.
+    Keys,
+    /// Snapshots.
+    Snapshots,
+}
+
+impl ObjectKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Data, Self::Index, Self::Keys, Self::Snapshots];
+
+    /// The name of its folder.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Index => "index",
+            Self::Keys => "keys",
+            Self::Snapshots => "snapshots",
+        }
+    }
+}
+
+impl FromStr for ObjectKind {
+    type Err = NoObject;
+
+    fn from_str(text: &str) -> Result<Self, NoObject> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(NoObject)
+    }
+}
+
+/// The name of an object: the 64 hexadecimal digits of its hash, in lower case. Nothing else can be in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ObjectName(String);
+
+/// Digits of an [`ObjectName`].
+pub const OBJECT_NAME_DIGITS: usize = 64;
+
+impl ObjectName {
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ObjectName {
+    type Err = NoObject;
+
+    fn from_str(text: &str) -> Result<Self, NoObject> {
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (digits && text.len() == OBJECT_NAME_DIGITS).then(|| Self(text.to_owned())).ok_or(NoObject)
+    }
+}
+
+impl TryFrom<String> for ObjectName {
+    type Error = NoObject;
+
+    fn try_from(text: String) -> Result<Self, NoObject> {
+        text.parse()
+    }
+}
+
+impl From<ObjectName> for String {
+    fn from(name: ObjectName) -> Self {
+        name.0
+    }
+}
+
+/// One object of a repository. Written as restic's REST interface has it: `config`, or `KIND/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    /// The one without a name.
+    Config,
+    /// Any other.
+    Named(ObjectKind, ObjectName),
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config => f.write_str("config"),
+            Self::Named(kind, name) => write!(f, "{}/{}", kind.as_str(), name.as_str()),
+        }
+    }
+}
+
+impl FromStr for Object {
+    type Err = NoObject;
+
+    fn from_str(text: &str) -> Result<Self, NoObject> {
+        if text == "config" {
+            return Ok(Self::Config);
+        }
+        let (kind, name) = text.split_once('/').ok_or(NoObject)?;
+        Ok(Self::Named(kind.parse()?, name.parse()?))
+    }
+}
+
+/// No repository has an object of this name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a repository has no object of this name")]
+pub struct NoObject;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn objects_have_the_names_of_restic_and_no_others() {
+        let hex = "0123456789abcdef".repeat(4);
+        for good in ["config".to_owned(), format!("data/{hex}"), format!("keys/{hex}")] {
+            assert_eq!(good.parse::<Object>().unwrap().to_string(), good);
+        }
+        for bad in [
+            String::new(),
+            "config/".into(),
+            "Config".into(),
+            format!("locks/{hex}"),
+            format!("data//{hex}"),
+            format!("data/01/{hex}"),
+            format!("data/{}", &hex[1..]),
+            format!("data/{hex}0"),
+            format!("data/{}", hex.to_uppercase()),
+            format!("/data/{hex}"),
+            format!("../{hex}"),
+            "keys/../config".into(),
+            format!("keys/{}/..{}", &hex[..30], &hex[..30]),
+            format!("keys/%2e%2e%2f{}", &hex[..55]),
+        ] {
+            assert_eq!(bad.parse::<Object>(), Err(NoObject), "{bad}");
+        }
+        let object: Object = format!("index/{hex}").parse().unwrap();
+        let json = serde_json::to_string(&object).unwrap();
+        assert_eq!(serde_json::from_str::<Object>(&json).unwrap(), object);
+        assert!(serde_json::from_str::<Object>(&json.replace("01234", "../..")).is_err());
+    }
 
     #[test]
     fn a_key_is_never_shown_and_keeps_its_bytes() {

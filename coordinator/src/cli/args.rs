@@ -154,7 +154,8 @@ pub enum UserVerb {
         #[arg(long)]
         yes: bool,
     },
-    /// Shows where a user's repository is and the password that opens it with `restic`; that it was shown is journaled.
+    /// Shows where a user's repository is, the password that opens it with `restic`, and how the user reads it without the
+    /// bucket; that it was shown is journaled.
     RepositoryPassword {
         /// Whose: a name, or the id of a user that was removed.
         user: String,

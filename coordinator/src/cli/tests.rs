@@ -213,6 +213,8 @@ async fn snapshots_and_the_end_of_a_key_are_shown_as_people_read_them() {
     assert!(shown.contains("snapshot    2025-11-21T00:00:00.002Z, 200 MiB, of generation 1.1\n"), "{shown}");
     let access = berth(&world, "user repository-password anna").await.unwrap();
     assert!(access.starts_with(&format!("prefix    prod/users/{}/\npassword  ", anna.id)), "{access}");
+    let restic = "restic    restic -r rest:http://owner:TOKEN@anna.localhost:8080/.berth/restic/ snapshots\n";
+    assert!(access.contains(restic), "{access}");
     let (exit, text) = berth(&world, "user purge anna --yes").await.unwrap_err();
     assert!(exit == 1 && text.contains("user_in_use"), "{text}");
     berth(&world, "user rm anna --yes").await.unwrap();

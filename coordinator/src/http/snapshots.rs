@@ -11,11 +11,12 @@ use berth_shared::api::{
 };
 use berth_shared::ids::{Slug, UserId};
 use berth_shared::problem::{Code, Problem};
+use berth_shared::repository::RESTIC_PATH;
 
 use super::Api;
 use super::body::{JsonBody, Name};
 use super::error::ApiError;
-use super::users::{known_slug, unknown};
+use super::users::{host, known_slug, unknown};
 use crate::upkeep::Upkeep;
 use crate::vaults::Vaults;
 
@@ -56,7 +57,9 @@ pub(crate) async fn password(
     api.store.submit(actor, Command::Snapshot(SnapshotCommand::ShowPassword { user })).await?;
     tracing::warn!(%user, %actor, "a repository's password was shown");
     let prefix = vaults.prefix(user);
-    Ok(Json(RepositoryAccess { user, key: key.id, prefix, password: key.password.clone() }))
+    let lives = fleet.user_by_id(user).map(|user| host(&fleet, &user.slug));
+    let url = lives.map(|host| format!("rest:{}{RESTIC_PATH}", api.config.public_origin(&host)));
+    Ok(Json(RepositoryAccess { user, key: key.id, prefix, password: key.password.clone(), url }))
 }
 
 /// Forgets snapshots by the rule of retention, and removes what nobody needs. As long as the caller waits.

@@ -184,7 +184,7 @@ pub(crate) fn unknown(slug: &Slug) -> Problem {
     Problem::new(Code::UnknownUser, format!("there is no user `{slug}`"))
 }
 
-fn host(fleet: &Fleet, slug: &Slug) -> String {
+pub(super) fn host(fleet: &Fleet, slug: &Slug) -> String {
     format!("{slug}.{}", fleet.domain())
 }
 

@@ -141,6 +141,7 @@ async fn a_user_gets_a_key_its_node_is_told_and_head_moves_as_the_node_says() {
 
     let access: RepositoryAccess = world.post("/v1/users/anna/repository-password", json!({})).await.json();
     assert_eq!((access.prefix, access.password), (told.prefix, told.key.password.clone()));
+    assert_eq!(access.url.as_deref(), Some("rest:http://anna.localhost:8080/.berth/restic/"));
     assert_eq!(world.post("/v1/users/nobody/repository-password", json!({})).await.code(), Code::UnknownUser);
 
     // A new session is told where to begin from, before its desired state.

@@ -8,6 +8,7 @@
 //! | [`lease`] | how long the node may work alone |
 //! | [`memory`] | what is remembered across the agent's own death |
 //! | [`may_wake`] | who may reach and wake a cell |
+//! | [`restic`] | what of restic's REST interface an owner gets of their repository |
 //! | [`front`] | which headers, paths and methods mean what, per workload |
 //! | [`frames`] | where a WebSocket's frames and messages end |
 //! | [`socket`] | what of a WebSocket goes on, what is kept over a freeze, what is said meanwhile |
@@ -24,6 +25,7 @@ pub mod front;
 pub mod lease;
 pub mod may_wake;
 pub mod memory;
+pub mod restic;
 pub mod schedule;
 pub mod slot;
 pub mod snapshots;

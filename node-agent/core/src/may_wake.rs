@@ -134,10 +134,16 @@ pub fn may_wake(facts: &Facts<'_>) -> Verdict {
     Verdict::Known(Known { user: route.user, cause, credential })
 }
 
-/// Every hash of the route is compared, so that the time does not tell which one fits.
 fn bearer(facts: &Facts<'_>, route: &Route) -> Option<SecretHash> {
-    let token = facts.bearer.filter(|token| is_bearer_shaped(token))?;
-    route.bearers.iter().fold(None, |found, hash| if hash.fits(token) { Some(*hash) } else { found })
+    bearer_of(&route.bearers, facts.bearer?)
+}
+
+/// Which of a user's tokens it is. Every hash is compared, so that the time does not tell which one fits.
+pub fn bearer_of(bearers: &[SecretHash], token: &str) -> Option<SecretHash> {
+    if !is_bearer_shaped(token) {
+        return None;
+    }
+    bearers.iter().fold(None, |found, hash| if hash.fits(token) { Some(*hash) } else { found })
 }
 
 fn session_opens(session: &Session, route: &Route, now: UnixMs) -> bool {

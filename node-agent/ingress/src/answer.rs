@@ -64,6 +64,8 @@ reasons! {
     HoldFull "wake_queue_full" 503 "Too many callers are waiting for this cell, or for cells of this node." "Try again in a few seconds."
     CellUnreachable "cell_unreachable" 502 "The cell broke the connection before it answered." "Try again; what was sent may have been carried out."
     AnswerTimeout "answer_timeout" 504 "The cell did not begin to answer in time. It may still be at work." "Look whether it was done before trying again."
+    ReadOnly "read_only" 403 "A repository can only be read here." "Use commands of restic that change nothing: snapshots, ls, find, check, dump, restore, mount."
+    RepositoryAway "repository_away" 503 "The node agent is not there, or as many repositories are being read as may be." "Try again in a few seconds; restic does so by itself."
     RouteGone "route_gone" 404 "The cell was moved or removed." "Try again in a few seconds."
     Starting "starting" 503 "The front door is not ready yet." "Try again in a few seconds."
 }

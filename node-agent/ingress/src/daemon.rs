@@ -21,6 +21,7 @@ use crate::held_bytes::HeldBytes;
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::redeemed::Redeemed;
+use crate::repository::READS_MAX;
 use crate::session::Sessions;
 use crate::table::Table;
 
@@ -98,6 +99,7 @@ pub async fn start(config: Config, mut passed: Passed, tasks: &Tasks) -> Result<
         tasks: tasks.clone(),
         sessions,
         redeemed: Arc::new(Mutex::new(redeemed)),
+        reads: Arc::new(Semaphore::new(READS_MAX)),
     });
     tasks.spawn_essential("door", async move { door.run(&door_socket).await });
     metrics::serve(pages, Arc::new(registry), readiness.clone(), PageLimits::default(), tasks);

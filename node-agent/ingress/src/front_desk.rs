@@ -10,11 +10,13 @@ use berth_node_agent_core::front::{self, Kind, Shape};
 use berth_node_agent_core::may_wake::{
     Credential, Facts, Known, Session, Source, StaticAnswer, Verdict, may_wake,
 };
+use berth_node_agent_core::restic;
 use berth_shared::door::Route;
 use berth_shared::time::UnixMs;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::answer::{self, Form, Reason};
@@ -25,6 +27,7 @@ use crate::login;
 use crate::metrics::{Metrics, Outcome};
 use crate::pass::{self, Call};
 use crate::redeemed::Redeemed;
+use crate::repository;
 use crate::session::{COOKIES_TRIED_MAX, Sessions};
 use crate::table::{Place, Table};
 
@@ -36,6 +39,8 @@ pub(crate) struct Desk {
     pub(crate) tasks: Tasks,
     pub(crate) sessions: Sessions,
     pub(crate) redeemed: Arc<Mutex<Redeemed>>,
+    /// Room for requests for users' repositories.
+    pub(crate) reads: Arc<Semaphore>,
 }
 
 /// The wall clock; a clock before 1970 is taken for 1970, in which no session and no link is good for long.
@@ -184,6 +189,10 @@ pub(crate) async fn answer(desk: Arc<Desk>, client: IpAddr, request: Request<Inc
             Some((gate, route))
         }
     };
+    if parts.uri.path().starts_with(restic::PATH) {
+        let (outcome, response) = repository::answer(&desk, &parts, body, gate.as_ref(), form).await;
+        return desk.end(outcome, response);
+    }
     if parts.uri.path().starts_with(front::OWN_PATHS) {
         let response = login::answer(&desk, &parts, &host, body, gate.as_ref(), form).await;
         return desk.end(Outcome::OwnPage, response);

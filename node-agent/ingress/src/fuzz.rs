@@ -7,13 +7,14 @@ use std::task::{Context, Poll, Waker};
 
 use berth_node_agent_core::may_wake::Session;
 use berth_shared::door::ToIngress;
+use berth_shared::secret::Secret;
 use berth_shared::time::UnixMs;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 
 use crate::door::Frames;
 use crate::session::Sessions;
-use crate::{front_desk, login, pass, redeemed, table};
+use crate::{front_desk, login, pass, redeemed, repository, table};
 
 /// What is read from the head of a request before anything is asked of anybody.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ pub fn head(parts: &Parts) -> Head<'_> {
         bearer: front_desk::bearer(&parts.headers),
         upgrade: front_desk::is_upgrade(parts),
     }
+}
+
+/// The token that somebody shows who wants to read a repository.
+pub fn repository_token(parts: &Parts) -> Option<Secret> {
+    repository::token(parts)
 }
 
 /// A header that only browsers set.

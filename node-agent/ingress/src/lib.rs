@@ -13,6 +13,7 @@
 //! | `door` | the connection to the node agent |
 //! | `front_desk` | one request, from its head to its answer |
 //! | `login` | login links, sessions, logging out |
+//! | `repository` | a user's own repository, read with stock `restic` |
 //! | `session`, `redeemed` | the cookie's MAC; which links were used |
 //! | `pass` | one request into a cell and its answer out |
 //! | `upstream` | connections to cells, pooled |
@@ -38,6 +39,7 @@ mod login;
 pub mod metrics;
 mod pass;
 mod redeemed;
+mod repository;
 mod session;
 mod stall;
 mod table;

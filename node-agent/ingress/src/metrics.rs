@@ -117,6 +117,48 @@ pub struct LoginLabel {
     result: Login,
 }
 
+/// How a request for a part of a user's repository ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reading {
+    /// It was given.
+    Given,
+    /// A lock, which is kept nowhere.
+    Lock,
+    /// There is no such part.
+    Nothing,
+    /// It would have changed something, or could not be read.
+    Refused,
+    /// No token of this user.
+    Stranger,
+    /// The node agent, the bucket or a turn was not there.
+    Unavailable,
+}
+
+impl Reading {
+    const ALL: [Self; 6] =
+        [Self::Given, Self::Lock, Self::Nothing, Self::Refused, Self::Stranger, Self::Unavailable];
+}
+
+impl EncodeLabelValue for Reading {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::Given => "given",
+            Self::Lock => "lock",
+            Self::Nothing => "nothing",
+            Self::Refused => "refused",
+            Self::Stranger => "stranger",
+            Self::Unavailable => "unavailable",
+        }
+        .encode(encoder)
+    }
+}
+
+/// The label of [`Metrics::repositories`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReadingLabel {
+    result: Reading,
+}
+
 impl UseLabel {
     #[cfg(test)]
     pub(crate) const fn of(result: Use) -> Self {
@@ -210,6 +252,8 @@ pub struct Metrics {
     pub retries: Counter,
     /// `berth_ingress_logins_total`, by result.
     pub logins: Family<LoginLabel, Counter>,
+    /// `berth_ingress_repository_requests_total`, by result: of owners who read their repository.
+    pub repositories: Family<ReadingLabel, Counter>,
     /// `berth_ingress_wake_ask_seconds`: from a request's head read to its `Wake` frame written.
     pub wake_ask: Histogram,
     /// `berth_ingress_release_seconds`: from the route being up to a held request's head handed to the connection.
@@ -241,6 +285,11 @@ impl Metrics {
             door_connects: registered(of, "door_connects", "Connections made to the node agent"),
             retries: registered(of, "retries", "Requests sent a second time"),
             logins: registered(of, "logins", "Login links by result"),
+            repositories: registered(
+                of,
+                "repository_requests",
+                "Requests for parts of users' repositories, by result",
+            ),
             wake_ask: register(
                 of,
                 "wake_ask_seconds",
@@ -275,6 +324,9 @@ impl Metrics {
         for result in [Login::Ok, Login::Refused] {
             drop(metrics.logins.get_or_create(&LoginLabel { result }));
         }
+        for result in Reading::ALL {
+            drop(metrics.repositories.get_or_create(&ReadingLabel { result }));
+        }
         metrics
     }
 
@@ -306,6 +358,10 @@ impl Metrics {
         }
     }
 
+    pub(crate) fn repository(&self, result: Reading) {
+        self.repositories.get_or_create(&ReadingLabel { result }).inc();
+    }
+
     pub(crate) fn login(&self, result: Login) {
         self.logins.get_or_create(&LoginLabel { result }).inc();
     }
@@ -332,6 +388,7 @@ mod tests {
         }
         metrics.wake_asked(WakeCause::Bearer);
         metrics.login(Login::Ok);
+        metrics.repository(Reading::Lock);
         metrics.socket_became(None, Some(SocketState::Resting));
         metrics.frames_taken(Use::Counted, 3);
         metrics.release.observe(0.003);

@@ -218,7 +218,7 @@ pub(crate) fn copy_request_headers(from: &HeaderMap, to: &mut HeaderMap) {
     // Any bearer of Berth's shape, also one that opened nothing: it may be another user's.
     let mut authorizations = from.get_all(header::AUTHORIZATION).iter();
     let own_bearer = from.get_all(header::AUTHORIZATION).iter().count() > 1
-        || authorizations.any(|value| holds_bearer(value.as_bytes()));
+        || authorizations.any(|value| holds_token(value.as_bytes()));
     for (name, value) in from {
         if front::drops_request_header(name.as_str()) || named_in_connection(from, name) {
             continue;
@@ -235,6 +235,21 @@ pub(crate) fn copy_request_headers(from: &HeaderMap, to: &mut HeaderMap) {
         }
         to.append(name, value.clone());
     }
+}
+
+/// Also within the credentials of `Basic`: a browser that was told a token as the password of a repository sends it along
+/// with every later request. Read as leniently as a cell may read them; a token is known by its beginning, so the last
+/// few letters may be missing.
+fn holds_token(value: &[u8]) -> bool {
+    let letters = value.iter().skip_while(|byte| **byte != b' ').filter_map(|byte| match byte {
+        b'-' => Some(b'+'),
+        b'_' => Some(b'/'),
+        b'+' | b'/' => Some(*byte),
+        byte => byte.is_ascii_alphanumeric().then_some(*byte),
+    });
+    let mut letters: Vec<u8> = letters.collect();
+    letters.truncate(letters.len() / 4 * 4);
+    holds_bearer(value) || data_encoding::BASE64.decode(&letters).is_ok_and(|pair| holds_bearer(&pair))
 }
 
 fn named_in_connection(headers: &HeaderMap, name: &HeaderName) -> bool {
@@ -311,15 +326,20 @@ mod tests {
             format!("Bearer {token}x"),
             format!("Basic {token}"),
             format!("Digest a=\"{token}\""),
+            format!("Basic {}", data_encoding::BASE64.encode(format!("owner:{token}").as_bytes())),
+            format!("Basic {}", data_encoding::BASE64URL_NOPAD.encode(format!("o:{token}").as_bytes())),
+            format!("basic  {}", data_encoding::BASE64.encode(format!(":{token}:and more").as_bytes())),
         ] {
             let (mut from, mut to) = (HeaderMap::new(), HeaderMap::new());
             from.insert(header::AUTHORIZATION, HeaderValue::from_str(&value).unwrap());
             copy_request_headers(&from, &mut to);
             assert!(to.is_empty(), "{value}");
         }
-        let (mut from, mut to) = (HeaderMap::new(), HeaderMap::new());
-        from.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer of-the-cells-own-making"));
-        copy_request_headers(&from, &mut to);
-        assert_eq!(to, from);
+        for of_the_cells_own_making in ["Bearer of-the-cells-own-making", "Basic b3duZXI6cGFzc3dvcmQ="] {
+            let (mut from, mut to) = (HeaderMap::new(), HeaderMap::new());
+            from.insert(header::AUTHORIZATION, HeaderValue::from_static(of_the_cells_own_making));
+            copy_request_headers(&from, &mut to);
+            assert_eq!(to, from);
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The daemon's side: starts workers, few at a time, and believes only what they say to the end.
 //!
-//! Dropping the future of [`Workers::run`], [`Workers::stream`] or [`Workers::feed`] kills the worker, which is always safe. The worker is told its job on its
-//! standard input; neither its arguments nor its environment say anything of it.
+//! Dropping the future of [`Workers::run`], [`Workers::stream`], [`Workers::feed`] or [`Workers::converse`] kills the worker,
+//! which is always safe. The worker is told its job on its standard input; neither its arguments nor its environment say
+//! anything of it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::error::Reason;
-use crate::protocol::{LINE_BYTES_MAX, Line, Outcome, Request, VERSION};
+use crate::protocol::{Ask, LINE_BYTES_MAX, Line, Outcome, Request, VERSION};
 use crate::store::Traffic;
 
 /// Gives the child a low priority on disks whose scheduler knows priorities. Of util-linux, as on every Debian.
@@ -89,7 +90,7 @@ impl Workers {
         time_max: Duration,
         on_line: impl FnMut(Line),
     ) -> Result<Done, WorkerFailed> {
-        self.work(request, identity, time_max, nothing(), To::Each(on_line)).await
+        self.work(request, identity, time_max, Behind::nothing(), To::Each(on_line)).await
     }
 
     /// As [`Workers::run`], as this process, with what comes from `archive` behind the request. Where that breaks off, or
@@ -103,6 +104,7 @@ impl Workers {
         time_max: Duration,
         archive: mpsc::Receiver<Result<Bytes, Broken>>,
     ) -> Result<Done, WorkerFailed> {
+        let archive = Behind { parts: archive, pause_max: FEEDER_MAX };
         self.work(request, None, time_max, archive, To::Each(|_| {})).await
     }
 
@@ -118,7 +120,41 @@ impl Workers {
         time_max: Duration,
         lines: mpsc::Sender<Line>,
     ) -> Result<Done, WorkerFailed> {
-        self.work(request, identity, time_max, nothing(), To::<fn(Line)>::Queue(lines)).await
+        self.work(request, identity, time_max, Behind::nothing(), To::<fn(Line)>::Queue(lines)).await
+    }
+
+    /// As [`Workers::stream`], with what comes from `asks` behind the request, however long it takes to come. When nothing
+    /// more can come, the worker ends.
+    ///
+    /// # Errors
+    /// As [`Workers::run`].
+    pub async fn converse(
+        &self,
+        request: &Request,
+        identity: Option<(u32, u32)>,
+        time_max: Duration,
+        asks: mpsc::Receiver<Ask>,
+        lines: mpsc::Sender<Line>,
+    ) -> Result<Done, WorkerFailed> {
+        let (to, parts) = mpsc::channel(1);
+        let mut asks = asks;
+        let written = async move {
+            while let Some(ask) = asks.recv().await {
+                let mut line = serde_json::to_vec(&ask).unwrap_or_default();
+                line.push(b'\n');
+                if to.send(Ok(line.into())).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let from = Behind { parts, pause_max: time_max };
+        let mut work =
+            std::pin::pin!(self.work(request, identity, time_max, from, To::<fn(Line)>::Queue(lines)));
+        tokio::select! {
+            ended = &mut work => return ended,
+            () = written => {}
+        }
+        work.await
     }
 
     async fn work(
@@ -126,14 +162,14 @@ impl Workers {
         request: &Request,
         identity: Option<(u32, u32)>,
         time_max: Duration,
-        archive: mpsc::Receiver<Result<Bytes, Broken>>,
+        from: Behind,
         to: To<impl FnMut(Line)>,
     ) -> Result<Done, WorkerFailed> {
         let _turn = self.permits.acquire().await;
         let mut child = self
             .spawn(identity)
             .map_err(|error| WorkerFailed::died(format!("it could not be started: {error}")))?;
-        let Ok(ended) = tokio::time::timeout(time_max, follow(&mut child, request, archive, to)).await else {
+        let Ok(ended) = tokio::time::timeout(time_max, follow(&mut child, request, from, to)).await else {
             let _dead_already = child.kill().await;
             let detail = format!("it was not done within {} s and was killed", time_max.as_secs());
             return Err(WorkerFailed { reason: Reason::Deadline, detail });
@@ -195,7 +231,7 @@ impl<F: FnMut(Line)> To<F> {
 async fn follow(
     child: &mut Child,
     request: &Request,
-    archive: mpsc::Receiver<Result<Bytes, Broken>>,
+    from: Behind,
     to: To<impl FnMut(Line)>,
 ) -> Result<Done, WorkerFailed> {
     let text = serde_json::to_vec(request).map(zeroize::Zeroizing::new);
@@ -209,7 +245,7 @@ async fn follow(
     };
     let hear = async { Ok(tokio::join!(read_lines(BufReader::new(stdout), to), read_end(stderr))) };
     // Without its future's end the child is killed where the archive breaks off.
-    let ((), (last, words)) = tokio::try_join!(tell(stdin, &text, archive), hear)?;
+    let ((), (last, words)) = tokio::try_join!(tell(stdin, &text, from), hear)?;
     let status = child.wait().await.map_err(|error| WorkerFailed::died(error.to_string()))?;
     match last {
         Ok(Some(Line::Done { outcome, traffic, memory_bytes_peak })) if status.success() => {
@@ -221,25 +257,29 @@ async fn follow(
     }
 }
 
-/// No archive.
-fn nothing() -> mpsc::Receiver<Result<Bytes, Broken>> {
-    mpsc::channel(1).1
+/// What is written behind the request.
+struct Behind {
+    parts: mpsc::Receiver<Result<Bytes, Broken>>,
+    /// How long nothing of it may come.
+    pause_max: Duration,
 }
 
-/// Writes the request, and the archive behind it.
-async fn tell(
-    mut stdin: ChildStdin,
-    text: &[u8],
-    mut archive: mpsc::Receiver<Result<Bytes, Broken>>,
-) -> Result<(), WorkerFailed> {
+impl Behind {
+    fn nothing() -> Self {
+        Self { parts: mpsc::channel(1).1, pause_max: FEEDER_MAX }
+    }
+}
+
+/// Writes the request, and the rest behind it.
+async fn tell(mut stdin: ChildStdin, text: &[u8], mut from: Behind) -> Result<(), WorkerFailed> {
     // A worker that ends early says why on its own.
     if stdin.write_all(text).await.is_err() {
         return Ok(());
     }
     let cut = |detail: String| WorkerFailed { reason: Reason::BadArchive, detail };
     loop {
-        match tokio::time::timeout(FEEDER_MAX, archive.recv()).await {
-            Err(_still) => return Err(cut(format!("nothing came of it for {} s", FEEDER_MAX.as_secs()))),
+        match tokio::time::timeout(from.pause_max, from.parts.recv()).await {
+            Err(_still) => return Err(cut(format!("nothing came of it for {} s", from.pause_max.as_secs()))),
             Ok(None) => return Ok(()),
             Ok(Some(Err(Broken(detail)))) => return Err(cut(detail)),
             Ok(Some(Ok(part))) if stdin.write_all(&part).await.is_err() => return Ok(()),

@@ -14,6 +14,7 @@ mod look;
 mod progress;
 pub mod protocol;
 mod prune;
+mod read;
 mod repository;
 mod restore;
 mod snapshot;

@@ -1,13 +1,14 @@
 //! What a worker is told and what it says.
 //!
-//! The caller writes one [`Request`] as a line of JSON to the worker's standard input, behind it the archive of an import,
-//! and closes it: so no secret is in a process list or an environment. The worker writes [`Line`]s to its standard output, one JSON object per line, each at most
+//! The caller writes one [`Request`] as a line of JSON to the worker's standard input, behind it the archive of an import
+//! or the [`Ask`]s of a `read`, and closes it: so no secret is in a process list or an environment. The worker writes [`Line`]s to its standard output, one JSON object per line, each at most
 //! [`LINE_BYTES_MAX`] bytes: `hello` first, then progress and entries, and at last `done` or `failed`. Standard error is
 //! for people. The exit code is 0 after `done`, and [`Reason::exit`] after `failed`.
 
 use std::path::PathBuf;
 
 use berth_shared::api::{SnapshotChange, SnapshotEntry};
+use berth_shared::repository::{Object, ObjectKind};
 use berth_shared::secret::Secret;
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +102,9 @@ pub enum Job {
     Prune(PruneJob),
     /// The folders right below the prefix: which users' repositories a bucket has. Needs no key.
     Folders,
+    /// Give out objects of the repository as they lie in the store: what is asked for by the [`Ask`]s behind the request,
+    /// one after the other, until there are no more. Needs no key.
+    Read,
     /// The snapshots.
     List,
     /// What is in a folder of a snapshot.
@@ -143,6 +147,29 @@ pub enum Job {
     },
 }
 
+/// Longest line of an [`Ask`], in bytes.
+pub(crate) const ASK_BYTES_MAX: u64 = 1024;
+
+/// What a `read` is asked for: one line of JSON. Answered by lines of which [`Line::Answered`] or [`Line::Unanswered`] is
+/// the last; only then the next is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// All objects of a kind: [`Line::Listed`] for each.
+    List(ObjectKind),
+    /// How large it is: [`Line::Object`].
+    Size(Object),
+    /// [`Line::Object`], then its bytes from `from` to `to`, that one included, or to its end, as `data` lines.
+    Object {
+        /// Which.
+        object: Object,
+        /// The first byte.
+        from: u64,
+        /// The last one; none: the object's own last.
+        to: Option<u64>,
+    },
+}
+
 /// One line of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "snake_case")]
@@ -170,7 +197,30 @@ pub enum Line {
     Entry(SnapshotEntry),
     /// Of `diff`: one difference.
     Change(SnapshotChange),
-    /// Of `dump` and `tar`: the next part of the content, in base64.
+    /// Of `read`: one object of a listing.
+    Listed {
+        /// Its name: all digits.
+        name: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Of `read`: what there is of an object.
+    Object {
+        /// So many bytes of it follow.
+        bytes: u64,
+        /// So many it has.
+        total: u64,
+    },
+    /// Of `read`: the newest ask is answered whole.
+    Answered,
+    /// Of `read`: the newest ask is not answered, or what came of it so far is not whole.
+    Unanswered {
+        /// What to decide by. `not_found`: there is no such object; `bad_job`: it has no such part.
+        reason: Reason,
+        /// For people. Holds no secret.
+        detail: String,
+    },
+    /// Of `dump`, `tar` and `read`: the next part of the content, in base64.
     Data {
         /// At most 32 KiB of it.
         base64: String,
@@ -234,9 +284,9 @@ pub enum Outcome {
     Pruned(Pruned),
     /// Of `show`.
     Shown(SnapshotLine),
-    /// Of `folders`, `list`, `ls`, `diff`, `dump` and `tar`: all lines of it were written.
+    /// Of `folders`, `read`, `list`, `ls`, `diff`, `dump` and `tar`: all lines of it were written.
     Told {
-        /// How many lines, or how many bytes of a `dump` or `tar`.
+        /// How many lines, how many asks, or how many bytes of a `dump` or `tar`.
         count: u64,
     },
 }

@@ -124,7 +124,9 @@ fn repository(gate: &Arc<SnapshotGate>) -> RusticResult<Repository<()>> {
     Repository::new(&options, &RepositoryBackends::new(Arc::clone(gate) as Arc<_>, None))
 }
 
-/// Makes the repository, with a second key under `password` for stock `restic`.
+/// Makes the repository, with a second key under `password` for stock `restic`. That key is written first: a repository is
+/// there once its config is, so none is ever there that its owner cannot open. One that lacks the key all the same is
+/// given it.
 ///
 /// # Errors
 /// There is one already, the store fails, or the password is too short.
@@ -155,13 +157,35 @@ pub fn init(
     config.set_datapack_size = size(DATA_PACK_BYTES);
     config.set_treepack_size = size(TREE_PACK_BYTES);
     let credentials = Credentials::Masterkey(key.master_key()?);
+    gate.hold_config(true);
     let inner = repository(&gate).and_then(|made| made.init(&credentials, &KeyOptions::default(), &config));
-    let inner = inner.map_err(failed)?;
+    let inner = match inner.map_err(failed) {
+        Err(Failure::RepositoryExists) => {
+            mend_keys(store, key, password)?;
+            return Err(Failure::RepositoryExists);
+        }
+        inner => inner?,
+    };
+    add_key(&inner, password).map_err(failed)?;
+    gate.hold_config(false);
+    gate.write_config()?;
+    Ok(OpenRepository { store: Arc::clone(store), gate, inner })
+}
+
+fn add_key(inner: &Repository<OpenStatus>, password: &Secret) -> RusticResult<()> {
     // The host is left out: it would tell a user's key file which node made it.
     let options =
         KeyOptions::default().hostname("berth".to_owned()).username("berth".to_owned()).with_created(true);
-    inner.add_key(password.expose(), &options).map_err(failed)?;
-    Ok(OpenRepository { store: Arc::clone(store), gate, inner })
+    inner.add_key(password.expose(), &options).map(drop)
+}
+
+/// A repository of which only the config was written has no key that its owner could use.
+fn mend_keys(store: &Arc<S3Store>, key: &RepositoryKey, password: &Secret) -> Result<(), Failure> {
+    if !store.list("keys/")?.is_empty() {
+        return Ok(());
+    }
+    let open = open(store, key)?;
+    add_key(&open.inner, password).map_err(|error| open.failed(&error))
 }
 
 /// Opens a repository. One request looks whether it is there, one reads its config.

@@ -19,7 +19,7 @@ use crate::protocol::{
 };
 use crate::repository::{self, OpenRepository};
 use crate::store::{S3Store, Traffic, check_store};
-use crate::{check, import, look, prune, restore, snapshot, tar};
+use crate::{check, import, look, prune, read, restore, snapshot, tar};
 
 /// How often progress is told. Also how soon it is noticed that nobody listens any more.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -102,7 +102,7 @@ fn limit(limits: ProcessLimits) {
     let _as_it_was = rustix::process::nice(limits.nice.min(19).into());
 }
 
-fn run(request: &Request, input: &mut dyn Read, out: &Out) -> Result<Line, Failure> {
+fn run(request: &Request, input: &mut dyn BufRead, out: &Out) -> Result<Line, Failure> {
     limit(request.process);
     let store = S3Store::new(&request.store)?;
     let meter = Arc::new(Meter::default());
@@ -148,7 +148,7 @@ fn perform(
     request: &Request,
     store: &Arc<S3Store>,
     meter: &Meter,
-    input: &mut dyn Read,
+    input: &mut dyn BufRead,
     say: &mut dyn FnMut(Line) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
     let key = || request.key.as_ref().ok_or_else(|| Failure::bad_job("the job needs a key"));
@@ -174,6 +174,7 @@ fn perform(
             }
             told(count)
         }
+        Job::Read => told(read::read(store, input, say)?),
         Job::List => told(look::list(&open()?, say)?),
         Job::Ls { snapshot, path, recursive } => told(look::ls(open()?, snapshot, path, *recursive, say)?),
         Job::Show { snapshot } => Outcome::Shown(look::snapshot_line(&open()?.snapshot(snapshot)?)),
@@ -190,7 +191,7 @@ fn memory_bytes_peak() -> u64 {
     peak.and_then(|text| text.trim().parse::<u64>().ok()).map_or(0, |kib| kib.saturating_mul(1024))
 }
 
-/// Does a job in this process, but for an import: for tests and benches. What a worker would have said before its last
+/// Does a job in this process, but for an import or a read: for tests and benches. What a worker would have said before its last
 /// line goes to `say`; what was asked of the store comes along.
 ///
 /// # Errors

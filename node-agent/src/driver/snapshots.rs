@@ -7,12 +7,14 @@ use std::sync::Arc;
 use berth_daemon::exit::chain;
 use berth_node_agent_core::agent;
 use berth_node_agent_core::cell::{self, OpId};
+use berth_node_agent_core::may_wake::bearer_of;
 use berth_node_agent_core::memory::{Memory, Record, Step, Untold};
 use berth_node_agent_core::snapshots::{Effect, End, Event, Known, Snapshots as Machine};
 use berth_shared::cell::CellState;
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::{Bucket, REPOSITORIES_MAX, UserRepository};
+use berth_shared::secret::Secret;
 use berth_shared::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::wire::{CommandOutcome, NodeFrame, SNAPSHOTS_SINCE};
@@ -22,6 +24,7 @@ use tokio::task::AbortHandle;
 use super::{Driver, Input, Turn, now, random};
 use crate::failpoint;
 use crate::hands::{Hands, Job};
+use crate::reading::May;
 use crate::runtime::Runtime;
 use crate::snapshots::{Access, Files, Take};
 use crate::store::Store;
@@ -212,6 +215,31 @@ impl<R: Runtime> Driver<R> {
         // Alone for longer than it may be, this node cannot know whether the user was given to another.
         let orphan = stale || !self.agent.lease().is_held();
         Some(Access { bucket: Arc::clone(self.snapshots.bucket.as_ref()?), repository, orphan })
+    }
+
+    /// Whoever has a token of the user may read the user's own repository, whatever the cell is doing: only what is known
+    /// here is asked, and nothing of the cell.
+    pub(super) fn may_read(&self, May { cell, token, answer }: May) {
+        // Whoever asked may be gone; then nobody misses the answer.
+        let _ = answer.send(self.reading_of(cell, &token));
+    }
+
+    fn reading_of(&self, id: CellId, token: &Secret) -> Result<(Access, u32), Problem> {
+        let no = |code, detail: &str| Problem::new(code, detail);
+        let stranger = || no(Code::Unauthorized, "no token of this user");
+        let cell = self.agent.cell(id).filter(|cell| !cell.is_retired()).ok_or_else(stranger)?;
+        bearer_of(&cell.spec().bearers, token.expose()).ok_or_else(stranger)?;
+        if cell.spec().quarantined {
+            return Err(no(Code::Quarantined, "the cell is quarantined by an operator"));
+        }
+        if self.snapshots.off {
+            return Err(no(Code::SnapshotsOff, "there is no bucket for snapshots"));
+        }
+        let unknown =
+            || no(Code::RepositoryUnknown, "the node was not told yet where the user's snapshots are");
+        let access = self.access(id).ok_or_else(unknown)?;
+        let slot = self.store.as_ref().and_then(|store| store.memory().cells.get(&id)?.slot);
+        Ok((access, self.hands.pool.uid(slot.ok_or_else(unknown)?)))
     }
 
     /// The lease is over or held again: what is begun from now on goes elsewhere.

@@ -17,7 +17,8 @@ use std::str::FromStr;
 
 use berth_ingress::fuzz as ingress;
 use berth_node_agent_core::front::{self, Kind, Shape};
-use berth_node_agent_core::may_wake::{Credential, Facts, Session, Source, Verdict, may_wake};
+use berth_node_agent_core::may_wake::{Credential, Facts, Session, Source, Verdict, bearer_of, may_wake};
+use berth_node_agent_core::restic::{self, Refusal, Want};
 use berth_shared::cell::{IMAGE_REF_BYTES_MAX, ImageRef, Workload};
 use berth_shared::credential::{
     CREDENTIAL_BYTES_MAX, JoinToken, LoginTicket, OperatorKey, SecretHash, is_bearer_shaped,
@@ -163,6 +164,7 @@ fn request_head(input: Input<'_>) {
             path(parts.uri.path());
         }
     }
+    repository(&parts);
     let shape = Shape {
         method: parts.method.as_str(),
         path: parts.uri.path(),
@@ -173,6 +175,35 @@ fn request_head(input: Input<'_>) {
     };
     let kind = Kind::of(Workload::Openclaw, &shape);
     assert!(!(head.upgrade && front::may_wake_stopped(kind)), "a socket alone wakes nobody");
+}
+
+/// Whatever is asked of a user's repository is one of its objects, and only locks are taken.
+fn repository(parts: &Parts) {
+    if let Some(token) = ingress::repository_token(parts) {
+        // Hashed only where it has the shape of one.
+        let _none_of_ours = bearer_of(&route().bearers, token.expose());
+    }
+    let path = parts.uri.path();
+    let path = path.strip_prefix(restic::PATH).unwrap_or(path.trim_start_matches('/'));
+    let range = parts.headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    match restic::want(parts.method.as_str(), path, range) {
+        Ok(Want::Object(object, part)) => {
+            assert_eq!((parts.method.as_str(), object.to_string().as_str()), ("GET", path));
+            assert!(part.is_none_or(|part| part.to.is_none_or(|to| to >= part.from)));
+        }
+        Ok(Want::Size(object)) => {
+            assert_eq!((parts.method.as_str(), object.to_string().as_str()), ("HEAD", path));
+        }
+        Ok(Want::List(kind)) => {
+            assert_eq!((parts.method.as_str(), path), ("GET", format!("{}/", kind.as_str()).as_str()));
+        }
+        Ok(Want::NoLocks) => assert_eq!((parts.method.as_str(), path), ("GET", "locks/")),
+        Ok(Want::Lock) => {
+            let name = path.strip_prefix("locks/").expect("locks are below locks");
+            assert!(name.len() == 64 && !name.contains(['.', '/', '%']), "{path}");
+        }
+        Err(Refusal::Unknown | Refusal::ReadOnly | Refusal::Range) => {}
+    }
 }
 
 /// What goes to a cell says nothing that only Berth may say, and holds no credential of Berth's.

@@ -90,6 +90,7 @@ async fn unreadable_requests(met: &mut Met, front: SocketAddr, anna: &Member) {
     met.reply("not_offered", &anna.front.post("/api//v1/%61dmin/rpc", "{}").await);
     met.reply("not_found", &anna.front.get("/.berth/nothing").await);
     met.reply("method_not_allowed", &send(&anna.front, "DELETE", "/.berth/login", &[], "").await);
+    met.reply("read_only", &send(&anna.front, "DELETE", "/.berth/restic/config", &[], "").await);
     met.reply("body_too_large", &anna.front.post("/.berth/login", "t".repeat(64 * 1024)).await);
     let token = anna.front.request("GET", "/").body(()).unwrap().headers()["authorization"].clone();
     let token = token.to_str().unwrap();
@@ -206,6 +207,7 @@ async fn the_front_door_answers_with_the_documented_code_and_status() {
     cells_that_do_not_answer(&mut met, &world, &anna, &session).await;
     a_cell_that_goes(&mut met, &world, &bert).await;
     world.agent.kill9();
+    met.reply("repository_away", &anna.front.get("/.berth/restic/config").await);
     world.ingress.restart().await;
     met.reply(Code::Starting.as_str(), &anna.front.get("/whoami").await);
     world.agent.spawn().await;

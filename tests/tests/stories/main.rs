@@ -18,6 +18,7 @@ mod keys;
 mod kills;
 mod lease;
 mod orphans;
+mod reading;
 mod schedule;
 mod snapshots;
 mod tabs;

@@ -29,9 +29,14 @@ impl Story {
         Self { world, server, folder }
     }
 
+    /// Where the bucket lies.
+    pub(crate) fn bucket(&self) -> std::path::PathBuf {
+        self.folder.path().join("berth")
+    }
+
     /// How many snapshots lie below this part of the bucket, of however many users.
     fn stored_below(&self, part: &str) -> usize {
-        let mut folders = vec![self.folder.path().join("berth").join(part)];
+        let mut folders = vec![self.bucket().join(part)];
         let mut count = 0;
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {

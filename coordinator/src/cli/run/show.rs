@@ -104,7 +104,14 @@ pub(super) fn snapshots(snapshots: &Snapshots) -> String {
 }
 
 pub(super) fn repository_access(access: &RepositoryAccess) -> String {
-    facts(&[("prefix", access.prefix.clone()), ("password", access.password.expose().to_owned())])
+    let mut known =
+        vec![("prefix", access.prefix.clone()), ("password", access.password.expose().to_owned())];
+    if let Some(url) = &access.url {
+        // The user's name is anything: the token says who it is.
+        known.push(("restic", format!("restic -r {} snapshots", url.replacen("://", "://owner:TOKEN@", 1))));
+        known.push(("TOKEN", "what `berth user bearer create` shows".to_owned()));
+    }
+    facts(&known)
 }
 
 pub(super) fn key_purged(purged: &KeyPurged) -> String {

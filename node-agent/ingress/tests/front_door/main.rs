@@ -5,5 +5,6 @@
 mod hold;
 mod inside;
 mod people;
+mod repository;
 mod tabs;
 mod world;

@@ -126,6 +126,10 @@ impl World {
         (self.tasks, self.running) = Self::open(self.folder.path().to_owned(), self.change).await;
     }
 
+    pub(crate) fn door_socket(&self) -> PathBuf {
+        self.folder.path().join("door.sock")
+    }
+
     pub(crate) fn port_file(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("port")).unwrap()
     }

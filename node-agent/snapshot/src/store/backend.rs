@@ -29,17 +29,39 @@ fn failed(error: StoreError) -> Box<RusticError> {
 /// The library ends a backup by writing the snapshot. Berth can tell only then whether all of it could be read, what
 /// its tree hash is (a tag of that snapshot), and whether anything has changed at all. So the gate is closed during
 /// the backup; the snapshot is written afterwards, with its tags, or not at all.
+///
+/// The library makes a repository by writing its config, and a key only then. While the config is held back, it is
+/// written when everything else is there.
 #[derive(Debug)]
 pub struct SnapshotGate {
     store: Arc<S3Store>,
     closed: AtomicBool,
     written: Mutex<Option<Id>>,
+    holds_config: AtomicBool,
+    config: Mutex<Option<Bytes>>,
 }
 
 impl SnapshotGate {
     /// An open gate.
     pub fn new(store: Arc<S3Store>) -> Arc<Self> {
-        Arc::new(Self { store, closed: AtomicBool::new(false), written: Mutex::default() })
+        Arc::new(Self {
+            store,
+            closed: AtomicBool::new(false),
+            written: Mutex::default(),
+            holds_config: AtomicBool::new(false),
+            config: Mutex::default(),
+        })
+    }
+
+    /// Holds a config back that the library writes, or lets it through.
+    pub(crate) fn hold_config(&self, holds: bool) {
+        self.holds_config.store(holds, Ordering::Release);
+    }
+
+    /// Writes the config that was held back.
+    pub(crate) fn write_config(&self) -> Result<(), StoreError> {
+        let held = self.config.lock().unwrap_or_else(PoisonError::into_inner).take();
+        held.map_or(Ok(()), |config| self.store.put("config", config))
     }
 
     /// Lets snapshots through, or not.
@@ -123,6 +145,10 @@ impl WriteBackend for SnapshotGate {
                 joined.freeze()
             }
         };
+        if kind == FileType::Config && self.holds_config.load(Ordering::Acquire) {
+            *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+            return Ok(());
+        }
         self.store.put(&name(kind, id), bytes).map_err(failed)?;
         if kind == FileType::Snapshot {
             *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(*id);

@@ -21,7 +21,7 @@ impl S3Store {
     }
 
     /// The names and sizes of all objects whose names begin with `under`.
-    pub(super) fn list(&self, under: &str) -> Result<Vec<(String, u64)>, StoreError> {
+    pub(crate) fn list(&self, under: &str) -> Result<Vec<(String, u64)>, StoreError> {
         self.pages(&self.key(under), None, |page, found| {
             for object in page.contents() {
                 let name = object.key().and_then(|key| key.strip_prefix(&self.prefix));
@@ -97,13 +97,40 @@ impl S3Store {
         })
     }
 
+    /// The bytes of an object from the one to the other, both included, as far as it goes; and how many it has in all.
+    /// Nothing is said of whether they are the right ones. Where it ends before `from` the store says 416.
+    pub(crate) fn part(&self, name: &str, from: u64, to: u64) -> Result<(Bytes, u64), StoreError> {
+        let key = self.key(name);
+        self.run(Operation::Get, || async {
+            let damaged = |detail| StoreError::Damaged { key: name.to_owned(), detail };
+            let (bytes, range) = self.get_part(name, &key, Some(format!("bytes={from}-{to}"))).await?;
+            let total = range.as_deref().and_then(|range| range.rsplit_once('/')?.1.parse::<u64>().ok());
+            let total = total.ok_or_else(|| damaged("the store does not say how long it is"))?;
+            let expected = to.saturating_sub(from).saturating_add(1).min(total.saturating_sub(from));
+            if bytes.len() as u64 != expected {
+                return Err(damaged("it has another length"));
+            }
+            Ok((bytes, total))
+        })
+    }
+
     /// One try: what the store sends of the range, which may be less than was asked for.
     async fn get_range(&self, name: &str, key: &str, range: Option<(u32, u32)>) -> Result<Bytes, StoreError> {
-        self.counters.gets.fetch_add(1, Ordering::Relaxed);
         let header = range.map(|(offset, length)| {
             let last = u64::from(offset) + u64::from(length).saturating_sub(1);
             format!("bytes={offset}-{last}")
         });
+        self.get_part(name, key, header).await.map(|(bytes, _)| bytes)
+    }
+
+    /// The same, with what the store says the bytes are (`Content-Range`).
+    async fn get_part(
+        &self,
+        name: &str,
+        key: &str,
+        header: Option<String>,
+    ) -> Result<(Bytes, Option<String>), StoreError> {
+        self.counters.gets.fetch_add(1, Ordering::Relaxed);
         let answer = self
             .client
             .get_object()
@@ -113,13 +140,14 @@ impl S3Store {
             .send()
             .await
             .map_err(|error| sdk_error(Operation::Get, &self.bucket, name, &error))?;
+        let range = answer.content_range;
         let body = answer.body.collect().await.map_err(|error| StoreError::Unreachable {
             operation: Operation::Get.name(),
             detail: format!("the body broke off: {error}"),
         })?;
         let bytes = body.into_bytes();
         self.counters.bytes_down.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(bytes)
+        Ok((bytes, range))
     }
 
     /// Writes an object, in parts when it is large. What is there already is replaced.
@@ -211,7 +239,7 @@ impl S3Store {
     }
 
     /// The size of an object, `None` where there is none.
-    pub(super) fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
+    pub(crate) fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
         let key = self.key(name);
         let looked = self.run(Operation::Head, || async {
             self.counters.heads.fetch_add(1, Ordering::Relaxed);

@@ -10,6 +10,7 @@ mod import;
 mod kills;
 mod look;
 mod online;
+mod read;
 mod restic;
 mod rounds;
 mod store;

@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
+use crate::read::repository;
 use crate::support::{Dice, PASSWORD, World, change, hash};
+use berth_snapshot::Reason;
 use berth_snapshot::protocol::{Job, Outcome};
+use berth_test_s3::Fault;
 
 pub(crate) struct Restic<'a>(pub(crate) &'a World);
 
@@ -93,4 +97,31 @@ fn a_pack_that_was_lost_is_stored_anew_after_stock_restic_has_made_the_index_aga
     world.check();
     assert_eq!(world.restored_hash(&second.snapshot), second.tree);
     assert_eq!(world.restored_hash(&first.snapshot), first.tree, "what the folder still has is back for all");
+}
+
+#[test]
+fn a_repository_is_never_there_without_the_key_of_its_owner() {
+    let mut world = World::empty();
+    world.server.faults().set(Fault::Slow(Duration::from_millis(400)));
+    let (keys, config) = (repository(&world).join("keys"), repository(&world).join("config"));
+    std::thread::scope(|scope| {
+        let making = scope.spawn(|| world.init().unwrap());
+        // Between the first object and the second there is the time that the store takes.
+        while !config.exists() && !keys.exists() && !making.is_finished() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(keys.exists() && !config.exists(), "a kill here leaves no repository");
+    });
+    world.server.faults().clear();
+    assert_eq!(world.init().unwrap_err().0, Reason::Repository);
+    fs::write(world.cell().join("a"), "1").unwrap();
+    world.snapshot();
+
+    // One that was cut short by an agent of before is mended by the next try to make it.
+    fs::remove_dir_all(&keys).unwrap();
+    assert_eq!(world.init().unwrap_err().0, Reason::Repository);
+    assert!(Restic(&world).says(&["check", "--read-data"]).contains("no errors were found"));
+    let mended = fs::read_dir(&keys).unwrap().count();
+    assert_eq!(world.init().unwrap_err().0, Reason::Repository);
+    assert_eq!(fs::read_dir(&keys).unwrap().count(), mended, "and once is enough");
 }

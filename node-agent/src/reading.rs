@@ -1,0 +1,367 @@
+//! Users' repositories, read by their owners through the ingress: a Unix socket beside the door's, of HTTP/1.1, for the
+//! ingress's uid alone ([`berth_shared::door::repositories_socket`]).
+//!
+//! Not frames of the door: there one frame waits for the one before it, and a pack of 16 MiB is not to stand before a
+//! fence. HTTP brings lengths, parts and backpressure with it. What comes out of here is encrypted, and opened by a
+//! password that is not here; still the token that the user showed is looked at again, so that an ingress in other hands
+//! reads nothing of whoever has not come to it.
+//!
+//! The cell is not asked and not woken; what is read is the store's.
+
+mod readers;
+
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use berth_daemon::exit::chain;
+use berth_daemon::tasks::Tasks;
+use berth_node_agent_core::restic::{self, Part, Refusal, Want};
+use berth_shared::ids::CellId;
+use berth_shared::problem::{Code, Problem};
+use berth_shared::secret::Secret;
+use berth_snapshot::protocol::{Ask, Line};
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::door::{DoorError, IngressSocket};
+use crate::driver::Input;
+use crate::snapshots::Access;
+use readers::{Answer, Readers};
+
+/// Connections of the ingress at a time: more than it makes.
+const CONNECTIONS_MAX: usize = 128;
+
+/// How long the head of a request may take.
+const HEAD_MAX: Duration = Duration::from_secs(5);
+
+const HEAD_BYTES_MAX: usize = 8192;
+
+/// How long a connection may last, whatever it does: as long as the largest pack may take at the least rate.
+const CONNECTION_MAX: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Whose repository may be read.
+#[derive(Debug)]
+pub struct May {
+    /// Which cell's user.
+    pub cell: CellId,
+    /// What they have shown.
+    pub token: Secret,
+    /// Where the answer goes: where the repository is, and as which user of the machine it is read.
+    pub answer: oneshot::Sender<Result<(Access, u32), Problem>>,
+}
+
+/// The socket, bound.
+#[derive(Debug)]
+pub struct RepositoriesSocket {
+    socket: IngressSocket,
+    readers: Readers,
+    inputs: mpsc::Sender<Input>,
+    tasks: Tasks,
+}
+
+impl RepositoriesSocket {
+    /// Binds the socket, replacing one that a dead agent left behind. Read is by workers of this program, so many at a time.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn bind(
+        path: &Path,
+        uids: (u32, u32),
+        workers: (PathBuf, usize),
+        inputs: mpsc::Sender<Input>,
+        tasks: &Tasks,
+    ) -> Result<Self, DoorError> {
+        let (agent_uid, ingress_uid) = uids;
+        let socket = IngressSocket::bind(path, agent_uid, ingress_uid)?;
+        let (program, at_once) = workers;
+        Ok(Self {
+            socket,
+            readers: Readers::new(program, at_once, tasks.clone()),
+            inputs,
+            tasks: tasks.clone(),
+        })
+    }
+
+    /// Accepts for ever.
+    ///
+    /// # Errors
+    /// Accepting failed for good.
+    pub async fn run(self) -> Result<Infallible, DoorError> {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let desk = Arc::new(Desk { readers: self.readers, inputs: self.inputs });
+        loop {
+            let place = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
+            let stream = self.socket.accept().await.map_err(DoorError::Accept)?;
+            let (desk, stop) = (Arc::clone(&desk), self.tasks.stopping());
+            self.tasks.spawn_client("reading", async move {
+                // A stop waits for no reader: restic asks again.
+                let _stopped = stop.run_until_cancelled(connection(desk, stream)).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+struct Desk {
+    readers: Readers,
+    inputs: mpsc::Sender<Input>,
+}
+
+async fn connection(desk: Arc<Desk>, stream: UnixStream) {
+    let service = service_fn(|request| {
+        let desk = Arc::clone(&desk);
+        async move { Ok::<_, Infallible>(answer(&desk, &request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .header_read_timeout(HEAD_MAX)
+        .max_buf_size(HEAD_BYTES_MAX);
+    let serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    match tokio::time::timeout(CONNECTION_MAX, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = chain(&error), "a reader's connection broke"),
+        Err(_elapsed) => tracing::debug!("a reader's connection took too long"),
+    }
+}
+
+type Reply = Response<UnsyncBoxBody<Bytes, Cut>>;
+
+fn full(body: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Cut> {
+    Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+async fn answer(desk: &Desk, request: &Request<Incoming>) -> Reply {
+    match read(desk, request).await {
+        Ok(reply) => reply,
+        Err(problem) => {
+            tracing::debug!(code = %problem.code, detail = problem.detail, "a part of a repository is not given");
+            let body = serde_json::json!({ "code": problem.code.as_str(), "detail": problem.detail });
+            let mut reply = Response::new(full(body.to_string()));
+            let status = StatusCode::from_u16(problem.code.status());
+            *reply.status_mut() = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            reply
+        }
+    }
+}
+
+async fn read(desk: &Desk, request: &Request<Incoming>) -> Result<Reply, Problem> {
+    let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let none = || Problem::new(Code::NotFound, "there is no such object");
+    let (cell, path) =
+        request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/')).ok_or_else(none)?;
+    let cell: CellId = cell.parse().map_err(|_| none())?;
+    let want = restic::want(request.method().as_str(), path, text(header::RANGE));
+    let (ask, part) = ask(want.map_err(refused)?).ok_or_else(none)?;
+    let token = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+    let token = Secret::new(token.unwrap_or_default());
+    let (access, uid) = may_read(desk, cell, token).await?;
+    let answer = desk.readers.ask(cell, uid, &access, &ask).await?;
+    reply(answer, part, request.method() == Method::HEAD)
+}
+
+fn refused(refusal: Refusal) -> Problem {
+    match refusal {
+        Refusal::Unknown => Problem::new(Code::NotFound, "there is no such object"),
+        Refusal::ReadOnly => Problem::new(Code::MethodNotAllowed, "repositories are only read here"),
+        Refusal::Range => Problem::new(Code::BadRequest, "no part of an object is named so"),
+    }
+}
+
+/// What a worker is asked for, and which part it is; of locks it knows nothing.
+fn ask(want: Want) -> Option<(Ask, Option<Part>)> {
+    match want {
+        Want::List(kind) => Some((Ask::List(kind), None)),
+        Want::Size(object) => Some((Ask::Size(object), None)),
+        Want::Object(object, part) => {
+            let (from, to) = part.map_or((0, None), |part| (part.from, part.to));
+            Some((Ask::Object { object, from, to }, part))
+        }
+        Want::NoLocks | Want::Lock => None,
+    }
+}
+
+async fn may_read(desk: &Desk, cell: CellId, token: Secret) -> Result<(Access, u32), Problem> {
+    let ending = |()| Problem::new(Code::Starting, "the agent is ending");
+    let (answer, told) = oneshot::channel();
+    let asked = desk.inputs.send(Input::MayRead(May { cell, token, answer })).await;
+    asked.map_err(|_| ending(()))?;
+    told.await.map_err(|_| ending(()))?
+}
+
+fn reply(answer: Answer, part: Option<Part>, head_only: bool) -> Result<Reply, Problem> {
+    let mut reply = Response::new(full(""));
+    let headers = reply.headers_mut();
+    if let Line::Object { bytes, total } = answer.first {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(if head_only { total } else { bytes }));
+        if let Some(Part { from, .. }) = part.filter(|_| bytes > 0) {
+            let range = format!("bytes {from}-{}/{total}", from.saturating_add(bytes - 1));
+            let wrong = |_| Problem::new(Code::Internal, "the part cannot be written");
+            headers.insert(header::CONTENT_RANGE, HeaderValue::from_str(&range).map_err(wrong)?);
+            *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        if !head_only {
+            *reply.body_mut() = Content::new(answer, None).boxed_unsync();
+        }
+        return Ok(reply);
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(restic::LIST_TYPE));
+    *reply.body_mut() = Content::new(answer, Some(Listing::Begun)).boxed_unsync();
+    Ok(reply)
+}
+
+/// Why an answer is not whole.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer is not whole: {0}")]
+struct Cut(String);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    /// Nothing is written.
+    Begun,
+    /// There was an object before.
+    Goes,
+}
+
+/// A worker's lines as a body: content, or a listing in JSON.
+struct Content {
+    first: Option<Line>,
+    rest: mpsc::Receiver<Line>,
+    listing: Option<Listing>,
+    ended: bool,
+}
+
+impl Content {
+    fn new(answer: Answer, listing: Option<Listing>) -> Self {
+        Self { first: Some(answer.first), rest: answer.rest, listing, ended: false }
+    }
+
+    /// What of the body a line is.
+    fn part(&mut self, line: Line) -> Result<Vec<u8>, Cut> {
+        let (bracket, comma) = match self.listing {
+            Some(Listing::Begun) => ("[", ""),
+            Some(Listing::Goes) => ("", ","),
+            None => ("", ""),
+        };
+        match line {
+            Line::Data { base64 } => {
+                data_encoding::BASE64.decode(base64.as_bytes()).map_err(|error| Cut(error.to_string()))
+            }
+            Line::Listed { name, bytes } => {
+                self.listing = Some(Listing::Goes);
+                let item = serde_json::json!({ "name": name, "size": bytes });
+                Ok(format!("{bracket}{comma}{item}").into_bytes())
+            }
+            Line::Answered => {
+                self.ended = true;
+                Ok(if self.listing.is_some() { format!("{bracket}]") } else { String::new() }.into_bytes())
+            }
+            Line::Unanswered { detail, .. } => Err(Cut(detail)),
+            _ => Ok(vec![]),
+        }
+    }
+}
+
+impl Body for Content {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        while !self.ended {
+            let line = match self.first.take() {
+                Some(line) => Some(line),
+                None => ready!(self.rest.poll_recv(context)),
+            };
+            let part = line.ok_or_else(|| Cut("the worker has ended".to_owned()));
+            let part = part.and_then(|line| self.part(line));
+            if let Err(cut) = &part {
+                tracing::info!(error = cut.0, "what an owner reads broke off");
+                self.ended = true;
+            }
+            if !matches!(&part, Ok(bytes) if bytes.is_empty()) {
+                return Poll::Ready(Some(part.map(|bytes| Frame::data(bytes.into()))));
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn body(first: Line, rest: Vec<Line>, part: Option<Part>) -> Result<Response<Bytes>, String> {
+        let (to, rest_of) = mpsc::channel(16);
+        for line in rest {
+            to.send(line).await.unwrap();
+        }
+        drop(to);
+        let reply = reply(Answer { first, rest: rest_of }, part, false).unwrap();
+        let (head, body) = reply.into_parts();
+        let bytes = body.collect().await.map_err(|cut| cut.to_string())?.to_bytes();
+        Ok(Response::from_parts(head, bytes))
+    }
+
+    fn data(text: &str) -> Line {
+        Line::Data { base64: data_encoding::BASE64.encode(text.as_bytes()) }
+    }
+
+    fn listed(name: &str) -> Line {
+        Line::Listed { name: name.to_owned(), bytes: 7 }
+    }
+
+    #[tokio::test]
+    async fn a_listing_is_restics_and_a_part_says_which() {
+        let empty = body(Line::Answered, vec![], None).await.unwrap();
+        assert_eq!((empty.status(), &empty.body()[..]), (StatusCode::OK, &b"[]"[..]));
+        assert_eq!(empty.headers()[header::CONTENT_TYPE], "application/vnd.x.restic.rest.v2");
+        let two = body(listed("a"), vec![listed("b"), Line::Answered], None).await.unwrap();
+        let two: serde_json::Value = serde_json::from_slice(two.body()).unwrap();
+        assert_eq!(two, serde_json::json!([{ "name": "a", "size": 7 }, { "name": "b", "size": 7 }]));
+
+        let object = Line::Object { bytes: 5, total: 9 };
+        let part = Some(Part { from: 4, to: None });
+        let rest = vec![data("12"), data("345"), Line::Answered];
+        let given = body(object.clone(), rest.clone(), part).await.unwrap();
+        assert_eq!((given.status(), &given.body()[..]), (StatusCode::PARTIAL_CONTENT, &b"12345"[..]));
+        assert_eq!(given.headers()[header::CONTENT_RANGE], "bytes 4-8/9");
+        let whole = body(object, rest, None).await.unwrap();
+        assert!(whole.status() == StatusCode::OK && !whole.headers().contains_key(header::CONTENT_RANGE));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_whole_never_ends_as_if_it_were() {
+        let failed = Line::Unanswered { reason: berth_snapshot::Reason::StoreFailing, detail: "500".into() };
+        let object = Line::Object { bytes: 5, total: 5 };
+        assert!(body(object.clone(), vec![data("12"), failed.clone()], None).await.is_err());
+        assert!(body(object.clone(), vec![data("12345")], None).await.is_err(), "the worker was killed");
+        assert!(body(object, vec![Line::Data { base64: "!".into() }], None).await.is_err());
+        assert!(body(listed("a"), vec![failed], None).await.is_err());
+        assert!(body(listed("a"), vec![], None).await.is_err());
+    }
+
+    #[test]
+    fn locks_are_no_business_of_a_workers() {
+        assert_eq!(ask(Want::NoLocks), None);
+        assert_eq!(ask(Want::Lock), None);
+    }
+}
