@@ -1,8 +1,8 @@
 //! A restore as the driver sees it: what is journaled around it, and how it is carried out. That there is one to be made is
 //! the lifecycle's to know.
 
-use berth_node_agent_core::cell::{self, Outcome};
-use berth_node_agent_core::memory::{Record, Step};
+use berth_node_agent_core::cell::Outcome;
+use berth_node_agent_core::heads;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
@@ -14,6 +14,7 @@ use crate::failpoint;
 use crate::hands::{Hands, Job};
 use crate::runtime::Runtime;
 use crate::snapshots::{Access, Take};
+use crate::store::Store;
 
 /// All that a restore needs to know.
 pub(super) struct Order {
@@ -30,16 +31,10 @@ impl<R: Runtime> Driver<R> {
     /// What is written before a restore is begun.
     pub(super) fn restore_begins(&mut self, cell: CellId, turn: &mut Turn) {
         let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
-        let stands = self.agent.cell(cell).and_then(cell::Cell::archived_in);
-        let archived = stands.is_some();
-        let known = self.store.as_ref().map(|store| &store.memory().repositories);
-        if let Some(stands) = stands
-            && known.is_none_or(|known| known.archived_in(cell).is_none())
-        {
-            // That found no room when it left the disk.
-            turn.records.push(Record::Archived(cell, stands));
-        }
-        turn.records.push(Record::Step(Step::RestoreBegun { cell, snapshot }));
+        let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
+        let Some(machine) = self.agent.cell(cell) else { return };
+        let archived = machine.archived_in().is_some();
+        turn.records.extend(heads::restore_begins(memory, machine));
         let save = if over { self.plan_take(cell, false, turn) } else { None };
         let order = Order { access: self.access(cell), snapshot, over, archived, save };
         self.restores.insert(cell, order);
@@ -47,21 +42,11 @@ impl<R: Runtime> Driver<R> {
 
     /// What is written when it has ended.
     pub(super) fn restore_ended(&self, cell: CellId, outcome: &Outcome, turn: &mut Turn) {
-        let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
-        let instead = self.agent.cell(cell).is_some_and(cell::Cell::begins_elsewhere);
-        match outcome {
-            Outcome::Restored => {
-                tracing::info!(%cell, %snapshot, "the cell's data was restored");
-                turn.records.push(Record::Step(Step::Restored { cell, snapshot }));
-            }
-            Outcome::NotRestored(_) | Outcome::Failed(_) if instead => {
-                turn.records.push(Record::Step(Step::RestoreDropped { cell }));
-            }
-            Outcome::NotRestored(_) if over => {
-                turn.records.push(Record::Step(Step::RestoreDropped { cell }));
-            }
-            _ => {}
+        let Some(machine) = self.agent.cell(cell) else { return };
+        if let (Outcome::Restored, Some((snapshot, _))) = (outcome, machine.restores()) {
+            tracing::info!(%cell, %snapshot, "the cell's data was restored");
         }
+        turn.records.extend(heads::restore_ended(machine, outcome));
     }
 }
 
