@@ -219,9 +219,8 @@ impl Next {
 /// What is known of a cell's snapshots when it is first heard of.
 pub fn known(memory: &Memory, cell: CellId, wall: UnixMs) -> Known {
     let kept = memory.repositories.cells.get(&cell);
-    let was_up = memory.cells.get(&cell).is_some_and(|known| !known.is_new());
     let taken_at = kept.and_then(|kept| kept.newest.as_ref()).map(|newest| newest.taken_at);
-    let dirty = was_up && kept.is_none_or(|kept| !kept.clean);
+    let dirty = memory.may_have_run(cell) && kept.is_none_or(|kept| !kept.clean);
     Known { dirty, age: taken_at.map(|at| wall.since(at)) }
 }
 
