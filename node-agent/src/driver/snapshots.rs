@@ -18,6 +18,7 @@ use berth_shared::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
 use berth_shared::time::BootMs;
 use berth_shared::wire::{CommandOutcome, NodeFrame, SNAPSHOTS_SINCE};
 use berth_snapshot::{Labels, Taken};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::{Driver, Input, Turn, now, random};
@@ -25,7 +26,7 @@ use crate::failpoint;
 use crate::hands::{Hands, Job};
 use crate::runtime::Runtime;
 use crate::snapshots::{Access, Files, Take};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// What the driver holds of snapshots.
 pub(super) struct Side {
@@ -64,6 +65,8 @@ pub struct Ended {
     pub take: Box<Take>,
     /// What came of it.
     pub outcome: Result<Taken, Problem>,
+    /// Who goes on once that is written.
+    pub written: Option<oneshot::Sender<Result<(), StoreError>>>,
 }
 
 impl<R: Runtime> Driver<R> {
@@ -254,7 +257,7 @@ impl<R: Runtime> Driver<R> {
         let worker = self.tasks.spawn_client("snapshot", async move {
             let outcome = take_now(&hands, &job, &take).await;
             failpoint::SNAPSHOT_TAKEN.reach();
-            let ended = Ended { run: Some(run), take: Box::new(take), outcome };
+            let ended = Ended { run: Some(run), take: Box::new(take), outcome, written: None };
             // The driver is gone only when the agent ends.
             let _ = loopback.send(Input::SnapshotEnded(ended)).await;
         });
@@ -286,7 +289,8 @@ impl<R: Runtime> Driver<R> {
 
     /// A worker has ended: what it made is written before anybody is told.
     pub(super) fn snapshot_ended(&mut self, ended: Ended, turn: &mut Turn) {
-        let Ended { run, take, outcome } = ended;
+        let Ended { run, take, outcome, written } = ended;
+        turn.stored.extend(written);
         let cell = take.labels.cell;
         let state = self.agent.cell(cell).map(cell::Cell::state);
         let at_rest = self.snapshots.machine.took_at_rest(cell, state, run, take.online);
