@@ -222,8 +222,8 @@ impl<R: Runtime> Driver<R> {
                 Effect::Begin { cell, run, .. } => self.not_begun(cell, run),
                 Effect::Cancel { .. } => {}
                 Effect::Answer { cell, asker, taken } => {
-                    let outcome = self.answer_of(cell, taken);
-                    self.answer(asker, outcome);
+                    let (seq, outcome) = (asker, self.answer_of(cell, taken));
+                    self.put_back("snapshot", Input::SnapshotAnswered { seq, outcome });
                 }
             }
         }
@@ -242,11 +242,17 @@ impl<R: Runtime> Driver<R> {
         self.snapshots.workers.remove(&cell).map(|(_, worker)| worker)
     }
 
-    fn not_begun(&self, cell: CellId, run: u64) {
+    /// Through the queue, so that no machine is re-entered; a full one is waited for aside.
+    fn put_back(&self, what: &'static str, input: Input) {
         let loopback = self.loopback.clone();
-        self.tasks.spawn_client("snapshot", async move {
-            let _ = loopback.send(Input::SnapshotNotBegun { cell, run }).await;
+        self.tasks.spawn_client(what, async move {
+            // The driver is gone only when the agent ends.
+            let _ = loopback.send(input).await;
         });
+    }
+
+    fn not_begun(&self, cell: CellId, run: u64) {
+        self.put_back("snapshot", Input::SnapshotNotBegun { cell, run });
     }
 
     fn begin_take(&mut self, run: u64, take: Take) {
