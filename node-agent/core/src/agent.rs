@@ -352,7 +352,8 @@ impl Agent {
     }
 
     /// The disk runs short: the stopped cell that nobody has used for longest leaves it, one at a time. Those without an open
-    /// page go first. Who is not covered by a snapshot that the coordinator knows never goes.
+    /// page go first, and those that have only just fallen asleep last, and only when the disk is full. Who is not covered by a
+    /// snapshot that the coordinator knows never goes.
     fn relieve_disk(
         &mut self,
         now: Now,
@@ -365,10 +366,12 @@ impl Agent {
         }
         let stopped = self.cells.iter().filter_map(|(id, cell)| {
             let (at_rest, covered) = (cell.leaves_disk(now)?, cover.get(id)?);
+            let is_fresh = at_rest.is_some_and(|since| now.wall.since(since) < self.disk.rest_min());
             // Where nobody has seen it fall asleep, its newest change tells.
-            Some((cell.has_sockets(), at_rest.unwrap_or(covered.taken_at), *id, covered.by))
+            let since = at_rest.unwrap_or(covered.taken_at);
+            (!is_fresh || self.disk.is_full()).then(|| (is_fresh, cell.has_sockets(), since, *id, covered.by))
         });
-        if let Some((_, _, id, by)) = stopped.min() {
+        if let Some((_, _, _, id, by)) = stopped.min() {
             self.give(now, id, cell::Event::Archive { snapshot: Some(by), waiter: None }, random, out);
         }
     }
