@@ -4,7 +4,7 @@ use berth_coordinator_core::event::SnapshotFact;
 use berth_coordinator_core::{Actor, Event, Fact};
 use berth_shared::cell::CellState;
 use berth_shared::ids::{CellId, Generation, NodeId};
-use berth_shared::snapshot::Snapshot;
+use berth_shared::snapshot::{Snapshot, SnapshotId};
 
 use crate::data::OnDisk;
 use crate::engine::short;
@@ -50,6 +50,22 @@ impl World {
             return Ok(());
         }
         Err(format!("HEAD of {} goes from {before:?} to {object:?}", short(cell)))
+    }
+
+    /// A node is told that a snapshot is an orphan.
+    pub(crate) fn check_orphan(&mut self, id: SnapshotId) {
+        if !self.truth.orphans.contains(&id) {
+            let text = format!("{} is called an orphan, and cannot be listed", tell(id));
+            self.broken("orphan", &text);
+        }
+    }
+
+    /// A snapshot is begun that is to lie in the user's own repository.
+    pub(crate) fn check_own(&mut self, machine: usize, cell: CellId) {
+        if self.silence(machine) > self.alone_max(machine) && !self.machines[machine].disk.doubted {
+            let text = format!("machine {machine} snapshots {} as its home after its lease", short(cell));
+            self.broken("orphan", &text);
+        }
     }
 
     /// A container comes up: on what?

@@ -19,7 +19,7 @@
 //! | replay | what was acknowledged survives every death; the journal opens, verifies, and gives the same state | 8 |
 //! | converges | when all is whole again, everybody holds what is wanted within a bound | 8 |
 //! | head | HEAD is a whole snapshot of the assignment in force, told of by the node that holds it, and holds all that the HEAD before held | 24 |
-//! | orphan | a snapshot of an assignment that was not in force is never HEAD, and can be listed | 24 |
+//! | orphan | a snapshot of an assignment that was not in force is never HEAD, and can be listed; what is taken after the lease goes aside | 24 |
 //! | data | a cell starts with whole data that holds all that is in HEAD | 29 |
 //! | destroyed | data leaves a disk once HEAD holds it and can be read back, or its user is removed | 29 |
 //! | kept | when all is whole again, what every cell holds at rest is in HEAD, and no report waits for ever | 7, 8 |

@@ -172,6 +172,9 @@ impl World {
     }
 
     fn begin_take(&mut self, mut take: Taking) {
+        if !take.next.aside {
+            self.check_own(take.machine, take.cell);
+        }
         let disk = &self.machines[take.machine].disk.disks;
         take.read = disk.cells.get(&take.cell).copied().filter(|on| on.whole.is_some());
         let Some(life) = self.machines[take.machine].life_mut(take.life) else { return };
@@ -280,7 +283,10 @@ impl World {
         match outcome {
             SnapshotOutcome::Head => self.count("heads"),
             SnapshotOutcome::Kept => self.count("snapshots kept"),
-            SnapshotOutcome::Orphan { .. } => self.count("orphans"),
+            SnapshotOutcome::Orphan { .. } => {
+                self.count("orphans");
+                self.check_orphan(id);
+            }
             SnapshotOutcome::Refused(_) => self.count("snapshots refused"),
             SnapshotOutcome::Later(_) => {}
         }
