@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_coordinator_core::fleet::Due;
 use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::{Actor, Command, Fleet};
 use berth_daemon::exit::{Exit, ExitError, chain};
@@ -289,26 +290,19 @@ impl Vaults {
     ) -> Result<Vec<CoordinatorFrame>, Problem> {
         let Some(found) = fleet.node(node) else { return Ok(vec![]) };
         told.retain(|user, _| found.users.contains(user));
-        let mut due = BTreeMap::new();
-        for user in &found.users {
-            let home = fleet.user_by_id(*user).and_then(|found| Some((found.cell, found.home.as_ref()?)));
-            let (Some((cell, home)), Some(vault)) = (home, fleet.vault(*user)) else { continue };
-            if told.get(user) != Some(&(home.generation, vault.key)) {
-                due.insert(*user, (cell, home.generation, vault));
-            }
-        }
+        let due: Vec<Due<'_>> = fleet.repositories_due(found, told).collect();
         if due.is_empty() {
             return Ok(vec![]);
         }
-        let users: Vec<UserId> = due.keys().copied().collect();
+        let users: Vec<UserId> = due.iter().map(|due| due.user).collect();
         let mut keys = self.call(move |keys| keys.keys(&users)).await?;
         let mut repositories = Vec::with_capacity(due.len());
-        for (user, (cell, generation, vault)) in due {
-            let Some(key) = keys.remove(&user).filter(|key| key.id == vault.key) else {
-                tracing::error!(%user, key = %vault.key, "a user's key is not in the key store");
+        for Due { user, cell, generation, key: id, head } in due {
+            let Some(key) = keys.remove(&user).filter(|key| key.id == id) else {
+                tracing::error!(%user, key = %id, "a user's key is not in the key store");
                 continue;
             };
-            told.insert(user, (generation, vault.key));
+            told.insert(user, (generation, id));
             repositories.push(UserRepository {
                 user,
                 cell,
@@ -316,7 +310,7 @@ impl Vaults {
                 prefix: self.prefix(user),
                 orphans_prefix: self.orphans_prefix(user, generation),
                 key,
-                head: vault.head.clone(),
+                head: head.cloned(),
             });
         }
         let frame = |users: &[UserRepository]| CoordinatorFrame::Repositories { users: users.to_vec() };

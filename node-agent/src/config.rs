@@ -89,6 +89,8 @@ pub struct Config {
     pub disk_high_percent: u8,
     /// Down to this fill, at most `disk_high_percent`. Default 75.
     pub disk_low_percent: u8,
+    /// A cell that has rested for less, in seconds, stays on the disk, unless that is 95 % full. At most 86400. Default 600.
+    pub disk_rest_s: u64,
     /// How many cells may start at the same time, 1 to 64. Default 2.
     pub starts_max: usize,
     /// How many snapshots may be taken or restored at the same time, 1 to 16: 50 to 200 MB of memory each, at a low
@@ -135,6 +137,7 @@ impl Default for Config {
             swap_gib_per_day: 200,
             disk_high_percent: 85,
             disk_low_percent: 75,
+            disk_rest_s: 600,
             starts_max: 2,
             snapshot_workers: 2,
             repository_readers: 4,
@@ -190,7 +193,11 @@ impl Config {
 
     /// Where the disk is short.
     pub const fn disk_limits(&self) -> disk::Limits {
-        disk::Limits { high_percent: self.disk_high_percent, low_percent: self.disk_low_percent }
+        disk::Limits {
+            high_percent: self.disk_high_percent,
+            low_percent: self.disk_low_percent,
+            rest_min: Millis::secs(self.disk_rest_s),
+        }
     }
 
     /// The origin that a browser has on a user's page.
@@ -237,6 +244,9 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     }
     if config.disk_high_percent > 100 {
         say("disk_high_percent", "has to be 0 to 100".into());
+    }
+    if config.disk_rest_s > 86_400 {
+        say("disk_rest_s", "has to be at most 86400".into());
     }
     if config.disk_high_percent > 0 && config.disk_low_percent > config.disk_high_percent {
         say("disk_low_percent", "has to be at most disk_high_percent".into());

@@ -27,7 +27,7 @@ use berth_shared::link::SessionMark;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::PublicKey;
 use berth_shared::time::{BootMs, Millis, UnixMs};
-use berth_shared::wire::{CommandVerb, CoordinatorFrame, DesiredState, NodeFrame};
+use berth_shared::wire::{CommandOutcome, CommandVerb, CoordinatorFrame, DesiredState, NodeFrame};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -141,6 +141,13 @@ pub enum Input {
     DialsOut(CellId, Vec<String>),
     /// A worker of snapshots has ended.
     SnapshotEnded(Ended),
+    /// An operator's command to take a snapshot has ended.
+    SnapshotAnswered {
+        /// Which.
+        seq: u64,
+        /// How.
+        outcome: Result<CommandOutcome, Problem>,
+    },
     /// One could not be started.
     SnapshotNotBegun {
         /// Of which cell.
@@ -507,6 +514,9 @@ impl<R: Runtime> Driver<R> {
                 self.snapshot_judged(user, snapshot, outcome, turn);
             }
             Input::SnapshotEnded(ended) => self.snapshot_ended(ended, turn),
+            Input::SnapshotAnswered { seq, outcome } => {
+                self.step(agent::Event::Answered { seq, outcome }, turn);
+            }
             Input::SnapshotNotBegun { cell, run } => self.snapshot_not_begun(cell, run, turn),
             Input::Ask(Ask::Store(mark, welcomed, answer)) => {
                 turn.records.push(Record::Session(mark, welcomed));

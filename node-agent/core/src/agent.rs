@@ -67,6 +67,13 @@ pub enum Event {
     Disk(disk::Sample),
     /// What plans and operators say of cells' sleep, all of it; a cell that is not named has the usual terms.
     Terms(Vec<(CellId, SleepTerms)>),
+    /// What came of [`Effect::Snapshot`].
+    Answered {
+        /// The command.
+        seq: u64,
+        /// How it ended.
+        outcome: Result<CommandOutcome, Problem>,
+    },
     /// Does the coordinator have a bucket? Then a new cell may have data in there.
     Bucket(bool),
     /// Where cells' data is, of those that may not have it here: behind the word on their repositories.
@@ -98,7 +105,7 @@ pub enum Effect {
         /// How many lines at the most.
         lines: u32,
     },
-    /// Take a snapshot of this cell and answer the command with it.
+    /// Take a snapshot of this cell and report [`Event::Answered`] with it.
     Snapshot {
         /// The command.
         seq: u64,
@@ -290,6 +297,7 @@ impl Agent {
                     self.give(now, cell, cell::Event::Terms(terms), random, &mut out);
                 }
             }
+            Event::Answered { seq, outcome } => self.answered(seq, outcome, &mut out),
             Event::Bucket(has) => self.has_bucket = has,
             Event::Data(told) => {
                 for (cell, data) in told {
@@ -344,7 +352,8 @@ impl Agent {
     }
 
     /// The disk runs short: the stopped cell that nobody has used for longest leaves it, one at a time. Those without an open
-    /// page go first. Who is not covered by a snapshot that the coordinator knows never goes.
+    /// page go first, and those that have only just fallen asleep last, and only when the disk is full. Who is not covered by a
+    /// snapshot that the coordinator knows never goes.
     fn relieve_disk(
         &mut self,
         now: Now,
@@ -357,10 +366,12 @@ impl Agent {
         }
         let stopped = self.cells.iter().filter_map(|(id, cell)| {
             let (at_rest, covered) = (cell.leaves_disk(now)?, cover.get(id)?);
+            let is_fresh = at_rest.is_some_and(|since| now.wall.since(since) < self.disk.rest_min());
             // Where nobody has seen it fall asleep, its newest change tells.
-            Some((cell.has_sockets(), at_rest.unwrap_or(covered.taken_at), *id, covered.by))
+            let since = at_rest.unwrap_or(covered.taken_at);
+            (!is_fresh || self.disk.is_full()).then(|| (is_fresh, cell.has_sockets(), since, *id, covered.by))
         });
-        if let Some((_, _, id, by)) = stopped.min() {
+        if let Some((_, _, _, id, by)) = stopped.min() {
             self.give(now, id, cell::Event::Archive { snapshot: Some(by), waiter: None }, random, out);
         }
     }
@@ -480,7 +491,10 @@ impl Agent {
                 let snapshot = cover.get(&command.cell).map(|covered| covered.by);
                 cell::Event::Archive { snapshot, waiter: Some(waiter) }
             }
-            CommandVerb::Snapshot => return out.push(Effect::Snapshot { seq, cell: command.cell }),
+            CommandVerb::Snapshot => {
+                self.commands.insert(seq, command.cell);
+                return out.push(Effect::Snapshot { seq, cell: command.cell });
+            }
             CommandVerb::Logs { lines } => {
                 out.push(Effect::ReadLogs { seq, cell: command.cell, lines });
                 return;
@@ -551,13 +565,18 @@ impl Agent {
         out: &mut Vec<Effect>,
     ) {
         let seq = waiter.0;
-        self.commands.remove(&seq);
         let status = self.cells.get(&id).map(|cell| cell.status(now));
         let outcome = match (result, status) {
             (Ok(()), Some(status)) => Ok(CommandOutcome::Cell(Box::new(status))),
             (Ok(()), None) => Err(Problem::new(Code::UnknownUser, "the cell is gone")),
             (Err(problem), _) => Err(problem),
         };
+        self.answered(seq, outcome, out);
+    }
+
+    /// The answer goes out, and is kept for the command's repetition.
+    fn answered(&mut self, seq: u64, outcome: Result<CommandOutcome, Problem>, out: &mut Vec<Effect>) {
+        self.commands.remove(&seq);
         if self.answers.len() >= ANSWERS_MAX {
             self.answers.pop_front();
         }

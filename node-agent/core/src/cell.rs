@@ -468,7 +468,7 @@ impl Cell {
     /// Takes an event in. `random` is fresh for each call.
     pub fn step(&mut self, now: Now, event: Event, random: u64) -> Vec<Effect> {
         let mut out = Vec::new();
-        let before = self.phase;
+        let (before, shown) = (self.phase, self.state());
         match event {
             Event::Wake { cause, waiter } => self.wake(now, cause, waiter, &mut out),
             Event::Sleep { rest, waiter } => self.sleep(now, rest, waiter, &mut out),
@@ -508,7 +508,8 @@ impl Cell {
             self.look(now, &mut out);
         }
         self.cpu_rests(&mut out);
-        if std::mem::discriminant(&before) != std::mem::discriminant(&self.phase) {
+        // Some phases stand for more than one state.
+        if std::mem::discriminant(&before) != std::mem::discriminant(&self.phase) || shown != self.state() {
             self.since = now.wall;
             out.push(Effect::Changed);
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use berth_shared::ids::CellId;
 use berth_shared::snapshot::SnapshotId;
-use berth_shared::time::UnixMs;
+use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
 
 /// What the file system shows that cells' disks lie on.
@@ -25,6 +25,9 @@ impl Sample {
     }
 }
 
+/// From this fill on, in percent, nothing but room counts: also a cell that has only just fallen asleep leaves.
+pub const FULL_PERCENT: u64 = 95;
+
 /// Where it is short, in percent of the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -32,11 +35,14 @@ pub struct Limits {
     pub high_percent: u8,
     /// Down to this fill.
     pub low_percent: u8,
+    /// A cell that has rested for less stays, unless the disk is [full](FULL_PERCENT): whoever has just used it may come back,
+    /// and would wait for a restore.
+    pub rest_min: Millis,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { high_percent: 85, low_percent: 75 }
+        Self { high_percent: 85, low_percent: 75, rest_min: Millis::minutes(10) }
     }
 }
 
@@ -58,19 +64,31 @@ pub type Cover = BTreeMap<CellId, Covered>;
 pub struct Disk {
     limits: Limits,
     short: bool,
+    full: bool,
 }
 
 impl Disk {
     /// A disk that nobody has looked at yet.
     pub const fn new(limits: Limits) -> Self {
-        Self { limits, short: false }
+        Self { limits, short: false, full: false }
     }
 
     /// Takes in what the file system shows.
     pub fn sampled(&mut self, sample: Sample) {
-        let Limits { high_percent, low_percent } = self.limits;
+        let Limits { high_percent, low_percent, .. } = self.limits;
         let mark = if self.short { low_percent } else { high_percent };
+        self.full = sample.fill_percent().is_some_and(|fill| fill >= FULL_PERCENT);
         self.short = high_percent > 0 && sample.fill_percent().is_some_and(|fill| fill >= u64::from(mark));
+    }
+
+    /// Is there so little left that it matters more than who is wanted back soon?
+    pub const fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// How long a cell has to have rested, where the disk is not full.
+    pub const fn rest_min(&self) -> Millis {
+        self.limits.rest_min
     }
 
     /// Does a stopped cell have to leave? With a gap between the marks, so that it does not turn with every file.
@@ -96,8 +114,15 @@ mod tests {
     }
 
     #[test]
+    fn it_is_full_where_next_to_nothing_is_left() {
+        let mut disk = Disk::new(Limits::default());
+        let full = [10, 6, 5, 0, 50].map(|free| (at(&mut disk, free), disk.is_full()).1);
+        assert_eq!(full, [false, false, true, true, false]);
+    }
+
+    #[test]
     fn without_a_mark_it_is_never_short() {
-        let mut disk = Disk::new(Limits { high_percent: 0, low_percent: 0 });
+        let mut disk = Disk::new(Limits { high_percent: 0, low_percent: 0, ..Limits::default() });
         assert!(!at(&mut disk, 0));
     }
 

@@ -8,6 +8,7 @@
 //! | [`lease`] | how long the node may work alone |
 //! | [`memory`] | what is remembered across the agent's own death |
 //! | [`may_wake`] | who may reach and wake a cell |
+//! | [`heads`] | what follows from the coordinator's word on users' repositories |
 //! | [`restic`] | what of restic's REST interface an owner gets of their repository |
 //! | [`front`] | which headers, paths and methods mean what, per workload |
 //! | [`frames`] | where a WebSocket's frames and messages end |
@@ -22,6 +23,7 @@ pub mod cell;
 pub mod disk;
 pub mod frames;
 pub mod front;
+pub mod heads;
 pub mod lease;
 pub mod may_wake;
 pub mod memory;

@@ -49,6 +49,7 @@ const KEPT: (u16, u16) = (41, 1);
 const UNTOLD: (u16, u16) = (42, 1);
 const ARCHIVED: (u16, u16) = (43, 1);
 const ALL_ARCHIVED: (u16, u16) = (44, 1);
+const MAY_HAVE_RUN: (u16, u16) = (45, 1);
 
 /// So many cells, or snapshots, are in one record behind a snapshot of the journal.
 const CHUNK_MAX: usize = 1000;
@@ -271,6 +272,8 @@ pub enum Record {
     Archived(CellId, SnapshotId),
     /// The same of many cells, behind a snapshot of the journal.
     AllArchived(Vec<(CellId, SnapshotId)>),
+    /// Of these cells a start was intended, as far as a snapshot of the journal tells.
+    MayHaveRun(Vec<CellId>),
     /// Everything so far but schedules and cells' snapshots: earlier records may be dropped once those stand behind it.
     Snapshot(Box<Memory>),
 }
@@ -323,6 +326,7 @@ impl Record {
             Self::Untold(body) => (UNTOLD, codec::encode(body)?),
             Self::Archived(cell, snapshot) => (ARCHIVED, codec::encode(&(cell, snapshot))?),
             Self::AllArchived(body) => (ALL_ARCHIVED, codec::encode(body)?),
+            Self::MayHaveRun(body) => (MAY_HAVE_RUN, codec::encode(body)?),
             Self::Snapshot(body) => {
                 let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.frozen_at?));
                 let frozen: Vec<(CellId, BootMs)> = body.cells.iter().filter_map(known).collect();
@@ -385,6 +389,7 @@ impl Record {
                 Self::Archived(cell, snapshot)
             }
             ALL_ARCHIVED => Self::AllArchived(read(key, payload)?),
+            MAY_HAVE_RUN => Self::MayHaveRun(read(key, payload)?),
             SNAPSHOT_V1 => Self::Snapshot(read(key, payload)?),
             SNAPSHOT => {
                 let (memory, later, frozen): (Memory, Later, Vec<(CellId, BootMs)>) = read(key, payload)?;
@@ -547,6 +552,11 @@ impl Memory {
             Record::Kept(all) => self.repositories.cells.extend(all),
             Record::Untold(all) => self.repositories.untold.extend(all),
             Record::Archived(cell, snapshot) => self.repositories.archived(cell, snapshot),
+            Record::MayHaveRun(all) => {
+                for cell in all {
+                    self.repositories.may_have_run(cell);
+                }
+            }
             Record::AllArchived(all) => {
                 for (cell, snapshot) in all {
                     self.repositories.archived(cell, snapshot);
@@ -557,10 +567,16 @@ impl Memory {
         }
     }
 
+    /// May there be something on the cell's disk that it has written? A start whose end was never reported counts, too.
+    pub fn may_have_run(&self, cell: CellId) -> bool {
+        let was_started = self.cells.get(&cell).is_some_and(|known| !known.is_new());
+        was_started || self.repositories.cells.get(&cell).is_some_and(|kept| kept.may_have_run)
+    }
+
     /// Where a cell's data is. `told`: the word on its repository, with the snapshot in force, if there was one.
     pub fn data_of(&self, cell: CellId, told: Option<Option<SnapshotId>>) -> Data {
         let kept = self.repositories.cells.get(&cell);
-        let is_new = self.cells.get(&cell).is_none_or(Remembered::is_new);
+        let is_new = !self.may_have_run(cell);
         let archived = kept.and_then(|kept| kept.archived);
         let restoring = kept.and_then(|kept| kept.restoring);
         if let Some(snapshot) = archived {
@@ -597,6 +613,9 @@ impl Memory {
         let archived = |(cell, kept): &(CellId, Kept)| Some((*cell, kept.archived?));
         let archived: Vec<(CellId, SnapshotId)> = cells.iter().filter_map(archived).collect();
         let archived = archived.chunks(CHUNK_MAX).map(|some| Record::AllArchived(some.to_vec()));
+        let run: Vec<CellId> =
+            cells.iter().filter(|(_, kept)| kept.may_have_run).map(|(cell, _)| *cell).collect();
+        let run = run.chunks(CHUNK_MAX).map(|some| Record::MayHaveRun(some.to_vec()));
         let kept = cells.chunks(CHUNK_MAX).map(|some| Record::Kept(some.to_vec()));
         let untold = untold.chunks(CHUNK_MAX).map(|some| Record::Untold(some.to_vec()));
         std::iter::once(Record::Snapshot(Box::new(self.clone())))
@@ -604,6 +623,7 @@ impl Memory {
             .chain([Record::Step(Step::Bucket(*has_bucket))])
             .chain(kept)
             .chain(archived)
+            .chain(run)
             .chain(untold)
             .collect()
     }

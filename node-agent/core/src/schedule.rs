@@ -65,8 +65,10 @@ pub const BOOT_MARGIN: Millis = Millis::secs(5);
 /// See [`BOOT_MARGIN`].
 pub const THAW_MARGIN: Millis = Millis::secs(2);
 
-/// What is added for an archived cell, whose data is fetched first: a few hundred megabytes over a slow line.
-pub const RESTORE_MARGIN: Millis = Millis::minutes(5);
+/// How long fetching an archived cell's data is taken to last before that was seen: a few hundred megabytes over a slow line.
+pub const RESTORE_FIRST: Millis = Millis::minutes(5);
+/// The longest fetch that is reckoned with.
+pub const RESTORE_MAX: Millis = Millis::minutes(60);
 
 /// A stop that would last no longer than this is not worth its boot.
 pub const STOP_USEFUL: Millis = Millis::minutes(2);
@@ -190,6 +192,7 @@ pub struct Agenda {
     heard: bool,
     boots: Spans,
     thaws: Spans,
+    restores: Spans,
     /// Due times up to this one are not waited for any more.
     spent: Option<UnixMs>,
     /// Since when the cell has been up behind a due time that no newer list has moved.
@@ -258,7 +261,12 @@ impl Agenda {
         }
     }
 
-    /// How long it has taken to come up by this way, at the most.
+    /// Its data was fetched; that took so long.
+    pub fn restored(&mut self, span: Millis) {
+        self.restores.add(span.min(RESTORE_MAX));
+    }
+
+    /// How long it has taken to come up by this way, at the most, once its data is there.
     pub fn learned(&self, way: Way) -> Millis {
         match way {
             Way::Boot | Way::Restore => self.boots.longest(BOOT_FIRST),
@@ -268,12 +276,12 @@ impl Agenda {
 
     /// How long before a due time the cell has to be woken on its own account.
     pub fn lead(&self, way: Way) -> Millis {
-        let margin = match way {
+        let before = match way {
             Way::Boot => BOOT_MARGIN,
-            Way::Restore => RESTORE_MARGIN,
+            Way::Restore => Millis(BOOT_MARGIN.0 + self.restores.longest(RESTORE_FIRST).0),
             Way::Thaw => THAW_MARGIN,
         };
-        Millis(self.learned(way).0 + margin.0)
+        Millis(self.learned(way).0 + before.0)
     }
 
     /// So much earlier than that it is woken: others come up then, too.

@@ -244,6 +244,22 @@ impl Snapshots {
         under_way.is_some_and(|under_way| under_way.id == run)
     }
 
+    /// Is what this worker has read what is on the disk now, when it ends? `state`: what the cell does by then. A late word of
+    /// one that was cancelled is not: the snapshot is whole, and the cell has gone on since. `run`: `None` where it was a part
+    /// of a restore.
+    pub fn took_at_rest(
+        &self,
+        cell: CellId,
+        state: Option<CellState>,
+        run: Option<u64>,
+        online: bool,
+    ) -> bool {
+        let current = run.is_some_and(|run| self.is_under_way(cell, run));
+        // Nor of one that is being woken in this very turn.
+        let rests = state.is_some_and(|state| Standing::from(state) == Standing::AtRest);
+        !online && (run.is_none() || (current && rests))
+    }
+
     /// Workers at work.
     pub fn running(&self) -> usize {
         self.cells.values().filter(|cell| cell.run.is_some()).count()

@@ -3,9 +3,8 @@
 
 use berth_node_agent_core::agent;
 use berth_node_agent_core::cell::Outcome;
-use berth_node_agent_core::disk::{Cover, Covered, Sample};
-use berth_node_agent_core::memory::{Record, Step};
-use berth_shared::cell::CellState;
+use berth_node_agent_core::disk::{Cover, Sample};
+use berth_node_agent_core::heads;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
@@ -31,27 +30,15 @@ pub(super) struct Order {
 impl<R: Runtime> Driver<R> {
     /// What stands in the store for what is on cells' disks now.
     pub(super) fn cover(&self) -> Cover {
-        let stopped = self.agent.cells().filter(|cell| cell.state() == CellState::Stopped);
-        stopped.map(|cell| cell.spec().cell).filter_map(|cell| Some((cell, self.covered(cell)?))).collect()
-    }
-
-    /// Only a snapshot that the coordinator has called HEAD for the assignment under which the cell is here, and that the
-    /// cell was not up since. A node whose lease is over does not know what is HEAD.
-    fn covered(&self, cell: CellId) -> Option<Covered> {
-        let repositories = &self.store.as_ref().map(Store::memory)?.repositories;
-        let kept = repositories.cells.get(&cell).filter(|kept| kept.clean)?;
-        let access = self.access(cell).filter(|access| !access.orphan)?;
-        let told = access.repository.head.as_ref();
-        let newest = kept.newest.as_ref().or(told)?;
-        let is_head = told.is_some_and(|head| head.id == newest.id) || self.is_accepted(cell, newest.id);
-        let is_told_of = repositories.untold.iter().all(|untold| untold.snapshot.id != newest.id);
-        (is_head && is_told_of).then_some(Covered { by: newest.id, taken_at: newest.taken_at })
+        let memory = self.store.as_ref().map(Store::memory);
+        memory.map(|memory| self.snapshots.heads.cover(&self.agent, memory)).unwrap_or_default()
     }
 
     /// A proof takes its time: what was proven has to be what is in force at its end, too.
     pub(super) fn still_proven(&self, cell: CellId, outcome: Outcome) -> Outcome {
-        let proven = self.agent.cell(cell).and_then(|cell| cell.verifies());
-        if outcome != Outcome::Verified || self.covered(cell).map(|covered| covered.by) == proven {
+        let heads = &self.snapshots.heads;
+        let holds = |store: &Store| heads.is_still_covered(&self.agent, store.memory(), cell);
+        if outcome != Outcome::Verified || self.store.as_ref().is_some_and(holds) {
             return outcome;
         }
         Outcome::Failed(Problem::new(Code::NotArchived, "another snapshot is in force by now"))
@@ -66,9 +53,7 @@ impl<R: Runtime> Driver<R> {
 
     /// What is written before a disk goes.
     pub(super) fn archive_begins(&self, cell: CellId, turn: &mut Turn) {
-        if let Some(snapshot) = self.agent.cell(cell).and_then(|cell| cell.archived_in()) {
-            turn.records.push(Record::Archived(cell, snapshot));
-        }
+        turn.records.extend(self.agent.cell(cell).and_then(heads::archive_begins));
     }
 
     /// A proof is about to be begun.
@@ -81,12 +66,8 @@ impl<R: Runtime> Driver<R> {
     /// Somebody has started what had not been removed yet: what is on its disk counts again.
     pub(super) fn go_on_from_disk<'a>(&self, cells: impl Iterator<Item = &'a CellId>, turn: &mut Turn) {
         let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
-        for cell in cells {
-            let has_its_data = self.agent.cell(*cell).is_some_and(|cell| cell.has_its_data());
-            if let Some(snapshot) = memory.repositories.archived_in(*cell).filter(|_| has_its_data) {
-                turn.records.push(Record::Step(Step::Restored { cell: *cell, snapshot }));
-            }
-        }
+        let cells = cells.filter_map(|cell| self.agent.cell(*cell));
+        turn.records.extend(cells.filter_map(|cell| heads::goes_on_from_disk(memory, cell)));
     }
 
     /// Begins to look how full the disk is, unless the last look goes on still.

@@ -1,12 +1,13 @@
 //! A restore as the driver sees it: what is journaled around it, and how it is carried out. That there is one to be made is
 //! the lifecycle's to know.
 
-use berth_node_agent_core::cell::{self, Outcome};
-use berth_node_agent_core::memory::{Record, Step};
+use berth_daemon::exit::chain;
+use berth_node_agent_core::cell::Outcome;
+use berth_node_agent_core::heads;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::snapshots::{Ended, files};
 use super::{Driver, Input, Turn};
@@ -14,6 +15,7 @@ use crate::failpoint;
 use crate::hands::{Hands, Job};
 use crate::runtime::Runtime;
 use crate::snapshots::{Access, Take};
+use crate::store::Store;
 
 /// All that a restore needs to know.
 pub(super) struct Order {
@@ -30,16 +32,10 @@ impl<R: Runtime> Driver<R> {
     /// What is written before a restore is begun.
     pub(super) fn restore_begins(&mut self, cell: CellId, turn: &mut Turn) {
         let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
-        let stands = self.agent.cell(cell).and_then(cell::Cell::archived_in);
-        let archived = stands.is_some();
-        let known = self.store.as_ref().map(|store| &store.memory().repositories);
-        if let Some(stands) = stands
-            && known.is_none_or(|known| known.archived_in(cell).is_none())
-        {
-            // That found no room when it left the disk.
-            turn.records.push(Record::Archived(cell, stands));
-        }
-        turn.records.push(Record::Step(Step::RestoreBegun { cell, snapshot }));
+        let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
+        let Some(machine) = self.agent.cell(cell) else { return };
+        let archived = machine.archived_in().is_some();
+        turn.records.extend(heads::restore_begins(memory, machine));
         let save = if over { self.plan_take(cell, false, turn) } else { None };
         let order = Order { access: self.access(cell), snapshot, over, archived, save };
         self.restores.insert(cell, order);
@@ -47,21 +43,11 @@ impl<R: Runtime> Driver<R> {
 
     /// What is written when it has ended.
     pub(super) fn restore_ended(&self, cell: CellId, outcome: &Outcome, turn: &mut Turn) {
-        let Some((snapshot, over)) = self.agent.cell(cell).and_then(|cell| cell.restores()) else { return };
-        let instead = self.agent.cell(cell).is_some_and(cell::Cell::begins_elsewhere);
-        match outcome {
-            Outcome::Restored => {
-                tracing::info!(%cell, %snapshot, "the cell's data was restored");
-                turn.records.push(Record::Step(Step::Restored { cell, snapshot }));
-            }
-            Outcome::NotRestored(_) | Outcome::Failed(_) if instead => {
-                turn.records.push(Record::Step(Step::RestoreDropped { cell }));
-            }
-            Outcome::NotRestored(_) if over => {
-                turn.records.push(Record::Step(Step::RestoreDropped { cell }));
-            }
-            _ => {}
+        let Some(machine) = self.agent.cell(cell) else { return };
+        if let (Outcome::Restored, Some((snapshot, _))) = (outcome, machine.restores()) {
+            tracing::info!(%cell, %snapshot, "the cell's data was restored");
         }
+        turn.records.extend(heads::restore_ended(machine, outcome));
     }
 }
 
@@ -107,9 +93,15 @@ async fn keep_and_restore<R: Runtime>(
     if let Some(take) = order.save {
         match hands.snapshots.take(&files, &take).await {
             Ok(taken) => {
-                let ended = Ended { run: None, take: Box::new(take), outcome: Ok(taken) };
+                let (written, is_written) = oneshot::channel();
+                let (take, outcome) = (Box::new(take), Ok(taken));
+                let ended = Ended { run: None, take, outcome, written: Some(written) };
                 // The driver is gone only when the agent ends.
                 let _ = tell.send(Input::SnapshotEnded(ended)).await;
+                // From the exchange on it is the only copy: it has to be told of, whatever becomes of this agent.
+                let lost = || Problem::new(Code::Internal, "the agent ends");
+                let written = is_written.await.map_err(|_| lost())?;
+                written.map_err(|error| Problem::new(Code::JournalFull, chain(&error)))?;
             }
             Err(_) if is_half() => {}
             Err(problem) => return Err(problem),

@@ -7,18 +7,20 @@ use std::sync::Arc;
 use berth_daemon::exit::chain;
 use berth_node_agent_core::agent;
 use berth_node_agent_core::cell::{self, OpId};
+use berth_node_agent_core::heads::{self, Heads, Next};
 use berth_node_agent_core::may_wake::bearer_of;
-use berth_node_agent_core::memory::{Memory, Record, Step, Untold};
+use berth_node_agent_core::memory::{Record, Step, Untold};
 use berth_node_agent_core::snapshots::{Effect, End, Event, Known, Snapshots as Machine};
 use berth_shared::cell::CellState;
-use berth_shared::ids::{CellId, Generation, UserId};
+use berth_shared::ids::{CellId, UserId};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::repository::{Bucket, REPOSITORIES_MAX, UserRepository};
+use berth_shared::repository::{Bucket, UserRepository};
 use berth_shared::secret::Secret;
 use berth_shared::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
-use berth_shared::time::{BootMs, Millis};
+use berth_shared::time::BootMs;
 use berth_shared::wire::{CommandOutcome, NodeFrame, SNAPSHOTS_SINCE};
 use berth_snapshot::{Labels, Taken};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::{Driver, Input, Turn, now, random};
@@ -27,34 +29,16 @@ use crate::hands::{Hands, Job};
 use crate::reading::May;
 use crate::runtime::Runtime;
 use crate::snapshots::{Access, Files, Take};
-use crate::store::Store;
-
-/// A snapshot that was told of and has had no final word is told of again after so long.
-const TOLD_AGAIN_AFTER: Millis = Millis::secs(60);
-
-/// Most snapshots that are told of at a time, so that nothing else has to wait for room.
-const TOLD_AT_A_TIME: usize = 64;
+use crate::store::{Store, StoreError};
 
 /// What the driver holds of snapshots.
 pub(super) struct Side {
     machine: Machine,
-    bucket: Option<Arc<Bucket>>,
-    told: BTreeMap<UserId, Arc<UserRepository>>,
-    /// Has the session that is open named a bucket?
-    named: bool,
-    /// It has not, and will not.
-    off: bool,
+    pub(super) heads: Heads,
     /// Does the coordinator of the session understand what is told of snapshots?
     listens: bool,
-    told_at: BTreeMap<SnapshotId, BootMs>,
-    /// What the coordinator has called HEAD since it told of the repository.
-    accepted: BTreeMap<CellId, SnapshotId>,
-    /// The coordinator has said that these are not in force.
-    orphaned: BTreeSet<(CellId, Generation)>,
     /// The newest worker of each cell, with its number: an older one's end or cancellation is not its.
     workers: BTreeMap<CellId, (u64, AbortHandle)>,
-    /// The newest number of a snapshot that was begun, whether or not that is written yet.
-    begun: BTreeMap<CellId, (Generation, u64)>,
     /// Why the newest try failed, until one succeeds.
     failed: BTreeMap<CellId, Problem>,
 }
@@ -63,34 +47,15 @@ impl Side {
     pub(super) fn new(at_once: usize) -> Self {
         Self {
             machine: Machine::new(at_once),
-            bucket: None,
-            told: BTreeMap::new(),
-            named: false,
-            off: false,
+            heads: Heads::default(),
             listens: false,
-            told_at: BTreeMap::new(),
-            accepted: BTreeMap::new(),
-            orphaned: BTreeSet::new(),
             workers: BTreeMap::new(),
-            begun: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
     }
 
     pub(super) fn next_deadline(&self) -> Option<BootMs> {
         self.machine.next_deadline()
-    }
-
-    /// Above all that this node has begun, and above HEAD: it may have been taken here before this disk was lost.
-    fn next_seq(&mut self, memory: &Memory, repository: &UserRepository) -> u64 {
-        let (cell, generation) = (repository.cell, repository.generation);
-        let written = memory.repositories.next_seq(cell, generation);
-        let newer = self.begun.get(&cell).filter(|(of, _)| *of == generation).map(|(_, seq)| seq + 1);
-        let head = repository.head.as_ref().filter(|head| head.generation == generation);
-        let above_head = head.map(|head| head.seq.saturating_add(1));
-        let seq = written.max(newer.unwrap_or(0)).max(above_head.unwrap_or(0));
-        self.begun.insert(cell, (generation, seq));
-        seq
     }
 }
 
@@ -103,23 +68,22 @@ pub struct Ended {
     pub take: Box<Take>,
     /// What came of it.
     pub outcome: Result<Taken, Problem>,
+    /// Who goes on once that is written.
+    pub written: Option<oneshot::Sender<Result<(), StoreError>>>,
 }
 
 impl<R: Runtime> Driver<R> {
     /// A session is open.
     pub(super) fn snapshots_welcomed(&mut self, version: u16) {
-        self.snapshots.named = false;
+        self.snapshots.heads.welcomed();
         self.snapshots.listens = version >= SNAPSHOTS_SINCE;
-        self.snapshots.told_at.clear();
         self.tell_snapshots();
     }
 
     /// The coordinator says where snapshots go.
     pub(super) fn bucket_named(&mut self, bucket: Bucket, turn: &mut Turn) {
         let every = bucket.every;
-        self.snapshots.named = true;
-        self.snapshots.off = false;
-        self.snapshots.bucket = Some(Arc::new(bucket));
+        self.snapshots.heads.bucket_named(bucket);
         self.has_bucket(true, turn);
         self.step_snapshots(Event::Every(every), turn);
         self.know_repositories(turn);
@@ -134,87 +98,40 @@ impl<R: Runtime> Driver<R> {
     }
 
     /// The coordinator says where users' repositories are, and what is in them.
-    pub(super) fn repositories_told(&mut self, mut users: Vec<UserRepository>, turn: &mut Turn) {
-        users.truncate(REPOSITORIES_MAX);
-        for user in users {
-            self.snapshots.accepted.remove(&user.cell);
-            self.snapshots.told.insert(user.user, Arc::new(user));
-        }
+    pub(super) fn repositories_told(&mut self, users: Vec<UserRepository>, turn: &mut Turn) {
+        self.snapshots.heads.repositories(users);
         self.know_repositories(turn);
     }
 
-    /// Behind a desired state: of users who do not live here nothing is kept, and a session that has named no bucket by
-    /// now has none.
+    /// Behind a desired state: what is known of repositories by now is all that there is to know.
     pub(super) fn snapshots_desired(&mut self, turn: &mut Turn) {
-        if !self.snapshots.named && self.online {
-            self.snapshots.off = true;
-            self.snapshots.bucket = None;
-            self.snapshots.told.clear();
+        if !self.snapshots.heads.desired(&self.agent, self.online) {
             self.has_bucket(false, turn);
         }
-        let users: BTreeSet<UserId> = self.agent.cells().map(|cell| cell.spec().user).collect();
-        self.snapshots.told.retain(|user, _| users.contains(user));
         self.know_repositories(turn);
     }
 
     /// What follows from what is known of repositories: where each cell's data is, and whether it can be snapshotted.
     pub(super) fn know_repositories(&mut self, turn: &mut Turn) {
         let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
-        let mut data = vec![];
-        let mut cells = vec![];
-        for cell in self.agent.cells() {
-            let id = cell.spec().cell;
-            let told = self.repository_of(id);
-            let head = told.map(|repository| repository.head.as_ref().map(|head| head.id));
-            let head = head.or(self.snapshots.off.then_some(None));
-            if head.is_some() && !cell.is_retired() {
-                data.push((id, memory.data_of(id, head)));
-            }
-            cells.push(id);
-        }
+        let data = self.snapshots.heads.data(&self.agent, memory);
         if !data.is_empty() {
             self.step(agent::Event::Data(data), turn);
         }
+        let cells: Vec<CellId> = self.agent.cells().map(|cell| cell.spec().cell).collect();
         for cell in cells {
             let writable = self.is_writable(cell);
             self.step_snapshots(Event::Writable { cell, writable }, turn);
         }
     }
 
-    /// May snapshots of the cell be taken? Not of a disk that its data is still to be put on: HEAD would be an empty folder.
     fn is_writable(&self, cell: CellId) -> bool {
-        let fits = |cell: &cell::Cell| !cell.is_retired() && cell.has_its_data();
-        self.agent.cell(cell).is_some_and(fits) && self.repository_of(cell).is_some()
-    }
-
-    /// The coordinator calls this snapshot HEAD.
-    fn accept(&mut self, id: SnapshotId) {
-        let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
-        let mut untold = memory.repositories.untold.iter().filter(|untold| !untold.aside);
-        if let Some(known) = untold.find(|untold| untold.snapshot.id == id) {
-            self.snapshots.accepted.insert(known.snapshot.cell, id);
-        }
-    }
-
-    /// Has it done so, and of no newer one since?
-    pub(super) fn is_accepted(&self, cell: CellId, id: SnapshotId) -> bool {
-        self.snapshots.accepted.get(&cell) == Some(&id)
-    }
-
-    /// The repository of a cell, where it was told for the assignment under which the cell is here.
-    fn repository_of(&self, cell: CellId) -> Option<&Arc<UserRepository>> {
-        let cell = self.agent.cell(cell)?;
-        let told = self.snapshots.told.get(&cell.spec().user)?;
-        let fits = told.cell == cell.spec().cell && told.generation == cell.generation();
-        (fits && self.snapshots.bucket.is_some()).then_some(told)
+        self.agent.cell(cell).is_some_and(|cell| self.snapshots.heads.is_writable(cell))
     }
 
     pub(super) fn access(&self, cell: CellId) -> Option<Access> {
-        let repository = Arc::clone(self.repository_of(cell)?);
-        let stale = self.snapshots.orphaned.contains(&(cell, repository.generation));
-        // Alone for longer than it may be, this node cannot know whether the user was given to another.
-        let orphan = stale || !self.agent.lease().is_held();
-        Some(Access { bucket: Arc::clone(self.snapshots.bucket.as_ref()?), repository, orphan })
+        let (bucket, repository, orphan) = self.snapshots.heads.access(&self.agent, cell)?;
+        Some(Access { bucket, repository, orphan })
     }
 
     /// Whoever has a token of the user may read the user's own repository, whatever the cell is doing: only what is known
@@ -232,7 +149,7 @@ impl<R: Runtime> Driver<R> {
         if cell.spec().quarantined {
             return Err(no(Code::Quarantined, "the cell is quarantined by an operator"));
         }
-        if self.snapshots.off {
+        if self.snapshots.heads.is_off() {
             return Err(no(Code::SnapshotsOff, "there is no bucket for snapshots"));
         }
         let unknown =
@@ -261,8 +178,7 @@ impl<R: Runtime> Driver<R> {
             let Some((state, known, writable)) = self.standing(*id) else {
                 self.step_snapshots(Event::Gone(*id), turn);
                 self.snapshots.failed.remove(id);
-                self.snapshots.begun.remove(id);
-                self.snapshots.accepted.remove(id);
+                self.snapshots.heads.gone(*id);
                 continue;
             };
             self.step_snapshots(Event::State { cell: *id, state, known }, turn);
@@ -278,13 +194,7 @@ impl<R: Runtime> Driver<R> {
     fn standing(&self, id: CellId) -> Option<(CellState, Known, bool)> {
         let cell = self.agent.cell(id)?;
         let memory = self.store.as_ref()?.memory();
-        let kept = memory.repositories.cells.get(&id);
-        let was_up = memory.cells.get(&id).is_some_and(|known| !known.is_new());
-        let taken_at = kept.and_then(|kept| kept.newest.as_ref()).map(|newest| newest.taken_at);
-        let known = Known {
-            dirty: was_up && kept.is_none_or(|kept| !kept.clean),
-            age: taken_at.map(|at| (self.hands.wall)().since(at)),
-        };
+        let known = heads::known(memory, id, (self.hands.wall)());
         Some((cell.state(), known, self.is_writable(id)))
     }
 
@@ -303,17 +213,13 @@ impl<R: Runtime> Driver<R> {
 
     /// The next snapshot of a cell. Its number is written before it is begun.
     pub(super) fn plan_take(&mut self, cell: CellId, online: bool, turn: &mut Turn) -> Option<Take> {
-        let access = self.access(cell)?;
-        let machine = self.agent.cell(cell)?;
-        let (spec, generation) = (machine.spec().clone(), machine.generation());
         let memory = self.store.as_ref()?.memory();
-        let seq = self.snapshots.next_seq(memory, &access.repository);
-        let kept = memory.repositories.cells.get(&cell);
-        // What is compared with has to be HEAD: an unchanged state is not stored, and then HEAD stands for it.
-        let newest = kept.and_then(|kept| kept.newest.as_ref());
-        let head = || access.repository.head.as_ref().map(|head| head.id);
-        let parent = newest.map(|newest| newest.id).or_else(head);
-        turn.records.push(Record::Step(Step::Begun { cell, generation, seq }));
+        let next = self.snapshots.heads.next(&self.agent, memory, cell)?;
+        let spec = self.agent.cell(cell)?.spec().clone();
+        turn.records.push(next.begun());
+        let Next { bucket, repository, aside: orphan, seq, parent } = next;
+        let generation = repository.generation;
+        let access = Access { bucket, repository, orphan };
         let labels = Labels {
             user: spec.user,
             cell,
@@ -344,8 +250,8 @@ impl<R: Runtime> Driver<R> {
                 Effect::Begin { cell, run, .. } => self.not_begun(cell, run),
                 Effect::Cancel { .. } => {}
                 Effect::Answer { cell, asker, taken } => {
-                    let outcome = self.answer_of(cell, taken);
-                    self.answer(asker, outcome);
+                    let (seq, outcome) = (asker, self.answer_of(cell, taken));
+                    self.put_back("snapshot", Input::SnapshotAnswered { seq, outcome });
                 }
             }
         }
@@ -364,11 +270,17 @@ impl<R: Runtime> Driver<R> {
         self.snapshots.workers.remove(&cell).map(|(_, worker)| worker)
     }
 
-    fn not_begun(&self, cell: CellId, run: u64) {
+    /// Through the queue, so that no machine is re-entered; a full one is waited for aside.
+    fn put_back(&self, what: &'static str, input: Input) {
         let loopback = self.loopback.clone();
-        self.tasks.spawn_client("snapshot", async move {
-            let _ = loopback.send(Input::SnapshotNotBegun { cell, run }).await;
+        self.tasks.spawn_client(what, async move {
+            // The driver is gone only when the agent ends.
+            let _ = loopback.send(input).await;
         });
+    }
+
+    fn not_begun(&self, cell: CellId, run: u64) {
+        self.put_back("snapshot", Input::SnapshotNotBegun { cell, run });
     }
 
     fn begin_take(&mut self, run: u64, take: Take) {
@@ -379,7 +291,7 @@ impl<R: Runtime> Driver<R> {
         let worker = self.tasks.spawn_client("snapshot", async move {
             let outcome = take_now(&hands, &job, &take).await;
             failpoint::SNAPSHOT_TAKEN.reach();
-            let ended = Ended { run: Some(run), take: Box::new(take), outcome };
+            let ended = Ended { run: Some(run), take: Box::new(take), outcome, written: None };
             // The driver is gone only when the agent ends.
             let _ = loopback.send(Input::SnapshotEnded(ended)).await;
         });
@@ -391,7 +303,10 @@ impl<R: Runtime> Driver<R> {
     fn answer_of(&self, cell: CellId, taken: bool) -> Result<CommandOutcome, Problem> {
         let memory = self.store.as_ref().map(Store::memory);
         let kept = memory.and_then(|memory| memory.repositories.cells.get(&cell));
-        let head = || self.repository_of(cell).and_then(|told| told.head.clone());
+        let head = || {
+            let told = self.agent.cell(cell).and_then(|cell| self.snapshots.heads.of(cell));
+            told.and_then(|told| told.head.clone())
+        };
         // All data of an archived cell is in its snapshot.
         let stands = taken || kept.is_some_and(|kept| kept.archived.is_some());
         match kept.and_then(|kept| kept.newest.clone()).or_else(head).filter(|_| stands) {
@@ -408,14 +323,11 @@ impl<R: Runtime> Driver<R> {
 
     /// A worker has ended: what it made is written before anybody is told.
     pub(super) fn snapshot_ended(&mut self, ended: Ended, turn: &mut Turn) {
-        let Ended { run, take, outcome } = ended;
+        let Ended { run, take, outcome, written } = ended;
+        turn.stored.extend(written);
         let cell = take.labels.cell;
-        // A late word of one that was cancelled: the snapshot is whole, and the cell has gone on since.
-        let current = run.is_some_and(|run| self.snapshots.machine.is_under_way(cell, run));
-        // Nor of one that is being woken in this very turn.
         let state = self.agent.cell(cell).map(cell::Cell::state);
-        let rests = matches!(state, Some(CellState::Frozen | CellState::Stopped | CellState::Failed));
-        let at_rest = !take.online && ((current && rests) || run.is_none());
+        let at_rest = self.snapshots.machine.took_at_rest(cell, state, run, take.online);
         let made = outcome.and_then(|taken| Ok((take.snapshot(&taken)?, taken)));
         let end = match made {
             Ok((snapshot, taken)) => {
@@ -446,14 +358,20 @@ impl<R: Runtime> Driver<R> {
         turn: &mut Turn,
     ) {
         let (cell, user) = (take.labels.cell, take.labels.user);
-        let Some(snapshot) = snapshot else {
-            self.metrics.snapshot("unchanged");
-            tracing::debug!(%cell, %user, "nothing has changed since the newest snapshot");
-            if at_rest && !take.access.orphan {
-                turn.records.push(Record::Step(Step::Same { cell }));
+        let told = snapshot.is_some();
+        match &snapshot {
+            None => {
+                self.metrics.snapshot("unchanged");
+                tracing::debug!(%cell, %user, "nothing has changed since the newest snapshot");
             }
-            return;
-        };
+            Some(snapshot) => self.tell_taken(take, snapshot, taken),
+        }
+        turn.records.extend(heads::taken(user, cell, snapshot, at_rest, take.access.orphan));
+        turn.tells_snapshots |= told;
+    }
+
+    fn tell_taken(&self, take: &Take, snapshot: &Snapshot, taken: &Taken) {
+        let (cell, user) = (take.labels.cell, take.labels.user);
         self.metrics.snapshot("taken");
         self.metrics.snapshot_took((self.hands.wall)().since(take.at));
         let (id, seq, bytes, new) = (snapshot.id, snapshot.seq, snapshot.bytes, taken.bytes_new);
@@ -464,9 +382,6 @@ impl<R: Runtime> Driver<R> {
                 "the snapshot lacks files that could not be read, or has databases that could not be copied in one piece");
             self.metrics.snapshot("incomplete");
         }
-        let aside = take.access.orphan;
-        turn.records.push(Record::Step(Step::Taken { user, snapshot: Box::new(snapshot), at_rest, aside }));
-        turn.tells_snapshots = true;
     }
 
     /// Tells the coordinator of snapshots that it has had no final word on.
@@ -476,20 +391,13 @@ impl<R: Runtime> Driver<R> {
             return;
         }
         let at = now(self.hands.wall).boot;
-        let told_at = &mut self.snapshots.told_at;
-        let is_due = |id: &SnapshotId, told_at: &BTreeMap<SnapshotId, BootMs>| {
-            told_at.get(id).is_none_or(|told| at.since(*told) >= TOLD_AGAIN_AFTER)
-        };
-        let untold = memory.repositories.untold.iter();
-        let due: Vec<&Untold> =
-            untold.filter(|untold| is_due(&untold.snapshot.id, told_at)).take(TOLD_AT_A_TIME).collect();
-        for Untold { user, snapshot, aside } in due {
-            let (user, aside) = (*user, *aside);
-            let frame = NodeFrame::SnapshotTaken { user, snapshot: Box::new(snapshot.clone()), aside };
+        for Untold { user, snapshot, aside } in self.snapshots.heads.due(at, memory) {
+            let id = snapshot.id;
+            let frame = NodeFrame::SnapshotTaken { user, snapshot: Box::new(snapshot), aside };
             if self.outgoing.try_send(frame).is_err() {
                 return; // Told with the next heartbeat.
             }
-            told_at.insert(snapshot.id, at);
+            self.snapshots.heads.told(at, id);
         }
     }
 
@@ -501,31 +409,21 @@ impl<R: Runtime> Driver<R> {
         outcome: SnapshotOutcome,
         turn: &mut Turn,
     ) {
-        match outcome {
-            SnapshotOutcome::Later(problem) => {
-                let (code, detail) = (problem.code, problem.detail);
+        match &outcome {
+            SnapshotOutcome::Later(Problem { code, detail }) => {
                 tracing::info!(%user, snapshot = %id, %code, detail, "a snapshot is told of again later");
-                return;
             }
-            SnapshotOutcome::Head => self.accept(id),
-            SnapshotOutcome::Kept => {}
+            SnapshotOutcome::Head | SnapshotOutcome::Kept => {}
             SnapshotOutcome::Orphan { current } => {
                 let current = current.map(|generation| generation.to_string());
                 tracing::warn!(%user, snapshot = %id, current, "a snapshot is of an assignment that is not in force");
-                let memory = self.store.as_ref().map(Store::memory);
-                let untold = memory.iter().flat_map(|memory| &memory.repositories.untold);
-                let of = untold.filter(|untold| !untold.aside).map(|untold| &untold.snapshot);
-                if let Some(stale) = of.into_iter().find(|snapshot| snapshot.id == id) {
-                    self.snapshots.orphaned.insert((stale.cell, stale.generation));
-                }
             }
-            SnapshotOutcome::Refused(problem) => {
-                let (code, detail) = (problem.code, problem.detail);
+            SnapshotOutcome::Refused(Problem { code, detail }) => {
                 tracing::error!(%user, snapshot = %id, %code, detail, "the coordinator does not take a snapshot down");
             }
         }
-        self.snapshots.told_at.remove(&id);
-        turn.records.push(Record::Step(Step::Judged { snapshot: id }));
+        let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
+        turn.records.extend(self.snapshots.heads.judged(memory, id, &outcome));
     }
 
     /// An operator wants a snapshot now.

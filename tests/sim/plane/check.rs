@@ -73,7 +73,7 @@ impl World {
     }
 
     /// How long ago a machine heard the coordinator.
-    fn silence(&self, machine: usize) -> At {
+    pub(crate) fn silence(&self, machine: usize) -> At {
         self.at - self.machines[machine].disk.told.heard_at
     }
 
@@ -123,7 +123,7 @@ impl World {
 
     /// How long this machine may work alone, as far as it can know: over a reboot it has only its wall clock to tell how
     /// long it was off, and one that was set back meanwhile hides as much.
-    fn alone_max(&self, machine: usize) -> At {
+    pub(crate) fn alone_max(&self, machine: usize) -> At {
         let present = &self.machines[machine];
         let hidden = present.disk.told.ahead_most - present.clock.offset();
         let hidden =

@@ -13,10 +13,11 @@ use berth_coordinator_core::silence::Silence;
 use berth_coordinator_core::{Actor, Command, Event, Fact, Fleet};
 use berth_journal::sim::{SimDisk, SimStorage};
 use berth_journal::{Chain, Journal, KindId, KindVersion, NewRecord, Options};
-use berth_shared::ids::{JoinCounter, NodeId};
+use berth_shared::ids::{JoinCounter, NodeId, UserId};
 use berth_shared::link::peer::PeerSession;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::PublicKey;
+use berth_shared::snapshot::SnapshotId;
 use berth_shared::wire::{CoordinatorFrame, Hello};
 
 use crate::clock::Clock;
@@ -52,12 +53,15 @@ pub(crate) struct Process {
     pub(crate) peers: BTreeMap<usize, PeerSession>,
     requests: VecDeque<Request>,
     committing: bool,
+    /// Users without a key are being seen to.
+    pub(crate) makes_keys: bool,
 }
 
 pub(crate) struct Session {
     pub(crate) connection: usize,
     pub(crate) counter: JoinCounter,
     pub(crate) sent: u64,
+    pub(crate) repositories: crate::repositories::Told,
 }
 
 /// Who waits for a command's outcome.
@@ -69,6 +73,8 @@ pub(crate) enum Asker {
     Hello(usize, Box<Hello>),
     Greet(usize, Box<Hello>),
     NewKey(usize, PublicKey),
+    /// A node that told of a snapshot.
+    Snapshot(NodeId, UserId, SnapshotId),
     Nobody,
 }
 
@@ -168,7 +174,9 @@ impl World {
             peers: BTreeMap::new(),
             requests: VecDeque::new(),
             committing: false,
+            makes_keys: false,
         });
+        self.keys_wanted();
         self.later(SECOND, Happening::Expire { life });
     }
 
@@ -332,6 +340,18 @@ impl World {
             over.extend(process.sessions.remove(&node).map(|session| session.connection));
             unanswered.extend(process.pending.closed(node));
         }
+        self.push_news();
+        self.keys_wanted();
+        self.silent(unanswered);
+        for connection in over {
+            self.peer_closes(connection);
+        }
+    }
+
+    /// Nodes are told what is new for them: of repositories first, since a node begins from HEAD where it does not hold the
+    /// data.
+    fn push_news(&mut self) {
+        let Some(process) = &mut self.coordinator.process else { return };
         let mut news = vec![];
         for (node, session) in &mut process.sessions {
             let Some(revision) = process.fleet.node(*node).map(|node| node.revision) else { continue };
@@ -339,15 +359,18 @@ impl World {
                 && let Some(desired) = process.fleet.desired(*node)
             {
                 session.sent = revision;
-                news.push((session.connection, desired));
+                news.push((*node, session.connection, std::mem::take(&mut session.repositories), desired));
             }
         }
-        for (connection, desired) in news {
-            self.send_down(connection, CoordinatorFrame::Desired(desired));
-        }
-        self.silent(unanswered);
-        for connection in over {
-            self.peer_closes(connection);
+        for (node, connection, mut told, desired) in news {
+            let repositories = self.repositories_news(node, &mut told);
+            let process = self.coordinator.process.as_mut();
+            if let Some(session) = process.and_then(|process| process.sessions.get_mut(&node)) {
+                session.repositories = told;
+            }
+            for frame in repositories.into_iter().chain([CoordinatorFrame::Desired(desired)]) {
+                self.send_down(connection, frame);
+            }
         }
     }
 
@@ -356,6 +379,7 @@ impl World {
         if is_new {
             self.check_fact(event);
         }
+        self.check_snapshot(event);
         let cell = match &event.fact {
             Fact::BearerIssued { user, .. } | Fact::BearersRevoked { user } => self.truth.cell_of(*user),
             _ => None,

@@ -24,7 +24,14 @@ impl World {
         self.later(wait, Happening::Disaster);
         self.count("disasters");
         let machine = self.pick(self.machines.len());
-        match self.dice.between(0, 24) {
+        match self.dice.between(0, 31) {
+            25 | 26 => self.lose_machine_for_a_while(machine),
+            27 | 28 => {
+                let span = self.a_while();
+                self.bucket.down_until = self.bucket.down_until.max(self.at + span);
+                self.note(|| format!("nobody reaches the bucket for {span} ms"));
+            }
+            29..=31 => self.disk_runs_short(machine),
             0..3 => self.agent_dies(machine),
             3..5 => {
                 let wait = self.dice.between(5, 120) * SECOND;
@@ -80,6 +87,14 @@ impl World {
                 let machine = self.with_image(machine);
                 self.clone_machine(machine);
             }
+        }
+    }
+
+    fn lose_machine_for_a_while(&mut self, machine: usize) {
+        if self.machines[machine].node.is_some() && self.dice.per_mille(500) {
+            self.lose_machine(machine);
+            let wait = self.a_while();
+            self.later(wait, Happening::PowerOn { machine });
         }
     }
 

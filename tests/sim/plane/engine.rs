@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use berth_node_agent_core::agent;
 use berth_node_agent_core::cell::{Event, Observation, OpId, Outcome, Pushed, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::heads;
 use berth_node_agent_core::workload;
 use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::ids::{CellId, Generation};
@@ -80,6 +81,10 @@ pub(crate) struct Op {
     workload: Workload,
     creates: Vec<u64>,
     draining: bool,
+    /// Of a restore or a proof.
+    order: Option<crate::restores::Order>,
+    /// Of a removal: the disk is kept aside under this generation.
+    keep: Option<Generation>,
 }
 
 pub(crate) fn failed(code: Code) -> Outcome {
@@ -121,14 +126,21 @@ impl Container {
 impl World {
     pub(crate) fn operation_begins(&mut self, machine: usize, cell: CellId, op: OpId, verb: Verb) {
         self.check_begin(machine, cell, verb);
-        let Some(life) = &self.machines[machine].life else { return };
+        let boots = self.machines[machine].clock.boots();
+        let Some(life) = &mut self.machines[machine].life else { return };
+        let order = life.orders.remove(&cell).filter(|_| matches!(verb, Verb::Restore | Verb::Verify));
         let Some(believed) = life.agent.cell(cell) else { return };
+        // As the driver does: where the journal does not know of the retirement, nobody said that the user was removed.
+        let keep = match life.memory.retiring.get(&cell) {
+            Some(_) => life.memory.keeps_disk_of(cell),
+            None => Some(believed.generation()),
+        };
         let known = life.memory.cells.get(&cell);
         let mut creates = known.map(|known| known.known_creates()).unwrap_or_default();
         creates.push(op.0);
         let mut asked = Box::new(Op {
             machine,
-            boots: self.machines[machine].clock.boots(),
+            boots,
             life: life.number,
             cell,
             op,
@@ -140,6 +152,8 @@ impl World {
             workload: believed.spec().workload,
             creates,
             draining: false,
+            order,
+            keep,
         });
         if self.strikes(self.plan.engine_fails) && verb != Verb::AwaitReady {
             asked.fault = match self.dice.between(0, 2) {
@@ -148,7 +162,12 @@ impl World {
                 _ => Fault::Lost,
             };
         }
-        let wait = self.dice.between(1, 400);
+        if asked.fault == Fault::Lost && matches!(verb, Verb::Restore | Verb::Verify | Verb::Archive) {
+            // A task of the agent's own, which reports as long as the agent lives.
+            asked.fault = Fault::FailsAfter;
+        }
+        let wait =
+            if verb == Verb::Verify { self.dice.between(1, 20 * SECOND) } else { self.dice.between(1, 400) };
         self.later(wait, Happening::Act(asked));
     }
 
@@ -162,6 +181,10 @@ impl World {
         if !alive && matches!(op.verb, Verb::AwaitReady | Verb::Suspend | Verb::Resume) {
             return;
         }
+        // And so do its workers, within half a second, in which no other agent has come as far as to start one.
+        if !alive && matches!(op.verb, Verb::Restore | Verb::Verify | Verb::Archive) {
+            return;
+        }
         if op.fault == Fault::Fails {
             return self.finish(*op, failed(Code::DockerFailed));
         }
@@ -173,7 +196,9 @@ impl World {
         let Ok(outcome) = self.carry_out_on_engine(&mut op) else {
             // It is under way, for as long as somebody waits for it.
             if self.at < op.asked_at + op.verb.limit().0 {
-                self.later(SECOND, Happening::Act(op));
+                let long = op.verb == Verb::Restore && self.strikes(100);
+                let wait = if long { self.dice.between(SECOND, 5 * MINUTE) } else { SECOND };
+                self.later(wait, Happening::Act(op));
             }
             return;
         };
@@ -193,11 +218,15 @@ impl World {
         self.later(wait, Happening::Done(Box::new((op, told))));
     }
 
-    pub(crate) fn done(&mut self, (op, outcome): (Op, Outcome)) {
-        if self.machines[op.machine].is_life(op.life) {
-            let event = Event::Done { op: op.op, outcome };
-            self.give(op.machine, agent::Event::Cell(op.cell, event));
+    pub(crate) fn done(&mut self, (op, mut outcome): (Op, Outcome)) {
+        let Some(life) = self.machines[op.machine].life_mut(op.life) else { return };
+        if outcome == Outcome::Verified && !life.heads.is_still_covered(&life.agent, &life.memory, op.cell) {
+            outcome = failed(Code::NotArchived);
         }
+        let believed = life.agent.cell(op.cell).filter(|_| op.verb == Verb::Restore);
+        let record = believed.and_then(|cell| heads::restore_ended(cell, &outcome));
+        let event = Event::Done { op: op.op, outcome };
+        self.turn(op.machine, record.into_iter().collect(), agent::Event::Cell(op.cell, event));
     }
 
     /// Does it. `Err`: it is under way.
@@ -209,7 +238,24 @@ impl World {
         }
         Ok(match (op.verb, &seen) {
             (Verb::Look, _) => Outcome::Looked(seen),
-            (Verb::Create, _) => self.create(op, &seen),
+            (Verb::Create, _) => {
+                self.disk_made(machine, cell);
+                self.create(op, &seen)
+            }
+            (Verb::Restore, _) => {
+                let Some(mut order) = op.order.take() else { return Ok(failed(Code::Internal)) };
+                let done = self.restore(machine, cell, &seen, &mut order);
+                op.order = Some(order);
+                return done;
+            }
+            (Verb::Verify, _) => match op.order.take() {
+                Some(order) => self.prove(machine, cell, &order),
+                None => failed(Code::Internal),
+            },
+            (Verb::Archive, _) => match self.disk_emptied(machine, cell) {
+                Ok(()) => Outcome::Archived,
+                Err(()) => failed(Code::DockerFailed),
+            },
             (Verb::Start, Seen::Exited { .. }) => {
                 self.start(op);
                 Outcome::Started { address: address(machine) }
@@ -237,6 +283,9 @@ impl World {
                     container.generation = op.generation;
                 }
                 self.set_run(machine, cell, Run::Up);
+                if self.dice.per_mille(500) {
+                    self.touches(machine, cell);
+                }
                 Outcome::Unpaused
             }
             (Verb::Unpause, Seen::Running { .. }) => Outcome::Unpaused,
@@ -251,9 +300,9 @@ impl World {
                 self.set_run(machine, cell, Run::Exited { code: 137 });
                 Outcome::Ended { code: 137 }
             }
-            (Verb::Remove, Seen::Absent) => Outcome::Removed,
-            (Verb::Remove, Seen::Exited { .. }) => {
+            (Verb::Remove, Seen::Absent | Seen::Exited { .. }) => {
                 self.machines[machine].disk.engine.containers.remove(&cell);
+                self.disk_removed(machine, cell, op.keep);
                 Outcome::Removed
             }
             (Verb::Repair, _) => Outcome::Repaired,
@@ -298,6 +347,8 @@ impl World {
             (container.ready_at, container.suspended_until, container.busy_until) = (ready_at, 0, 0);
         }
         self.set_run(op.machine, op.cell, Run::Up);
+        self.check_data(op.machine, op.cell, op.generation);
+        self.touches(op.machine, op.cell);
     }
 
     fn await_ready(&self, op: &Op, seen: &Seen) -> Result<Outcome, ()> {
@@ -341,12 +392,15 @@ impl World {
         let Some(container) = self.machines[machine].disk.engine.containers.get(&cell) else { return };
         let wait = container.busy_until.saturating_sub(now).clamp(100, STOP_GRACE);
         let run = container.run_number;
+        self.touches(machine, cell);
         self.later(wait, Happening::Ends { machine, cell, run, code: 0 });
     }
 
     pub(crate) fn container_ends(&mut self, machine: usize, cell: CellId, run: u64, code: i64) {
         let container = self.machines[machine].disk.engine.containers.get(&cell);
         if container.is_some_and(|container| container.is_up() && container.run_number == run) {
+            // What it writes last.
+            self.touches(machine, cell);
             self.set_run(machine, cell, Run::Exited { code });
         }
     }

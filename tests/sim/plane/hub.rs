@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use berth_coordinator_core::keys::KeyCommand;
 use berth_coordinator_core::liveness::{Connection as Number, Heartbeat};
 use berth_coordinator_core::moves::{Evidence, MoveCommand};
+use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::{Actor, Command, Event};
 use berth_shared::ids::NodeId;
 use berth_shared::link::SessionMark;
@@ -46,6 +47,7 @@ impl World {
                 let outcome = outcome.map(|_| ());
                 self.send_down(connection, CoordinatorFrame::KeyJudged { key, outcome });
             }
+            Asker::Snapshot(node, user, id) => self.snapshot_decided((node, user, id), outcome),
             Asker::Nobody => {}
         }
     }
@@ -106,7 +108,13 @@ impl World {
         process.live.opened(wall, Number(connection as u64), hello);
         process.silence.heard(boot, hello.node);
         let unanswered = process.pending.opened(hello.node, counter);
-        let session = Session { connection, counter, sent: desired.revision };
+        let mut repositories = crate::repositories::Told::new();
+        let sent = desired.revision;
+        let told = self.repositories_news(hello.node, &mut repositories);
+        let session = Session { connection, counter, sent, repositories };
+        let Some(process) = self.coordinator.process.as_mut() else {
+            return Err(Problem::new(Code::Starting, "the coordinator is gone"));
+        };
         let replaced = process.sessions.insert(hello.node, session);
         self.silent(unanswered);
         if let Some(replaced) = replaced {
@@ -116,7 +124,9 @@ impl World {
         let version = common_version(hello.version_min, hello.version_max).unwrap_or(FRAMES_VERSION_MAX);
         let heartbeat = berth_shared::link::HEARTBEAT_EVERY;
         let welcome = CoordinatorFrame::Welcome { version, wall, autonomy, heartbeat };
-        Ok(peer::Verdict::Welcome(vec![welcome, CoordinatorFrame::Desired(desired)]))
+        let behind =
+            [self.bucket_frame()].into_iter().chain(told).chain([CoordinatorFrame::Desired(desired)]);
+        Ok(peer::Verdict::Welcome(std::iter::once(welcome).chain(behind).collect()))
     }
 
     /// What is known of a node that does not answer.
@@ -246,8 +256,12 @@ impl World {
             | NodeFrame::Hello(_)
             | NodeFrame::PinStored { .. }
             | NodeFrame::Findings { .. }
-            | NodeFrame::Sleep { .. }
-            | NodeFrame::SnapshotTaken { .. } => {}
+            | NodeFrame::Sleep { .. } => {}
+            NodeFrame::SnapshotTaken { user, snapshot, aside } => {
+                let asker = Asker::Snapshot(node, user, snapshot.id);
+                let command = Command::Snapshot(SnapshotCommand::Take { node, user, snapshot, aside });
+                self.submit(Request { asker, actor: Actor::Node(node), command });
+            }
         }
     }
 

@@ -41,10 +41,16 @@ impl World {
     pub(crate) fn quiet(&mut self) {
         self.note(|| "all is whole again".to_owned());
         self.coordinator.cut_until = 0;
+        self.bucket.down_until = 0;
+        for object in self.bucket.objects.values_mut() {
+            object.rotten = false;
+        }
         self.coordinator.clock.set_right();
         self.later(SECOND, Happening::CoordinatorStarts);
         for machine in 0..self.machines.len() {
             self.machines[machine].cut_until = 0;
+            self.machines[machine].disk_short_until = 0;
+            self.later(MINUTE, Happening::LookAtDisk { machine });
             self.machines[machine].disk.engine.down_until = 0;
             self.set_clock_right(machine);
             self.later(SECOND, Happening::PowerOn { machine });
@@ -61,6 +67,7 @@ impl World {
 
     pub(crate) fn look_after_all(&mut self) {
         self.look_after_nodes(1000);
+        self.look_after_lost(1000);
         self.bring_tokens();
     }
 
@@ -68,6 +75,7 @@ impl World {
         match std::mem::take(&mut self.judging) {
             Stage::Settling => {
                 self.judge_convergence(true);
+                self.judge_kept();
                 let cells: Vec<CellId> = self.truth.cells.keys().copied().collect();
                 for cell in cells {
                     if self.operators.good_secret(cell).is_none() {

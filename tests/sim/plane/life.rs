@@ -1,12 +1,11 @@
-//! One life of an agent: events go in, the records of a turn are written as one group, then the effects are carried out
-//! in order. It can die at the write and between any two effects.
+//! One life of an agent: its deadlines, how its effects are carried out, what it is told of.
 
 use std::collections::BTreeMap;
 
 use berth_node_agent_core::agent::{self, Effect};
 use berth_node_agent_core::cell::{self, Verb};
 use berth_node_agent_core::lease;
-use berth_node_agent_core::memory::Record;
+use berth_node_agent_core::memory::{Record, Step};
 use berth_shared::ids::CellId;
 use berth_shared::link::node;
 use berth_shared::wire::{CommandOutcome, DesiredState, NodeFrame};
@@ -14,6 +13,7 @@ use berth_shared::wire::{CommandOutcome, DesiredState, NodeFrame};
 use crate::engine::short;
 use crate::machine::route;
 use crate::plan::At;
+use crate::turn::Turn;
 use crate::world::{Happening, World};
 
 /// Answers that wait for a session, as in the agent.
@@ -29,7 +29,8 @@ impl World {
         let Some(life) = &self.machines[machine].life else { return };
         let number = life.number;
         let heard = life.heard;
-        if life.agent.next_deadline().is_some_and(|due| due <= now) {
+        let snapshots_due = life.snapshots.next_deadline().is_some_and(|due| due <= now);
+        if snapshots_due || life.agent.next_deadline().is_some_and(|due| due <= now) {
             let lease_due = life.agent.lease().next_deadline().is_some_and(|due| due <= now);
             if let Some(heard) = heard.filter(|_| lease_due) {
                 self.give(machine, agent::Event::Lease(lease::Event::Heard(heard)));
@@ -52,49 +53,15 @@ impl World {
         let due = life
             .agent
             .next_deadline()
-            .map_or(life.link.next_deadline(), |due| due.min(life.link.next_deadline()));
+            .into_iter()
+            .chain(life.snapshots.next_deadline())
+            .fold(life.link.next_deadline(), Ord::min);
         let at = present.clock.at(due, self.at);
         if at < present.alarm {
             present.alarm = at;
             let wait = at - self.at;
             self.later(wait, Happening::Alarm { machine });
         }
-    }
-
-    /// Gives the agent an event and carries out what follows, unless it dies in between.
-    pub(crate) fn give(&mut self, machine: usize, event: agent::Event) {
-        self.turn(machine, vec![], event);
-    }
-
-    pub(crate) fn turn(&mut self, machine: usize, mut records: Vec<Record>, event: agent::Event) {
-        let Self { machines, dice, at, .. } = self;
-        let now = machines[machine].clock.now(*at);
-        let Some(life) = &mut machines[machine].life else { return };
-        let number = life.number;
-        let effects = life.agent.step(now, event, &mut || dice.next());
-        for effect in &effects {
-            match effect {
-                Effect::Cell(_, cell::Effect::Journal(intent)) => {
-                    records.push(Record::Intent(intent.clone()))
-                }
-                Effect::Cell(_, cell::Effect::Report(report)) => records.push(Record::Report(report.clone())),
-                Effect::Lease(mark) => records.push(Record::Lease(*mark)),
-                _ => {}
-            }
-        }
-        if !self.append(machine, records) {
-            return;
-        }
-        for effect in effects {
-            if self.strikes(self.plan.agent_dies / 4) {
-                return self.agent_dies(machine);
-            }
-            self.carry_out(machine, effect);
-            if !self.machines[machine].is_life(number) {
-                return;
-            }
-        }
-        self.set_alarm(machine);
     }
 
     pub(crate) fn carry_out(&mut self, machine: usize, effect: Effect) {
@@ -107,10 +74,12 @@ impl World {
                 let outcome = Ok(CommandOutcome::Logs(vec![]));
                 self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
             }
-            Effect::Purge { seq, .. } | Effect::Snapshot { seq, .. } => {
-                let outcome = Ok(CommandOutcome::Logs(vec![]));
+            Effect::Purge { seq, .. } => {
+                let outcome = Ok(CommandOutcome::Purged);
                 self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
             }
+            // Seen to before, with what it leads to.
+            Effect::Snapshot { .. } => {}
             Effect::Changed(cell) => {
                 let Some(life) = &mut self.machines[machine].life else { return };
                 life.changed.insert(cell);
@@ -189,6 +158,9 @@ impl World {
             self.turn(machine, records, agent::Event::Desired { desired, remembered });
         }
         if self.machines[machine].is_life(number) {
+            self.repositories_settled(machine);
+        }
+        if self.machines[machine].is_life(number) {
             self.give(machine, agent::Event::Lease(lease::Event::Told));
         }
         if self.machines[machine].is_life(number) {
@@ -199,6 +171,26 @@ impl World {
         {
             self.sweep(machine);
         }
+    }
+
+    /// Behind a desired state: what is known of repositories by now is all that there is to know.
+    fn repositories_settled(&mut self, machine: usize) {
+        let Some(life) = &mut self.machines[machine].life else { return };
+        let is_online = life.link.is_live();
+        let mut turn = Turn::default();
+        if !life.heads.desired(&life.agent, is_online) {
+            self.has_bucket(machine, false, &mut turn);
+        }
+        self.know_repositories(machine, &mut turn);
+        self.end_turn(machine, turn);
+    }
+
+    pub(crate) fn has_bucket(&mut self, machine: usize, has: bool, turn: &mut Turn) {
+        let Some(life) = &self.machines[machine].life else { return };
+        if life.memory.repositories.has_bucket != has {
+            turn.records.push(Record::Step(Step::Bucket(has)));
+        }
+        self.step(machine, agent::Event::Bucket(has), turn);
     }
 
     /// Containers of nobody: left by a create that came after all when its cell was gone.

@@ -1,12 +1,14 @@
 //! One machine: its clocks, its disk with its container engine, its front door; when it is switched on and off, when its
 //! agent begins and dies, and what becomes of copies of its disk.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use berth_node_agent_core::agent::Agent;
 use berth_node_agent_core::cell;
+use berth_node_agent_core::heads::Heads;
 use berth_node_agent_core::memory::{Memory, Record};
+use berth_node_agent_core::snapshots::Snapshots;
 use berth_shared::door::Route;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::link::node::NodeLink;
@@ -15,16 +17,21 @@ use berth_shared::time::BootMs;
 use berth_shared::wire::{FRAMES_VERSION_MIN, NodeFrame};
 
 use crate::clock::Clock;
+use crate::data::{Disks, State};
 use crate::engine::{Engine, Run};
 use crate::net::Toward;
 use crate::plan::{At, MINUTE, NODES, SECOND};
 use crate::requests::Door;
+use crate::restores::Order;
 use crate::roomy::roomy;
 use crate::truth::Told;
 use crate::world::{Happening, World};
 
 /// How many cells of one node start at a time.
 const STARTS_MAX: usize = 2;
+
+/// How many cells of one node are snapshotted at a time.
+const WORKERS_MAX: usize = 2;
 
 /// Most machines that are made of another one's image.
 const CLONES_MAX: usize = 3;
@@ -40,6 +47,11 @@ pub(crate) struct Disk {
     pub(crate) key: SigningKey,
     pub(crate) next: Option<SigningKey>,
     pub(crate) engine: Engine,
+    pub(crate) disks: Disks,
+    /// It is an old copy, or there is another one: what is done on it is nobody's fault.
+    pub(crate) doubted: bool,
+    /// What was there before a restore that is half done.
+    pub(crate) before: BTreeMap<CellId, State>,
     /// What it was truly told, and when.
     pub(crate) told: Told,
 }
@@ -71,6 +83,10 @@ pub(crate) struct Machine {
     pub(crate) node: Option<NodeId>,
     /// It stays off until then, by its operator's word.
     pub(crate) stays_off_until: At,
+    /// Its file system is almost full until then.
+    pub(crate) disk_short_until: At,
+    /// The first one was lost.
+    pub(crate) is_another: bool,
     /// Truth about this boot: it was told what shall run, or an agent of it has waited for that as long as it has to.
     pub(crate) knows: bool,
 }
@@ -90,9 +106,28 @@ pub(crate) struct Life {
     /// When a frame of a live session came last.
     pub(crate) heard: Option<BootMs>,
     pub(crate) swept: bool,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) heads: Heads,
+    /// The newest worker of each cell.
+    pub(crate) workers: BTreeMap<CellId, u64>,
+    /// Restores and proofs that are about to be begun.
+    pub(crate) orders: BTreeMap<CellId, Order>,
 }
 
 impl Disk {
+    pub(crate) fn new(key: SigningKey) -> Self {
+        Self {
+            records: vec![],
+            key,
+            next: None,
+            engine: Engine::default(),
+            disks: Disks::default(),
+            doubted: false,
+            before: BTreeMap::new(),
+            told: Told::default(),
+        }
+    }
+
     /// Somebody puts a new key in the place of the old one.
     pub(crate) fn take_key(&mut self, key: SigningKey) {
         (self.key, self.next) = (key, None);
@@ -102,8 +137,7 @@ impl Disk {
 impl Machine {
     pub(crate) fn new(number: usize) -> Self {
         let key = key(number as u64);
-        let disk =
-            Disk { records: vec![], key, next: None, engine: Engine::default(), told: Told::default() };
+        let disk = Disk::new(key);
         Self {
             clock: Clock::new(number as u64),
             disk,
@@ -118,6 +152,8 @@ impl Machine {
             ticket: None,
             node: None,
             stays_off_until: 0,
+            disk_short_until: 0,
+            is_another: false,
             knows: false,
         }
     }
@@ -217,7 +253,7 @@ impl World {
         }
         if self.dice.per_mille(50) {
             self.machines[machine].disk.records.clear();
-            self.write(machine, &[Record::Snapshot(Box::new(memory.clone()))]);
+            self.write(machine, &memory.snapshot());
         }
         let present = &mut self.machines[machine];
         present.lives += 1;
@@ -238,6 +274,10 @@ impl World {
             news: false,
             heard: None,
             swept: false,
+            snapshots: Snapshots::new(WORKERS_MAX),
+            heads: Heads::default(),
+            workers: BTreeMap::new(),
+            orders: BTreeMap::new(),
         });
         let held = present.life.as_ref().is_some_and(|life| life.agent.lease().is_held());
         self.note(|| format!("machine {machine}: the agent starts, life {number}, lease held {held}"));
@@ -301,6 +341,22 @@ impl World {
         self.play_image(machine, *image);
     }
 
+    /// Machine and disk are gone for good. Another one is put in its place, and is to join anew.
+    pub(crate) fn lose_machine(&mut self, machine: usize) {
+        if self.machines[machine].clone_of.is_some() {
+            return;
+        }
+        let Some(node) = self.machines[machine].node.take() else { return };
+        self.power_off(machine);
+        self.note(|| format!("machine {machine} is lost with its disk"));
+        self.count("machines lost");
+        let key = key(self.draw() + FIRST_FRESH_KEY);
+        let present = &mut self.machines[machine];
+        (present.disk, present.image, present.ticket) = (Disk::new(key), None, None);
+        present.is_another = true;
+        self.operators.lost.insert(node);
+    }
+
     /// The image of one machine runs on another, at the same time.
     pub(crate) fn clone_machine(&mut self, machine: usize) {
         let Some(image) = self.machines[machine].image.take() else { return };
@@ -325,6 +381,10 @@ impl World {
         }
         image.engine.down_until = 0;
         image.told.excused = true;
+        image.doubted = true;
+        for on in image.disks.cells.values_mut() {
+            on.excused = true;
+        }
         self.machines[machine].disk = image;
     }
 

@@ -1,6 +1,6 @@
 //! People with a key to the coordinator, and the network between: calls and answers get lost, calls come twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_coordinator_core::keys::KeyCommand;
 use berth_coordinator_core::moves::{MoveCommand, MoveUser};
@@ -8,8 +8,9 @@ use berth_coordinator_core::pending::{NotSent, Order as CellOrder};
 use berth_coordinator_core::placement::Policy;
 use berth_coordinator_core::{Actor, Command, Event, Fact};
 use berth_shared::credential::{SecretHash, bearer_token};
-use berth_shared::ids::{CellId, NodeId, OperatorKeyId};
+use berth_shared::ids::{CellId, Generation, NodeId, OperatorKeyId};
 use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::Millis;
 use berth_shared::wire::{CommandVerb, CoordinatorFrame};
 
@@ -70,6 +71,10 @@ pub(crate) struct Operators {
     pub(crate) secrets: BTreeMap<String, Owned>,
     /// The order for each machine that is to get a token.
     pub(crate) tokens: BTreeMap<usize, usize>,
+    /// Nodes whose machine and disk are gone.
+    pub(crate) lost: BTreeSet<NodeId>,
+    /// Restores that were ordered, under which assignment.
+    ordered: BTreeSet<(CellId, SnapshotId, Generation)>,
 }
 
 pub(crate) fn bytes(number: u64) -> [u8; 16] {
@@ -118,6 +123,11 @@ impl Operators {
     pub(crate) fn good_secret(&self, cell: CellId) -> Option<String> {
         let mut owned = self.secrets.iter().filter(|(_, owned)| owned.cell == cell);
         owned.find(|(_, o)| o.issued && o.revoked_at.is_none()).map(|(text, _)| text.clone())
+    }
+
+    /// Did somebody order that this cell is put back to this snapshot?
+    pub(crate) fn ordered(&self, cell: CellId, snapshot: SnapshotId, under: Option<Generation>) -> bool {
+        under.is_some_and(|generation| self.ordered.contains(&(cell, snapshot, generation)))
     }
 
     /// An order that waits for its answer for too long, though the coordinator that got it lives.
@@ -212,6 +222,9 @@ impl World {
                 let Some(home) = home else {
                     return self.order_decided(order, Err(Problem::new(Code::UnknownUser, "gone")));
                 };
+                if let CommandVerb::Restore { snapshot } = verb {
+                    self.operators.ordered.insert((cell, snapshot, home.generation));
+                }
                 let sent = CellOrder { cell, generation: home.generation, verb, wait: ORDER_WAIT };
                 let connection = process.sessions.get(&home.node).map(|session| session.connection);
                 match process.pending.send(now, home.node, sent, order) {
@@ -297,7 +310,7 @@ impl World {
                 // Somebody else may have read it over the operator's shoulder.
                 if self.strikes(100) {
                     let thief = self.pick(NODES);
-                    if self.machines[thief].node.is_none() {
+                    if self.machines[thief].node.is_none() && !self.machines[thief].is_another {
                         self.bring(thief, &ticket);
                     }
                 }

@@ -6,8 +6,10 @@ use berth_coordinator_core::Command;
 use berth_coordinator_core::command::NewUser;
 use berth_coordinator_core::keys::KeyCommand;
 use berth_coordinator_core::placement::Policy;
+use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_shared::credential::{SecretHash, bearer_token};
 use berth_shared::ids::{CellId, NodeId, Slug, TokenId, UserId};
+use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::Millis;
 use berth_shared::wire::CommandVerb;
 
@@ -26,7 +28,9 @@ impl World {
         self.later(wait, Happening::Operator);
         self.bring_tokens();
         self.look_after_nodes(300);
-        match self.dice.between(0, 24) {
+        self.look_after_lost(300);
+        match self.dice.between(0, 25) {
+            25 => self.purge_key(),
             0..6 => self.create_user(),
             6 => self.remove_user(),
             7..10 => self.issue_bearer(),
@@ -60,7 +64,13 @@ impl World {
 
     pub(crate) fn order_a_cell(&mut self) {
         let Some(cell) = self.any_cell() else { return };
-        let verb = match self.dice.between(0, 9) {
+        let verb = match self.dice.between(0, 15) {
+            10..12 => CommandVerb::Snapshot,
+            12..14 => CommandVerb::Archive,
+            14.. => match self.any_snapshot(cell) {
+                Some(snapshot) => CommandVerb::Restore { snapshot },
+                None => CommandVerb::Snapshot,
+            },
             0..4 => CommandVerb::Wake,
             4..6 => CommandVerb::Sleep { freeze: true },
             6..8 => CommandVerb::Sleep { freeze: false },
@@ -68,6 +78,58 @@ impl World {
             _ => CommandVerb::Logs { lines: 1 },
         };
         self.place(What::Cell { cell, verb });
+    }
+
+    /// One that is or was this user's HEAD: what is listed.
+    fn any_snapshot(&mut self, cell: CellId) -> Option<SnapshotId> {
+        let kept = self.truth.heads.get(&self.truth.cells.get(&cell)?.user)?.clone();
+        let which = self.pick(kept.len());
+        kept.get(which).copied()
+    }
+
+    /// The key of somebody who was removed is destroyed.
+    fn purge_key(&mut self) {
+        let count = self.truth.gone_users.len();
+        if count > 0 {
+            let which = self.pick(count);
+            let user = self.truth.gone_users[which];
+            self.place(What::Fleet(Box::new(Command::Snapshot(SnapshotCommand::PurgeKey { user }))));
+        }
+    }
+
+    /// What operators do about nodes that will never come back: they say so, give the users to others, and forget the node.
+    pub(crate) fn look_after_lost(&mut self, per_mille: u64) {
+        let lost: Vec<NodeId> = self.operators.lost.iter().copied().collect();
+        for node in lost {
+            let Some(off) = self.truth.nodes.get(&node).map(|member| member.off) else {
+                self.operators.lost.remove(&node);
+                continue;
+            };
+            // It was set up anew, and is that node again.
+            if self.machine_of(node).is_some_and(|machine| self.machines[machine].clone_of.is_none()) {
+                self.operators.lost.remove(&node);
+                continue;
+            }
+            if !self.dice.per_mille(per_mille) {
+                continue;
+            }
+            let lives_there = |known: &crate::truth::Known| known.home.is_some_and(|(home, _)| home == node);
+            let users: Vec<CellId> = self
+                .truth
+                .cells
+                .iter()
+                .filter(|(_, known)| lives_there(known))
+                .map(|(cell, _)| *cell)
+                .collect();
+            if !off {
+                self.place(What::Off(node));
+            } else if users.is_empty() {
+                self.remove_node(Some(node));
+            }
+            for cell in users {
+                self.place(What::Move(cell));
+            }
+        }
     }
 
     pub(crate) fn any_node(&mut self) -> Option<NodeId> {

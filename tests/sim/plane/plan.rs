@@ -34,6 +34,10 @@ pub(crate) struct Plan {
     pub(crate) agent_dies: u64,
     /// The coordinator dies between two effects, or at a write of its journal.
     pub(crate) coordinator_dies: u64,
+    /// The bucket does not take a snapshot, or does not give one.
+    pub(crate) store_fails: u64,
+    /// How often cells that are up are snapshotted.
+    pub(crate) snapshot_every: At,
     /// A call of an operator, or its answer, is lost; or the call comes twice.
     pub(crate) calls_lost: u64,
     /// How often each of the disasters comes.
@@ -67,6 +71,8 @@ impl Plan {
             agent_dies: chance(15),
             coordinator_dies: chance(40),
             calls_lost: chance(200),
+            store_fails: chance(150),
+            snapshot_every: dice.between(2, 60) * MINUTE,
             faults_until,
             disaster_every: if dice.per_mille(100) { 0 } else { faults_until / dice.between(10, 60) },
             // Long enough for a lease and the coordinator's margin to pass.

@@ -240,6 +240,7 @@ impl World {
             return self.broken("wake", &format!("a request reaches the suspended {}", short(cell)));
         }
         self.check_routed(machine, cell);
+        self.touches(machine, cell);
         for request in held {
             self.requests.calls[request].fate = Fate::In { run };
             let takes = if self.dice.per_mille(150) { self.dice.between(1, 120) * SECOND } else { 200 };

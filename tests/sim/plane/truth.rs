@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_coordinator_core::event::{KeyFact, MoveFact};
+use berth_coordinator_core::event::{KeyFact, MoveFact, SnapshotFact};
 use berth_coordinator_core::{Event, Fact};
 use berth_shared::credential::SecretHash;
 use berth_shared::ids::{CellId, Generation, JoinCounter, NodeId, Slug, TokenId, UserId};
 use berth_shared::signing::PublicKey;
+use berth_shared::snapshot::SnapshotId;
 
 use crate::plan::{At, MINUTE};
 
@@ -16,6 +17,7 @@ const UNDONE_WITHIN: At = 12 * MINUTE;
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) slug: Slug,
+    pub(crate) user: UserId,
     pub(crate) home: Option<(NodeId, Generation)>,
     pub(crate) bearers: Vec<SecretHash>,
 }
@@ -82,6 +84,10 @@ pub(crate) struct Truth {
     given: BTreeMap<Slug, Generation>,
     used: BTreeMap<TokenId, NodeId>,
     gone: BTreeSet<CellId>,
+    pub(crate) gone_users: Vec<UserId>,
+    /// What was ever each user's HEAD, the newest last; and what never may be.
+    pub(crate) heads: BTreeMap<UserId, Vec<SnapshotId>>,
+    pub(crate) orphans: BTreeSet<SnapshotId>,
     /// The counter of each node's newest session; and of whom any is taken next.
     counters: BTreeMap<NodeId, JoinCounter>,
     any_counter: BTreeSet<NodeId>,
@@ -100,6 +106,11 @@ impl Truth {
     /// How many facts there are.
     pub(crate) const fn events(&self) -> u64 {
         self.events
+    }
+
+    /// The user's newest snapshot.
+    pub(crate) fn head_of(&self, cell: CellId) -> Option<SnapshotId> {
+        self.heads.get(&self.cells.get(&cell)?.user)?.last().copied()
     }
 
     pub(crate) fn cell_of(&self, user: UserId) -> Option<CellId> {
@@ -130,7 +141,7 @@ impl Truth {
         self.events += 1;
         match &event.fact {
             Fact::UserCreated { user, cell, slug, .. } => {
-                let known = Known { slug: slug.clone(), home: None, bearers: vec![] };
+                let known = Known { slug: slug.clone(), user: *user, home: None, bearers: vec![] };
                 if self.cells.values().any(|other| other.slug == *slug) {
                     return Err(format!("two users are called {slug}"));
                 }
@@ -143,6 +154,7 @@ impl Truth {
                 let cell = self.users.remove(user).ok_or("a stranger is removed")?;
                 self.cells.remove(&cell);
                 self.gone.insert(cell);
+                self.gone_users.push(*user);
             }
             Fact::Assigned { user, node, generation, .. } => {
                 if !self.nodes.contains_key(node) {
@@ -189,6 +201,19 @@ impl Truth {
                 }
                 if self.nodes.get(node).is_none_or(|member| member.revoked) {
                     return Err("a node is let in that is revoked or not there".to_owned());
+                }
+            }
+            Fact::Snapshot(SnapshotFact::HeadMoved { user, snapshot }) => {
+                let heads = self.heads.entry(*user).or_default();
+                if self.orphans.contains(&snapshot.id) || heads.contains(&snapshot.id) {
+                    return Err(format!("{} is HEAD, and was an orphan or HEAD before", snapshot.id));
+                }
+                heads.push(snapshot.id);
+            }
+            Fact::Snapshot(SnapshotFact::SnapshotOrphaned { user, snapshot, .. }) => {
+                self.orphans.insert(snapshot.id);
+                if self.heads.get(user).is_some_and(|heads| heads.contains(&snapshot.id)) {
+                    return Err(format!("{} is an orphan, and was HEAD before", snapshot.id));
                 }
             }
             Fact::Key(fact) => self.write_key(fact)?,

@@ -1,18 +1,20 @@
 //! The node's end of the link, driven: dial, store, hello, live; keys; what is delivered to the agent.
 
 use berth_node_agent_core::memory::Record;
-use berth_node_agent_core::{agent, lease};
+use berth_node_agent_core::{agent, lease, snapshots};
 use berth_shared::cell::CellStatus;
 use berth_shared::link::node;
 use berth_shared::signing::{Purpose, Signature, new_node_key};
 use berth_shared::time::Millis;
 use berth_shared::wire::{
-    CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, HOLDING_SINCE, Hello, NodeFrame, NodeLoad,
+    CommandVerb, CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, HOLDING_SINCE, Hello, NodeFrame,
+    NodeLoad,
 };
 
 use crate::machine::{FIRST_FRESH_KEY, key};
 use crate::net::{Errand, Toward};
 use crate::plan::facts;
+use crate::turn::Turn;
 use crate::world::{Happening, World};
 
 impl World {
@@ -128,6 +130,7 @@ impl World {
                     .collect();
                 let desired = life.memory.desired.as_ref().map_or(0, |desired| desired.revision);
                 self.send(connection, NodeFrame::Heartbeat { load: NodeLoad::default(), cells, desired });
+                self.tell_snapshots(machine);
             }
             node::Effect::Online { version, .. } => {
                 life.heard = Some(now.boot);
@@ -201,9 +204,42 @@ impl World {
                 let event = lease::Event::Welcomed { at: now, length: autonomy };
                 self.give(machine, agent::Event::Lease(event));
                 self.tell_holding(machine, autonomy);
+                if let Some(life) = &mut self.machines[machine].life {
+                    life.heads.welcomed();
+                }
+                self.tell_snapshots(machine);
             }
             CoordinatorFrame::Desired(desired) => self.desired(machine, desired),
-            CoordinatorFrame::Command(command) => self.give(machine, agent::Event::Command(command)),
+            CoordinatorFrame::Command(command) => {
+                let Some(life) = &self.machines[machine].life else { return };
+                let mut turn = Turn::default();
+                if command.verb == CommandVerb::Archive {
+                    let cover = life.heads.cover(&life.agent, &life.memory);
+                    self.step(machine, agent::Event::Covered(cover), &mut turn);
+                }
+                self.step(machine, agent::Event::Command(command), &mut turn);
+                self.end_turn(machine, turn);
+            }
+            CoordinatorFrame::Bucket(bucket) => {
+                let every = bucket.every;
+                let Some(life) = &mut self.machines[machine].life else { return };
+                life.heads.bucket_named(*bucket);
+                let mut turn = Turn::default();
+                self.has_bucket(machine, true, &mut turn);
+                self.step_snapshots(machine, snapshots::Event::Every(every), &mut turn);
+                self.know_repositories(machine, &mut turn);
+                self.end_turn(machine, turn);
+            }
+            CoordinatorFrame::Repositories { users } => {
+                let Some(life) = &mut self.machines[machine].life else { return };
+                life.heads.repositories(users);
+                let mut turn = Turn::default();
+                self.know_repositories(machine, &mut turn);
+                self.end_turn(machine, turn);
+            }
+            CoordinatorFrame::SnapshotJudged { snapshot, outcome, .. } => {
+                self.snapshot_judged(machine, snapshot, &outcome);
+            }
             _ => {}
         }
     }

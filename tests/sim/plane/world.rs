@@ -7,6 +7,7 @@ use berth_node_agent_core::cell::{OpId, Outcome, Seen};
 use berth_shared::ids::CellId;
 
 use crate::coordinator::Coordinator;
+use crate::data::{Bucket, States};
 use crate::dice::Dice;
 use crate::engine::Op;
 use crate::machine::Machine;
@@ -14,6 +15,7 @@ use crate::net::{Connection, Toward};
 use crate::operators::Operators;
 use crate::plan::{At, MINUTE, NODES, Plan};
 use crate::requests::Requests;
+use crate::snaps::{Taken, Taking};
 use crate::truth::Truth;
 
 /// More happenings than this in one story mean that somebody spins.
@@ -30,6 +32,7 @@ pub(crate) enum Happening {
     // The coordinator.
     CoordinatorStarts,
     Commit { life: u64 },
+    MakeKeys { life: u64 },
     PeerAlarm { life: u64, connection: usize },
     Expire { life: u64 },
     // The machines.
@@ -43,6 +46,10 @@ pub(crate) enum Happening {
     Fenced { machine: usize, life: u64, cell: CellId, op: OpId },
     Ends { machine: usize, cell: CellId, run: u64, code: i64 },
     Noticed(Box<(usize, u64, CellId, Seen)>),
+    TakeWrites(Box<Taking>),
+    TakeEnded(Box<(Taking, Taken)>),
+    NotTaken { machine: usize, life: u64, cell: CellId, run: u64 },
+    LookAtDisk { machine: usize },
     // People.
     Request,
     LateCall { machine: usize, cell: CellId },
@@ -102,6 +109,8 @@ pub(crate) struct World {
     pub(crate) operators: Operators,
     pub(crate) requests: Requests,
     pub(crate) truth: Truth,
+    pub(crate) states: States,
+    pub(crate) bucket: Bucket,
     pub(crate) judging: crate::judge::Stage,
     trace_max: usize,
     trace: VecDeque<String>,
@@ -129,6 +138,8 @@ impl World {
             operators: Operators::default(),
             requests: Requests::default(),
             truth: Truth::default(),
+            states: States::default(),
+            bucket: Bucket::default(),
             judging: crate::judge::Stage::default(),
             trace_max,
             trace: VecDeque::new(),
@@ -250,6 +261,7 @@ impl World {
             Happening::Breaks { connection, toward } => self.breaks(connection, toward),
             Happening::CoordinatorStarts => self.coordinator_starts(),
             Happening::Commit { life } => self.commit(life),
+            Happening::MakeKeys { life } => self.make_keys(life),
             Happening::PeerAlarm { life, connection } => self.peer_alarm(life, connection),
             Happening::Expire { life } => self.expire(life),
             Happening::PowerOn { machine } => self.power_on(machine),
@@ -262,6 +274,10 @@ impl World {
             Happening::Fenced { machine, life, cell, op } => self.fenced(machine, life, cell, op),
             Happening::Ends { machine, cell, run, code } => self.container_ends(machine, cell, run, code),
             Happening::Noticed(noticed) => self.noticed(*noticed),
+            Happening::TakeWrites(take) => self.take_writes(take),
+            Happening::TakeEnded(ended) => self.take_ended(&ended.0, ended.1),
+            Happening::NotTaken { machine, life, cell, run } => self.not_taken(machine, life, cell, run),
+            Happening::LookAtDisk { machine } => self.look_at_disk(machine),
             Happening::Request => self.somebody_comes(),
             Happening::LateCall { machine, cell } => self.late_call(machine, cell),
             Happening::TryAgain { machine, cell } => self.let_in(machine, cell),

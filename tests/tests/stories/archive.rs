@@ -105,7 +105,7 @@ async fn a_stopped_cell_is_archived_when_told_so_and_is_back_with_its_data_when_
 
 #[tokio::test]
 async fn a_disk_that_is_short_is_left_by_whom_nobody_uses() {
-    let short = ["disk_high_percent=1", "disk_low_percent=0"].map(ToOwned::to_owned);
+    let short = ["disk_high_percent=1", "disk_low_percent=0", "disk_rest_s=0"].map(ToOwned::to_owned);
     let story = Story::with(Options { agent: short.to_vec(), ..Options::default() }).await;
     let anna = story.world.create_running("anna", Rest::Stop, SOON).await;
     let ben = story.world.create_running("ben", Rest::AlwaysOn, NOT_IN_THIS_STORY).await;

@@ -6,6 +6,7 @@
 //! - an orphan is forgotten with its user's key only;
 //! - a user whose key was purged has no vault any more, and never gets one again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_shared::ids::{CellId, Generation, KeyId, NodeId, Slug, UserId};
@@ -55,6 +56,21 @@ pub struct Orphan {
     pub node: Option<NodeId>,
     /// The generation that was in force; `None`: there was none.
     pub current: Option<Generation>,
+}
+
+/// What a node has to be told of the repository of a user who lives there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due<'a> {
+    /// Whose.
+    pub user: UserId,
+    /// The user's cell.
+    pub cell: CellId,
+    /// The assignment for which it is told.
+    pub generation: Generation,
+    /// Names the key.
+    pub key: KeyId,
+    /// The snapshot to begin from, where the node does not hold the data.
+    pub head: Option<&'a Snapshot>,
 }
 
 impl Orphan {
@@ -120,6 +136,22 @@ impl Fleet {
     /// Is there a user of this id now?
     pub fn user_by_id(&self, user: UserId) -> Option<&super::User> {
         self.users.get(&user).map(|user| &**user)
+    }
+
+    /// What a session of this node has to be told of repositories, beyond what it was told: for which assignment, and with
+    /// which key.
+    pub fn repositories_due<'a>(
+        &'a self,
+        node: &'a Node,
+        told: &BTreeMap<UserId, (Generation, KeyId)>,
+    ) -> impl Iterator<Item = Due<'a>> {
+        node.users.iter().filter_map(move |user| {
+            let found = self.user_by_id(*user)?;
+            let (home, vault) = (found.home.as_ref()?, self.vault(*user)?);
+            let (generation, key) = (home.generation, vault.key);
+            let due = Due { user: *user, cell: found.cell, generation, key, head: vault.head.as_ref() };
+            (told.get(user) != Some(&(generation, key))).then_some(due)
+        })
     }
 
     /// The users of now that have no repository key yet, in the order of their ids.

@@ -166,6 +166,32 @@ fn a_repeated_command_is_answered_from_memory_and_not_done_again() {
 }
 
 #[test]
+fn a_repeated_command_to_take_a_snapshot_takes_one() {
+    let memory = Memory {
+        desired: Some(DesiredState {
+            revision: 1,
+            domain: "d".into(),
+            assignments: vec![assignment(1)],
+            removed: vec![],
+        }),
+        ..Memory::default()
+    };
+    let mut agent = Agent::new(now(), &memory, 2);
+    let cell = CellId::from_random([1; 16]);
+    let command = |seq| {
+        let generation = assignment(1).generation;
+        Event::Command(Command { seq, cell, generation, ttl: Millis::secs(10), verb: CommandVerb::Snapshot })
+    };
+    assert_eq!(step(&mut agent, command(1)), [Effect::Snapshot { seq: 1, cell }]);
+    assert_eq!(step(&mut agent, command(1)), [], "under way");
+    let outcome = Err(Problem::new(Code::SnapshotFailed, "no"));
+    let done = [Effect::CommandDone { seq: 1, outcome: outcome.clone() }];
+    assert_eq!(step(&mut agent, Event::Answered { seq: 1, outcome }), done);
+    assert_eq!(step(&mut agent, command(1)), done, "the same answer");
+    assert_eq!(step(&mut agent, command(2)), [Effect::Snapshot { seq: 2, cell }]);
+}
+
+#[test]
 fn a_cell_that_is_not_desired_any_more_is_removed_and_its_route_taken_away() {
     let mut agent = Agent::new(now(), &Memory::default(), 2);
     let mut effects = step(&mut agent, desired(&[1]));

@@ -57,7 +57,10 @@ impl Cell {
 
     pub(super) fn restore_done(&mut self, now: Now, outcome: Outcome, random: u64, out: &mut Vec<Effect>) {
         match (outcome, self.data) {
-            (Outcome::Restored, _) => self.data = Data::Here,
+            (Outcome::Restored, _) => {
+                self.data = Data::Here;
+                self.scheduled.agenda.restored(now.boot.since(self.granted_at));
+            }
             (Outcome::NotRestored(problem), Data::In { over: true, .. }) => {
                 // It goes on with what it has: whoever ordered the restore is told.
                 self.data = Data::Here;

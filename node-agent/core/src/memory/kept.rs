@@ -27,6 +27,9 @@ pub struct Kept {
     /// The data is in this one only: the cell left the disk, and has not been put back since. Has records of its own.
     #[serde(skip)]
     pub archived: Option<SnapshotId>,
+    /// A start of it was intended here. Has records of its own at a snapshot of the journal.
+    #[serde(skip)]
+    pub may_have_run: bool,
 }
 
 /// Of all cells.
@@ -151,12 +154,17 @@ impl Repositories {
     /// The cell is about to be started, which it never is before its data is whole: a record of that found no room.
     pub(super) fn started(&mut self, cell: CellId) {
         self.dirtied(cell);
-        if let Some(kept) = self.cells.get_mut(&cell)
-            && let Some(snapshot) = kept.restoring.take().or(kept.archived)
-        {
+        self.may_have_run(cell);
+        let kept = self.of(cell);
+        if let Some(snapshot) = kept.restoring.take().or(kept.archived) {
             kept.archived = None;
             kept.restored = Some(snapshot);
         }
+    }
+
+    /// From here on something of the cell's may lie on its disk.
+    pub(super) fn may_have_run(&mut self, cell: CellId) {
+        self.of(cell).may_have_run = true;
     }
 
     /// The cell is up, or about to be: its newest snapshot does not stand for what is there any more.

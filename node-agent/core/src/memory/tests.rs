@@ -553,6 +553,29 @@ fn a_cell_begins_from_its_snapshot_only_where_it_never_was_up() {
 }
 
 #[test]
+fn a_start_whose_end_was_never_reported_may_have_left_data() {
+    let head = SnapshotId::from_bytes([3; 32]);
+    let bucket = Record::Step(Step::Bucket(true));
+    let memory = remembering([bucket.clone(), intent(1, IntentVerb::Start)]);
+    assert!(memory.cells[&cell(1)].is_new(), "whether it came up nobody has said");
+    let dirty = |memory: &Memory| crate::heads::known(memory, cell(1), UnixMs(9)).dirty;
+    for memory in [remembering(memory.snapshot()), memory] {
+        assert_eq!(
+            memory.data_of(cell(1), Some(Some(head))),
+            Data::Here,
+            "nothing is put over what it wrote"
+        );
+        assert!(dirty(&memory), "and that is snapshotted");
+    }
+    let created = remembering([bucket, intent(1, IntentVerb::Create)]);
+    assert_eq!(created.data_of(cell(1), Some(Some(head))), Data::In { snapshot: head, over: false });
+    assert!(!dirty(&created), "a cell that was never up holds nothing");
+    let (kind, version, payload) = Record::MayHaveRun(vec![cell(1)]).encode().unwrap();
+    let bytes = payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!((kind, version, bytes), (45, 1, "0100000000000000".to_owned() + &"01".repeat(16)));
+}
+
+#[test]
 fn more_snapshots_than_are_waited_for_push_the_oldest_out() {
     let mut memory = Memory::default();
     for seq in 0..=UNTOLD_MAX as u64 {

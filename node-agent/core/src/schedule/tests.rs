@@ -242,3 +242,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn how_long_a_fetch_took_counts_for_the_next_wake_of_an_archived_cell() {
+    let mut agenda = agenda(&[]);
+    let boot = BOOT_FIRST.0 + BOOT_MARGIN.0;
+    let fetch = |agenda: &Agenda| Millis(agenda.lead(Way::Restore).0 - boot);
+    assert_eq!(fetch(&agenda), RESTORE_FIRST);
+    agenda.restored(Millis::secs(10));
+    assert_eq!(fetch(&agenda), RESTORE_FIRST, "one quick one says little");
+    agenda.restored(Millis::minutes(20));
+    assert_eq!(fetch(&agenda), Millis::minutes(20), "it would have been too late");
+    for _ in 0..SPANS_MAX {
+        agenda.restored(Millis::secs(10));
+    }
+    assert_eq!(fetch(&agenda), Millis::secs(10));
+    agenda.restored(Millis::minutes(24 * 60));
+    assert_eq!(fetch(&agenda), RESTORE_MAX);
+    assert_eq!(agenda.lead(Way::Boot), Millis(boot), "nobody else waits for that");
+}

@@ -116,3 +116,61 @@ fn an_order_archives_what_is_covered_and_is_answered_when_it_is_gone() {
     };
     assert!(done.iter().any(is_done), "{done:?}");
 }
+
+/// Has a cell sleep at this moment.
+fn falls_asleep(agent: &mut Agent, seed: u8) {
+    let address = "10.0.0.2:1".parse().unwrap();
+    let order = |seq, verb| {
+        let (cell, generation) = (id(seed), assignment(seed).generation);
+        Event::Command(Command { seq, cell, generation, verb, ttl: Millis::secs(60) })
+    };
+    let mut effects = step(agent, order(1, CommandVerb::Wake));
+    effects.extend(step(agent, order(2, CommandVerb::Sleep { freeze: false })));
+    for turn in 0.. {
+        let open = operations(&effects);
+        if open.is_empty() && turn > 3 {
+            break;
+        }
+        effects = vec![];
+        for (cell, op, verb) in open {
+            let outcome = match verb {
+                Verb::Create => Outcome::Created { by: 1 },
+                Verb::Start => Outcome::Started { address },
+                Verb::AwaitReady => Outcome::Ready,
+                Verb::Observe => Outcome::Observed(cell::Observation::default()),
+                Verb::Fence => {
+                    Outcome::Fenced(CellActivity { cell, idle: None, open_requests: 0, open_sockets: 0 })
+                }
+                Verb::Suspend => Outcome::Suspend(cell::SuspendAnswer::Ready { lease: Millis::minutes(2) }),
+                Verb::Stop => Outcome::Ended { code: 0 },
+                other => panic!("{other:?}"),
+            };
+            effects.extend(step(agent, Event::Cell(cell, cell::Event::Done { op, outcome })));
+        }
+        if effects.is_empty() {
+            effects = step(agent, order(9 + turn, CommandVerb::Sleep { freeze: false }));
+        }
+    }
+    assert_eq!(agent.cell(id(seed)).unwrap().state(), CellState::Stopped);
+}
+
+#[test]
+fn one_that_has_only_just_fallen_asleep_stays_until_nothing_else_is_left() {
+    let (mut agent, cover) = stopped(&[1, 2]);
+    falls_asleep(&mut agent, 2);
+    let proof = look(&mut agent, &cover, short());
+    assert_eq!(verbs(&proof), [(id(1), Verb::Verify)], "who has rested for longer goes first");
+    let removal = finish(&mut agent, &proof, &Outcome::Verified);
+    finish(&mut agent, &removal, &Outcome::Archived);
+    assert_eq!(look(&mut agent, &cover, short()), [], "its user may come back");
+    let full = Event::Disk(Sample { total: Bytes(100), free: Bytes(5) });
+    assert_eq!(verbs(&look(&mut agent, &cover, full)), [(id(2), Verb::Verify)]);
+
+    let (mut agent, cover) = stopped(&[2]);
+    falls_asleep(&mut agent, 2);
+    let rested = disk::Limits::default().rest_min;
+    let later = Now { boot: now().boot.after(rested), wall: UnixMs(now().wall.0 + rested.0) };
+    agent.step(later, Event::Covered(cover), &mut || 7);
+    let effects = agent.step(later, short(), &mut || 7);
+    assert_eq!(verbs(&effects), [(id(2), Verb::Verify)]);
+}

@@ -200,7 +200,7 @@ fn its_own_schedule_wakes_an_archived_cell_early_enough_for_its_restore() {
     let stopped = scene.cell.next_wake(scene.now).unwrap();
     scene.told_to_leave(Some(snapshot())).done(Outcome::Verified).done(Outcome::Archived);
     let archived = scene.cell.next_wake(scene.now).unwrap();
-    assert_eq!(stopped.since(archived), Millis(5 * 60_000 - 5_000));
+    assert_eq!(stopped.since(archived), crate::schedule::RESTORE_FIRST);
     while !scene.cell.waits_for_permit() {
         let next = scene.cell.next_deadline().expect("it is looked at again");
         scene.later(next.since(scene.now.boot));

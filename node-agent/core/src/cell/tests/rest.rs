@@ -240,3 +240,19 @@ fn a_consent_that_is_over_before_it_can_be_used_is_not_asked_for_again_at_once()
     let due = scene.cell.next_deadline().unwrap().since(scene.now.boot);
     assert!(due.0 >= REST_RETRY_FIRST.0 / 2, "{due}");
 }
+
+#[test]
+fn whoever_gives_a_cell_up_that_is_tried_again_and_again_is_told_that_it_is_stopped() {
+    let mut scene = Scene::with(IdleRest::Stop, &Remembered::default());
+    scene.done(Outcome::Looked(Seen::Absent));
+    for _ in 0..=START_TRIES_MAX {
+        scene.event(Event::Granted).done(failed(Code::UnknownImage));
+        assert_eq!(scene.cell.state(), CellState::Starting, "it is tried again");
+        scene.later(FIRST_START_RETRY_MAX);
+    }
+    scene.event(Event::Granted).done(failed(Code::UnknownImage));
+    scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(1) });
+    assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
+    assert_eq!(scene.cell.state(), CellState::Stopped);
+    assert!(scene.out.contains(&Effect::Changed), "{:?}", scene.out);
+}
