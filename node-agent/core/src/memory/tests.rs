@@ -2,6 +2,7 @@
 
 use super::*;
 use berth_shared::cell::{CellSize, CellSpec, IdleRest, RestPolicy, SleepTerms, Workload};
+use berth_shared::codec;
 use berth_shared::ids::{Generation, JoinCounter, SessionNonce, UserId};
 use berth_shared::snapshot::{Snapshot, TreeHash};
 use berth_shared::time::{Millis, UnixMs};
