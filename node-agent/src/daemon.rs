@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use crate::hands::Hands;
 use crate::keys::KeyFiles;
 use crate::link::Side;
 use crate::metrics::Metrics;
-use crate::netrules::{NetRules, RulesConfig, Standing};
+use crate::netrules::{self, NetRules, RulesConfig, Standing};
 use crate::projection::{Endpoint, List, Projection};
 use crate::quota::{Backend, Quota};
 use crate::reading::RepositoriesSocket;
@@ -64,6 +65,14 @@ const FRAMES_MAX: usize = 1024;
 )]
 struct NotJoined;
 
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the interface `{name}` of this machine would be taken for a cell's: choose a `bridge_prefix` that no other name begins with"
+)]
+struct ForeignInterface {
+    name: String,
+}
+
 /// An agent that runs as the tasks it was given.
 #[derive(Debug)]
 pub struct Running {
@@ -83,6 +92,10 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     let next_pin = store.memory().next_pin;
     let cell_env = read_cell_env(&config)?;
     let pool = config.slot_pool().map_err(|error| Exit::Usage.because(error))?;
+    let foreign = netrules::foreign_interface(pool.bridges(), Path::new("/sys/class/net"));
+    if let Some(name) = foreign.map_err(|error| Exit::Unavailable.because(error))? {
+        return Err(Exit::Config.because(ForeignInterface { name }));
+    }
     let boot = facts::boot_id().map_err(|error| Exit::Unavailable.because(error))?;
     let mut store = store;
     if store.memory().boot != Some(boot) {

@@ -20,6 +20,7 @@ use berth_node_agent_core::lease::ASKS_FOR;
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::schedule::Schedule;
 use berth_node_agent_core::slot::Slot;
+use berth_node_agent_core::snapshots as taking;
 use berth_shared::cell::CellStatus;
 use berth_shared::door::ToIngress;
 use berth_shared::ids::{CellId, Generation};
@@ -149,6 +150,8 @@ pub enum Input {
         /// How.
         outcome: Result<CommandOutcome, Problem>,
     },
+    /// What came of a worker could not be written: no snapshot that is known stands for what is on the cell's disk.
+    SnapshotUnwritten(CellId),
     /// One could not be started.
     SnapshotNotBegun {
         /// Of which cell.
@@ -249,7 +252,9 @@ struct Turn {
     /// Snapshots to be begun, with the machine's number.
     takes: Vec<(u64, Take)>,
     /// What else the machine of snapshots wants.
-    snapshots: Vec<berth_node_agent_core::snapshots::Effect>,
+    snapshots: Vec<taking::Effect>,
+    /// Cells of which a worker has ended well: what came of it is among the records.
+    taken: Vec<CellId>,
     /// There is a snapshot that the coordinator does not know of.
     tells_snapshots: bool,
     /// Cells whose state may be another one now.
@@ -518,6 +523,7 @@ impl<R: Runtime> Driver<R> {
             Input::SnapshotAnswered { seq, outcome } => {
                 self.step(agent::Event::Answered { seq, outcome }, turn);
             }
+            Input::SnapshotUnwritten(cell) => self.step_snapshots(taking::Event::Dirtied(cell), turn),
             Input::SnapshotNotBegun { cell, run } => self.snapshot_not_begun(cell, run, turn),
             Input::Ask(Ask::Store(mark, welcomed, answer)) => {
                 turn.records.push(Record::Session(mark, welcomed));

@@ -34,6 +34,8 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,24 @@ use nft::{Nft, Normal};
 /// The table's name, of the family `inet`: an agent whose bridges have names of their own has a table of its own.
 pub fn table(bridges: BridgePrefix) -> String {
     if bridges == BridgePrefix::default() { "berth".to_owned() } else { format!("berth_{bridges}") }
+}
+
+/// An interface of the machine that the rules would take for a cell's: its name begins so, and it is no bridge with a number.
+///
+/// # Errors
+/// The interfaces could not be listed. `classes` is /sys/class/net (sysfs(5)).
+pub fn foreign_interface(bridges: BridgePrefix, classes: &Path) -> io::Result<Option<String>> {
+    let prefix = bridges.to_string();
+    for entry in std::fs::read_dir(classes)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(number) = name.strip_prefix(&prefix) else { continue };
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number || !entry.path().join("bridge").is_dir() {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// Most `egress_allow` entries: each is a rule that every packet of a cell passes.

@@ -34,7 +34,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::door::{DoorError, IngressSocket};
 use crate::driver::Input;
@@ -245,11 +245,13 @@ struct Content {
     rest: mpsc::Receiver<Line>,
     listing: Option<Listing>,
     ended: bool,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Content {
     fn new(answer: Answer, listing: Option<Listing>) -> Self {
-        Self { first: Some(answer.first), rest: answer.rest, listing, ended: false }
+        let Answer { first, rest, place } = answer;
+        Self { first: Some(first), rest, listing, ended: false, _place: place }
     }
 
     /// What of the body a line is.
@@ -315,7 +317,7 @@ mod tests {
             to.send(line).await.unwrap();
         }
         drop(to);
-        let reply = reply(Answer { first, rest: rest_of }, part, false).unwrap();
+        let reply = reply(Answer { first, rest: rest_of, place: None }, part, false).unwrap();
         let (head, body) = reply.into_parts();
         let bytes = body.collect().await.map_err(|cut| cut.to_string())?.to_bytes();
         Ok(Response::from_parts(head, bytes))

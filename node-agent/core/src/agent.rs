@@ -11,7 +11,7 @@
 //! command repeated after a lost answer is answered again and not done again.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use berth_shared::cell::{Assignment, CellStatus, SleepStatus, SleepTerms, WakeCause};
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
@@ -146,6 +146,8 @@ pub struct Agent {
     cover: Cover,
     terms: BTreeMap<CellId, SleepTerms>,
     commands: BTreeMap<u64, CellId>,
+    /// Commands to take a snapshot: they may wait for a worker for long, and their machine bounds how many wait for a cell.
+    asked_snapshots: BTreeSet<u64>,
     answers: VecDeque<(u64, Result<CommandOutcome, Problem>)>,
     lease: Lease,
     /// Does the coordinator have a bucket?
@@ -168,6 +170,7 @@ impl Agent {
             cover: Cover::new(),
             terms: memory.later.terms.clone(),
             commands: BTreeMap::new(),
+            asked_snapshots: BTreeSet::new(),
             answers: VecDeque::new(),
             lease: Lease::new(now, boot, memory.lease.as_ref()),
             has_bucket: memory.repositories.has_bucket,
@@ -455,7 +458,7 @@ impl Agent {
             out.push(Effect::CommandDone { seq, outcome: outcome.clone() });
             return;
         }
-        if self.commands.contains_key(&seq) {
+        if self.commands.contains_key(&seq) || self.asked_snapshots.contains(&seq) {
             return; // Under way: its answer goes out once.
         }
         if command.verb == CommandVerb::Purge {
@@ -469,7 +472,7 @@ impl Agent {
                 Code::StaleGeneration,
                 format!("the cell is here under assignment {}", cell.generation()),
             )),
-            Some(_) if self.commands.len() >= COMMANDS_MAX => {
+            Some(_) if self.commands.len() >= COMMANDS_MAX && command.verb != CommandVerb::Snapshot => {
                 Some(Problem::new(Code::NodeBusy, "the node has too many commands under way"))
             }
             Some(_) => None,
@@ -492,7 +495,7 @@ impl Agent {
                 cell::Event::Archive { snapshot, waiter: Some(waiter) }
             }
             CommandVerb::Snapshot => {
-                self.commands.insert(seq, command.cell);
+                self.asked_snapshots.insert(seq);
                 return out.push(Effect::Snapshot { seq, cell: command.cell });
             }
             CommandVerb::Logs { lines } => {
@@ -577,6 +580,7 @@ impl Agent {
     /// The answer goes out, and is kept for the command's repetition.
     fn answered(&mut self, seq: u64, outcome: Result<CommandOutcome, Problem>, out: &mut Vec<Effect>) {
         self.commands.remove(&seq);
+        self.asked_snapshots.remove(&seq);
         if self.answers.len() >= ANSWERS_MAX {
             self.answers.pop_front();
         }

@@ -241,12 +241,13 @@ pub(crate) fn copy_request_headers(from: &HeaderMap, to: &mut HeaderMap) {
 /// with every later request. Read as leniently as a cell may read them; a token is known by its beginning, so the last
 /// few letters may be missing.
 fn holds_token(value: &[u8]) -> bool {
-    let letters = value.iter().skip_while(|byte| **byte != b' ').filter_map(|byte| match byte {
-        b'-' => Some(b'+'),
-        b'_' => Some(b'/'),
-        b'+' | b'/' => Some(*byte),
-        byte => byte.is_ascii_alphanumeric().then_some(*byte),
-    });
+    let letters =
+        value.iter().skip_while(|byte| !matches!(**byte, b' ' | b'\t')).filter_map(|byte| match byte {
+            b'-' => Some(b'+'),
+            b'_' => Some(b'/'),
+            b'+' | b'/' => Some(*byte),
+            byte => byte.is_ascii_alphanumeric().then_some(*byte),
+        });
     let mut letters: Vec<u8> = letters.collect();
     letters.truncate(letters.len() / 4 * 4);
     holds_bearer(value) || data_encoding::BASE64.decode(&letters).is_ok_and(|pair| holds_bearer(&pair))
@@ -323,6 +324,7 @@ mod tests {
         for value in [
             format!("Bearer {token}"),
             format!("bearer\t{token}"),
+            format!("Basic\t{}", data_encoding::BASE64.encode(format!("x:{token}").as_bytes())),
             format!("Bearer {token}x"),
             format!("Basic {token}"),
             format!("Digest a=\"{token}\""),

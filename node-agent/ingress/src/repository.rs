@@ -38,8 +38,9 @@ use crate::metrics::{Outcome, Reading};
 /// Repositories' requests that may be with the agent at a time, of all users. One user's share is the agent's to bound.
 pub(crate) const READS_MAX: usize = 64;
 
-/// How long the agent may take to the head of its answer: a turn, and the store with all its tries.
-const HEAD_MAX: Duration = Duration::from_secs(90);
+/// How long the agent may take to the head of its answer: a turn (20 s) and the store with all its tries (60 s), twice where
+/// a worker ends in between.
+const HEAD_MAX: Duration = Duration::from_secs(170);
 
 /// How long connecting to the agent may take.
 const CONNECT_MAX: Duration = Duration::from_secs(2);

@@ -33,21 +33,22 @@ impl<R: Runtime> Driver<R> {
         }
         let room = written.is_ok();
         let fatal = written.as_ref().is_err_and(StoreError::is_fatal);
-        for answer in turn.stored {
+        for answer in turn.stored.drain(..) {
             // Whoever asked may be gone; then nobody misses the answer.
             let _ = answer.send(written.as_ref().copied().map_err(StoreError::again));
         }
         if fatal {
             return written;
         }
-        for effect in turn.effects {
+        for effect in turn.effects.drain(..) {
             self.carry_out(effect, room);
         }
-        self.carry_out_snapshots(turn.takes, turn.snapshots, room);
-        if turn.tells_snapshots && room {
+        let (tells_snapshots, tells_holding) = (turn.tells_snapshots && room, turn.tells_holding && room);
+        self.carry_out_snapshots(turn, room);
+        if tells_snapshots {
             self.tell_snapshots();
         }
-        if turn.tells_holding && room {
+        if tells_holding {
             self.tell_holding();
         }
         Ok(())

@@ -233,7 +233,12 @@ impl<R: Runtime> Driver<R> {
     }
 
     /// Carries out what the machine wants, once the turn's records are written.
-    pub(super) fn carry_out_snapshots(&mut self, takes: Vec<(u64, Take)>, effects: Vec<Effect>, room: bool) {
+    pub(super) fn carry_out_snapshots(&mut self, turn: Turn, room: bool) {
+        let Turn { takes, taken, snapshots: effects, .. } = turn;
+        // In the bucket it is; but nobody would ever hear of it, so another one is taken when there is room.
+        for cell in taken.into_iter().filter(|_| !room) {
+            self.put_back("snapshot", Input::SnapshotUnwritten(cell));
+        }
         // First who is to end: whoever begins in the same turn has the same cell.
         for effect in &effects {
             if let Effect::Cancel { cell, run } = effect {
@@ -250,8 +255,9 @@ impl<R: Runtime> Driver<R> {
                 Effect::Begin { cell, run, .. } => self.not_begun(cell, run),
                 Effect::Cancel { .. } => {}
                 Effect::Answer { cell, asker, taken } => {
-                    let (seq, outcome) = (asker, self.answer_of(cell, taken));
-                    self.put_back("snapshot", Input::SnapshotAnswered { seq, outcome });
+                    let full = || Problem::new(Code::JournalFull, "what came of it could not be written");
+                    let outcome = if room { self.answer_of(cell, taken) } else { Err(full()) };
+                    self.put_back("snapshot", Input::SnapshotAnswered { seq: asker, outcome });
                 }
             }
         }
@@ -367,6 +373,7 @@ impl<R: Runtime> Driver<R> {
             Some(snapshot) => self.tell_taken(take, snapshot, taken),
         }
         turn.records.extend(heads::taken(user, cell, snapshot, at_rest, take.access.orphan));
+        turn.taken.push(cell);
         turn.tells_snapshots |= told;
     }
 

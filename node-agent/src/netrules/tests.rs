@@ -47,6 +47,25 @@ fn without_users_and_exceptions_there_is_no_rule_that_lets_them_in() {
     assert_eq!(written_rules(&text), written_rules(&ruleset(&config(), &BTreeSet::new())) - 11);
 }
 
+#[test]
+fn an_interface_that_would_be_taken_for_a_cells_is_found() {
+    let classes = tempfile::tempdir().unwrap();
+    let made = |name: &str| std::fs::create_dir_all(classes.path().join(name)).unwrap();
+    let foreign = || foreign_interface(BridgePrefix::default(), classes.path()).unwrap();
+    for name in ["lo", "ens3", "docker0/bridge", "bth0/bridge", "bth12/bridge", "bt"] {
+        made(name);
+    }
+    assert_eq!(foreign(), None);
+    // A card of that name, and a bridge that is no cell's.
+    for name in ["bth3", "bthx/bridge", "bth/bridge", "bth-1/bridge"] {
+        made(name);
+        let first = name.split('/').next().unwrap();
+        assert_eq!(foreign().as_deref(), Some(first));
+        std::fs::remove_dir_all(classes.path().join(first)).unwrap();
+    }
+    assert!(foreign_interface(BridgePrefix::default(), &classes.path().join("none")).is_err());
+}
+
 #[tokio::test]
 async fn cells_reach_the_internet_and_nothing_else() {
     let lab = Lab::new();

@@ -26,7 +26,7 @@ use crate::snapshots::Access;
 /// Asks of one owner that may be open at a time. Stock `restic` has five connections.
 const PLACES_PER_CELL: usize = 8;
 
-/// How many of them are answered at a time.
+/// How many of them are answered at a time; where the node has more than one turn, one is always another owner's.
 const TURNS_PER_CELL: usize = 2;
 
 /// How long an ask may wait for its turn.
@@ -41,8 +41,13 @@ const WORKER_MAX: Duration = Duration::from_secs(60 * 60);
 /// How long the head of an answer may take: the store with all its tries ([`REQUEST_MAX_MS`]), and a listing's pages.
 const HEAD_MAX: Duration = Duration::from_secs(60);
 
-/// How long one request to the bucket may take with all its tries.
+/// How long a listing may take in all, whatever keeps coming.
+const LISTING_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// How long one request to the bucket may take with all its tries, and how long one try: a connection that hangs is not all
+/// that is tried.
 const REQUEST_MAX_MS: u64 = 30_000;
+const CALL_MAX_MS: u64 = 10_000;
 
 /// Most objects that a listing may have: 16 MiB each, so terabytes.
 const OBJECTS_MAX: usize = 200_000;
@@ -71,10 +76,9 @@ impl Reader {
     }
 }
 
-/// What is given back when an answer has ended, however it has.
+/// What is given back when a worker has said its last word of an answer, however it has ended.
 #[derive(Debug)]
 struct Turn {
-    _place: OwnedSemaphorePermit,
     _own: OwnedSemaphorePermit,
     _shared: OwnedSemaphorePermit,
 }
@@ -110,6 +114,7 @@ pub(super) struct Readers(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     workers: Workers,
+    at_once: usize,
     turns: Arc<Semaphore>,
     books: Mutex<Books>,
     tasks: Tasks,
@@ -122,6 +127,8 @@ pub(super) struct Answer {
     pub(super) first: Line,
     /// The others, to [`Line::Answered`]: without that one it is not whole.
     pub(super) rest: mpsc::Receiver<Line>,
+    /// The owner's place: held until whoever asked has taken all of it, and not only until it lies ready.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Readers {
@@ -129,6 +136,7 @@ impl Readers {
     pub(super) fn new(program: PathBuf, at_once: usize, tasks: Tasks) -> Self {
         Self(Arc::new(Inner {
             workers: Workers::new(program, at_once),
+            at_once,
             turns: Arc::new(Semaphore::new(at_once)),
             books: Mutex::default(),
             tasks,
@@ -153,17 +161,17 @@ impl Readers {
     ) -> Result<Answer, Problem> {
         // A worker that was idle may be about to end: then a new one is asked.
         for _ in 0..2 {
-            let turn = self.turn(cell).await?;
+            let (place, turn) = self.turn(cell).await?;
             let Some(answer) = self.ask_one(cell, uid, access, ask, turn).await else { continue };
             return match answer.first {
-                Line::Unanswered { reason, detail } => Err(problem(reason, detail)),
-                _ => Ok(answer),
+                Line::Unanswered { reason, detail } => Err(problem(cell, reason, &detail)),
+                _ => Ok(Answer { place: Some(place), ..answer }),
             };
         }
         Err(Problem::new(Code::BucketUnreachable, "the worker that reads the repository has ended"))
     }
 
-    async fn turn(&self, cell: CellId) -> Result<Turn, Problem> {
+    async fn turn(&self, cell: CellId) -> Result<(OwnedSemaphorePermit, Turn), Problem> {
         let busy = || Problem::new(Code::WorkersBusy, "as much of the repository is being read as may be");
         let (place, own) = self.place(cell).ok_or_else(busy)?;
         let until = Instant::now() + TURN_MAX;
@@ -172,7 +180,7 @@ impl Readers {
             turn.map_err(|_| busy())?.map_err(|_| busy())
         };
         let own = of(&own).await?;
-        Ok(Turn { _place: place, _own: own, _shared: of(&self.0.turns).await? })
+        Ok((place, Turn { _own: own, _shared: of(&self.0.turns).await? }))
     }
 
     /// A place among those who ask of this cell, and the turns that they wait for. Cells that nobody reads of any more are
@@ -182,7 +190,7 @@ impl Readers {
         books.cells.retain(|_, own| own.places.available_permits() < PLACES_PER_CELL);
         let made = || Own {
             places: Arc::new(Semaphore::new(PLACES_PER_CELL)),
-            turns: Arc::new(Semaphore::new(TURNS_PER_CELL)),
+            turns: Arc::new(Semaphore::new(TURNS_PER_CELL.min(self.0.at_once.saturating_sub(1)).max(1))),
         };
         let own = books.cells.entry(cell).or_insert_with(made);
         let place = Arc::clone(&own.places).try_acquire_owned().ok()?;
@@ -203,7 +211,7 @@ impl Readers {
         let work = reader.work.clone();
         work.send(Work { ask: ask.clone(), to, turn, reader }).await.ok()?;
         drop(work);
-        rest.recv().await.map(|first| Answer { first, rest })
+        rest.recv().await.map(|first| Answer { first, rest, place: None })
     }
 
     /// An idle worker of this cell. The longest idle one of another is ended where a new one would be one too many.
@@ -224,6 +232,7 @@ impl Readers {
         let (work, works) = mpsc::channel(1);
         let (readers, mut request) = (self.clone(), access.reading());
         request.store.limits.total_ms = REQUEST_MAX_MS;
+        request.store.limits.call_ms = CALL_MAX_MS;
         request.store.limits.objects_max = OBJECTS_MAX;
         tracing::info!(%cell, user = %access.repository.user, "an owner reads their repository");
         self.0.tasks.spawn_client("reader", async move {
@@ -266,14 +275,20 @@ async fn serve(
     asks: &mpsc::Sender<Ask>,
     lines: &mut mpsc::Receiver<Line>,
 ) -> bool {
-    let mut until = Instant::now() + HEAD_MAX;
+    let begun = Instant::now();
+    let mut until = begun + HEAD_MAX;
     if asks.send(ask).await.is_err() {
         return false;
     }
     loop {
         let Ok(Some(line)) = timeout_at(until, lines.recv()).await else { return false };
-        if let Line::Object { bytes, .. } = line {
-            until = Instant::now() + HEAD_MAX + Duration::from_secs(bytes / RATE_MIN);
+        match line {
+            Line::Object { bytes, .. } => {
+                until = Instant::now() + HEAD_MAX + Duration::from_secs(bytes / RATE_MIN);
+            }
+            // A listing comes in pages, and nobody knows how many there are.
+            Line::Listed { .. } => until = (Instant::now() + HEAD_MAX).min(begun + LISTING_MAX),
+            _ => {}
         }
         let is_last = matches!(line, Line::Answered | Line::Unanswered { .. });
         let taken = matches!(timeout_at(until, to.send(line)).await, Ok(Ok(())));
@@ -284,16 +299,20 @@ async fn serve(
     }
 }
 
-fn problem(reason: Reason, detail: String) -> Problem {
-    let code = match reason {
-        Reason::NotFound => Code::NotFound,
-        Reason::BadJob => Code::BadRequest,
-        Reason::StoreRefused | Reason::NoBucket => Code::BucketRefused,
-        Reason::StoreDamaged => Code::RepositoryDamaged,
-        Reason::TooLarge => Code::TooMany,
-        _ => Code::BucketUnreachable,
+/// What the owner is told: not how the store is reached, which the worker's own words may say.
+fn problem(cell: CellId, reason: Reason, detail: &str) -> Problem {
+    tracing::info!(%cell, detail, "a part of a repository cannot be given");
+    let (code, told) = match reason {
+        Reason::NotFound => (Code::NotFound, "there is no such object"),
+        Reason::BadJob => (Code::BadRequest, "no object has such a part"),
+        Reason::StoreRefused | Reason::NoBucket => {
+            (Code::BucketRefused, "the store of the snapshots refuses it")
+        }
+        Reason::StoreDamaged => (Code::RepositoryDamaged, "the store gives what cannot be right"),
+        Reason::TooLarge => (Code::TooMany, "the repository has more objects than are listed"),
+        _ => (Code::BucketUnreachable, "the store of the snapshots does not answer"),
     };
-    Problem::new(code, detail)
+    Problem::new(code, told)
 }
 
 #[cfg(test)]

@@ -244,6 +244,18 @@ impl Daemon {
         kill_process(pid, signal).unwrap();
     }
 
+    /// Has it stand still, as a process that hangs does, and waits until all of its threads do: the kernel stops each where
+    /// it comes by, which on a busy machine may be after the next answer.
+    pub async fn suspend(&self) {
+        self.signal(Signal::STOP);
+        let folder = format!("/proc/{}/task", self.pid());
+        eventually(&format!("the {} stands still", self.name), BOUND, async || {
+            let mut threads = fs::read_dir(&folder).unwrap();
+            threads.all(|thread| is_stopped(&thread.unwrap().path())).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until it ends by itself.
     pub async fn wait_exit(&mut self, bound: Duration) -> ExitStatus {
         let name = self.name;
@@ -287,6 +299,12 @@ impl Daemon {
         let end = lines.split_at(lines.len().saturating_sub(LINES_SHOWN)).1;
         super::place::say(&format!("--- the end of the {}'s log\n{}", self.name, end.join("\n")));
     }
+}
+
+/// By its state in /proc/PID/task/TID/stat, behind the name in brackets (proc(5)).
+fn is_stopped(thread: &Path) -> bool {
+    let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 impl Drop for Daemon {

@@ -146,7 +146,7 @@ impl Place {
         [
             format!("cell_network={}", self.network()),
             format!("bridge_prefix={}", self.seat.bridges()),
-            format!("uid_base={}", 200_000 + u32::from(self.seat.number) * 100_000),
+            format!("uid_base={}", 300_000 + u32::from(self.seat.number) * 100_000),
         ]
     }
 

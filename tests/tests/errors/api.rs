@@ -70,7 +70,7 @@ async fn what_is_named_is_not_there_or_is_there_already(world: &World) {
 
 /// The agent stands still: what was sent is not answered in time; later the node counts as silent, and nothing is sent.
 async fn the_node_does_not_answer(world: &World) {
-    world.agent.signal(Signal::STOP);
+    world.agent.suspend().await;
     said(&world.api.cli(&["cell", "logs", "anna"]).await, Code::CommandTimeout);
     eventually("the node counts as silent", BOUND, async || {
         let cell = world.api.get("/v1/cells/anna").await.ok(200);

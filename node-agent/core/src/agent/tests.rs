@@ -188,6 +188,16 @@ fn a_repeated_command_to_take_a_snapshot_takes_one() {
     let done = [Effect::CommandDone { seq: 1, outcome: outcome.clone() }];
     assert_eq!(step(&mut agent, Event::Answered { seq: 1, outcome }), done);
     assert_eq!(step(&mut agent, command(1)), done, "the same answer");
+    // However many wait for a worker, other commands have their room.
+    let waiting = 3..3 + u64::try_from(COMMANDS_MAX).unwrap();
+    for seq in waiting {
+        assert_eq!(step(&mut agent, command(seq)), [Effect::Snapshot { seq, cell }]);
+    }
+    let generation = assignment(1).generation;
+    let wake = Command { seq: 1000, cell, generation, ttl: Millis::secs(10), verb: CommandVerb::Wake };
+    let out = step(&mut agent, Event::Command(wake));
+    let busy = |effect: &Effect| matches!(effect, Effect::CommandDone { outcome: Err(problem), .. } if problem.code == Code::NodeBusy);
+    assert!(!out.iter().any(busy), "{out:?}");
     assert_eq!(step(&mut agent, command(2)), [Effect::Snapshot { seq: 2, cell }]);
 }
 

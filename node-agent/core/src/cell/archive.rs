@@ -16,6 +16,8 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::{Millis, UnixMs};
 
+use crate::schedule::Way;
+
 use super::{Cell, Data, Effect, Note, Now, Outcome, Phase, Verb, WAITERS_MAX, Waiter};
 
 /// Shortest and longest wait between a verification that failed and the next one for want of room: the whole snapshot is
@@ -81,7 +83,9 @@ impl Cell {
 
     /// May it leave the disk for want of room? Then since when it has been at rest, where this agent has seen that.
     pub fn leaves_disk(&self, now: Now) -> Option<Option<UnixMs>> {
-        let is_soon = self.next_wake(now).is_some_and(|at| at.since(now.wall) < ARCHIVE_USEFUL);
+        // As its next wake would be then, with its data to be fetched first.
+        let wake = self.scheduled.agenda.wake_at(now.wall, Way::Restore);
+        let is_soon = wake.is_some_and(|at| at.since(now.wall) < ARCHIVE_USEFUL);
         let may = self.may_leave_disk() && self.operation.is_none() && !is_soon;
         let since = |at| UnixMs(now.wall.0.saturating_sub(now.boot.since(at).0));
         (may && now.boot >= self.verify_not_before).then(|| self.rested_at.map(since))

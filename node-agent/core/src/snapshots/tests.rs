@@ -73,6 +73,20 @@ fn each_rest_is_followed_by_a_snapshot_and_one_that_nothing_happened_before_is_n
 }
 
 #[test]
+fn what_was_taken_and_could_not_be_written_is_taken_once_more() {
+    let mut scene = Scene::new(1);
+    scene.writable(1);
+    scene.is(1, CellState::Running);
+    scene.is(1, CellState::Stopped);
+    assert_eq!(scene.ends(1, End::Taken), []);
+    let again = scene.step(Event::Dirtied(id(1)));
+    assert!(begins(1, false)(&again), "{again:?}");
+    // While there is no room, it cannot even be begun: ever more rarely.
+    assert_eq!(scene.ends(1, End::Failed), []);
+    assert_eq!(scene.step(Event::Dirtied(id(1))), []);
+}
+
+#[test]
 fn a_wake_cancels_the_worker_and_the_next_rest_makes_up_for_it() {
     let mut scene = Scene::new(1);
     scene.writable(1);

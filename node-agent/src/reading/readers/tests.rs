@@ -163,6 +163,35 @@ async fn an_owner_has_so_many_places_and_whoever_goes_away_gives_the_turn_back()
 }
 
 #[tokio::test]
+async fn a_place_is_held_until_the_answer_was_taken_and_not_only_until_it_lies_ready() {
+    let lab = Lab::new(4);
+    let mut open = vec![];
+    for _ in 0..PLACES_PER_CELL {
+        // Of each the worker has said its last word, and is idle.
+        let mut answer = lab.asks(1, &object()).await.unwrap();
+        assert_eq!(answer.rest.recv().await, Some(Line::Answered));
+        assert_eq!(answer.rest.recv().await, None);
+        open.push(answer);
+    }
+    assert_eq!(lab.asks(1, &object()).await.unwrap_err().code, Code::WorkersBusy);
+    lab.worker(2).await;
+    open.pop();
+    lab.worker(1).await;
+}
+
+#[tokio::test]
+async fn one_owner_never_has_all_turns_of_a_node_that_has_two() {
+    let lab = Lab::new(2);
+    let listing = lab.asks(1, &Ask::List(ObjectKind::Data)).await.unwrap();
+    let object = object();
+    let mut second = Box::pin(lab.asks(1, &object));
+    assert!(futures_util::poll!(&mut second).is_pending());
+    lab.worker(2).await;
+    drop(listing);
+    second.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_worker_that_ends_without_a_word_is_told_and_holds_nothing() {
     let lab = Lab::new(1);
     for _ in 0..3 {
