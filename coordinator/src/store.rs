@@ -32,6 +32,7 @@ use berth_daemon::exit::Exit;
 use berth_journal::{JournalError, ReadError};
 use berth_shared::problem::{Code, Problem};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use check::Check;
 pub use start::{CHECKED_AT_START, Opened, Places, open, open_folder, replay_event};
@@ -68,6 +69,8 @@ pub(crate) struct Request {
 pub struct Store {
     requests: mpsc::Sender<Request>,
     fleet: watch::Receiver<Arc<Fleet>>,
+    /// The writer is no more.
+    ended: CancellationToken,
 }
 
 impl Store {
@@ -86,10 +89,15 @@ impl Store {
     /// # Errors
     /// The refusal, or `journal_full`; nothing has changed then.
     pub async fn submit(&self, actor: Actor, command: Command) -> Result<Accepted, Problem> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let stopping = || Problem::new(Code::Starting, "the coordinator is stopping");
         self.requests.send(Request { actor, command, reply }).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())?
+        // What is sent in the very moment in which the receiver goes may be left in the channel, which lives as long as we do.
+        tokio::select! {
+            biased;
+            answered = &mut answer => answered.map_err(|_| stopping())?,
+            () = self.ended.cancelled() => answer.try_recv().map_err(|_| stopping())?,
+        }
     }
 }
 

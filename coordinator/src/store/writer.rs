@@ -10,7 +10,7 @@ use berth_journal::{Journal, JournalError, KindId, KindVersion, NewRecord, Stora
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::UnixMs;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::start::Snapshots;
 use super::states::States;
@@ -27,6 +27,8 @@ pub struct Writer<S: Storage> {
     metrics: Arc<Metrics>,
     wall: fn() -> UnixMs,
     snapshots: Snapshots,
+    /// Last, so that whoever hears of the end finds every answer given.
+    _ended: DropGuard,
 }
 
 type Reply = oneshot::Sender<Result<Accepted, Problem>>;
@@ -56,8 +58,10 @@ where
         let Opened { journal, snapshots, fleet, .. } = opened;
         let states = States::new(fleet);
         let (publish, fleet) = watch::channel(Arc::clone(states.published()));
-        let writer = Self { journal, states, requests, publish, metrics, wall, snapshots };
-        (writer, Store { requests: to_writer, fleet })
+        let ended = CancellationToken::new();
+        let _ended = ended.clone().drop_guard();
+        let writer = Self { journal, states, requests, publish, metrics, wall, snapshots, _ended };
+        (writer, Store { requests: to_writer, fleet, ended })
     }
 
     /// Works until `stop`, then answers what has come in and closes the journal.
