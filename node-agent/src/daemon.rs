@@ -23,7 +23,7 @@ use berth_shared::time::Millis;
 use berth_shared::wire::{CoordinatorFrame, NodeFrame};
 use futures_util::StreamExt;
 use prometheus_client::registry::Registry;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::config::Config;
 use crate::door::{DoorEvent, DoorSocket};
@@ -32,7 +32,7 @@ use crate::driver::{
     SWEEP_EVERY, Wiring, wall_now,
 };
 use crate::facts::{self, Sensors};
-use crate::hands::Hands;
+use crate::hands::{Hands, LOOKS_MAX};
 use crate::keys::KeyFiles;
 use crate::link::Side;
 use crate::metrics::Metrics;
@@ -168,6 +168,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
         metrics: Arc::clone(&metrics),
         wall: wall_now,
         snapshots,
+        looks: Semaphore::new(LOOKS_MAX),
     });
     let (lists, lists_queue) = mpsc::channel(FRAMES_MAX);
     let endpoint = Endpoint::new(projection, lists, tasks.clone(), Arc::clone(&metrics));

@@ -89,6 +89,8 @@ pub enum Input {
     Nudge(CellId),
     /// The container engine may have news of every cell.
     NudgeAll,
+    /// That is done.
+    LookedAtAll,
     /// A look that nobody waits for ended.
     Noticed(CellId, Seen),
     /// It is time to ask the running cells whether they are alive.
@@ -214,6 +216,10 @@ pub struct Driver<R> {
     desired_heard: bool,
     /// The removal of containers that are nobody's, while it is under way.
     sweeping: Option<AbortHandle>,
+    /// The look at all cells' containers, while it is under way.
+    looking: Option<AbortHandle>,
+    /// Was another one asked for meanwhile?
+    look_again: bool,
     /// The reading of the cells' CPU time, while it is under way.
     cpu_round: Option<AbortHandle>,
     /// The look at swap, while it is under way.
@@ -323,6 +329,8 @@ impl<R: Runtime> Driver<R> {
             online: false,
             desired_heard: false,
             sweeping: None,
+            looking: None,
+            look_again: false,
             cpu_round: None,
             swap_round: None,
             swap_again: false,
@@ -446,10 +454,11 @@ impl<R: Runtime> Driver<R> {
                 }
             }
             Input::Nudge(cell) => self.look_aside(cell),
-            Input::NudgeAll => {
-                let cells: Vec<CellId> = self.agent.cells().map(|cell| cell.spec().cell).collect();
-                for cell in cells {
-                    self.look_aside(cell);
+            Input::NudgeAll => self.look_at_all(),
+            Input::LookedAtAll => {
+                self.looking = None;
+                if std::mem::take(&mut self.look_again) {
+                    self.look_at_all();
                 }
             }
             Input::Noticed(cell, seen) => {

@@ -20,6 +20,7 @@ use berth_shared::ids::{CellId, Generation, NodeId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::{Secret, redact};
 use berth_shared::time::{Millis, UnixMs};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::cell_http::CellHttp;
@@ -114,13 +115,21 @@ pub struct Hands<R> {
     pub wall: fn() -> UnixMs,
     /// Who takes and restores snapshots.
     pub snapshots: Snapshots,
+    /// Turns of [`Verb::Look`]: an agent that starts looks at all of its cells.
+    pub looks: Semaphore,
 }
+
+/// How many operations look at a time. A look takes milliseconds; beside others it takes longer, and holds memory.
+pub const LOOKS_MAX: usize = 32;
 
 impl<R: Runtime> Hands<R> {
     /// Carries an operation out. [`Verb::Fence`] is the driver's own.
     pub async fn carry_out(self: Arc<Self>, verb: Verb, job: Job) -> Outcome {
         let ended = match verb {
-            Verb::Look => self.look(&job).await.map(Outcome::Looked),
+            Verb::Look => {
+                let _turn = self.looks.acquire().await;
+                self.look(&job).await.map(Outcome::Looked)
+            }
             Verb::Create => self.create(&job).await,
             Verb::Start => self.start(&job).await,
             Verb::AwaitReady => self.await_ready(&job).await,

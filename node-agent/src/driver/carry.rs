@@ -13,6 +13,7 @@ use berth_shared::door::{RouteState, ToIngress};
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::wire::{CommandOutcome, NodeFrame};
+use futures_util::StreamExt as _;
 
 use super::{Driver, Input, Turn, archive, restore, schedule};
 use crate::failpoint::{self, Place};
@@ -22,6 +23,10 @@ use crate::store::StoreError;
 
 /// What a thawed cell has touched is noted so long behind its being up: it has answered by then, and begun nothing else.
 const NOTED_AFTER: Duration = Duration::from_millis(100);
+
+/// How many cells are looked at at a time where all are: each look holds a connection to the engine and its whole answer, and
+/// the allocator keeps most of what was ever held at a time.
+const LOOKS_AT_ONCE: usize = 8;
 
 impl<R: Runtime> Driver<R> {
     /// Writes the turn's records, then carries its effects out.
@@ -262,6 +267,27 @@ impl<R: Runtime> Driver<R> {
                 let _ = loopback.send(Input::Noticed(cell, seen)).await;
             }
         });
+    }
+
+    /// Looks at every cell's container, some at a time. One pass at a time, too: what is asked for meanwhile comes after it.
+    pub(super) fn look_at_all(&mut self) {
+        if super::goes_on(self.looking.as_ref()) {
+            self.look_again = true;
+            return;
+        }
+        let cells = self.agent.cells().map(|cell| cell.spec().cell);
+        let jobs: Vec<(CellId, Job)> =
+            cells.filter_map(|cell| Some((cell, self.job(cell, OpId(0))?))).collect();
+        let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
+        self.looking = Some(self.tasks.spawn_client("look", async move {
+            let look = async |(cell, job): (CellId, Job)| {
+                if let Ok(seen) = hands.look(&job).await {
+                    let _ = loopback.send(Input::Noticed(cell, seen)).await;
+                }
+            };
+            futures_util::stream::iter(jobs).for_each_concurrent(LOOKS_AT_ONCE, look).await;
+            let _ = loopback.send(Input::LookedAtAll).await;
+        }));
     }
 
     pub(super) fn probe_all(&self) {
