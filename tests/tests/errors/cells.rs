@@ -121,6 +121,12 @@ async fn its_disk_is_damaged(world: &World, member: &Member) {
     let place = place(world, member);
     run("umount", &[&place.join("data").display().to_string()]);
     let image = place.join("disk.img");
+    // A container of somebody else's that is just being made has a copy of the mount for a moment, and with that the file
+    // system is there still, whatever its disk holds.
+    eventually("nobody has the disk any more", BOUND, async || {
+        run("losetup", &["-j", &image.display().to_string()]).trim().is_empty().then_some(())
+    })
+    .await;
     let whole = fs::read(&image).unwrap();
     fs::write(&image, vec![0; whole.len()]).unwrap();
     wake_is_refused(world, member, Code::QuotaFailed).await;
