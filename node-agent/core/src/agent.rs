@@ -145,7 +145,7 @@ pub struct Agent {
     disk: Disk,
     cover: Cover,
     terms: BTreeMap<CellId, SleepTerms>,
-    commands: BTreeMap<u64, CellId>,
+    commands: BTreeSet<u64>,
     /// Commands to take a snapshot: they may wait for a worker for long, and their machine bounds how many wait for a cell.
     asked_snapshots: BTreeSet<u64>,
     answers: VecDeque<(u64, Result<CommandOutcome, Problem>)>,
@@ -169,7 +169,7 @@ impl Agent {
             disk: Disk::default(),
             cover: Cover::new(),
             terms: memory.later.terms.clone(),
-            commands: BTreeMap::new(),
+            commands: BTreeSet::new(),
             asked_snapshots: BTreeSet::new(),
             answers: VecDeque::new(),
             lease: Lease::new(now, boot, memory.lease.as_ref()),
@@ -458,7 +458,7 @@ impl Agent {
             out.push(Effect::CommandDone { seq, outcome: outcome.clone() });
             return;
         }
-        if self.commands.contains_key(&seq) || self.asked_snapshots.contains(&seq) {
+        if self.commands.contains(&seq) || self.asked_snapshots.contains(&seq) {
             return; // Under way: its answer goes out once.
         }
         if command.verb == CommandVerb::Purge {
@@ -504,7 +504,7 @@ impl Agent {
             }
             CommandVerb::Purge => return, // Seen to above.
         };
-        self.commands.insert(seq, command.cell);
+        self.commands.insert(seq);
         self.give(now, command.cell, event, random, out);
     }
 

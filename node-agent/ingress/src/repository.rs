@@ -5,9 +5,7 @@
 //! nobody. What is given is asked of the node agent, over a socket of its own; the cell is not asked, not woken, and what
 //! is read is no use of it.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use berth_daemon::exit::chain;
@@ -21,7 +19,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::Builder;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -241,7 +239,12 @@ async fn given(sent: Sent, head_only: bool) -> Result<(Reading, Response<Answer>
     }
     if !head_only {
         let Sent { response: from, connection, place } = sent;
-        let body = FromAgent { body: from.into_body(), _connection: connection, _place: place };
+        // Held for as long as the body is: dropped, they end the connection, and so the worker that reads.
+        let held = (connection, place);
+        let body = from.into_body().map_err(move |error| {
+            let _held = &held;
+            BoxError::from(error)
+        });
         *response.body_mut() = Answer::new(body);
     }
     Ok((Reading::Given, response))
@@ -263,33 +266,6 @@ async fn refused(status: StatusCode, response: Response<Incoming>) -> Refused {
     let text = |name: &str| said.get(name).and_then(|value| value.as_str()).unwrap_or_default();
     let code = Code::ALL.iter().find(|code| code.as_str() == text("code")).copied();
     Refused::ByAgent(Problem::new(code.unwrap_or(Code::Internal), text("detail")))
-}
-
-/// The agent's bytes. Dropped, they end the connection, and so the worker that reads them.
-struct FromAgent {
-    body: Incoming,
-    _connection: Connection,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Body for FromAgent {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

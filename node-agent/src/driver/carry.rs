@@ -116,7 +116,7 @@ impl<R: Runtime> Driver<R> {
             }
             cell::Effect::Route(_) => {
                 // The newest state counts, whatever it was when the effect was made.
-                let Some(route) = self.agent.cell(cell).map(|cell| self.route(cell)) else { return };
+                let Some(route) = self.agent.cell(cell).map(cell::Cell::table_row) else { return };
                 let is_up = matches!(route.state, RouteState::Up(_));
                 self.tell_door(ToIngress::Set(route));
                 if let Some(seen) = self.ready_seen.remove(&cell).filter(|_| is_up) {

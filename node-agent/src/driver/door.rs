@@ -64,28 +64,15 @@ impl<R: Runtime> Driver<R> {
         }
     }
 
-    pub(super) fn route(&self, cell: &cell::Cell) -> Route {
-        let spec = cell.spec();
-        Route {
-            slug: spec.slug.clone(),
-            cell: spec.cell,
-            user: spec.user,
-            workload: spec.workload,
-            bearers: spec.bearers.clone(),
-            sessions_valid_from: spec.sessions_valid_from,
-            state: cell.route(),
-        }
-    }
-
     pub(super) fn send_table(&mut self) {
         let routed = self.agent.cells().filter(|cell| !cell.is_retired());
-        let routes = routed.map(|cell| self.route(cell)).collect();
+        let routes = routed.map(cell::Cell::table_row).collect();
         let table =
             ToIngress::Table { domain: self.domain.clone(), ticket_key: Some(self.ticket_key), routes };
         self.tell_door(table);
         // Cut off while the ingress was away: what it kept open since then is cut now.
         let quarantined: Vec<Route> =
-            self.agent.cells().filter(|cell| cell.spec().quarantined).map(|cell| self.route(cell)).collect();
+            self.agent.cells().filter(|cell| cell.spec().quarantined).map(cell::Cell::table_row).collect();
         for route in quarantined {
             self.tell_door(ToIngress::Remove(route.cell));
             self.tell_door(ToIngress::Set(route));

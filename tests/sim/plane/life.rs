@@ -11,7 +11,6 @@ use berth_shared::link::node;
 use berth_shared::wire::{CommandOutcome, DesiredState, NodeFrame};
 
 use crate::engine::short;
-use crate::machine::route;
 use crate::plan::At;
 use crate::turn::Turn;
 use crate::world::{Happening, World};
@@ -107,7 +106,7 @@ impl World {
             cell::Effect::Do { op, verb } => self.operation_begins(machine, cell, op, verb),
             cell::Effect::Route(_) => {
                 let life = self.machines[machine].life.as_ref();
-                if let Some(route) = life.and_then(|life| life.agent.cell(cell)).map(route) {
+                if let Some(route) = life.and_then(|life| life.agent.cell(cell)).map(cell::Cell::table_row) {
                     self.door_learns(machine, route);
                 }
             }

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use berth_node_agent_core::agent::Agent;
-use berth_node_agent_core::cell;
+use berth_node_agent_core::cell::Cell;
 use berth_node_agent_core::heads::Heads;
 use berth_node_agent_core::memory::{Memory, Record};
 use berth_node_agent_core::snapshots::Snapshots;
-use berth_shared::door::Route;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::link::node::NodeLink;
 use berth_shared::signing::{PublicKey, SigningKey};
@@ -189,19 +188,6 @@ pub(crate) fn key(number: u64) -> SigningKey {
     SigningKey::from_seed(&zeroize::Zeroizing::new(seed))
 }
 
-pub(crate) fn route(cell: &cell::Cell) -> Route {
-    let spec = cell.spec();
-    Route {
-        slug: spec.slug.clone(),
-        cell: spec.cell,
-        user: spec.user,
-        workload: spec.workload,
-        bearers: spec.bearers.clone(),
-        sessions_valid_from: spec.sessions_valid_from,
-        state: cell.route(),
-    }
-}
-
 impl World {
     pub(crate) fn power_on(&mut self, machine: usize) {
         let stays = self.machines[machine].stays_off_until;
@@ -287,7 +273,7 @@ impl World {
 
     pub(crate) fn table(&mut self, machine: usize) {
         let Some(life) = &self.machines[machine].life else { return };
-        let routes = life.agent.cells().filter(|cell| !cell.is_retired()).map(route).collect();
+        let routes = life.agent.cells().filter(|cell| !cell.is_retired()).map(Cell::table_row).collect();
         self.door_table(machine, routes);
     }
 

@@ -1,11 +1,25 @@
-//! What is told of a cell: to the coordinator, to operators, in metrics.
+//! What is told of a cell: to the coordinator, to the ingress, to operators, in metrics.
 
 use berth_shared::cell::{BusyReason, CellState, CellStatus, IdleRest, SleepStatus};
+use berth_shared::door::Route;
 use berth_shared::time::UnixMs;
 
 use super::{Cell, Now, Phase, Rest, RestStep, StartStep};
 
 impl Cell {
+    /// What the ingress knows of it: its row of the table of routes.
+    pub fn table_row(&self) -> Route {
+        Route {
+            slug: self.spec.slug.clone(),
+            cell: self.spec.cell,
+            user: self.spec.user,
+            workload: self.spec.workload,
+            bearers: self.spec.bearers.clone(),
+            sessions_valid_from: self.spec.sessions_valid_from,
+            state: self.route(),
+        }
+    }
+
     /// What it is doing, in one word.
     pub const fn state(&self) -> CellState {
         match self.phase {
