@@ -24,6 +24,10 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 [[ -d ${HOME:-/root}/.cargo/bin ]] && PATH=${HOME:-/root}/.cargo/bin:$PATH
 export PATH
 
+# A script that a test starts is told of the test's package. Build scripts of C code take that for a change (ring's watches
+# CARGO_MANIFEST_DIR), and everything above them would be built anew, here and again in the next call from a terminal.
+for name in "${!CARGO_PKG_@}" CARGO_MANIFEST_DIR CARGO_MANIFEST_LINKS CARGO_MANIFEST_PATH OUT_DIR; do unset "$name"; done
+
 # A headline: what is being done now, with the seconds since the script began.
 say() { printf '==> [%3ds] %s\n' "$SECONDS" "$*" >&2; }
 
