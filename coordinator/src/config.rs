@@ -125,7 +125,8 @@ impl Default for Config {
 /// # Errors
 /// All findings together, each with its key and place.
 pub fn load(sources: &Sources<'_>) -> Result<Config, ConfigError> {
-    let loaded: Loaded<Config> = load_with_origins(sources)?;
+    let mut loaded: Loaded<Config> = load_with_origins(sources)?;
+    loaded.value.snapshots.resolve(sources.env);
     let problems = loaded.value.problems(&loaded);
     loaded.check(problems)
 }

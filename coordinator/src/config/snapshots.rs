@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use berth_daemon::credentials;
+use berth_daemon::env::Env;
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
 use serde::Deserialize;
@@ -32,11 +34,12 @@ pub struct Snapshots {
     pub path_style: bool,
     /// All keys in the bucket begin with it.
     pub prefix: String,
-    /// File with `aws_access_key_id` and `aws_secret_access_key`, readable by the coordinator only.
+    /// File with `aws_access_key_id` and `aws_secret_access_key`, readable by the coordinator only;
+    /// `$CREDENTIALS_DIRECTORY/NAME` is one that the service manager loaded.
     pub credential_file: Option<PathBuf>,
     /// Folder of credentials that are given to one node each: a file of the node's name, as above. Read at the start.
     pub node_credentials: Option<PathBuf>,
-    /// File of a second credential, which may delete: for prunes, never given to a node. `None`: nothing is pruned.
+    /// File of a second credential, as above, which may delete: for prunes, never given to a node. `None`: nothing is pruned.
     pub prune_credential_file: Option<PathBuf>,
     /// The newest so many snapshots of a cell stay.
     pub keep_last: u16,
@@ -98,6 +101,13 @@ impl Snapshots {
     /// How long a backup of the key store may be kept.
     pub const fn backups_kept(&self) -> Millis {
         Millis::minutes(self.key_backup_days as u64 * 24 * 60)
+    }
+
+    /// Finds the credentials that the service manager loaded.
+    pub(super) fn resolve(&mut self, env: &Env) {
+        for file in [&mut self.credential_file, &mut self.prune_credential_file].into_iter().flatten() {
+            *file = credentials::resolve(file, env);
+        }
     }
 
     /// What is wrong, by key.

@@ -73,6 +73,19 @@ fn the_port_that_was_bound_stands_in_tokens_and_the_public_one_in_links() {
 }
 
 #[test]
+fn a_credential_of_the_bucket_is_found_where_the_service_manager_put_it() {
+    let file = "[snapshots]\nbucket = 'berth'\ncredential_file = '$CREDENTIALS_DIRECTORY/coordinator_bucket'\n\
+                prune_credential_file = '/etc/berth/prune'";
+    let file = format!("link_listen = '127.0.0.1:1'\n{file}");
+    let config = load(&file, &[("CREDENTIALS_DIRECTORY", "/run/credentials/x")], &[]).unwrap();
+    let found = [config.snapshots.credential_file, config.snapshots.prune_credential_file];
+    assert_eq!(
+        found,
+        [Some("/run/credentials/x/coordinator_bucket".into()), Some("/etc/berth/prune".into())]
+    );
+}
+
+#[test]
 fn retention_and_upkeep_have_their_bounds() {
     let with = |key: &str, value: &str| load("link_listen = '127.0.0.1:1'", &[], &[(key, value)]);
     for (key, good, bad) in [
