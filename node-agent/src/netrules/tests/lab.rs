@@ -136,6 +136,7 @@ impl Lab {
         }
         lab.ip("node", "addr add fd00:231::1/64 dev bth1 nodad");
         lab.ip("cell1", "addr add fd00:231::2/64 dev c0 nodad");
+        lab.ip("cell1", "route add default via fd00:231::1");
         // An address that the cell took by itself.
         lab.ip("cell1", "addr add 10.77.0.1/32 dev lo");
         lab.ip("node", &format!("link add wan0 type veth peer name e0 netns {}", lab.full("internet")));
@@ -150,6 +151,13 @@ impl Lab {
             lab.ip("internet", &format!("addr add {address}/32 dev lo"));
             lab.ip("node", &format!("route add {address} via 203.0.113.2"));
         }
+        // The same for IPv6, which the node passes on as far as the rules let it.
+        lab.exec("node", &["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"]);
+        lab.ip("node", "addr add fd00:113::1/64 dev wan0 nodad");
+        lab.ip("internet", "addr add fd00:113::2/64 dev e0 nodad");
+        lab.ip("internet", "addr add fd00:a9fe:a9fe::1/128 dev lo nodad");
+        lab.ip("node", "route add fd00:a9fe:a9fe::1 via fd00:113::2");
+        lab.ip("internet", "route add fd00:231::/64 via fd00:113::1");
         // The kernel tracks connections only while some rule asks for it; on a node the container engine's do.
         lab.nft(&[
             "add table inet engine; add chain inet engine c { type filter hook prerouting priority 0; }",
