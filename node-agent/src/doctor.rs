@@ -102,7 +102,7 @@ async fn try_quota(config: &Config) -> Finding {
     // Trying would make the folder.
     if !config.data_dir.is_dir() {
         let found = format!("{} is not there, so disks were not tried", config.data_dir.display());
-        return Finding::new(QUOTA, Level::Note, found, "");
+        return Finding::new(QUOTA, Level::Note, found, "Start the agent once, or make the folder, and ask again.");
     }
     match Quota::detect(&config.data_dir).await.map(|quota| quota.backend().clone()) {
         Ok(Backend::None { reason }) => no_quota(&reason),
@@ -144,7 +144,12 @@ fn judge_engine(facts: &EngineFacts) -> Vec<Finding> {
             "Upgrade Docker; Berth is not tested with this one.",
         ),
         Some(_) => Finding::good("engine", version),
-        None => Finding::new("engine", Level::Note, format!("{version}: no version that is known"), ""),
+        None => Finding::new(
+            "engine",
+            Level::Note,
+            format!("{version}: no version that is known"),
+            format!("See that it is {}.{} or newer (`docker version`).", ENGINE_MIN.0, ENGINE_MIN.1),
+        ),
     });
     findings.push(if facts.live_restore {
         Finding::good("live_restore", "cells go on while dockerd restarts")
@@ -167,7 +172,12 @@ fn judge_engine(facts: &EngineFacts) -> Vec<Finding> {
             format!("version {version}, but a cell's swap cannot be limited"),
             "Boot with `swapaccount=1` on the kernel's command line, or use cgroup version 2.",
         ),
-        (None, _) => Finding::new("cgroup", Level::Note, "the engine does not tell its version", ""),
+        (None, _) => Finding::new(
+            "cgroup",
+            Level::Note,
+            "the engine does not tell its version",
+            "Upgrade Docker; `docker info` shows `Cgroup Version` where it is known.",
+        ),
     });
     let has = |name: &str| facts.security_options.iter().any(|option| option.contains(name));
     findings.push(match (has("seccomp"), has("apparmor")) {
@@ -196,9 +206,14 @@ fn judge_kernel(release: &str, cgroup_version: u8) -> Finding {
             "kernel",
             Level::Problem,
             format!("Linux {release} is older than {}.{}", least.0, least.1),
-            "Use a newer system image: Debian 12 or Ubuntu 22.04 and later have what is needed.",
+            "Use a newer system image: Debian 12 or Ubuntu 24.04 and later have what is needed.",
         ),
-        None => Finding::new("kernel", Level::Note, format!("`{release}` is no release that is known"), ""),
+        None => Finding::new(
+            "kernel",
+            Level::Note,
+            format!("`{release}` is no release that is known"),
+            format!("See that it is Linux {}.{} or newer (`uname -r`).", least.0, least.1),
+        ),
     }
 }
 
@@ -315,8 +330,11 @@ mod tests {
     }
 
     #[test]
-    fn every_finding_that_is_not_good_says_what_to_do_or_is_a_note() {
+    fn every_finding_that_is_not_good_says_what_to_do() {
+        let unknown = EngineFacts { version: "dev".into(), cgroup_version: None, ..facts() };
+        let unknown = judge_engine(&unknown).into_iter().filter(|finding| finding.level > Level::Good);
         let worse = [
+            judge_kernel("odd", 2),
             judge_kernel("4.19.0-5-amd64", 1),
             judge_kernel("5.10.0", 2),
             judge_memory(Bytes::mib(512), true),
@@ -326,7 +344,7 @@ mod tests {
             no_quota("no loop device"),
             judge_rights(false),
         ];
-        for finding in worse {
+        for finding in worse.into_iter().chain(unknown) {
             assert!(finding.level > Level::Good, "{finding:?}");
             assert!(!finding.advice.is_empty(), "{finding:?}");
         }

@@ -11,7 +11,12 @@ const CHECK: &str = "swap";
 pub(super) fn look() -> Finding {
     match swap::look() {
         Ok(swaps) => judge(&swaps),
-        Err(error) => Finding::new(CHECK, Level::Note, format!("/proc/swaps cannot be read: {error}"), ""),
+        Err(error) => Finding::new(
+            CHECK,
+            Level::Note,
+            format!("/proc/swaps cannot be read: {error}"),
+            "See that /proc is mounted and the kernel was built with swap.",
+        ),
     }
 }
 
