@@ -1,5 +1,5 @@
-//! What the node is made of and how it fares: sysinfo for memory, disks, kernel and uptime; `/proc` and `/sys` for what
-//! it does not know (memory pressure, cgroup version, boot id). Everything read is bounded and may be missing.
+//! What the node is made of and how it fares: sysinfo for memory, kernel and uptime; statvfs(3) for the disk that cells live
+//! on; `/proc` and `/sys` for what neither knows (memory pressure, cgroup version, boot id). Everything read is bounded and may be missing.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
