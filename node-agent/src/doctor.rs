@@ -102,7 +102,12 @@ async fn try_quota(config: &Config) -> Finding {
     // Trying would make the folder.
     if !config.data_dir.is_dir() {
         let found = format!("{} is not there, so disks were not tried", config.data_dir.display());
-        return Finding::new(QUOTA, Level::Note, found, "Start the agent once, or make the folder, and ask again.");
+        return Finding::new(
+            QUOTA,
+            Level::Note,
+            found,
+            "Start the agent once, or make the folder, and ask again.",
+        );
     }
     match Quota::detect(&config.data_dir).await.map(|quota| quota.backend().clone()) {
         Ok(Backend::None { reason }) => no_quota(&reason),
