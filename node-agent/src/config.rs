@@ -91,7 +91,8 @@ pub struct Config {
     pub disk_low_percent: u8,
     /// A cell that has rested for less, in seconds, stays on the disk, unless that is 95 % full. At most 86400. Default 600.
     pub disk_rest_s: u64,
-    /// How many cells may start at the same time, 1 to 64. Default 2.
+    /// How many cells may start at the same time, 1 to 64. One whose data or image is still being fetched does not count.
+    /// Default 2.
     pub starts_max: usize,
     /// How many snapshots may be taken or restored at the same time, 1 to 16: 50 to 200 MB of memory each, at a low
     /// priority. Default 2.

@@ -5,7 +5,7 @@
 //! | `engine` | how a request is sent, bounded, counted, and what its failure means |
 //! | `find` | which container is the cell's, and what it is doing |
 //! | `profile` | what a cell's container is made of (DESIGN.md, section 11) |
-//! | `create` | image, network and container are there and fit |
+//! | `create` | network and container are there and fit |
 //! | `network` | the cell's own bridge |
 //! | `image` | which images are pulled, and which have to be there |
 //! | `cgroup` | where the kernel keeps a container's group, and how much CPU it has used |
@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
@@ -139,6 +140,10 @@ impl Runtime for DockerRuntime {
 
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
         Box::pin(create::create(&self.engine, plan)).await
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<(), RuntimeError> {
+        image::pull(&self.engine, image).await
     }
 
     async fn start(&self, key: &ContainerKey, port: u16) -> Result<Started, RuntimeError> {

@@ -19,6 +19,7 @@ mod keys;
 mod kills;
 mod lease;
 mod orphans;
+mod pull;
 mod reading;
 mod schedule;
 mod snapshots;
