@@ -97,3 +97,19 @@ async fn a_cell_that_is_frozen_for_as_long_as_its_plan_lets_it_be_ends_frozen_an
     anna.wakes_with_its_data().await;
     world.end(&[]).await;
 }
+
+#[tokio::test]
+async fn swap_that_runs_short_is_left_by_a_cell_that_ends_frozen_and_wakes_with_its_data() {
+    let short = ["swap_high_percent=1", "swap_low_percent=0"].map(ToOwned::to_owned);
+    let world = World::start(Options { agent: short.to_vec(), ..Options::default() }).await;
+    let anna = world.create_running("anna", Rest::Freeze, SOON).await;
+    // A hundredth of some gigabytes of swap.
+    anna.front.get("/hold-memory?mb=90").await.ok(200);
+    let anna = Sleeper::of(&world, anna).await;
+    anna.ends(BOUND).await;
+    anna.ended_frozen(Duration::ZERO).await;
+    let counted = world.metrics(&world.agent).await;
+    assert!(counted.value("berth_agent_rests_total{kind=\"left_swap_short\"}") >= 1.0, "{counted:?}");
+    anna.wakes_with_its_data().await;
+    world.end(&[]).await;
+}
