@@ -29,25 +29,20 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::door::{DoorError, IngressSocket};
 use crate::driver::Input;
+use crate::one_request;
 use crate::snapshots::Access;
 use readers::{Answer, Readers};
 
 /// Connections of the ingress at a time: more than it makes.
 const CONNECTIONS_MAX: usize = 128;
-
-/// How long the head of a request may take.
-const HEAD_MAX: Duration = Duration::from_secs(5);
-
-const HEAD_BYTES_MAX: usize = 8192;
 
 /// How long a connection may last, whatever it does: as long as the largest pack may take at the least rate.
 const CONNECTION_MAX: Duration = Duration::from_secs(2 * 60 * 60);
@@ -125,13 +120,7 @@ async fn connection(desk: Arc<Desk>, stream: UnixStream) {
         let desk = Arc::clone(&desk);
         async move { Ok::<_, Infallible>(answer(&desk, &request).await) }
     });
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .keep_alive(false)
-        .header_read_timeout(HEAD_MAX)
-        .max_buf_size(HEAD_BYTES_MAX);
-    let serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let serving = pin!(one_request::server().serve_connection(TokioIo::new(stream), service));
     match tokio::time::timeout(CONNECTION_MAX, serving).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(error = chain(&error), "a reader's connection broke"),

@@ -12,6 +12,7 @@
 //! | `frozen` | how a paused container ends without running again |
 //! | `memory` | what a container holds in memory and swap, and how that is pushed out |
 //! | `observe` | what its processes do |
+//! | `stat` | how a process's line in /proc is read |
 //! | `touched` | which memory a wake needs, and how that is read back before the next |
 //! | `orphan` | how a container ends that belongs to no cell any more |
 //! | `watch` | output, events and lists |
@@ -48,6 +49,7 @@ mod network;
 mod observe;
 mod orphan;
 pub(super) mod profile;
+mod stat;
 mod touched;
 pub(crate) mod watch;
 
