@@ -84,6 +84,10 @@ pub struct Config {
     /// What may be written to swap in a day, in GiB, before cells are stopped instead of frozen, 1 to 100000; 0: without
     /// end. Default 200: a disk that stands 300 full writes of 250 GB a year does so for a year.
     pub swap_gib_per_day: u32,
+    /// From this fill of swap on, in percent, frozen cells are stopped, the longest frozen first; 0: never. Default 85.
+    pub swap_high_percent: u8,
+    /// Down to this fill, at most `swap_high_percent`. Default 75.
+    pub swap_low_percent: u8,
     /// From this fill of the file system that cells' disks lie on, in percent, stopped cells leave it, the longest unused first,
     /// once their snapshots are proven: they are archived. 1 to 100; 0: never. Default 85.
     pub disk_high_percent: u8,
@@ -91,7 +95,8 @@ pub struct Config {
     pub disk_low_percent: u8,
     /// A cell that has rested for less, in seconds, stays on the disk, unless that is 95 % full. At most 86400. Default 600.
     pub disk_rest_s: u64,
-    /// How many cells may start at the same time, 1 to 64. Default 2.
+    /// How many cells may start at the same time, 1 to 64. One whose data or image is still being fetched does not count.
+    /// Default 2.
     pub starts_max: usize,
     /// How many snapshots may be taken or restored at the same time, 1 to 16: 50 to 200 MB of memory each, at a low
     /// priority. Default 2.
@@ -135,6 +140,8 @@ impl Default for Config {
             cpu_notice_after_s: 1800,
             insecure_swap: false,
             swap_gib_per_day: 200,
+            swap_high_percent: 85,
+            swap_low_percent: 75,
             disk_high_percent: 85,
             disk_low_percent: 75,
             disk_rest_s: 600,
@@ -188,7 +195,8 @@ impl Config {
     pub fn swap_limits(&self) -> swap::Limits {
         let written_per_day =
             (self.swap_gib_per_day > 0).then(|| Bytes::gib(u64::from(self.swap_gib_per_day)));
-        swap::Limits { written_per_day, ..swap::Limits::default() }
+        let (high_percent, low_percent) = (self.swap_high_percent, self.swap_low_percent);
+        swap::Limits { written_per_day, high_percent, low_percent, ..swap::Limits::default() }
     }
 
     /// Where the disk is short.
@@ -242,14 +250,19 @@ fn problems(loaded: &Loaded<Config>) -> Vec<Problem> {
     if config.door_socket.as_os_str().len() > 92 {
         say("door_socket", "is too long for a socket: 92 bytes at most".into());
     }
-    if config.disk_high_percent > 100 {
-        say("disk_high_percent", "has to be 0 to 100".into());
+    for (high_key, high, low_key, low) in [
+        ("disk_high_percent", config.disk_high_percent, "disk_low_percent", config.disk_low_percent),
+        ("swap_high_percent", config.swap_high_percent, "swap_low_percent", config.swap_low_percent),
+    ] {
+        if high > 100 {
+            say(high_key, "has to be 0 to 100".into());
+        }
+        if high > 0 && low > high {
+            say(low_key, format!("has to be at most {high_key}"));
+        }
     }
     if config.disk_rest_s > 86_400 {
         say("disk_rest_s", "has to be at most 86400".into());
-    }
-    if config.disk_high_percent > 0 && config.disk_low_percent > config.disk_high_percent {
-        say("disk_low_percent", "has to be at most disk_high_percent".into());
     }
     if config.swap_gib_per_day > 100_000 {
         say("swap_gib_per_day", "has to be 0 to 100000".into());
@@ -375,6 +388,8 @@ mod tests {
         let error = with(&[
             ("data_dir", "relative"),
             ("starts_max", "0"),
+            ("disk_high_percent", "101"),
+            ("swap_low_percent", "86"),
             ("cell_network", "10.0.0.1/16"),
             ("egress_allow", "['nonsense']"),
             ("cell_env_files", "{NODE_OPTIONS='/x'}"),
@@ -382,7 +397,15 @@ mod tests {
         .unwrap_err();
         let ConfigError::Invalid { problems } = error else { panic!("{error}") };
         let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
-        for key in ["data_dir", "starts_max", "cell_network", "egress_allow", "cell_env_files"] {
+        for key in [
+            "data_dir",
+            "starts_max",
+            "disk_high_percent",
+            "swap_low_percent",
+            "cell_network",
+            "egress_allow",
+            "cell_env_files",
+        ] {
             assert!(keys.contains(&key), "{key} is missing in {keys:?}");
         }
     }

@@ -41,6 +41,7 @@ mod desired;
 mod door;
 mod lease;
 mod restore;
+mod round;
 mod schedule;
 mod sleep;
 mod snapshots;
@@ -51,6 +52,8 @@ pub use archive::LOOK_AT_DISK_EVERY;
 pub use check_up::EXAMINE_EVERY;
 pub use snapshots::Ended;
 pub use swap::LOOK_AT_SWAP_EVERY;
+
+use round::Round;
 
 use crate::door::{DoorEvent, DoorId};
 use crate::failpoint::{self, Place};
@@ -216,16 +219,12 @@ pub struct Driver<R> {
     desired_heard: bool,
     /// The removal of containers that are nobody's, while it is under way.
     sweeping: Option<AbortHandle>,
-    /// The look at all cells' containers, while it is under way.
-    looking: Option<AbortHandle>,
-    /// Was another one asked for meanwhile?
-    look_again: bool,
+    /// The look at all cells' containers.
+    looking: Round,
     /// The reading of the cells' CPU time, while it is under way.
     cpu_round: Option<AbortHandle>,
-    /// The look at swap, while it is under way.
-    swap_round: Option<AbortHandle>,
-    /// Was another look asked for meanwhile?
-    swap_again: bool,
+    /// The look at swap.
+    swap_round: Round,
     /// The look at the disk, while it is under way.
     disk_round: Option<AbortHandle>,
     /// What the engine said of itself last.
@@ -329,11 +328,9 @@ impl<R: Runtime> Driver<R> {
             online: false,
             desired_heard: false,
             sweeping: None,
-            looking: None,
-            look_again: false,
+            looking: Round::default(),
             cpu_round: None,
-            swap_round: None,
-            swap_again: false,
+            swap_round: Round::default(),
             disk_round: None,
             live_restore: None,
             freezes: None,
@@ -456,8 +453,7 @@ impl<R: Runtime> Driver<R> {
             Input::Nudge(cell) => self.look_aside(cell),
             Input::NudgeAll => self.look_at_all(),
             Input::LookedAtAll => {
-                self.looking = None;
-                if std::mem::take(&mut self.look_again) {
+                if self.looking.ended() {
                     self.look_at_all();
                 }
             }

@@ -70,6 +70,7 @@ agent_points! {
     verbs {
         Look INTENT_LOOK DONE_LOOK REPORT_LOOK "look";
         Create INTENT_CREATE DONE_CREATE REPORT_CREATE "create";
+        Pull INTENT_PULL DONE_PULL REPORT_PULL "pull";
         Start INTENT_START DONE_START REPORT_START "start";
         AwaitReady INTENT_AWAIT_READY DONE_AWAIT_READY REPORT_AWAIT_READY "await_ready";
         Fence INTENT_FENCE DONE_FENCE REPORT_FENCE "fence";
@@ -94,6 +95,8 @@ agent_points! {
         LOOK_ANSWERED = "docker:look:answered", Fallible;
         CREATE_SENT = "docker:create:sent", Fallible;
         CREATE_ANSWERED = "docker:create:answered", Fallible;
+        PULL_SENT = "docker:pull:sent", Fallible;
+        PULL_ANSWERED = "docker:pull:answered", Fallible;
         START_SENT = "docker:start:sent", Fallible;
         START_ANSWERED = "docker:start:answered", Fallible;
         PAUSE_SENT = "docker:pause:sent", Fallible;

@@ -33,7 +33,8 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Statx, StatxFlags, Uid};
+use berth_snapshot::beneath::{BENEATH, DIRECTORY, open_beneath};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Statx, StatxFlags, Uid};
 use rustix::io::Errno;
 
 pub use error::{FolderError, Found};
@@ -44,26 +45,12 @@ use path::Relative;
 
 use crate::failpoint;
 
-/// How often an `openat2` that lost against a concurrent rename of the folder's parents is tried again.
-const RACES_MAX: u32 = 16;
-
 /// Names of temporary files start and end so. Left behind only by a crash; see [`CellFolder::remove_leftovers`].
 const TEMPORARY_PREFIX: &str = ".berth-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// Most names of one directory that [`CellFolder::remove_leftovers`] looks at.
 const LEFTOVER_NAMES_MAX: usize = 10_000;
-
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
-
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC);
 
 /// The data folder of one cell, held by a descriptor.
 #[derive(Debug)]
@@ -294,21 +281,6 @@ impl CellFolder {
         let fd = rustix::fs::open(magic, flags, Mode::empty())
             .map_err(|errno| FolderError::from_errno(Doing::Open, path, errno))?;
         Ok(Some((File::from(fd), stat.stx_size)))
-    }
-}
-
-/// Opens `path` by [`BENEATH`]'s rules.
-fn open_beneath<P: rustix::path::Arg + Copy>(
-    directory: BorrowedFd<'_>,
-    path: P,
-    flags: OFlags,
-) -> Result<OwnedFd, Errno> {
-    let mut tries = 0;
-    loop {
-        match rustix::fs::openat2(directory, path, flags, Mode::empty(), BENEATH) {
-            Err(Errno::AGAIN | Errno::INTR) if tries < RACES_MAX => tries += 1,
-            other => return other,
-        }
     }
 }
 

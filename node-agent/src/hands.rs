@@ -131,6 +131,7 @@ impl<R: Runtime> Hands<R> {
                 self.look(&job).await.map(Outcome::Looked)
             }
             Verb::Create => self.create(&job).await,
+            Verb::Pull => self.runtime.pull(&job.spec.image).await.map(|()| Outcome::Pulled).map_err(problem),
             Verb::Start => self.start(&job).await,
             Verb::AwaitReady => self.await_ready(&job).await,
             Verb::Observe => self
@@ -276,11 +277,17 @@ impl<R: Runtime> Hands<R> {
                 Ok(())
             };
             // Looking at the engine and reading the cell's folder do not wait for each other either.
-            let made = async { self.runtime.create(&plan).await.map_err(problem) };
+            let made = async {
+                match self.runtime.create(&plan).await {
+                    Ok(created) => Ok(Outcome::Created { by: created.op }),
+                    Err(RuntimeError::NotPulled { .. }) => Ok(Outcome::NotPulled),
+                    Err(error) => Err(problem(error)),
+                }
+            };
             tokio::try_join!(configured, made)
         };
-        let (_found, ((), created)) = tokio::try_join!(rules, container)?;
-        Ok(Outcome::Created { by: created.op })
+        let (_found, ((), made)) = tokio::try_join!(rules, container)?;
+        Ok(made)
     }
 
     /// Puts the keys that Berth owns into the cell's own configuration. The folder is hostile: see [`CellFolder`].
@@ -472,8 +479,11 @@ impl<R: Runtime> Hands<R> {
     async fn repair(&self, job: &Job) -> Result<Outcome, Problem> {
         let (_, data_dir) = self.disk(job).await?;
         let plan = self.plan(job, data_dir)?;
-        self.runtime.repair(&plan, &openclaw::REPAIR_ARGS, REPAIR_LIMIT).await.map_err(problem)?;
-        Ok(Outcome::Repaired)
+        match self.runtime.repair(&plan, &openclaw::REPAIR_ARGS, REPAIR_LIMIT).await {
+            Ok(()) => Ok(Outcome::Repaired),
+            Err(RuntimeError::NotPulled { .. }) => Ok(Outcome::NotPulled),
+            Err(error) => Err(problem(error)),
+        }
     }
 
     async fn remove(&self, job: &Job) -> Result<Outcome, Problem> {

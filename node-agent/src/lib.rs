@@ -38,6 +38,7 @@ pub mod link;
 pub mod metrics;
 pub mod netrules;
 mod notes;
+mod one_request;
 pub mod projection;
 pub mod quota;
 pub mod reading;

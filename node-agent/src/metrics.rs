@@ -426,6 +426,7 @@ pub(crate) const fn verb_name(verb: Verb) -> &'static str {
     match verb {
         Verb::Look => "look",
         Verb::Create => "create",
+        Verb::Pull => "pull",
         Verb::Start => "start",
         Verb::AwaitReady => "await_ready",
         Verb::Observe => "observe",

@@ -29,25 +29,20 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::door::{DoorError, IngressSocket};
 use crate::driver::Input;
+use crate::one_request;
 use crate::snapshots::Access;
 use readers::{Answer, Readers};
 
 /// Connections of the ingress at a time: more than it makes.
 const CONNECTIONS_MAX: usize = 128;
-
-/// How long the head of a request may take.
-const HEAD_MAX: Duration = Duration::from_secs(5);
-
-const HEAD_BYTES_MAX: usize = 8192;
 
 /// How long a connection may last, whatever it does: as long as the largest pack may take at the least rate.
 const CONNECTION_MAX: Duration = Duration::from_secs(2 * 60 * 60);
@@ -125,13 +120,7 @@ async fn connection(desk: Arc<Desk>, stream: UnixStream) {
         let desk = Arc::clone(&desk);
         async move { Ok::<_, Infallible>(answer(&desk, &request).await) }
     });
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .keep_alive(false)
-        .header_read_timeout(HEAD_MAX)
-        .max_buf_size(HEAD_BYTES_MAX);
-    let serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let serving = pin!(one_request::server().serve_connection(TokioIo::new(stream), service));
     match tokio::time::timeout(CONNECTION_MAX, serving).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(error = chain(&error), "a reader's connection broke"),
@@ -210,11 +199,16 @@ fn reply(answer: Answer, part: Option<Part>, head_only: bool) -> Result<Reply, P
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(if head_only { total } else { bytes }));
-        if let Some(Part { from, .. }) = part.filter(|_| bytes > 0) {
-            let range = format!("bytes {from}-{}/{total}", from.saturating_add(bytes - 1));
+        if let Some(Part { from, .. }) = part {
+            // One that begins behind the end is none, and told how long the object is (RFC 9110, section 15.5.17).
+            let (status, range) = match bytes.checked_sub(1) {
+                Some(more) => (StatusCode::PARTIAL_CONTENT, format!("{from}-{}", from.saturating_add(more))),
+                None => (StatusCode::RANGE_NOT_SATISFIABLE, "*".to_owned()),
+            };
             let wrong = |_| Problem::new(Code::Internal, "the part cannot be written");
-            headers.insert(header::CONTENT_RANGE, HeaderValue::from_str(&range).map_err(wrong)?);
-            *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let range = HeaderValue::from_str(&format!("bytes {range}/{total}")).map_err(wrong)?;
+            headers.insert(header::CONTENT_RANGE, range);
+            *reply.status_mut() = status;
         }
         if !head_only {
             *reply.body_mut() = Content::new(answer, None).boxed_unsync();
@@ -346,6 +340,10 @@ mod tests {
         let given = body(object.clone(), rest.clone(), part).await.unwrap();
         assert_eq!((given.status(), &given.body()[..]), (StatusCode::PARTIAL_CONTENT, &b"12345"[..]));
         assert_eq!(given.headers()[header::CONTENT_RANGE], "bytes 4-8/9");
+        let beyond = Some(Part { from: 9, to: None });
+        let none = body(Line::Object { bytes: 0, total: 9 }, vec![Line::Answered], beyond).await.unwrap();
+        assert!(none.status() == StatusCode::RANGE_NOT_SATISFIABLE && none.body().is_empty());
+        assert_eq!(none.headers()[header::CONTENT_RANGE], "bytes */9");
         let whole = body(object, rest, None).await.unwrap();
         assert!(whole.status() == StatusCode::OK && !whole.headers().contains_key(header::CONTENT_RANGE));
     }

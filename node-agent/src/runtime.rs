@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
@@ -164,9 +165,14 @@ pub trait Runtime: Send + Sync + 'static {
         port: u16,
     ) -> impl Future<Output = Result<Seen, RuntimeError>> + Send;
 
-    /// Makes sure that image, network and a container that fits are there. A container of ours that does not fit, or
-    /// whose image's name means another image by now, is replaced, never one that is up.
+    /// Makes sure that network and a container that fits are there. A container of ours that does not fit, or whose image's
+    /// name means another image by now, is replaced, never one that is up. An image that is not here is not waited for:
+    /// [`RuntimeError::NotPulled`] where [`Self::pull`] can get it.
     fn create(&self, plan: &ContainerPlan) -> impl Future<Output = Result<Created, RuntimeError>> + Send;
+
+    /// Makes sure that the image is here. Only one that is named by digest can be pulled. Ends at once when nobody waits for
+    /// it any more.
+    fn pull(&self, image: &ImageRef) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// Starts the container. The address is read after the start returned. One that runs stays as it is.
     fn start(

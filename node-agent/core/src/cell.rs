@@ -112,6 +112,8 @@ pub const LEASE_MARGIN: Millis = Millis::secs(10);
 enum StartStep {
     /// Its data is not here, or not what it shall be.
     Restoring,
+    /// The image that it runs is not on the node.
+    Pulling,
     Creating,
     Starting,
     GettingReady,
@@ -389,10 +391,11 @@ impl Cell {
         matches!(self.phase, Phase::Queued) && !matches!(self.data, Data::Unknown)
     }
 
-    /// Does it hold a start permit? Not while its data is fetched: that takes no CPU worth the name, and may take hours.
+    /// Does it hold a start permit? Not while its data or its image is fetched: that takes little CPU, and may take long,
+    /// or never come to an end where whoever it comes from does not answer.
     pub const fn holds_permit(&self) -> bool {
         match self.phase {
-            Phase::Starting(step) => !matches!(step, StartStep::Restoring),
+            Phase::Starting(step) => !matches!(step, StartStep::Restoring | StartStep::Pulling),
             phase => matches!(phase, Phase::Repairing),
         }
     }
@@ -579,6 +582,7 @@ impl Cell {
             return;
         }
         let bar = self.bar();
+        let other_image = self.spec.image != assignment.spec.image;
         if self.spec != assignment.spec {
             // Whether the container still fits is seen at the next look; until then it is taken as it is.
             let same_container = self.spec.image == assignment.spec.image
@@ -601,6 +605,10 @@ impl Cell {
         }
         self.generation = assignment.generation;
         out.push(Effect::Changed);
+        if other_image && matches!(self.phase, Phase::Starting(StartStep::Pulling)) {
+            // What is fetched is of no use any more.
+            self.look(now, out);
+        }
         self.bar_changed(now, bar, out);
         let at_rest = matches!(
             self.phase,

@@ -92,6 +92,7 @@ impl Intent {
             | Verb::Fence
             | Verb::Push
             | Verb::Resume
+            | Verb::Pull
             | Verb::Restore
             | Verb::Verify
             | Verb::Archive => return None,
@@ -130,6 +131,8 @@ impl Report {
             Outcome::Ended { .. } | Outcome::Removed => Some(false),
             Outcome::Looked(_)
             | Outcome::Created { .. }
+            | Outcome::NotPulled
+            | Outcome::Pulled
             | Outcome::Ready
             | Outcome::Observed(_)
             | Outcome::Fenced(_)

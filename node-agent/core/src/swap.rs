@@ -36,7 +36,7 @@ pub struct Sample {
 pub struct Limits {
     /// Part of the swap that no cell is frozen into, in percent: running cells and the system need it under pressure.
     pub reserve_percent: u8,
-    /// From this fill on, in percent, frozen cells leave.
+    /// From this fill on, in percent, frozen cells leave. 0: they never do.
     pub high_percent: u8,
     /// Down to this fill.
     pub low_percent: u8,
@@ -114,9 +114,9 @@ impl Swap {
         while self.marks.get(1).is_some_and(|(at, _)| now.since(*at) >= DAY) {
             self.marks.pop_front();
         }
-        let fill = self.fill_percent();
-        let mark = if self.short { self.limits.low_percent } else { self.limits.high_percent };
-        self.short = fill.is_some_and(|fill| fill >= u64::from(mark));
+        let Limits { high_percent, low_percent, .. } = self.limits;
+        let mark = if self.short { low_percent } else { high_percent };
+        self.short = high_percent > 0 && self.fill_percent().is_some_and(|fill| fill >= u64::from(mark));
     }
 
     /// What the kernel showed last; `None` before the first look.
@@ -243,6 +243,13 @@ mod tests {
             [at(100), at(16), at(15), at(24), at(26), at(16), at(0)],
             [false, false, true, true, false, false, true]
         );
+    }
+
+    #[test]
+    fn without_a_mark_swap_is_never_short() {
+        let mut swap = swap(Limits { high_percent: 0, low_percent: 0, ..Limits::default() });
+        swap.sampled(BootMs(1), sample(0));
+        assert!(!swap.is_short());
     }
 
     #[test]

@@ -224,7 +224,9 @@ async fn send(desk: &Arc<Desk>, request: Request<Empty<Bytes>>) -> Result<Sent, 
 /// The answer as the client gets it.
 async fn given(sent: Sent, head_only: bool) -> Result<(Reading, Response<Answer>), Refused> {
     let status = sent.response.status();
-    if !status.is_success() {
+    // No more than headers, which say how long the object is.
+    let beyond = status == StatusCode::RANGE_NOT_SATISFIABLE;
+    if !status.is_success() && !beyond {
         return Err(refused(status, sent.response).await);
     }
     let mut response = Response::new(full(""));
@@ -247,7 +249,7 @@ async fn given(sent: Sent, head_only: bool) -> Result<(Reading, Response<Answer>
         });
         *response.body_mut() = Answer::new(body);
     }
-    Ok((Reading::Given, response))
+    Ok((if beyond { Reading::Refused } else { Reading::Given }, response))
 }
 
 async fn refused(status: StatusCode, response: Response<Incoming>) -> Refused {

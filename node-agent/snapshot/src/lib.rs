@@ -4,6 +4,7 @@
 //! The work is done by a child process ([`worker`]) that the daemon starts and may kill at any moment ([`caller`]).
 //! They speak the [`protocol`]. docs/decisions/0006 says why it is so.
 
+pub mod beneath;
 pub mod caller;
 mod check;
 mod error;

@@ -47,7 +47,6 @@ fn next(input: &mut dyn BufRead) -> Result<Option<Ask>, Failure> {
 fn reason(failure: &Failure) -> Reason {
     match failure {
         Failure::Store(StoreError::NotFound { .. }) => Reason::NotFound,
-        Failure::Store(StoreError::Other { status: NO_SUCH_RANGE, .. }) => Reason::BadJob,
         other => other.reason(),
     }
 }
@@ -86,7 +85,14 @@ fn answer(store: &S3Store, ask: &Ask, say: Say<'_>) -> Result<(), Failure> {
 
 fn part(store: &S3Store, key: &str, from: u64, to: u64, say: Say<'_>) -> Result<(), Failure> {
     let window = |at: u64| to.min(at.saturating_add(WINDOW_BYTES - 1));
-    let (mut bytes, total) = store.part(key, from, window(from))?;
+    let (mut bytes, total) = match store.part(key, from, window(from)) {
+        Err(StoreError::Other { status: NO_SUCH_RANGE, .. }) => {
+            // It has nothing from there on. How long it is tells whoever asks.
+            let total = store.head(key)?.ok_or_else(|| StoreError::NotFound { key: key.to_owned() })?;
+            return say(Line::Object { bytes: 0, total });
+        }
+        part => part?,
+    };
     let end = total.min(to.saturating_add(1));
     say(Line::Object { bytes: end.saturating_sub(from), total })?;
     let mut at = from;

@@ -14,18 +14,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_shared::cell::Workload;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::beneath::{DIRECTORY, open_beneath};
 use crate::error::Failure;
 use crate::excludes;
 use crate::tree_hash::{Facts, Kind};
 
 /// Deepest folder that is entered. Paths that the kernel takes have at most 2048 components.
 pub(crate) const DEPTH_MAX: usize = 128;
-/// How often an open that lost against a concurrent rename is tried again.
-const RACES_MAX: u32 = 16;
 /// Most names of passed-over entries that are told.
 const NAMES_MAX: usize = 20;
 /// Longest list of attribute names, and longest value: the kernel's bounds.
@@ -33,17 +32,6 @@ const XATTR_BYTES_MAX: usize = 64 * 1024;
 
 /// The first bytes of every SQLite 3 database that is not empty.
 const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
-
-pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
-
-pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC);
 
 const REGULAR: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
@@ -404,21 +392,6 @@ fn open_regular(folder: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> 
     match open_beneath(folder, name, REGULAR | OFlags::NOATIME) {
         Err(Errno::PERM) => open_beneath(folder, name, REGULAR),
         other => other,
-    }
-}
-
-/// Opens what is at `path` below `folder`, never through a link.
-pub(crate) fn open_beneath<P: rustix::path::Arg + Copy>(
-    folder: BorrowedFd<'_>,
-    path: P,
-    flags: OFlags,
-) -> Result<OwnedFd, Errno> {
-    let mut tries = 0;
-    loop {
-        match rustix::fs::openat2(folder, path, flags, Mode::empty(), BENEATH) {
-            Err(Errno::AGAIN | Errno::INTR) if tries < RACES_MAX => tries += 1,
-            other => return other,
-        }
     }
 }
 

@@ -271,15 +271,14 @@ impl<R: Runtime> Driver<R> {
 
     /// Looks at every cell's container, some at a time. One pass at a time, too: what is asked for meanwhile comes after it.
     pub(super) fn look_at_all(&mut self) {
-        if super::goes_on(self.looking.as_ref()) {
-            self.look_again = true;
+        if !self.looking.begins() {
             return;
         }
         let cells = self.agent.cells().map(|cell| cell.spec().cell);
         let jobs: Vec<(CellId, Job)> =
             cells.filter_map(|cell| Some((cell, self.job(cell, OpId(0))?))).collect();
         let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
-        self.looking = Some(self.tasks.spawn_client("look", async move {
+        self.tasks.spawn_client("look", async move {
             let look = async |(cell, job): (CellId, Job)| {
                 if let Ok(seen) = hands.look(&job).await {
                     let _ = loopback.send(Input::Noticed(cell, seen)).await;
@@ -287,7 +286,7 @@ impl<R: Runtime> Driver<R> {
             };
             futures_util::stream::iter(jobs).for_each_concurrent(LOOKS_AT_ONCE, look).await;
             let _ = loopback.send(Input::LookedAtAll).await;
-        }));
+        });
     }
 
     pub(super) fn probe_all(&self) {

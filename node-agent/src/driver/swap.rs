@@ -4,7 +4,7 @@
 use berth_node_agent_core::agent;
 use berth_shared::time::Millis;
 
-use super::{Driver, Input, Turn, goes_on};
+use super::{Driver, Input, Turn};
 use crate::runtime::Runtime;
 use crate::swap::{self, Reading};
 
@@ -18,19 +18,18 @@ impl<R: Runtime> Driver<R> {
         if self.live_restore.is_none() {
             return;
         }
-        if goes_on(self.swap_round.as_ref()) {
-            self.swap_again = true;
+        if !self.swap_round.begins() {
             return;
         }
         let (live_restore, insecure) = (self.live_restore, self.hands.config.insecure_swap);
         let (loopback, tasks) = (self.loopback.clone(), self.tasks.clone());
-        self.swap_round = Some(self.tasks.spawn_client("swap", async move {
+        self.tasks.spawn_client("swap", async move {
             // A look that was lost is one of a process that ends.
             if let Ok(reading) = tasks.blocking("swap", move || swap::read(live_restore, insecure)).await {
                 // The driver is gone only when the agent ends.
                 let _ = loopback.send(Input::Swap(reading)).await;
             }
-        }));
+        });
     }
 
     pub(super) fn swap_read(&mut self, reading: Reading, turn: &mut Turn) {
@@ -47,9 +46,7 @@ impl<R: Runtime> Driver<R> {
         }
         self.step(agent::Event::Swap(sample), turn);
         self.metrics.swap(self.agent.swap(), sample);
-        if std::mem::take(&mut self.swap_again) {
-            // The one that it came from has nothing left to do.
-            self.swap_round = None;
+        if self.swap_round.ended() {
             self.look_at_swap();
         }
     }

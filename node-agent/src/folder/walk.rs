@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use berth_snapshot::beneath::{DIRECTORY, open_beneath};
 use rustix::fs::{AtFlags, Dir, FileType, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::error::Doing;
-use super::{DIRECTORY, FolderError, Found, kind, open_beneath, shown};
+use super::{FolderError, Found, kind, shown};
 
 /// Most things of the report that are named; the rest is only counted.
 const SKIPPED_NAMED_MAX: usize = 100;

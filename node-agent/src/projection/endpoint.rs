@@ -22,10 +22,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -34,6 +33,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Projection;
 use crate::metrics::Metrics;
+use crate::one_request;
 use crate::store::StoreError;
 
 /// Where lists are put.
@@ -44,11 +44,6 @@ pub(super) const CONNECTIONS_MAX: usize = 4;
 
 /// How long one connection may last, its answer included.
 pub(super) const CONNECTION_MAX: Duration = Duration::from_secs(10);
-
-/// How long the head of a request may take.
-const HEAD_MAX: Duration = Duration::from_secs(5);
-
-const HEAD_BYTES_MAX: usize = 8192;
 
 /// So many lists a cell may put in one go; then one in each [`LIST_EVERY`].
 pub(super) const LISTS_MAX: u32 = 30;
@@ -245,13 +240,7 @@ async fn connection(shared: Arc<Shared>, cell: CellId, stream: TcpStream, budget
         let (shared, budget) = (Arc::clone(&shared), Arc::clone(&budget));
         async move { Ok::<_, Infallible>(answer(&shared, cell, &budget, request).await) }
     });
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .keep_alive(false)
-        .header_read_timeout(HEAD_MAX)
-        .max_buf_size(HEAD_BYTES_MAX);
-    let serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let serving = pin!(one_request::server().serve_connection(TokioIo::new(stream), service));
     let ended = stop.run_until_cancelled(timeout(CONNECTION_MAX, serving)).await;
     match ended {
         Some(Ok(Ok(()))) | None => {}

@@ -304,7 +304,6 @@ fn problem(cell: CellId, reason: Reason, detail: &str) -> Problem {
     tracing::info!(%cell, detail, "a part of a repository cannot be given");
     let (code, told) = match reason {
         Reason::NotFound => (Code::NotFound, "there is no such object"),
-        Reason::BadJob => (Code::BadRequest, "no object has such a part"),
         Reason::StoreRefused | Reason::NoBucket => {
             (Code::BucketRefused, "the store of the snapshots refuses it")
         }

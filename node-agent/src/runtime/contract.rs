@@ -261,13 +261,20 @@ async fn an_image_that_is_not_here_is_named<B: Bench>(bench: B) {
     // An image id names bytes, but no place to get them from.
     plan.image = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     assert_eq!(runtime.create(&plan).await.unwrap_err().code(), Code::UnknownImage);
+    let error = runtime.pull(&plan.image).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::UnknownImage { .. }), "{error:?}");
+    // What is here is not asked for.
+    runtime.pull(&IMAGE.parse().unwrap()).await.unwrap();
 }
 
 async fn an_image_that_cannot_be_pulled_is_named<B: Bench>(bench: B) {
     let (runtime, mut plan) = (bench.runtime(), bench.plan());
     // Nobody listens on port 1 of the loopback.
     plan.image = format!("127.0.0.1:1/berth/cell@sha256:{}", "a".repeat(64)).parse().unwrap();
-    let error = runtime.create(&plan).await.unwrap_err();
+    let missing = runtime.create(&plan).await.unwrap_err();
+    assert!(matches!(missing, RuntimeError::NotPulled { .. }), "{missing:?}");
+    assert_eq!(look(&bench, &plan).await, Seen::Absent);
+    let error = runtime.pull(&plan.image).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Pull { .. }), "{error:?}");
     assert_eq!(error.code(), Code::UnknownImage);
     assert!(error.is_transient());

@@ -5,13 +5,14 @@
 //! | `engine` | how a request is sent, bounded, counted, and what its failure means |
 //! | `find` | which container is the cell's, and what it is doing |
 //! | `profile` | what a cell's container is made of (DESIGN.md, section 11) |
-//! | `create` | image, network and container are there and fit |
+//! | `create` | network and container are there and fit |
 //! | `network` | the cell's own bridge |
 //! | `image` | which images are pulled, and which have to be there |
 //! | `cgroup` | where the kernel keeps a container's group, and how much CPU it has used |
 //! | `frozen` | how a paused container ends without running again |
 //! | `memory` | what a container holds in memory and swap, and how that is pushed out |
 //! | `observe` | what its processes do |
+//! | `stat` | how a process's line in /proc is read |
 //! | `touched` | which memory a wake needs, and how that is read back before the next |
 //! | `orphan` | how a container ends that belongs to no cell any more |
 //! | `watch` | output, events and lists |
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
@@ -47,6 +49,7 @@ mod network;
 mod observe;
 mod orphan;
 pub(super) mod profile;
+mod stat;
 mod touched;
 pub(crate) mod watch;
 
@@ -139,6 +142,10 @@ impl Runtime for DockerRuntime {
 
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
         Box::pin(create::create(&self.engine, plan)).await
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<(), RuntimeError> {
+        image::pull(&self.engine, image).await
     }
 
     async fn start(&self, key: &ContainerKey, port: u16) -> Result<Started, RuntimeError> {

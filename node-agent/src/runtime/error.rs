@@ -92,6 +92,12 @@ pub enum RuntimeError {
         /// Which.
         image: ImageRef,
     },
+    /// The image is not here, and can be pulled: [`Runtime::pull`](super::Runtime::pull).
+    #[error("image {image} is not on this node yet")]
+    NotPulled {
+        /// Which.
+        image: ImageRef,
+    },
     /// The image is not here and could not be pulled.
     #[error("image {image} could not be pulled")]
     Pull {
@@ -233,6 +239,7 @@ impl RuntimeError {
             | Self::Events(source)
             | Self::List(source) => Some(source),
             Self::UnknownImage { .. }
+            | Self::NotPulled { .. }
             | Self::NetworkTaken { .. }
             | Self::NetworkInUse { .. }
             | Self::RepairFailed { .. }
@@ -252,7 +259,7 @@ impl RuntimeError {
     /// May the same be tried again, with a chance?
     pub const fn is_transient(&self) -> bool {
         match self {
-            Self::Pull { .. } | Self::Unconfirmed { .. } => true,
+            Self::NotPulled { .. } | Self::Pull { .. } | Self::Unconfirmed { .. } => true,
             _ => match self.engine_error() {
                 Some(source) => source.is_transient(),
                 None => false,
@@ -263,7 +270,7 @@ impl RuntimeError {
     /// The stable code.
     pub const fn code(&self) -> Code {
         match self {
-            Self::UnknownImage { .. } => Code::UnknownImage,
+            Self::UnknownImage { .. } | Self::NotPulled { .. } => Code::UnknownImage,
             // An engine that is down is not the image's fault.
             Self::Pull { source, .. } => match source {
                 EngineError::Unreachable { .. } => Code::DockerDown,

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use berth_failpoint::Point;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
@@ -33,10 +34,10 @@ impl<R> Failing<R> {
 async fn between<T>(
     sent: &Point,
     answered: &Point,
-    failed: fn(EngineError) -> RuntimeError,
+    failed: impl Fn(EngineError) -> RuntimeError + Send,
     act: impl Future<Output = Result<T, RuntimeError>> + Send,
 ) -> Result<T, RuntimeError> {
-    at::engine(sent).await.map_err(failed)?;
+    at::engine(sent).await.map_err(&failed)?;
     let done = act.await;
     at::engine(answered).await.map_err(failed)?;
     done
@@ -54,6 +55,11 @@ impl<R: Runtime> Runtime for Failing<R> {
 
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
         between(&at::CREATE_SENT, &at::CREATE_ANSWERED, RuntimeError::Create, self.0.create(plan)).await
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<(), RuntimeError> {
+        let failed = |source| RuntimeError::Pull { image: image.clone(), source };
+        between(&at::PULL_SENT, &at::PULL_ANSWERED, failed, self.0.pull(image)).await
     }
 
     async fn start(&self, key: &ContainerKey, port: u16) -> Result<Started, RuntimeError> {

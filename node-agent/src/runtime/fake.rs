@@ -32,6 +32,7 @@ pub enum Call {
     Engine,
     Look,
     Create,
+    Pull,
     Start,
     Pause,
     Unpause,

@@ -454,6 +454,7 @@ impl World {
                 Outcome::Ended { code: 0 }
             }
             (Verb::Repair, _) => Outcome::Repaired,
+            (Verb::Pull, _) => unreachable!("every image is here"),
             (Verb::Restore | Verb::Verify | Verb::Archive, _) => unreachable!("this world has no bucket"),
             (Verb::Remove, _) => {
                 node.containers.remove(&cell);

@@ -58,8 +58,8 @@ impl World {
                 Verb::AwaitReady | Verb::Observe | Verb::Resume | Verb::Unpause | Verb::Suspend
             ) && !self.truths[cell].is_up();
             // A push is worth nothing to a cell that is wanted up, or down; nor a look at one that was paused or ended by
-            // somebody else.
-            let cut_short = cut_short || matches!(before.verb, Verb::Push | Verb::Observe);
+            // somebody else; nor a pull to one that is to have another image, or to go.
+            let cut_short = cut_short || matches!(before.verb, Verb::Push | Verb::Observe | Verb::Pull);
             if before.is_awaited(self.at, until) && !cut_short {
                 let text = format!("cell {cell}: {verb:?} begins while {:?} is under way", before.verb);
                 self.broken("a", &text);

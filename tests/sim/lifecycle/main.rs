@@ -81,7 +81,15 @@ fn every_cell_is_served_and_rests_whatever_fails() {
     assert!(failures.is_empty(), "broken: {:?}", failures.keys().collect::<Vec<_>>());
     if seeds.end - seeds.start >= 500 {
         // A world in which these never happen tests nothing.
-        for what in ["agent deaths", "starts", "commands", "disasters", "judged wakes", "late pauses"] {
+        for what in [
+            "agent deaths",
+            "starts",
+            "commands",
+            "disasters",
+            "judged wakes",
+            "late pauses",
+            "images pulled",
+        ] {
             assert!(counts.get(what).is_some_and(|count| *count > 0), "no {what} in {seeds:?}");
         }
     }

@@ -242,7 +242,13 @@ impl World {
         let foreign = matches!(seen, Seen::Foreign { .. });
         let touches = !matches!(
             running.verb,
-            Verb::AwaitReady | Verb::Observe | Verb::Suspend | Verb::Push | Verb::Resume | Verb::Repair
+            Verb::AwaitReady
+                | Verb::Observe
+                | Verb::Suspend
+                | Verb::Push
+                | Verb::Resume
+                | Verb::Repair
+                | Verb::Pull
         );
         if foreign && touches {
             let ours = self.truths[cell].container.as_ref().is_some_and(|container| container.ours);
@@ -253,6 +259,11 @@ impl World {
         }
         Some(match (running.verb, seen) {
             (Verb::Create, seen) => self.create(running, &seen),
+            (Verb::Pull, _) => {
+                self.images.insert(running.image.clone());
+                self.count("images pulled");
+                Outcome::Pulled
+            }
             (Verb::Start, Seen::Exited { .. }) => {
                 self.start(cell);
                 Outcome::Started { address: address(cell) }
@@ -310,6 +321,9 @@ impl World {
                 return Outcome::Created { by: made_by(&self.truths[cell]) };
             }
             _ => {}
+        }
+        if !self.images.contains(&running.image) {
+            return Outcome::NotPulled;
         }
         self.runs += 1;
         self.truths[cell].container = Some(Container {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use berth_node_agent_core::cell::{Now, Seen};
-use berth_shared::cell::{Assignment, Workload};
+use berth_shared::cell::{Assignment, ImageRef, Workload};
 use berth_shared::time::{BootMs, UnixMs};
 
 use crate::dice::Dice;
@@ -62,6 +62,8 @@ pub(crate) struct World {
     pub(crate) runs: u64,
     pub(crate) running: Vec<Running>,
     pub(crate) engine_down: bool,
+    /// Images that the engine has.
+    pub(crate) images: BTreeSet<ImageRef>,
     pub(crate) door: Door,
     pub(crate) life: Option<Life>,
     pub(crate) lives: u64,
@@ -106,6 +108,7 @@ impl World {
             runs: 0,
             running: vec![],
             engine_down: false,
+            images: BTreeSet::new(),
             life: None,
             lives: 0,
             disk: vec![],

@@ -12,7 +12,9 @@ use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::ids::{CellId, Generation};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
+use berth_shared::wire::CommandVerb;
 
+use crate::operators::What;
 use crate::plan::{At, MINUTE, SECOND};
 use crate::world::{Happening, World};
 
@@ -165,6 +167,10 @@ impl World {
         if asked.fault == Fault::Lost && matches!(verb, Verb::Restore | Verb::Verify | Verb::Archive) {
             // A task of the agent's own, which reports as long as the agent lives.
             asked.fault = Fault::FailsAfter;
+        }
+        if verb == Verb::Restore && self.strikes(300) {
+            // Somebody does not want to wait for it.
+            self.place(What::Cell { cell, verb: CommandVerb::Wake });
         }
         let wait =
             if verb == Verb::Verify { self.dice.between(1, 20 * SECOND) } else { self.dice.between(1, 400) };

@@ -19,6 +19,9 @@ const LOOK_EVERY: At = 2 * MINUTE;
 /// A request of the judge is looked at when its bound and some slack are over.
 const ANSWERED_WITHIN: At = CALL_BOUND + 2 * SECOND;
 
+/// Whatever an agent was asked before this is answered: a stop and a start, and a restore in between, where all is whole.
+const ANSWERED_AT_LAST: At = 30 * MINUTE;
+
 /// How often a wake may fail in quiet time: a start that failed at the very end of the misfortunes cools down first.
 const TRIES_MAX: u32 = 4;
 
@@ -76,6 +79,7 @@ impl World {
             Stage::Settling => {
                 self.judge_convergence(true);
                 self.judge_kept();
+                self.judge_answers();
                 let cells: Vec<CellId> = self.truth.cells.keys().copied().collect();
                 for cell in cells {
                     if self.operators.good_secret(cell).is_none() {
@@ -159,6 +163,23 @@ impl World {
         }
         if let Some(wrong) = wrong {
             self.broken("converges", &wrong);
+        }
+    }
+
+    /// Whatever an agent that lives was asked for long ago, it has said how that ended.
+    fn judge_answers(&mut self) {
+        let mut waiting = None;
+        for (number, machine) in self.machines.iter().enumerate() {
+            let asked = machine.life.iter().flat_map(|life| &life.asked);
+            for (seq, (cell, since)) in asked {
+                if since + ANSWERED_AT_LAST < self.at {
+                    waiting = Some((number, *seq, *cell));
+                }
+            }
+        }
+        if let Some((number, seq, cell)) = waiting {
+            let text = format!("machine {number} has not answered command {seq} about {}", short(cell));
+            self.broken("answered", &text);
         }
     }
 

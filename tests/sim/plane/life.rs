@@ -8,6 +8,7 @@ use berth_node_agent_core::lease;
 use berth_node_agent_core::memory::{Record, Step};
 use berth_shared::ids::CellId;
 use berth_shared::link::node;
+use berth_shared::problem::Problem;
 use berth_shared::wire::{CommandOutcome, DesiredState, NodeFrame};
 
 use crate::engine::short;
@@ -66,17 +67,11 @@ impl World {
     pub(crate) fn carry_out(&mut self, machine: usize, effect: Effect) {
         match effect {
             Effect::Cell(cell, effect) => self.carry_out_for(machine, cell, effect),
-            Effect::CommandDone { seq, outcome } => {
-                self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
-            }
+            Effect::CommandDone { seq, outcome } => self.command_done(machine, seq, outcome),
             Effect::ReadLogs { seq, .. } => {
-                let outcome = Ok(CommandOutcome::Logs(vec![]));
-                self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
+                self.command_done(machine, seq, Ok(CommandOutcome::Logs(vec![])));
             }
-            Effect::Purge { seq, .. } => {
-                let outcome = Ok(CommandOutcome::Purged);
-                self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
-            }
+            Effect::Purge { seq, .. } => self.command_done(machine, seq, Ok(CommandOutcome::Purged)),
             // Seen to before, with what it leads to.
             Effect::Snapshot { .. } => {}
             Effect::Changed(cell) => {
@@ -98,6 +93,13 @@ impl World {
                 self.count(if held { "leases begun" } else { "leases ended" });
             }
         }
+    }
+
+    fn command_done(&mut self, machine: usize, seq: u64, outcome: Result<CommandOutcome, Problem>) {
+        if let Some(life) = &mut self.machines[machine].life {
+            life.asked.remove(&seq);
+        }
+        self.node_says(machine, NodeFrame::CommandDone { seq, outcome });
     }
 
     pub(crate) fn carry_out_for(&mut self, machine: usize, cell: CellId, effect: cell::Effect) {

@@ -111,6 +111,8 @@ pub(crate) struct Life {
     pub(crate) workers: BTreeMap<CellId, u64>,
     /// Restores and proofs that are about to be begun.
     pub(crate) orders: BTreeMap<CellId, Order>,
+    /// Commands that it was given and has not answered: about which cell, and since when.
+    pub(crate) asked: BTreeMap<u64, (CellId, At)>,
 }
 
 impl Disk {
@@ -264,6 +266,7 @@ impl World {
             heads: Heads::default(),
             workers: BTreeMap::new(),
             orders: BTreeMap::new(),
+            asked: BTreeMap::new(),
         });
         let held = present.life.as_ref().is_some_and(|life| life.agent.lease().is_held());
         self.note(|| format!("machine {machine}: the agent starts, life {number}, lease held {held}"));

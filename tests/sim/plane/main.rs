@@ -13,6 +13,7 @@
 //! | routed | a request goes in where the user lives, or where nobody can know better | 1 |
 //! | told | what a machine is told only ever gets newer | 1 |
 //! | served | in quiet time a request is answered within its bound | 4 |
+//! | answered | an agent that lives on says how each command has ended, also of a wake in the middle of a restore | 4 |
 //! | stranger | only a credential of this very user opens its cell, and not once its end is known | 5 |
 //! | token | a token lets one machine in | 5 |
 //! | facts | generations grow, names and homes are single, judged without the fleet's own code | 1 |
@@ -155,6 +156,7 @@ fn the_fleet_keeps_its_word_whatever_fails() {
             "snapshots cancelled",
             "restores",
             "restores ordered",
+            "woken while restored",
             "disks emptied",
             "machines lost",
         ] {

@@ -2,13 +2,13 @@
 
 use berth_node_agent_core::memory::Record;
 use berth_node_agent_core::{agent, lease, snapshots};
-use berth_shared::cell::CellStatus;
+use berth_shared::cell::{CellState, CellStatus};
 use berth_shared::link::node;
 use berth_shared::signing::{Purpose, Signature, new_node_key};
 use berth_shared::time::Millis;
 use berth_shared::wire::{
-    CommandVerb, CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, HOLDING_SINCE, Hello, NodeFrame,
-    NodeLoad,
+    Command, CommandVerb, CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, HOLDING_SINCE, Hello,
+    NodeFrame, NodeLoad,
 };
 
 use crate::machine::{FIRST_FRESH_KEY, key};
@@ -211,6 +211,7 @@ impl World {
             }
             CoordinatorFrame::Desired(desired) => self.desired(machine, desired),
             CoordinatorFrame::Command(command) => {
+                self.asked(machine, &command);
                 let Some(life) = &self.machines[machine].life else { return };
                 let mut turn = Turn::default();
                 if command.verb == CommandVerb::Archive {
@@ -241,6 +242,17 @@ impl World {
                 self.snapshot_judged(machine, snapshot, &outcome);
             }
             _ => {}
+        }
+    }
+
+    /// A command reaches an agent.
+    fn asked(&mut self, machine: usize, command: &Command) {
+        let at = self.at;
+        let Some(life) = &mut self.machines[machine].life else { return };
+        life.asked.entry(command.seq).or_insert((command.cell, at));
+        let state = life.agent.cell(command.cell).map(|cell| cell.state());
+        if (command.verb, state) == (CommandVerb::Wake, Some(CellState::Restoring)) {
+            self.count("woken while restored");
         }
     }
 

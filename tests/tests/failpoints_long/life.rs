@@ -65,6 +65,9 @@ fn enabled_by(point: &str) -> Option<(&'static str, Step)> {
 fn elsewhere(point: &str) -> Option<&'static str> {
     match point {
         "key:replaced" | "key:removed" => Some("a node's key is changed once a minute at most"),
+        _ if point.ends_with(":pull") || point.starts_with("docker:pull:") => {
+            Some("every image is on the machine; a pull changes nothing of the cell")
+        }
         _ if point.starts_with("key:") || point.starts_with("join:") => {
             Some("only a node that joins passes it: see `first`")
         }

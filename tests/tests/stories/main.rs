@@ -12,12 +12,14 @@
 mod archive;
 mod asked_meanwhile;
 mod coordinator_away;
+mod frozen;
 mod import;
 mod ingress_away;
 mod keys;
 mod kills;
 mod lease;
 mod orphans;
+mod pull;
 mod reading;
 mod schedule;
 mod snapshots;

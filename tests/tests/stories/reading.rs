@@ -192,6 +192,12 @@ async fn owners_read_their_own_repository_with_stock_restic_and_nobody_is_woken_
     }
     assert_eq!(objects(&story.bucket()), before);
 
+    // A part that begins behind the end is none.
+    let beyond = anna.front.request("GET", "/.berth/restic/config").header("range", "bytes=1000000-");
+    let none = anna.front.send(beyond, "").await.unwrap();
+    assert_eq!((none.status, none.text().as_str()), (416, ""));
+    assert!(none.header("content-range").starts_with("bytes */"), "{:?}", none.headers);
+
     // An agent that dies in the middle of it is no more than a delay.
     story.server.faults().set(Fault::Slow(Duration::from_millis(300)));
     let reads = story.server.faults().counts().reads;

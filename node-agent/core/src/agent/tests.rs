@@ -80,6 +80,27 @@ fn only_so_many_cells_start_at_a_time_and_the_others_see_their_place() {
 }
 
 #[test]
+fn whoever_fetches_an_image_leaves_the_place_to_others_and_waits_for_one_again() {
+    let mut agent = Agent::new(now(), &Memory::default(), 1);
+    let looks = step(&mut agent, desired(&[1, 2]));
+    let creates = finish(&mut agent, &looks, &Outcome::Looked(Seen::Absent));
+    let effects = finish(&mut agent, &creates, &Outcome::NotPulled);
+    let [(hung, pull, Verb::Pull), (other, create, Verb::Create)] = operations(&effects)[..] else {
+        panic!("{effects:?}");
+    };
+    assert_ne!(hung, other, "its place is another's");
+    let mut done = |cell, op, outcome| {
+        let effects = step(&mut agent, Event::Cell(cell, cell::Event::Done { op, outcome }));
+        operations(&effects)
+    };
+    assert!(matches!(done(hung, pull, Outcome::Pulled)[..], []), "there is one place");
+    let [(_, start, Verb::Start)] = done(other, create, Outcome::Created { by: 1 })[..] else { panic!() };
+    let address = "10.231.0.2:1".parse().unwrap();
+    let [(_, ready, _)] = done(other, start, Outcome::Started { address })[..] else { panic!() };
+    assert!(matches!(done(other, ready, Outcome::Ready)[..], [(cell, _, Verb::Create)] if cell == hung));
+}
+
+#[test]
 fn terms_outlive_the_agent_hold_for_cells_that_come_later_and_end_when_they_are_not_named() {
     let until = UnixMs(500_000);
     let held = SleepTerms { awake_until: Some(until), ..SleepTerms::default() };

@@ -170,8 +170,13 @@ impl Cell {
 
     /// Has an operator held it awake, maybe since it began to fall asleep? What an operator ordered goes on.
     pub(super) fn held(&self, now: Now) -> Option<BusyReason> {
+        if self.ordered { None } else { self.hold(now) }
+    }
+
+    /// The word of an operator that it stays awake, for as long as that holds.
+    pub(super) fn hold(&self, now: Now) -> Option<BusyReason> {
         let until = now.wall.after(self.held_until.since(now.boot));
-        let is_held = !self.ordered && now.boot < self.held_until;
+        let is_held = now.boot < self.held_until;
         is_held.then(|| BusyReason::Held { until: self.terms.awake_until.unwrap_or(until) })
     }
 

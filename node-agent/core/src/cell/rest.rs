@@ -332,7 +332,7 @@ impl Cell {
                 self.stopped(now, out);
             }
             // What is fetched is of no use any more.
-            Phase::Starting(StartStep::Restoring) => self.look(now, out),
+            Phase::Starting(StartStep::Restoring | StartStep::Pulling) => self.look(now, out),
             // Each of these ends in `stopped`, `up`, `frozen`, `archived` or a look, which all ask whether it is retired.
             Phase::Unknown { .. }
             | Phase::Archiving

@@ -57,6 +57,8 @@ impl Cell {
     ) {
         match (step, outcome) {
             (StartStep::Restoring, outcome) => self.restore_done(now, outcome, random, out),
+            (StartStep::Creating, Outcome::NotPulled) => self.pull(now, out),
+            (StartStep::Pulling, Outcome::Pulled) => self.pulled(now, out),
             (StartStep::Creating, Outcome::Created { .. }) => {
                 self.container_fits = Some(true);
                 if self.must_stay_down() {
@@ -94,7 +96,7 @@ impl Cell {
                 });
                 self.start_failed(now, problem, random, out);
             }
-            (StartStep::Creating, Outcome::Failed(problem)) => {
+            (StartStep::Creating | StartStep::Pulling, Outcome::Failed(problem)) => {
                 self.start_failed(now, problem, random, out);
             }
             // A start that failed may have started all the same: look, with the failure at hand.
@@ -104,6 +106,23 @@ impl Cell {
             }
             (_, _) => self.look(now, out),
         }
+    }
+
+    /// Its image is fetched, beside what others do meanwhile.
+    fn pull(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.must_stay_down() {
+            return self.stopped(now, out);
+        }
+        self.phase = Phase::Starting(StartStep::Pulling);
+        self.begin(now, Verb::Pull, out);
+    }
+
+    fn pulled(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.must_stay_down() {
+            return self.stopped(now, out);
+        }
+        // The same wake goes on when there is a permit again.
+        self.phase = Phase::Queued;
     }
 
     pub(super) fn up(&mut self, now: Now, out: &mut Vec<Effect>) {
@@ -232,6 +251,10 @@ impl Cell {
         }
         match outcome {
             Outcome::Repaired => self.queue(out),
+            Outcome::NotPulled => {
+                self.repair_due = true;
+                self.pull(now, out);
+            }
             _ => {
                 let problem = self.problem.clone();
                 let problem = problem

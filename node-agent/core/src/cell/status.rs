@@ -83,7 +83,7 @@ impl Cell {
     }
 
     /// Why it is awake just now, if it is.
-    pub fn busy_now(&self, now: Now) -> Option<BusyReason> {
+    pub(super) fn busy_now(&self, now: Now) -> Option<BusyReason> {
         if !matches!(self.phase, Phase::Running) {
             return None;
         }
@@ -94,9 +94,8 @@ impl Cell {
         let is_quiet = now.boot.since(self.last_active) >= self.idle_after();
         Some(if self.spec.rest.rest == IdleRest::AlwaysOn {
             BusyReason::AlwaysOn
-        } else if self.held_until > now.boot {
-            let until = now.wall.after(self.held_until.since(now.boot));
-            BusyReason::Held { until: self.terms.awake_until.unwrap_or(until) }
+        } else if let Some(hold) = self.hold(now) {
+            hold
         } else if self.open_requests > 0 {
             BusyReason::OpenRequests { count: self.open_requests }
         } else if let Some(reason) = self.dial_out_reason() {

@@ -55,6 +55,8 @@ pub enum Verb {
     Repair,
     /// Remove the container; the data stays.
     Remove,
+    /// Get the image that it runs onto the node. Changes nothing of the cell.
+    Pull,
     /// Make the disk, take a snapshot of what is on it, and put a snapshot of the repository in its place.
     Restore,
     /// Read a snapshot back from the store, all of it, and prove that it is what is on the disk. Changes nothing.
@@ -68,8 +70,11 @@ impl Verb {
     pub const fn limit(self) -> Millis {
         match self {
             Self::Look => Millis::secs(30),
-            // An image of 860 MB may have to be pulled.
+            // The check of a large disk after a power cut takes minutes. The engine's part ends much sooner: each request to
+            // it has a bound of its own.
             Self::Create => Millis::minutes(15),
+            // An image of 860 MB over a slow line.
+            Self::Pull => Millis::minutes(15),
             Self::Start | Self::Pause | Self::Unpause | Self::KillFrozen | Self::Remove => Millis::secs(60),
             // The slowest real gateway needed 82 s on a machine at load 20 (OPENCLAW.md, section 2).
             Self::AwaitReady => Millis::secs(180),
@@ -207,6 +212,10 @@ pub enum Outcome {
         /// The number of the create that made it: this one's, or an earlier one's.
         by: u64,
     },
+    /// Nothing was made: the image is not on the node, and can be pulled.
+    NotPulled,
+    /// The image is on the node.
+    Pulled,
     /// It runs; it is not ready yet.
     Started {
         /// Where it will answer.

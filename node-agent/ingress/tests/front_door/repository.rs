@@ -88,6 +88,9 @@ impl Agent {
             "config" if request.method() == Method::HEAD => {
                 builder.header("content-length", "1234").body(full("")).unwrap()
             }
+            "config" if text("range").is_some_and(|range| range == "bytes=9-") => {
+                builder.status(416).header("content-range", "bytes */9").body(full("")).unwrap()
+            }
             "config" => builder
                 .status(206)
                 .header("content-range", "bytes 2-3/9")
@@ -146,6 +149,14 @@ async fn a_repository_is_given_to_its_owner_and_the_cell_is_not_asked() {
         (200, "1234")
     );
     assert_eq!(agent.asked(), wanted("HEAD", format!("/{}/config", cell(1)), None));
+
+    let answer = world.ask(owner("config").header("range", "bytes=9-").body(empty()).unwrap()).await;
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["content-range"].to_str().unwrap()),
+        (416, "bytes */9")
+    );
+    assert_eq!(body(answer).await, "");
+    agent.asked();
 
     // What the agent says no to is said in the front door's own words.
     for (path, status, code) in [

@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use super::archive::{Archive, Found, bad};
 use super::entry::{Verdict, judge};
 use super::{ImportLimits, LeftOut};
+use crate::beneath::{BENEATH, DIRECTORY, open_beneath};
 use crate::error::Failure;
 use crate::progress::Meter;
-use crate::walk::{BENEATH, DIRECTORY, open_beneath, open_folder};
+use crate::walk::open_folder;
 
 /// Room that stays on the disk whatever an archive holds: the coordinator's journal may be on it.
 const ROOM_BYTES: u64 = 512 * 1024 * 1024;

@@ -13,10 +13,10 @@ use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use super::plan::{Item, Places, Plan};
+use crate::beneath::open_beneath;
 use crate::error::Failure;
 use crate::progress::Meter;
 use crate::store::{S3Store, pack_name};
-use crate::walk::open_beneath;
 
 /// A repository whose index is in memory.
 pub(super) type Indexed = Repository<IndexedFullStatus>;

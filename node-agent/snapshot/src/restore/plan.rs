@@ -14,11 +14,12 @@ use rustix::io::Errno;
 
 use super::fill::Indexed;
 use super::{in_snapshot, plain_path};
+use crate::beneath::open_beneath;
 use crate::error::Failure;
 use crate::source::{SNAPSHOT_ROOT, unix_mode};
 use crate::store::S3Store;
 use crate::tree_hash::{Facts, Kind};
-use crate::walk::{DEPTH_MAX, WalkLimits, open_beneath};
+use crate::walk::{DEPTH_MAX, WalkLimits};
 
 /// Longest target of a symbolic link: `PATH_MAX`.
 const TARGET_BYTES_MAX: usize = 4096;

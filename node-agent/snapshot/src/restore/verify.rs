@@ -19,13 +19,14 @@ use serde::{Deserialize, Serialize};
 
 use super::fill;
 use super::plan::{Item, Plan};
+use crate::beneath::open_beneath;
 use crate::error::Failure;
 use crate::labels::Labels;
 use crate::progress::Meter;
 use crate::repository::OpenRepository;
 use crate::source::{Source, SourceOptions, hash_of};
 use crate::tree_hash::{Hash, Kind, TreeHasher};
-use crate::walk::{WalkLimits, open_beneath, open_folder};
+use crate::walk::{WalkLimits, open_folder};
 
 /// What to prove.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -117,6 +117,8 @@ async fn an_image_by_digest_is_pulled() {
     let mut plan = bench.plan();
     plan.image = format!("example/cell@sha256:{}", "b".repeat(64)).parse().unwrap();
     bench.runtime.offer_image(&plan.image);
+    assert!(matches!(bench.runtime.create(&plan).await, Err(RuntimeError::NotPulled { .. })));
+    bench.runtime.pull(&plan.image).await.unwrap();
     assert!(bench.runtime.create(&plan).await.unwrap().made);
 }
 

@@ -1,4 +1,4 @@
-//! Image, network and container are there and fit; and the repair, which needs the same.
+//! Network and container are there and fit; and the repair, which needs the same image.
 
 use berth_shared::time::Millis;
 use bollard::models::ImageInspect;
@@ -48,7 +48,7 @@ pub(super) async fn create(engine: &Engine, plan: &ContainerPlan) -> Result<Crea
         let fits = mine.fits(&fingerprint);
         return if fits { Ok(Created { op: mine.op, made: false }) } else { Err(RuntimeError::StillUp) };
     }
-    let image = image::ensure(engine, &plan.image, image_seen).await?;
+    let image = image::here(&plan.image, image_seen)?;
     let network = network::ensure(engine, plan, network_seen).await?;
     find::remove_repairs(engine, &repairs).await.map_err(RuntimeError::Create)?;
     if let Some(mine) = mine {
@@ -109,7 +109,7 @@ pub(super) async fn repair(
         Found::One(_) | Found::Nothing { .. } => {}
     }
     let image_seen = image::look(engine, &plan.image).await?;
-    let image = image::ensure(engine, &plan.image, image_seen).await?;
+    let image = image::here(&plan.image, image_seen)?;
     let command =
         repair_command(&image, args).ok_or_else(|| RuntimeError::NoRepair { image: plan.image.clone() })?;
     find::remove_repairs(engine, &repairs).await.map_err(RuntimeError::Repair)?;

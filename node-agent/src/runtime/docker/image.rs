@@ -16,7 +16,7 @@ use super::ASK;
 use super::engine::{Engine, meaning};
 use crate::runtime::{EngineError, RuntimeError};
 
-/// How long a pull may take: below the bound of the whole create, so that its failure can still be told.
+/// How long a pull may take: below the bound of the whole operation, so that its failure can still be told.
 const PULL_LIMIT: Millis = Millis::minutes(14);
 
 /// How long a pull may stand still.
@@ -34,28 +34,41 @@ pub(super) async fn look(engine: &Engine, image: &ImageRef) -> Result<Option<Ima
     }
 }
 
-/// Makes sure that the image is there, given what was seen of it.
-pub(super) async fn ensure(
-    engine: &Engine,
-    image: &ImageRef,
-    seen: Option<ImageInspect>,
-) -> Result<ImageInspect, RuntimeError> {
-    if let Some(found) = seen {
-        return Ok(found);
+/// The image, given what was seen of it; or whether it can be pulled.
+pub(super) fn here(image: &ImageRef, seen: Option<ImageInspect>) -> Result<ImageInspect, RuntimeError> {
+    seen.ok_or_else(|| {
+        let image = image.clone();
+        if is_pulled(&image) {
+            RuntimeError::NotPulled { image }
+        } else {
+            RuntimeError::UnknownImage { image }
+        }
+    })
+}
+
+/// `sha256:…` alone names bytes, but no place to get them from.
+fn is_pulled(image: &ImageRef) -> bool {
+    image.as_str().contains("@sha256:")
+}
+
+/// Makes sure that the image is there. Docker bounds how much it downloads at a time, whoever asks.
+pub(super) async fn pull(engine: &Engine, image: &ImageRef) -> Result<(), RuntimeError> {
+    if look(engine, image).await?.is_some() {
+        return Ok(());
     }
-    // `sha256:…` alone names bytes, but no place to get them from.
-    if !image.as_str().contains("@sha256:") {
-        return Err(RuntimeError::UnknownImage { image: image.clone() });
+    let unknown = || RuntimeError::UnknownImage { image: image.clone() };
+    if !is_pulled(image) {
+        return Err(unknown());
     }
     let failed = |source| RuntimeError::Pull { image: image.clone(), source };
-    match tokio::time::timeout(PULL_LIMIT.to_std(), pull(engine, image)).await {
+    match tokio::time::timeout(PULL_LIMIT.to_std(), download(engine, image)).await {
         Ok(pulled) => pulled.map_err(failed)?,
         Err(_) => return Err(failed(EngineError::Late { limit: PULL_LIMIT })),
     }
-    look(engine, image).await?.ok_or_else(|| RuntimeError::UnknownImage { image: image.clone() })
+    look(engine, image).await?.map(drop).ok_or_else(unknown)
 }
 
-async fn pull(engine: &Engine, image: &ImageRef) -> Result<(), EngineError> {
+async fn download(engine: &Engine, image: &ImageRef) -> Result<(), EngineError> {
     let options = CreateImageOptions { from_image: Some(image.to_string()), ..Default::default() };
     let docker = engine.streaming().await?;
     // Dropping the stream makes Docker give up the pull.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use berth_node_agent_core::cell::Observation;
 use berth_shared::time::Millis;
 
-use super::cgroup;
 use super::memory::Group;
+use super::{cgroup, stat};
 
 /// Processes that are looked at; a cell has `pids` of them at the most, and the busiest are what is asked for.
 const PROCESSES_MAX: usize = 4096;
@@ -76,13 +76,11 @@ pub(super) fn with_memory(mut observation: Observation, first: i64, id: &str) ->
     observation
 }
 
-/// Name, and user and system time in ticks, of /proc/PID/stat (proc(5)). The name is the process's own choice and may hold
-/// anything, also `)`.
-fn of_stat(stat: &str) -> Option<(String, u64)> {
-    let (head, tail) = stat.rsplit_once(')')?;
-    let (_, name) = head.split_once('(')?;
+/// Name, and user and system time in ticks.
+fn of_stat(line: &str) -> Option<(String, u64)> {
+    let (name, fields) = stat::parts(line)?;
     let name: String = name.chars().take(15).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let mut fields = tail.split_whitespace().skip(11);
+    let mut fields = fields.skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some((name, user.saturating_add(system)))
 }

@@ -17,7 +17,7 @@ use std::os::unix::fs::FileExt as _;
 use berth_shared::units::Bytes;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::cgroup;
+use super::{cgroup, stat};
 
 /// Bytes of a page, as every machine that Berth runs on has them.
 const PAGE: u64 = 4096;
@@ -151,12 +151,10 @@ fn whole(ranges: &[(u64, u64)], mut pages: u64) -> usize {
     ranges.iter().take_while(took).count()
 }
 
-/// When the process was started, in ticks since the boot: field 22 of /proc/PID/stat (proc(5)). Its name may hold anything, so
-/// the fields are counted from the last bracket on.
+/// When the process was started, in ticks since the boot: field 22.
 fn started(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat::parts(&line)?.1.nth(19)?.parse().ok()
 }
 
 struct Budget {

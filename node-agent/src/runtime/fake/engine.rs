@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
@@ -58,6 +59,13 @@ impl Runtime for FakeRuntime {
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
         self.act(Call::Create, plan.key.cell, RuntimeError::Create, |world| Ok((world.create(plan)?, None)))
             .await
+    }
+
+    async fn pull(&self, image: &ImageRef) -> Result<(), RuntimeError> {
+        let failed = |source| RuntimeError::Pull { image: image.clone(), source };
+        let is_lost = self.enter(Call::Pull, None).await.map_err(failed)?;
+        self.world().pull(image)?;
+        if is_lost { Err(failed(lost())) } else { Ok(()) }
     }
 
     async fn start(&self, key: &ContainerKey, port: u16) -> Result<Started, RuntimeError> {
@@ -204,7 +212,7 @@ impl Runtime for FakeRuntime {
                 Ok(_) | Err(RuntimeError::Gone) => {}
                 Err(error) => return Err(error),
             }
-            world.ensure_image(&plan.image)?;
+            world.image(&plan.image)?;
             match world.repairs.pop_front().unwrap_or(0) {
                 0 => Ok(((), None)),
                 code => Err(RuntimeError::RepairFailed { code, said: Vec::new() }),

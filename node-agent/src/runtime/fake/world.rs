@@ -116,19 +116,30 @@ impl World {
         served.or_else(|| Some(SocketAddr::new(container.address?.into(), port)))
     }
 
-    pub(super) fn ensure_image(&mut self, image: &ImageRef) -> Result<String, RuntimeError> {
-        let name = image.to_string();
-        if !self.images.contains_key(&name) {
-            if !name.contains("@sha256:") {
-                return Err(RuntimeError::UnknownImage { image: image.clone() });
+    pub(super) fn image(&self, image: &ImageRef) -> Result<String, RuntimeError> {
+        let found = self.images.get(image.as_str()).cloned();
+        found.ok_or_else(|| {
+            let image = image.clone();
+            if image.as_str().contains("@sha256:") {
+                RuntimeError::NotPulled { image }
+            } else {
+                RuntimeError::UnknownImage { image }
             }
-            if !self.pullable.contains(&name) {
-                let source = EngineError::Refused { status: 404, message: "manifest unknown".to_owned() };
-                return Err(RuntimeError::Pull { image: image.clone(), source });
-            }
-            self.images.insert(name.clone(), format!("pulled {name}"));
+        })
+    }
+
+    pub(super) fn pull(&mut self, image: &ImageRef) -> Result<(), RuntimeError> {
+        match self.image(image) {
+            Err(RuntimeError::NotPulled { .. }) => {}
+            here => return here.map(drop),
         }
-        Ok(self.images.get(&name).cloned().unwrap_or_default())
+        let name = image.to_string();
+        if !self.pullable.contains(&name) {
+            let source = EngineError::Refused { status: 404, message: "manifest unknown".to_owned() };
+            return Err(RuntimeError::Pull { image: image.clone(), source });
+        }
+        self.images.insert(name.clone(), format!("pulled {name}"));
+        Ok(())
     }
 
     pub(super) fn create(&mut self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
@@ -150,7 +161,7 @@ impl World {
         if old.as_ref().is_some_and(|old| old.state.is_up()) {
             return if fits { Ok(Created { op: old_op, made: false }) } else { Err(RuntimeError::StillUp) };
         }
-        let image_id = self.ensure_image(&plan.image)?;
+        let image_id = self.image(&plan.image)?;
         let owner = key.cell.to_string();
         let network = self.networks.entry(plan.network.name.clone()).or_insert_with(|| owner.clone());
         if *network != owner {

@@ -272,3 +272,74 @@ fn a_restart_that_only_an_operator_waits_for_is_tried_again() {
     scene.done(Outcome::Ready);
     assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
 }
+
+#[test]
+fn an_image_that_is_not_here_is_fetched_without_a_permit_and_the_wake_goes_on() {
+    let mut scene = Scene::stopped();
+    scene.event(Event::Wake { cause: WakeCause::Operator, waiter: Some(Waiter(1)) });
+    scene.event(Event::Granted).done(Outcome::NotPulled);
+    assert_eq!((scene.verb(), scene.cell.state()), (Some(Verb::Pull), CellState::Starting));
+    assert!(!scene.cell.holds_permit(), "others start meanwhile");
+    scene.done(Outcome::Pulled);
+    assert!(scene.cell.waits_for_permit());
+    assert!(!scene.out.iter().any(|effect| matches!(effect, Effect::Note(_))), "it is the same wake");
+    scene.started().done(Outcome::Ready);
+    assert_eq!(scene.answers(), [(Waiter(1), Ok(()))]);
+}
+
+#[test]
+fn an_image_that_cannot_be_fetched_is_a_start_that_failed() {
+    let mut scene = Scene::stopped();
+    scene.wake();
+    for _ in 0..START_TRIES_MAX {
+        scene.event(Event::Granted).done(Outcome::NotPulled).done(failed(Code::UnknownImage));
+        let refused = scene.refusals();
+        scene.later(RESTART_MAX);
+        if !refused.is_empty() {
+            return assert_eq!(refused, [Code::UnknownImage]);
+        }
+    }
+    panic!("whoever waits is never told");
+}
+
+#[test]
+fn who_leaves_or_is_to_run_another_image_does_not_wait_for_a_pull() {
+    let pulling = || {
+        let mut scene = Scene::stopped();
+        scene.wake().event(Event::Granted).done(Outcome::NotPulled);
+        scene
+    };
+    let mut other = assignment(IdleRest::Stop);
+    other.spec.image = "berth/test-cell:new".parse().unwrap();
+    let mut scene = pulling();
+    scene.event(Event::Assigned(other));
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    scene.done(Outcome::Looked(Seen::Exited { fits: false, code: 0 }));
+    scene.started().done(Outcome::Ready);
+    assert_eq!(scene.cell.state(), CellState::Running);
+
+    let mut scene = pulling();
+    scene.event(Event::Retired);
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    scene.done(Outcome::Looked(Seen::Absent));
+    assert_eq!(scene.verb(), Some(Verb::Remove));
+
+    // One that is barred meanwhile stays down when the image is here.
+    let mut scene = pulling();
+    scene.event(Event::Lease { held: false });
+    assert_eq!(scene.verb(), Some(Verb::Pull));
+    scene.done(Outcome::Pulled);
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Stopped, None));
+}
+
+#[test]
+fn a_repair_whose_image_is_gone_is_run_once_that_is_back() {
+    let mut scene = Scene::stopped();
+    scene.wake().started().done(Outcome::Ended { code: 78 });
+    scene.event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Repair));
+    scene.done(Outcome::NotPulled).done(Outcome::Pulled).event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Repair));
+    scene.done(Outcome::Repaired).started().done(Outcome::Ready);
+    assert_eq!(scene.cell.state(), CellState::Running);
+}

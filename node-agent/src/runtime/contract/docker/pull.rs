@@ -98,10 +98,13 @@ async fn an_image_that_is_named_by_digest_is_pulled_once_and_runs() {
     let (digest, id) = bench.offer(&registry, "berth/cell").await;
     let mut plan = bench.plan();
     plan.image = digest.parse().unwrap();
+    let before = bench.runtime.create(&plan).await;
+    let pulled = bench.runtime.pull(&plan.image).await;
     let made = bench.runtime.create(&plan).await;
     let seen = bench.raw.inspect_image(&digest).await;
     // What is here is not asked for again: the registry may be gone.
     drop(registry);
+    let pulled_again = bench.runtime.pull(&plan.image).await;
     let (again, mut heir) = (bench.runtime.create(&plan).await, bench.plan());
     heir.image = plan.image.clone();
     let second = bench.runtime.create(&heir).await;
@@ -111,6 +114,9 @@ async fn an_image_that_is_named_by_digest_is_pulled_once_and_runs() {
         let _ = bench.runtime.remove(&plan.key, &plan.network.name).await;
     }
     let _ = bench.raw.remove_image(&id, Some(forced()), None).await;
+    assert!(matches!(before, Err(RuntimeError::NotPulled { .. })), "{before:?}");
+    pulled.unwrap();
+    pulled_again.unwrap();
     assert_eq!(made.unwrap(), Created { op: 1, made: true });
     assert_eq!(seen.unwrap().id.unwrap(), id, "the very image that was pushed");
     assert_eq!(again.unwrap(), Created { op: 1, made: false });
@@ -128,7 +134,7 @@ async fn what_the_registry_does_not_have_is_told_by_name_and_leaves_nothing() {
     for image in [unknown_digest, wrong_name] {
         let mut plan = bench.plan();
         plan.image = image.parse().unwrap();
-        let error = bench.runtime.create(&plan).await.unwrap_err();
+        let error = bench.runtime.pull(&plan.image).await.unwrap_err();
         assert!(matches!(error, RuntimeError::Pull { .. }), "{error:?}");
         assert_eq!(error.code(), Code::UnknownImage);
         let detail = error.problem().detail;
