@@ -41,6 +41,7 @@ mod desired;
 mod door;
 mod lease;
 mod restore;
+mod save;
 mod schedule;
 mod sleep;
 mod snapshots;
@@ -243,6 +244,8 @@ pub struct Driver<R> {
     snapshots: snapshots::Side,
     /// Restores that are about to be begun.
     restores: BTreeMap<CellId, restore::Order>,
+    /// What is to be kept before other images run.
+    saves: BTreeMap<CellId, save::Order>,
     /// Proofs of snapshots that are about to be begun.
     proofs: BTreeMap<CellId, archive::Order>,
 }
@@ -343,6 +346,7 @@ impl<R: Runtime> Driver<R> {
             told: sleep::Told::default(),
             snapshots: snapshots::Side::new(workers),
             restores: BTreeMap::new(),
+            saves: BTreeMap::new(),
             proofs: BTreeMap::new(),
         }
     }
@@ -416,6 +420,12 @@ impl<R: Runtime> Driver<R> {
                         }
                         agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Restore, .. }) => {
                             self.restore_begins(*cell, turn);
+                        }
+                        agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Save, .. }) => {
+                            self.save_begins(*cell, turn);
+                        }
+                        agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Start, .. }) => {
+                            self.start_begins(*cell, turn);
                         }
                         agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Verify, .. }) => {
                             self.proof_begins(*cell);

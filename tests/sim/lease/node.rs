@@ -455,6 +455,7 @@ impl World {
             }
             (Verb::Repair, _) => Outcome::Repaired,
             (Verb::Restore | Verb::Verify | Verb::Archive, _) => unreachable!("this world has no bucket"),
+            (Verb::Save, _) => unreachable!("nobody's image is changed in this world"),
             (Verb::Remove, _) => {
                 node.containers.remove(&cell);
                 self.disk_goes(n, cell);

@@ -245,7 +245,7 @@ impl World {
                 truth.suspended = false;
                 Outcome::Resumed
             }
-            Verb::Repair | Verb::Remove | Verb::Restore | Verb::Verify | Verb::Archive => {
+            Verb::Repair | Verb::Remove | Verb::Restore | Verb::Save | Verb::Verify | Verb::Archive => {
                 unreachable!("nothing of this world fails")
             }
         };
