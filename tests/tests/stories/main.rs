@@ -12,6 +12,7 @@
 mod archive;
 mod asked_meanwhile;
 mod coordinator_away;
+mod image;
 mod import;
 mod ingress_away;
 mod keys;
