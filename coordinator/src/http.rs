@@ -143,6 +143,7 @@ fn router(api: Api) -> Router {
         .route("/v1/users/{slug}/logout", post(users::logout))
         .route("/v1/users/{slug}/move", post(moves::move_user))
         .route("/v1/users/{slug}/sleep", put(users::set_sleep))
+        .route("/v1/users/{slug}/image", put(users::set_image))
         .route("/v1/users/{slug}/snapshots", get(snapshots::list))
         .route("/v1/users/{slug}/purge", post(snapshots::purge))
         .route("/v1/users/{slug}/repository-password", post(snapshots::password))

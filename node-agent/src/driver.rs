@@ -42,6 +42,7 @@ mod door;
 mod lease;
 mod restore;
 mod round;
+mod save;
 mod schedule;
 mod sleep;
 mod snapshots;
@@ -242,6 +243,8 @@ pub struct Driver<R> {
     snapshots: snapshots::Side,
     /// Restores that are about to be begun.
     restores: BTreeMap<CellId, restore::Order>,
+    /// What is to be kept before other images run.
+    saves: BTreeMap<CellId, save::Order>,
     /// Proofs of snapshots that are about to be begun.
     proofs: BTreeMap<CellId, archive::Order>,
 }
@@ -340,6 +343,7 @@ impl<R: Runtime> Driver<R> {
             told: sleep::Told::default(),
             snapshots: snapshots::Side::new(workers),
             restores: BTreeMap::new(),
+            saves: BTreeMap::new(),
             proofs: BTreeMap::new(),
         }
     }
@@ -413,6 +417,12 @@ impl<R: Runtime> Driver<R> {
                         }
                         agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Restore, .. }) => {
                             self.restore_begins(*cell, turn);
+                        }
+                        agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Save, .. }) => {
+                            self.save_begins(*cell, turn);
+                        }
+                        agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Start, .. }) => {
+                            self.start_begins(*cell, turn);
                         }
                         agent::Effect::Cell(cell, cell::Effect::Do { verb: Verb::Verify, .. }) => {
                             self.proof_begins(*cell);

@@ -84,6 +84,7 @@ agent_points! {
         KillFrozen INTENT_KILL_FROZEN DONE_KILL_FROZEN REPORT_KILL_FROZEN "kill_frozen";
         Repair INTENT_REPAIR DONE_REPAIR REPORT_REPAIR "repair";
         Remove INTENT_REMOVE DONE_REMOVE REPORT_REMOVE "remove";
+        Save INTENT_SAVE DONE_SAVE REPORT_SAVE "save";
         Restore INTENT_RESTORE DONE_RESTORE REPORT_RESTORE "restore";
         Verify INTENT_VERIFY DONE_VERIFY REPORT_VERIFY "verify";
         Archive INTENT_ARCHIVE DONE_ARCHIVE REPORT_ARCHIVE "archive";
@@ -196,6 +197,8 @@ agent_points! {
         SNAPSHOT_BEGUN = "snapshot:begun", Plain;
         /// It is whole in its repository, nobody knows yet.
         SNAPSHOT_TAKEN = "snapshot:taken", Plain;
+        /// What was there before another image is kept, and that is written.
+        IMAGE_SAVED = "image:saved", Plain;
         /// What was there is kept, nothing of the restore is begun.
         RESTORE_BEGUN = "restore:begun", Plain;
         /// The folder is what the snapshot holds, nobody knows yet.

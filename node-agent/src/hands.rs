@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_daemon::exit::chain;
-use berth_node_agent_core::cell::{OpId, Outcome, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::cell::{OpId, OtherImage, Outcome, Seen, SuspendAnswer, Verb};
 use berth_node_agent_core::memory::Remembered;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_node_agent_core::workload::{self, Probe, openclaw};
@@ -77,6 +77,8 @@ pub struct Job {
     pub op: OpId,
     /// Where the cell answers, if it has an address.
     pub address: Option<SocketAddr>,
+    /// Of a create: what becomes of a container of another image.
+    pub other_image: OtherImage,
     /// When the wake that this is a part of was heard from the ingress.
     pub wake_heard: Option<std::time::Instant>,
     /// Of a removal: the cell only went to another node, its disk is kept aside under this generation.
@@ -158,6 +160,7 @@ impl<R: Runtime> Hands<R> {
             Verb::Archive => self.archive(&job).await,
             Verb::Verify => Err(Problem::new(Code::Internal, "a proof needs an order of the driver")),
             Verb::Restore => Err(Problem::new(Code::Internal, "a restore needs an order of the driver")),
+            Verb::Save => Err(Problem::new(Code::Internal, "what is kept needs an order of the driver")),
         };
         ended.unwrap_or_else(Outcome::Failed)
     }
@@ -229,6 +232,7 @@ impl<R: Runtime> Hands<R> {
             key: self.key(job),
             op: job.op.0,
             image: job.spec.image.clone(),
+            other_image: job.other_image,
             workload: job.spec.workload,
             size: job.spec.size,
             swap: memory::allowance(Path::new("/sys/fs/cgroup"), job.spec.size.memory),
@@ -281,6 +285,7 @@ impl<R: Runtime> Hands<R> {
                 match self.runtime.create(&plan).await {
                     Ok(created) => Ok(Outcome::Created { by: created.op }),
                     Err(RuntimeError::NotPulled { .. }) => Ok(Outcome::NotPulled),
+                    Err(RuntimeError::OtherImage) => Ok(Outcome::OtherImage),
                     Err(error) => Err(problem(error)),
                 }
             };

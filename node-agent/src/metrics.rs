@@ -344,6 +344,7 @@ impl Metrics {
             Note::RestRefused(reason) => count(&self.refusals, reason.kind()),
             Note::Archived => count(&self.rests, "archived"),
             Note::NotArchived { .. } => count(&self.rests, "not_archived"),
+            Note::ImageLeft { .. } => count(&self.failures, "image_left"),
             Note::TurnedRound => count(&self.rests, "turned_round"),
             Note::Silent => count(&self.failures, "silent"),
             Note::Died { .. } => {
@@ -440,6 +441,7 @@ pub(crate) const fn verb_name(verb: Verb) -> &'static str {
         Verb::KillFrozen => "kill_frozen",
         Verb::Repair => "repair",
         Verb::Restore => "restore",
+        Verb::Save => "save",
         Verb::Verify => "verify",
         Verb::Archive => "archive",
         Verb::Remove => "remove",

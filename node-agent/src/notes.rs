@@ -26,6 +26,9 @@ pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
         Note::NotArchived { problem } => {
             tracing::warn!(%cell, user, detail = problem.detail, "the cell stays on the disk: its snapshot could not be proven");
         }
+        Note::ImageLeft { problem } => {
+            tracing::warn!(%cell, user, code = %problem.code, detail = problem.detail, "the cell keeps the image that it had");
+        }
         Note::RestRefused(reason) => tracing::info!(%cell, user, %reason, "rest refused"),
         Note::TurnedRound => tracing::info!(%cell, user, "woken while falling asleep"),
         Note::Died { code } => tracing::warn!(%cell, user, code, "the container ended by itself"),

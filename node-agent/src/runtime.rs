@@ -165,8 +165,9 @@ pub trait Runtime: Send + Sync + 'static {
         port: u16,
     ) -> impl Future<Output = Result<Seen, RuntimeError>> + Send;
 
-    /// Makes sure that network and a container that fits are there. A container of ours that does not fit, or whose image's
-    /// name means another image by now, is replaced, never one that is up. An image that is not here is not waited for:
+    /// Makes sure that network and a container that fits are there. A container of ours that does not fit is replaced, never one
+    /// that is up. Where it is of another image, also by a name that means another one by now,
+    /// [`ContainerPlan::other_image`] says what becomes of it. An image that is not here is not waited for:
     /// [`RuntimeError::NotPulled`] where [`Self::pull`] can get it.
     fn create(&self, plan: &ContainerPlan) -> impl Future<Output = Result<Created, RuntimeError>> + Send;
 
@@ -221,8 +222,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Ends a paused container without letting it run again. One that runs is refused. Gives the exit code.
     fn kill_frozen(&self, key: &ContainerKey) -> impl Future<Output = Result<i64, RuntimeError>> + Send;
 
-    /// Runs the workload's own repair once, in a container of its own with the same image, folder and limits and no
-    /// network, and removes that. `args` stand for the command `gateway …` of the image. The cell must not be up.
+    /// Runs the workload's own repair once, in a container of its own with the image that the cell's is of, the same folder
+    /// and limits and no network, and removes that. `args` stand for the command `gateway …` of the image. The cell must not be up.
     fn repair(
         &self,
         plan: &ContainerPlan,

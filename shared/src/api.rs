@@ -120,6 +120,14 @@ pub struct User {
     pub placement: Vec<String>,
 }
 
+/// Gives a user another image: `PUT /v1/users/{slug}/image`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetImage {
+    /// Which. Checked by the server, so that the answer is `bad_image` and not a JSON error.
+    pub image: String,
+}
+
 /// What the coordinator knows of a user's snapshots: `GET /v1/users/{slug}/snapshots`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshots {

@@ -174,6 +174,13 @@ pub enum Command {
         /// Whose.
         slug: Slug,
     },
+    /// Gives a user another image, from its cell's next start on. No events when it has that one.
+    SetImage {
+        /// Whom.
+        slug: Slug,
+        /// Which.
+        image: ImageRef,
+    },
     /// About users' repositories.
     Snapshot(SnapshotCommand),
 }

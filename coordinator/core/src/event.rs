@@ -10,6 +10,7 @@ mod moves;
 mod quarantine;
 mod sleep;
 mod snapshots;
+mod user_image;
 mod v1;
 
 use berth_shared::cell::{CellSize, ImageRef, RestPolicy, Workload};
@@ -180,6 +181,13 @@ pub enum Fact {
     Sleep(SleepFact),
     /// About users' repositories.
     Snapshot(SnapshotFact),
+    /// This is what the user's cell runs, from its next start on.
+    ImageSet {
+        /// Whose.
+        user: UserId,
+        /// Which image.
+        image: ImageRef,
+    },
 }
 
 /// What kind of fact a record holds. A number is never used for another kind.
@@ -270,6 +278,8 @@ pub enum Kind {
     FilesOpened = 78,
     /// [`SnapshotFact::SnapshotsForgotten`].
     SnapshotsForgotten = 79,
+    /// [`Fact::ImageSet`].
+    ImageSet = 90,
 }
 
 impl Kind {
@@ -317,6 +327,7 @@ impl Kind {
         Self::RepositoryPasswordShown,
         Self::FilesOpened,
         Self::SnapshotsForgotten,
+        Self::ImageSet,
     ];
 
     /// The number in the journal.
@@ -405,6 +416,7 @@ impl Fact {
             Self::Quarantine(fact) => fact.kind(),
             Self::Sleep(fact) => fact.kind(),
             Self::Snapshot(fact) => fact.kind(),
+            Self::ImageSet { .. } => Kind::ImageSet,
         }
     }
 }
@@ -437,6 +449,7 @@ impl Event {
                 .or_else(|| quarantine::decode(kind, payload))
                 .or_else(|| sleep::decode(kind, payload))
                 .or_else(|| snapshots::decode(kind, payload))
+                .or_else(|| user_image::decode(kind, payload))
                 .ok_or(EventError::UnknownKind { kind: kind.id() })?
                 .map_err(|source| EventError::Payload { kind, version, source }),
             _ => Err(EventError::UnknownVersion { kind, version }),

@@ -16,6 +16,7 @@ mod moves;
 mod quarantine;
 mod sleep;
 mod snapshots;
+mod user_image;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -74,6 +75,8 @@ pub struct User {
     pub workload: Workload,
     /// What it runs.
     pub image: ImageRef,
+    /// Since when, where that is not what it was created with.
+    pub image_set_at: Option<UnixMs>,
     /// Its limits.
     pub size: CellSize,
     /// When it sleeps.

@@ -184,6 +184,31 @@ pub enum UserVerb {
         #[arg(long, value_name = "true|false")]
         dial_out_may_sleep: Option<bool>,
     },
+    /// Gives a user another image, of the same workload.
+    ///
+    /// A cell that is frozen or stopped wakes on it; one that is up changes at its next rest, `berth cell restart USER` changes it
+    /// now. What it has is kept as a snapshot first, where there is a bucket: while that cannot be, it goes on with the image that
+    /// it had. An older release may not read what a newer one has written: go back with `berth snapshot restore`, too.
+    #[command(allow_missing_positional = true)]
+    Image {
+        /// Who.
+        #[arg(required_unless_present = "all", conflicts_with_all = ["all", "from", "workload"])]
+        slug: Option<String>,
+        /// Which image: name:tag, name@sha256:… or sha256:…
+        image: String,
+        /// Every user of the workload who has another image.
+        #[arg(long)]
+        all: bool,
+        /// Only those who have this image.
+        #[arg(long, value_name = "IMAGE")]
+        from: Option<String>,
+        /// Of users of this workload.
+        #[arg(long, value_enum, default_value = "openclaw")]
+        workload: Workload,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Writes all of a user's data, as it was at a snapshot, to standard output or into a file, as a tar. That is journaled.
     ///
     /// Wakes nobody, and needs no node: what was written since the snapshot is not in it. `tar -xpf FILE --xattrs` unpacks it.

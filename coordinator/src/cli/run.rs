@@ -1,5 +1,6 @@
 //! Each verb: which call it makes, and how its answer is shown.
 
+mod image;
 mod import;
 mod show;
 mod snapshots;
@@ -133,6 +134,11 @@ impl Runner {
                 let path = of("/v1/users", slug, "/sleep");
                 let user: User = self.send(Method::PUT, &path, body(&request)?).await?;
                 self.show(&user, show::sleep_terms)
+            }
+            UserVerb::Image { slug: Some(slug), image, .. } => self.image(slug, image).await,
+            UserVerb::Image { slug: None, image, all: _, from, workload, yes } => {
+                let (from, workload) = (from.as_deref(), workload_of(*workload));
+                self.image_of_all(&image::Wanted { image, from, workload, yes: *yes }).await
             }
             UserVerb::Export { user, snapshot, output, force } => {
                 self.content(&snapshots::at(user, snapshot, "/tar"), output.as_deref(), *force).await
@@ -402,14 +408,18 @@ fn of(collection: &str, name: &str, rest: &str) -> String {
     path + rest
 }
 
+const fn workload_of(workload: args::Workload) -> Workload {
+    match workload {
+        args::Workload::Openclaw => Workload::Openclaw,
+        args::Workload::Http => Workload::Http,
+    }
+}
+
 fn new_user(create: &Create) -> CreateUser {
     CreateUser {
         slug: create.slug.clone(),
         image: create.image.clone(),
-        workload: create.workload.map(|workload| match workload {
-            args::Workload::Openclaw => Workload::Openclaw,
-            args::Workload::Http => Workload::Http,
-        }),
+        workload: create.workload.map(workload_of),
         memory: create.memory,
         cpus: create.cpus.map(MilliCpus),
         disk: create.disk,

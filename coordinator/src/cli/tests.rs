@@ -91,6 +91,11 @@ async fn users_and_tokens_are_shown_as_people_read_them() {
     assert!(slept.contains("stop after          2 d 0 h frozen\n"), "{slept}");
     assert!(slept.contains("dial-out may sleep  yes\n"), "{slept}");
     assert_eq!(berth(&world, "user sleep anna").await.unwrap(), slept, "without options it is shown");
+    let given = berth(&world, "user image anna berth/test:2").await.unwrap();
+    assert!(given.starts_with("user anna has the image berth/test:2: the cell wakes on it"), "{given}");
+    assert!(given.contains("`berth cell restart anna`"), "{given}");
+    assert!(berth(&world, "cell why anna").await.unwrap().contains("was given the image berth/test:2"));
+    assert_eq!(berth(&world, "user image anna No/Image").await.unwrap_err().0, 1);
     let held = berth(&world, "cell hold anna --for 2h").await.unwrap();
     assert!(held.contains("held awake until  20"), "{held}");
     assert!(!berth(&world, "cell unhold anna").await.unwrap().contains("held awake"), "it has an end");
@@ -112,6 +117,46 @@ async fn users_and_tokens_are_shown_as_people_read_them() {
     let json = berth(&world, "user ls --json").await.unwrap();
     assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), serde_json::json!({ "items": [] }));
     world.end().await;
+}
+
+#[tokio::test]
+async fn all_users_of_a_workload_are_given_an_image_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let _node = world.node("n1", 1).await;
+    for user in ["a --image x:1", "b --image x:2", "c --image x:1", "d --image x:1 --workload http"] {
+        berth(&world, &format!("user create {user} --memory 256MiB --disk 1GiB")).await.unwrap();
+    }
+    let images = async || {
+        let users: berth_shared::api::List<User> = world.get("/v1/users").await.json();
+        users.items.iter().map(|user| user.image.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        berth(&world, "user image --all x:2").await.unwrap_err().0,
+        64,
+        "nobody can be asked in a test"
+    );
+    assert_eq!(berth(&world, "user image --all --yes no:").await.unwrap_err().0, 1);
+    let none = berth(&world, "user image --all --from x:9 --yes x:3").await.unwrap();
+    assert_eq!(none, "nobody's image is to be changed to x:3\n");
+    assert_eq!(images().await, ["x:1", "x:2", "x:1", "x:1"], "nothing has changed yet");
+    let from = berth(&world, "user image --all --from x:1 --yes x:3").await.unwrap();
+    assert!(from.starts_with("2 users have the image x:3 now"), "{from}");
+    assert_eq!(images().await, ["x:3", "x:2", "x:3", "x:1"]);
+    let json = berth(&world, "user image --all --yes x:3 --json").await.unwrap();
+    let changed: berth_shared::api::List<User> = serde_json::from_str(&json).unwrap();
+    assert_eq!(changed.items.iter().map(|user| user.slug.as_str()).collect::<Vec<_>>(), ["b"]);
+    berth(&world, "user image --all --workload http --yes x:4").await.unwrap();
+    assert_eq!(images().await, ["x:3", "x:3", "x:3", "x:4"]);
+    world.end().await;
+}
+
+#[test]
+fn an_image_is_of_one_user_or_of_all() {
+    for line in ["x:1", "--all anna x:1", "anna x:1 --from x:0", "anna x:1 --workload http"] {
+        let words = ["berth", "user", "image"].into_iter().chain(line.split(' '));
+        assert!(Cli::try_parse_from(words).is_err(), "{line}");
+    }
 }
 
 #[tokio::test]

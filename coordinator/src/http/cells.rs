@@ -84,6 +84,9 @@ pub(crate) async fn why(State(api): State<Api>, Name(name): Name) -> Result<Json
         Some(head) => format!("{}: its newest snapshot was taken, of {}", head.taken_at, head.bytes),
         None => "no snapshot of it was taken yet".to_owned(),
     }));
+    lines.extend(user.and_then(|user| Some((user.image_set_at?, &user.image))).map(|(at, image)| {
+        format!("{at}: it was given the image {image}, which it is started with since then")
+    }));
     let home = user.and_then(|user| user.home.clone());
     let reasons = home.map(|home| home.reasons).unwrap_or_default();
     lines.extend(reasons.first().map(|reason| format!("placed: {reason}")));

@@ -6,7 +6,7 @@ use axum::{Extension, Json};
 use berth_coordinator_core::command::NewUser;
 use berth_coordinator_core::fleet;
 use berth_coordinator_core::{Actor, Command, Fleet};
-use berth_shared::api::{Bearer, CreateUser, List, LoginLink, SetSleep, User};
+use berth_shared::api::{Bearer, CreateUser, List, LoginLink, SetImage, SetSleep, User};
 use berth_shared::cell::{CellSize, ImageRef, RestPolicy, Workload};
 use berth_shared::credential::{LoginTicket, SecretHash, bearer_token};
 use berth_shared::ids::{CellId, NodeName, Slug, UserId};
@@ -49,9 +49,7 @@ fn new_user(api: &Api, body: CreateUser) -> Result<NewUser, ApiError> {
     let size = CellSize::default();
     let rest = body.rest.map_or_else(RestPolicy::default, RestPolicy::usual);
     let image = match body.image {
-        Some(text) => {
-            text.parse::<ImageRef>().map_err(|error| ApiError::new(Code::BadImage, error.to_string()))?
-        }
+        Some(text) => image(&text)?,
         None => api.config.default_image.clone(),
     };
     let user = match body.take_over {
@@ -166,6 +164,25 @@ pub(crate) async fn set_sleep(
     let user = accepted.fleet.user(&slug).and_then(|user| view(&accepted.fleet, user));
     tracing::info!(user = %slug, %actor, "terms of sleep set");
     user.map(Json).ok_or_else(|| unknown(&slug).into())
+}
+
+pub(crate) async fn set_image(
+    State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
+    Name(name): Name,
+    JsonBody(SetImage { image: text }): JsonBody<SetImage>,
+) -> Result<Json<User>, ApiError> {
+    let (slug, image) = (known_slug(&name)?, image(&text)?);
+    let command = Command::SetImage { slug: slug.clone(), image: image.clone() };
+    let accepted = api.store.submit(actor, command).await?;
+    let user = accepted.fleet.user(&slug).and_then(|user| view(&accepted.fleet, user));
+    tracing::info!(user = %slug, %image, %actor, "image set");
+    user.map(Json).ok_or_else(|| unknown(&slug).into())
+}
+
+fn image(text: &str) -> Result<ImageRef, ApiError> {
+    text.parse()
+        .map_err(|error: berth_shared::cell::ImageRefError| ApiError::new(Code::BadImage, error.to_string()))
 }
 
 fn slug(text: &str) -> Result<Slug, ApiError> {

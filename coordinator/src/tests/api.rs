@@ -58,6 +58,8 @@ async fn what_is_not_there_or_not_allowed_is_told_as_a_problem_too() {
     assert_eq!(world.delete("/v1/nodes/No_Thing").await.code(), Code::UnknownNode);
     assert_eq!(world.delete("/v1/tokens/nothing").await.code(), Code::UnknownToken);
     assert_eq!(world.delete("/v1/users/nobody").await.code(), Code::UnknownUser);
+    let image = world.put("/v1/users/nobody/image", json!({ "image": "x:1" })).await;
+    assert_eq!(image.code(), Code::UnknownUser);
     for path in ["login-link", "bearers", "logout"] {
         let answer = world.post(&format!("/v1/users/nobody/{path}"), json!({})).await;
         assert_eq!(answer.code(), Code::UnknownUser, "{path}");
@@ -140,6 +142,39 @@ async fn a_user_lives_from_creation_to_removal() {
     let again: User = world.post("/v1/users", json!({ "slug": "anna" })).await.json();
     assert_ne!(again.id, user.id);
     assert_eq!(again.generation.number, 2);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn another_image_is_told_to_the_node_and_what_is_no_image_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let mut node = world.node("n1", 1).await;
+    let before: User = world.post("/v1/users", json!({ "slug": "anna" })).await.json();
+    let told = node.next_desired().await.revision;
+    for (body, code) in [
+        (json!({ "image": "no image" }), Code::BadImage),
+        (json!({ "image": "" }), Code::BadImage),
+        (json!({}), Code::BadRequest),
+        (json!({ "image": "x:1", "workload": "http" }), Code::BadRequest),
+    ] {
+        assert_eq!(world.put("/v1/users/anna/image", body.clone()).await.code(), code, "{body}");
+    }
+    let image = json!({ "image": "berth/test:2" });
+    let user: User = world.put("/v1/users/anna/image", image.clone()).await.json();
+    assert_eq!(user.image.as_str(), "berth/test:2");
+    let next = node.next_desired().await;
+    assert!(next.revision > told);
+    assert_eq!(next.assignments[0].spec.image, user.image);
+    assert_eq!(next.assignments[0].generation, before.generation, "the assignment stays");
+    let again: User = world.put("/v1/users/anna/image", image).await.json();
+    assert_eq!(again, user);
+    assert_eq!(world.put("/v1/users/anna/image", json!({ "image": "berth/test:3" })).await.status, 200);
+    assert_eq!(
+        node.next_desired().await.assignments[0].spec.image.as_str(),
+        "berth/test:3",
+        "told once each"
+    );
     world.end().await;
 }
 

@@ -10,6 +10,7 @@
 //!                       +-- Killing <- Frozen                      unpause, resume, get ready
 //!
 //!  Stopped -> Archiving -> Archived -> Queued: `cell/archive.rs`
+//!  Starting: what is on the disk is restored (`cell/data.rs`), or kept before another image has it (`cell/image.rs`)
 //! ```
 //!
 //! Rules that hold everywhere:
@@ -27,6 +28,7 @@ mod cpu;
 mod data;
 mod frozen;
 mod idle;
+mod image;
 mod rest;
 mod scheduled;
 mod seen;
@@ -41,9 +43,10 @@ mod tests;
 pub use archive::{ARCHIVE_USEFUL, VERIFY_RETRY_FIRST, VERIFY_RETRY_MAX};
 pub use frozen::THAW_TURN;
 pub use idle::{FLAP_MEMORY, FLAP_SPAN, UNDECLARED_PERCENT};
+pub use image::Making;
 pub(crate) use scheduled::CHANNELS_MAX;
 pub use terms::{
-    Data, Effect, Event, Leave, Note, Now, Observation, OpId, Outcome, Pushed, Rest, SHORT_BYTES,
+    Data, Effect, Event, Leave, Note, Now, Observation, OpId, OtherImage, Outcome, Pushed, Rest, SHORT_BYTES,
     SHORT_PERCENT, Seen, SuspendAnswer, Verb, Waiter,
 };
 
@@ -53,7 +56,8 @@ use std::net::SocketAddr;
 
 use berth_shared::backoff::Backoff;
 use berth_shared::cell::{
-    Assignment, CellEvent, CellSpec, CpuNotice, IdleRest, RefusalRecord, SleepTerms, WakeCause, WakeRecord,
+    Assignment, CellEvent, CellSpec, CpuNotice, IdleRest, ImageRef, RefusalRecord, SleepTerms, WakeCause,
+    WakeRecord,
 };
 use berth_shared::door::{CellActivity, RouteState};
 use berth_shared::ids::Generation;
@@ -114,6 +118,8 @@ enum StartStep {
     Restoring,
     /// The image that it runs is not on the node.
     Pulling,
+    /// What is on the disk is kept before another image has it.
+    Saving,
     Creating,
     Starting,
     GettingReady,
@@ -272,6 +278,13 @@ pub struct Cell {
     /// The snapshot that is being proven to be what is on its disk.
     verifying: Option<SnapshotId>,
     archive_waiters: Vec<Waiter>,
+    /// What it was started with last; `None` where that is not known.
+    ran: Option<ImageRef>,
+    /// What the next create does where the container that is there is of another image.
+    other_image: OtherImage,
+    making: Making,
+    /// Why its container is of the image before the one that it is to run.
+    image_left: Option<Problem>,
     /// It is archived, and could not be removed from the disk.
     left_over: bool,
     verify_not_before: BootMs,
@@ -284,6 +297,7 @@ impl Cell {
     /// A cell that was never started on this node is wanted up: it is new.
     pub fn new(now: Now, assignment: Assignment, remembered: &Remembered) -> Self {
         let wanted = if remembered.is_new() { Some(WakeCause::Created) } else { None };
+        let making = Making { image: assignment.spec.image.clone(), other: OtherImage::Told };
         Self {
             spec: assignment.spec,
             generation: assignment.generation,
@@ -348,6 +362,10 @@ impl Cell {
             restore_ordered: None,
             verifying: None,
             archive_waiters: vec![],
+            ran: remembered.ran.clone(),
+            other_image: OtherImage::Told,
+            making,
+            image_left: None,
             left_over: false,
             verify_not_before: now.boot,
             verify_backoff: Backoff::new(VERIFY_RETRY_FIRST, VERIFY_RETRY_MAX),
@@ -391,11 +409,13 @@ impl Cell {
         matches!(self.phase, Phase::Queued) && !matches!(self.data, Data::Unknown)
     }
 
-    /// Does it hold a start permit? Not while its data or its image is fetched: that takes little CPU, and may take long,
-    /// or never come to an end where whoever it comes from does not answer.
+    /// Does it hold a start permit? Not while its data or its image is fetched, or its data is kept: that takes little CPU, and
+    /// may take long, or never come to an end where whoever it comes from does not answer.
     pub const fn holds_permit(&self) -> bool {
         match self.phase {
-            Phase::Starting(step) => !matches!(step, StartStep::Restoring | StartStep::Pulling),
+            Phase::Starting(step) => {
+                !matches!(step, StartStep::Restoring | StartStep::Saving | StartStep::Pulling)
+            }
             phase => matches!(phase, Phase::Repairing),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_shared::cell::{Assignment, SleepTerms};
+use berth_shared::cell::{Assignment, ImageRef, SleepTerms};
 use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
@@ -11,7 +11,7 @@ use berth_shared::time::BootMs;
 use berth_shared::wire::{DesiredState, LeftBehind};
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Data, OpId, Outcome, Verb};
+use crate::cell::{Cell, Data, OpId, Outcome, Verb};
 use crate::lease::Mark;
 use crate::schedule::Schedule;
 use crate::slot::Slot;
@@ -85,7 +85,8 @@ impl Intent {
             Verb::KillFrozen => IntentVerb::KillFrozen,
             Verb::Repair => IntentVerb::Repair,
             Verb::Remove => IntentVerb::Remove,
-            // What is restored has a record of its own, `Step::RestoreBegun`; what is archived, `Record::Archived`.
+            // What is restored has a record of its own, `Step::RestoreBegun`; what is kept, `Step::Begun`; what is archived,
+            // `Record::Archived`.
             Verb::Look
             | Verb::AwaitReady
             | Verb::Observe
@@ -94,6 +95,7 @@ impl Intent {
             | Verb::Resume
             | Verb::Pull
             | Verb::Restore
+            | Verb::Save
             | Verb::Verify
             | Verb::Archive => return None,
         };
@@ -133,6 +135,7 @@ impl Report {
             | Outcome::Created { .. }
             | Outcome::NotPulled
             | Outcome::Pulled
+            | Outcome::OtherImage
             | Outcome::Ready
             | Outcome::Observed(_)
             | Outcome::Fenced(_)
@@ -141,6 +144,7 @@ impl Report {
             | Outcome::Pushed(_)
             | Outcome::Resumed
             | Outcome::Repaired
+            | Outcome::Saved
             | Outcome::Restored
             | Outcome::NotRestored(_)
             | Outcome::Verified
@@ -184,6 +188,9 @@ pub struct Remembered {
     /// snapshot: see [`Memory::snapshot`].
     #[serde(skip)]
     pub schedule: Option<Schedule>,
+    /// What it was started with last, as far as was written: what is on its disk is of that image. Has records of its own.
+    #[serde(skip)]
+    pub ran: Option<ImageRef>,
 }
 
 /// How many unreported creates of one cell are remembered.
@@ -248,6 +255,10 @@ pub enum Record {
     AllArchived(Vec<(CellId, SnapshotId)>),
     /// Of these cells a start was intended, as far as a snapshot of the journal tells.
     MayHaveRun(Vec<CellId>),
+    /// A cell is about to be started with this image, which it was not before.
+    Runs(CellId, ImageRef),
+    /// What cells were started with last, behind a snapshot of the journal.
+    AllRan(Vec<(CellId, ImageRef)>),
     /// Everything so far but schedules and cells' snapshots: earlier records may be dropped once those stand behind it.
     Snapshot(Box<Memory>),
 }
@@ -403,6 +414,12 @@ impl Memory {
                     self.repositories.may_have_run(cell);
                 }
             }
+            Record::Runs(cell, image) => self.runs(cell, image),
+            Record::AllRan(all) => {
+                for (cell, image) in all {
+                    self.runs(cell, image);
+                }
+            }
             Record::AllArchived(all) => {
                 for (cell, snapshot) in all {
                     self.repositories.archived(cell, snapshot);
@@ -449,6 +466,20 @@ impl Memory {
         }
     }
 
+    /// Of a cell that is not here any more nothing is kept.
+    fn runs(&mut self, cell: CellId, image: ImageRef) {
+        if let Some(known) = self.cells.get_mut(&cell) {
+            known.ran = Some(image);
+        }
+    }
+
+    /// What is written before a cell is started, where that is with another image than before.
+    pub fn starts(&self, cell: &Cell) -> Option<Record> {
+        let (id, image) = (cell.spec().cell, cell.ran()?);
+        let written = self.cells.get(&id).and_then(|known| known.ran.as_ref());
+        (written != Some(image)).then(|| Record::Runs(id, image.clone()))
+    }
+
     /// The records that add up to all of this, to be written as one group.
     pub fn snapshot(&self) -> Vec<Record> {
         let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.schedule.clone()?));
@@ -462,6 +493,9 @@ impl Memory {
         let run: Vec<CellId> =
             cells.iter().filter(|(_, kept)| kept.may_have_run).map(|(cell, _)| *cell).collect();
         let run = run.chunks(CHUNK_MAX).map(|some| Record::MayHaveRun(some.to_vec()));
+        let ran = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.ran.clone()?));
+        let ran: Vec<(CellId, ImageRef)> = self.cells.iter().filter_map(ran).collect();
+        let ran = ran.chunks(CHUNK_MAX).map(|some| Record::AllRan(some.to_vec()));
         let kept = cells.chunks(CHUNK_MAX).map(|some| Record::Kept(some.to_vec()));
         let untold = untold.chunks(CHUNK_MAX).map(|some| Record::Untold(some.to_vec()));
         std::iter::once(Record::Snapshot(Box::new(self.clone())))
@@ -470,6 +504,7 @@ impl Memory {
             .chain(kept)
             .chain(archived)
             .chain(run)
+            .chain(ran)
             .chain(untold)
             .collect()
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::agent;
-use berth_node_agent_core::cell::{self, OpId, Outcome, Verb};
+use berth_node_agent_core::cell::{self, OpId, OtherImage, Outcome, Verb};
 use berth_node_agent_core::memory::{Intent, Record};
 use berth_shared::cell::CellState;
 use berth_shared::door::{RouteState, ToIngress};
@@ -15,7 +15,7 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::wire::{CommandOutcome, NodeFrame};
 use futures_util::StreamExt as _;
 
-use super::{Driver, Input, Turn, archive, restore, schedule};
+use super::{Driver, Input, Turn, archive, restore, save, schedule};
 use crate::failpoint::{self, Place};
 use crate::hands::Job;
 use crate::runtime::Runtime;
@@ -106,7 +106,7 @@ impl<R: Runtime> Driver<R> {
         match effect {
             cell::Effect::Do { op, verb: Verb::Fence } => self.fence(cell, op),
             cell::Effect::Do { op, verb } => {
-                let recorded = matches!(verb, Verb::Restore | Verb::Archive);
+                let recorded = matches!(verb, Verb::Restore | Verb::Save | Verb::Archive);
                 if !room && (recorded || Intent::of(cell, op, verb).is_some()) {
                     let problem = Problem::new(Code::JournalFull, "the intent could not be written");
                     return self.report(cell, op, verb, Outcome::Failed(problem));
@@ -181,6 +181,7 @@ impl<R: Runtime> Driver<R> {
             domain: self.domain.clone(),
             op,
             address: machine.address(),
+            other_image: OtherImage::Told,
             wake_heard: self.wake_heard.get(&cell).copied(),
             keep_disk,
             schedule_heard: machine.is_schedule_heard(),
@@ -190,11 +191,22 @@ impl<R: Runtime> Driver<R> {
     }
 
     fn begin(&mut self, cell: CellId, op: OpId, verb: Verb) {
-        let Some(job) = self.job(cell, op) else { return };
+        let Some(mut job) = self.job(cell, op) else { return };
+        match self.agent.cell(cell) {
+            Some(machine) if matches!(verb, Verb::Create | Verb::Pull) => {
+                let making = machine.making().clone();
+                (job.spec.image, job.other_image) = (making.image, making.other);
+            }
+            Some(machine) if verb == Verb::Repair => {
+                job.spec.image.clone_from(machine.image_of_data());
+            }
+            _ => {}
+        }
         let (hands, loopback, metrics) =
             (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
         let stop = self.tasks.stopping();
         let (order, proof) = (self.restores.remove(&cell), self.proofs.remove(&cell));
+        let save = self.saves.remove(&cell);
         let task = self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
@@ -202,10 +214,13 @@ impl<R: Runtime> Driver<R> {
                 if let Some(refused) = schedule::survey(&hands, verb, &job, &loopback).await {
                     return refused;
                 }
-                match (verb, order, proof) {
-                    (Verb::Restore, Some(order), _) => restore::restore(&hands, &job, order, &loopback).await,
-                    (Verb::Verify, _, Some(proof)) => archive::prove(&hands, &job, proof).await,
-                    (verb, _, _) => hands.carry_out(verb, job).await,
+                match (verb, order, proof, save) {
+                    (Verb::Restore, Some(order), _, _) => {
+                        restore::restore(&hands, &job, order, &loopback).await
+                    }
+                    (Verb::Verify, _, Some(proof), _) => archive::prove(&hands, &job, proof).await,
+                    (Verb::Save, _, _, Some(order)) => save::save(&hands, &job, order, &loopback).await,
+                    (verb, _, _, _) => hands.carry_out(verb, job).await,
                 }
             };
             let work = tokio::time::timeout(limit, Box::pin(work));

@@ -1,15 +1,15 @@
 //! A restore as the driver sees it: what is journaled around it, and how it is carried out. That there is one to be made is
 //! the lifecycle's to know.
 
-use berth_daemon::exit::chain;
 use berth_node_agent_core::cell::Outcome;
 use berth_node_agent_core::heads;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::snapshots::{Ended, files};
+use super::save::keep;
+use super::snapshots::files;
 use super::{Driver, Input, Turn};
 use crate::failpoint;
 use crate::hands::{Hands, Job};
@@ -91,20 +91,9 @@ async fn keep_and_restore<R: Runtime>(
     // Half of a restore that was cut short is no state that anybody wants back.
     let is_half = || hands.snapshots.is_half_restored(job.spec.cell);
     if let Some(take) = order.save {
-        match hands.snapshots.take(&files, &take).await {
-            Ok(taken) => {
-                let (written, is_written) = oneshot::channel();
-                let (take, outcome) = (Box::new(take), Ok(taken));
-                let ended = Ended { run: None, take, outcome, written: Some(written) };
-                // The driver is gone only when the agent ends.
-                let _ = tell.send(Input::SnapshotEnded(ended)).await;
-                // From the exchange on it is the only copy: it has to be told of, whatever becomes of this agent.
-                let lost = || Problem::new(Code::Internal, "the agent ends");
-                let written = is_written.await.map_err(|_| lost())?;
-                written.map_err(|error| Problem::new(Code::JournalFull, chain(&error)))?;
-            }
-            Err(_) if is_half() => {}
-            Err(problem) => return Err(problem),
+        let kept = keep(hands, &files, Box::new(take), tell).await;
+        if kept.is_err() && !is_half() {
+            return kept;
         }
     } else if order.over && !is_half() {
         let text =

@@ -62,7 +62,7 @@ impl Side {
 /// The end of a worker.
 #[derive(Debug)]
 pub struct Ended {
-    /// Which run of the machine's; `None`: it was a part of a restore.
+    /// Which run of the machine's; `None`: it was a part of a restore, or of a start with another image.
     pub run: Option<u64>,
     /// What was to be taken.
     pub take: Box<Take>,
@@ -215,7 +215,8 @@ impl<R: Runtime> Driver<R> {
     pub(super) fn plan_take(&mut self, cell: CellId, online: bool, turn: &mut Turn) -> Option<Take> {
         let memory = self.store.as_ref()?.memory();
         let next = self.snapshots.heads.next(&self.agent, memory, cell)?;
-        let spec = self.agent.cell(cell)?.spec().clone();
+        let machine = self.agent.cell(cell)?;
+        let spec = machine.spec();
         turn.records.push(next.begun());
         let Next { bucket, repository, aside: orphan, seq, parent } = next;
         let generation = repository.generation;
@@ -225,7 +226,7 @@ impl<R: Runtime> Driver<R> {
             cell,
             generation,
             sequence: seq,
-            image: spec.image.to_string(),
+            image: machine.image_of_data().to_string(),
             workload: spec.workload,
             version: String::new(),
         };
@@ -295,7 +296,10 @@ impl<R: Runtime> Driver<R> {
         let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
         failpoint::SNAPSHOT_BEGUN.reach();
         let worker = self.tasks.spawn_client("snapshot", async move {
-            let outcome = take_now(&hands, &job, &take).await;
+            let outcome = match files_there(&hands, &job).await {
+                Ok(files) => hands.snapshots.take(&files, &take).await,
+                Err(problem) => Err(problem),
+            };
             failpoint::SNAPSHOT_TAKEN.reach();
             let ended = Ended { run: Some(run), take: Box::new(take), outcome, written: None };
             // The driver is gone only when the agent ends.
@@ -444,14 +448,13 @@ impl<R: Runtime> Driver<R> {
     }
 }
 
-async fn take_now<R: Runtime>(hands: &Hands<R>, job: &Job, take: &Take) -> Result<Taken, Problem> {
+/// The folder of a cell that has a disk: one that is not there any more is not made anew, HEAD would be an empty folder.
+pub(super) async fn files_there<R: Runtime>(hands: &Hands<R>, job: &Job) -> Result<Files, Problem> {
     let failed = |detail: String| Problem::new(Code::SnapshotFailed, detail);
-    // A disk that is not there any more is not made anew: HEAD would be an empty folder.
     if !hands.quota.cells().map_err(|error| failed(chain(&error)))?.contains(&job.spec.cell) {
         return Err(failed("the cell has no disk here".to_owned()));
     }
-    let files = files(hands, job).await.map_err(|error| failed(error.detail))?;
-    hands.snapshots.take(&files, take).await
+    files(hands, job).await.map_err(|error| failed(error.detail))
 }
 
 /// The cell's folder, mounted.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use berth_node_agent_core::burn::Micros;
-use berth_node_agent_core::cell::Seen;
+use berth_node_agent_core::cell::{OtherImage, Seen};
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_shared::cell::{CellSize, ImageRef, Workload};
 use berth_shared::ids::{CellId, NodeId};
@@ -77,6 +77,7 @@ fn plan(node: NodeId, pool: &SlotPool, slot: Slot, data_dir: &Path) -> Container
         key,
         op: 1,
         image: IMAGE.parse().unwrap(),
+        other_image: OtherImage::Told,
         workload: Workload::Openclaw,
         size: CellSize { memory: Bytes::mib(128), ..CellSize::default() },
         swap: memory::allowance(Path::new("/sys/fs/cgroup"), Bytes::mib(128)),

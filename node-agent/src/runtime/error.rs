@@ -203,6 +203,10 @@ pub enum RuntimeError {
     /// The container is up, and what was asked for is never done to one that is.
     #[error("the container is up")]
     StillUp,
+    /// The container is of another image, and the plan says that it is told of: see
+    /// [`OtherImage::Told`](berth_node_agent_core::cell::OtherImage::Told).
+    #[error("the container is of another image")]
+    OtherImage,
     /// The container is paused, and what was asked for is never done to one that is.
     #[error("the container is paused")]
     IsPaused,
@@ -248,6 +252,7 @@ impl RuntimeError {
             | Self::Gone
             | Self::Exited { .. }
             | Self::StillUp
+            | Self::OtherImage
             | Self::IsPaused
             | Self::NotUp
             | Self::NoMemoryGroup

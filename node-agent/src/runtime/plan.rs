@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use berth_node_agent_core::cell::OtherImage;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_node_agent_core::workload::openclaw;
 use berth_shared::cell::{CellSize, ImageRef, Workload};
@@ -140,6 +141,8 @@ pub struct ContainerPlan {
     pub op: u64,
     /// What it runs.
     pub image: ImageRef,
+    /// What becomes of a container that is there and is of another image.
+    pub other_image: OtherImage,
     /// How it is handled.
     pub workload: Workload,
     /// Its limits.

@@ -456,6 +456,7 @@ impl World {
             (Verb::Repair, _) => Outcome::Repaired,
             (Verb::Pull, _) => unreachable!("every image is here"),
             (Verb::Restore | Verb::Verify | Verb::Archive, _) => unreachable!("this world has no bucket"),
+            (Verb::Save, _) => unreachable!("nobody's image is changed in this world"),
             (Verb::Remove, _) => {
                 node.containers.remove(&cell);
                 self.disk_goes(n, cell);

@@ -87,6 +87,20 @@ impl World {
         }
     }
 
+    /// A container is started: it writes the disk from here on.
+    pub(crate) fn check_image(&mut self, cell: usize) {
+        let truth = &mut self.truths[cell];
+        let Some(image) = truth.container.as_ref().map(|container| container.image.clone()) else { return };
+        let kept = std::mem::take(&mut truth.kept);
+        let before = truth.written_by.replace(image.clone()).filter(|before| *before != image);
+        if let Some(before) = before {
+            self.count("images changed");
+            if !kept {
+                self.broken("k", &format!("cell {cell} goes from {before} to {image} without a snapshot"));
+            }
+        }
+    }
+
     /// A stop's first signal reaches the container.
     pub(crate) fn check_stop(&mut self, running: &Running) {
         let cell = running.cell;

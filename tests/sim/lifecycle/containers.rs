@@ -18,6 +18,7 @@ impl World {
     pub(crate) fn start(&mut self, cell: usize) {
         self.runs += 1;
         self.count("starts");
+        self.check_image(cell);
         let (run, faulty) = (self.runs, self.faulty());
         let temper = self.truths[cell].temper;
         let boot = self.dice.between(500, 15 * SECOND);

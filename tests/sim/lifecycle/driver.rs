@@ -286,6 +286,12 @@ impl World {
                 self.broken("i", &format!("{verb:?} of cell {cell} begins and its intent is not durable"));
             }
         }
+        if verb == Verb::Start {
+            let life = self.life.as_ref();
+            let starts = life.and_then(|life| life.memory.starts(life.agent.cell(cell_id(cell))?));
+            starts.into_iter().for_each(|record| self.remember(record));
+            self.sync();
+        }
         if verb == Verb::Fence {
             return self.tell_door(ToDoor::Fence(cell, op.0));
         }

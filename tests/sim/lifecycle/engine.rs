@@ -60,6 +60,9 @@ impl Container {
 pub(crate) struct Truth {
     pub(crate) container: Option<Container>,
     pub(crate) temper: Temper,
+    /// The image that has written its disk, and whether there is a snapshot of that.
+    pub(crate) written_by: Option<ImageRef>,
+    pub(crate) kept: bool,
     /// Paused with work inside, because the pause came too late.
     pub(crate) caught: bool,
     /// Nobody does anything about that since then.
@@ -86,6 +89,8 @@ impl Truth {
         Self {
             container: None,
             temper,
+            written_by: None,
+            kept: false,
             caught: false,
             caught_since: None,
             dead_route_since: None,

@@ -13,6 +13,7 @@
 //! | h | one event has few effects, and nobody spins |
 //! | i | numbers of operations never repeat, and an intent is durable before its operation |
 //! | j | no more cells start at a time than may |
+//! | k | no image runs on what another one has written before there is a snapshot of that |
 //!
 //! `SIM_SEEDS` says how many seeds (default 1500), `SIM_BASE` where they begin, `SIM_SEED` replays one and tells more of
 //! it; with `SIM_ALL` a broken seed is counted and the others go on.
@@ -89,6 +90,7 @@ fn every_cell_is_served_and_rests_whatever_fails() {
             "judged wakes",
             "late pauses",
             "images pulled",
+            "images changed",
         ] {
             assert!(counts.get(what).is_some_and(|count| *count > 0), "no {what} in {seeds:?}");
         }

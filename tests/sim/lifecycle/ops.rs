@@ -1,7 +1,9 @@
 //! What each operation truly does, when, and what the agent is told of it.
 
 use berth_node_agent_core::agent;
-use berth_node_agent_core::cell::{Event, Observation, OpId, Outcome, Pushed, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::cell::{
+    Event, Making, Observation, OpId, OtherImage, Outcome, Pushed, Seen, SuspendAnswer, Verb,
+};
 use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::problem::{Code, Problem};
 
@@ -36,6 +38,7 @@ pub(crate) struct Running {
     fault: Fault,
     /// What the driver knew when it began.
     image: ImageRef,
+    making: Making,
     pub(crate) workload: Workload,
     creates: Vec<u64>,
     pub(crate) last_suspend: Option<u64>,
@@ -70,6 +73,7 @@ impl World {
             asked_at: self.at,
             fault: Fault::None,
             image: believed.spec().image.clone(),
+            making: believed.making().clone(),
             workload: believed.spec().workload,
             creates: [remembered.known_creates(), vec![op.0]].concat(),
             last_suspend: remembered.last_suspend,
@@ -234,7 +238,8 @@ impl World {
     /// Does it, as far as it can be done now. `None`: it is still under way.
     fn act(&mut self, id: usize, running: &Running) -> Option<Outcome> {
         let cell = running.cell;
-        let seen = self.seen_by(cell, &running.creates, Some(&running.image));
+        let image = if running.verb == Verb::Create { &running.making.image } else { &running.image };
+        let seen = self.seen_by(cell, &running.creates, Some(image));
         if running.verb == Verb::Look {
             self.running[id].run = self.truths[cell].run_number();
             return Some(Outcome::Looked(seen));
@@ -249,6 +254,7 @@ impl World {
                 | Verb::Resume
                 | Verb::Repair
                 | Verb::Pull
+                | Verb::Save
         );
         if foreign && touches {
             let ours = self.truths[cell].container.as_ref().is_some_and(|container| container.ours);
@@ -260,7 +266,7 @@ impl World {
         Some(match (running.verb, seen) {
             (Verb::Create, seen) => self.create(running, &seen),
             (Verb::Pull, _) => {
-                self.images.insert(running.image.clone());
+                self.images.insert(running.making.image.clone());
                 self.count("images pulled");
                 Outcome::Pulled
             }
@@ -290,7 +296,14 @@ impl World {
             (Verb::Remove, Seen::Absent) => Outcome::Removed,
             (Verb::Remove, Seen::Exited { .. }) => {
                 self.container_gone(cell);
+                self.truths[cell].written_by = None;
                 Outcome::Removed
+            }
+            (Verb::Save, seen) => {
+                // A worker ends with whoever waits for it; what is written while it reads is not in there.
+                let is_up = matches!(seen, Seen::Running { .. } | Seen::Paused { .. });
+                self.truths[cell].kept |= !is_up && !self.is_late(running);
+                Outcome::Saved
             }
             (Verb::Repair, seen) => {
                 if matches!(seen, Seen::Running { .. } | Seen::Paused { .. }) {
@@ -320,16 +333,20 @@ impl World {
             Seen::Running { .. } | Seen::Paused { .. } | Seen::Exited { fits: true, .. } => {
                 return Outcome::Created { by: made_by(&self.truths[cell]) };
             }
+            Seen::Exited { .. } if running.making.other == OtherImage::Left => {
+                return Outcome::Created { by: made_by(&self.truths[cell]) };
+            }
+            Seen::Exited { .. } if running.making.other == OtherImage::Told => return Outcome::OtherImage,
             _ => {}
         }
-        if !self.images.contains(&running.image) {
+        if !self.images.contains(&running.making.image) {
             return Outcome::NotPulled;
         }
         self.runs += 1;
         self.truths[cell].container = Some(Container {
             ours: true,
             made_by: running.op.0,
-            image: running.image.clone(),
+            image: running.making.image.clone(),
             run: Run::Exited { code: 0 },
             run_number: self.runs,
             changed_at: self.at,

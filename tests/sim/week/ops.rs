@@ -77,7 +77,13 @@ const fn usual(verb: Verb) -> (At, At) {
         Verb::Unpause => (50, 270),
         Verb::Stop => (50, 300),
         Verb::KillFrozen => (50, 300),
-        Verb::Pull | Verb::Repair | Verb::Remove | Verb::Restore | Verb::Verify | Verb::Archive => {
+        Verb::Pull
+        | Verb::Repair
+        | Verb::Remove
+        | Verb::Restore
+        | Verb::Save
+        | Verb::Verify
+        | Verb::Archive => {
             (100, 2_000)
         }
     }

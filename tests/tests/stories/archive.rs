@@ -29,7 +29,7 @@ impl Story {
     }
 
     /// The agent dies at this point of what `act` has it do, and starts again.
-    async fn dies_at(&mut self, point: &str, act: impl Future<Output = ()>) {
+    pub(crate) async fn dies_at(&mut self, point: &str, act: impl Future<Output = ()>) {
         let world = &mut self.world;
         world.agent.kill9();
         world.agent.with_env("BERTH_FAILPOINT", point).spawn().await;

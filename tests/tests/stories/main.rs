@@ -13,6 +13,7 @@ mod archive;
 mod asked_meanwhile;
 mod coordinator_away;
 mod frozen;
+mod image;
 mod import;
 mod ingress_away;
 mod keys;

@@ -138,6 +138,7 @@ fn examples() -> Vec<Event> {
             count: 3,
             known: vec![SnapshotId::from_bytes([13; 32])],
         }),
+        Fact::ImageSet { user: user(), image: "berth/test:2".parse().unwrap() },
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -184,6 +185,7 @@ fn kinds_have_the_numbers_that_the_journal_holds() {
             .chain(60..=62)
             .chain(70..=75)
             .chain(78..=79)
+            .chain(90..=90)
             .collect::<Vec<u16>>()
     );
 }
@@ -227,7 +229,7 @@ fn names_in_the_journal_are_checked_like_names_from_outside() {
 proptest! {
     #[test]
     fn no_bytes_panic_the_decoder(
-        kind in 0_u16..80,
+        kind in 0_u16..100,
         bytes in proptest::collection::vec(any::<u8>(), 0..300),
     ) {
         let _ = Event::decode(kind, 1, &bytes);

@@ -162,6 +162,7 @@ pub(super) fn encode(event: &Event) -> Result<Vec<u8>, CodecError> {
         Fact::Quarantine(fact) => super::quarantine::encode(event, &fact),
         Fact::Sleep(fact) => super::sleep::encode(event, fact),
         Fact::Snapshot(fact) => super::snapshots::encode(event, &fact),
+        Fact::ImageSet { user, image } => super::user_image::encode(event, user, image),
     }
 }
 

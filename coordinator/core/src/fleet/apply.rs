@@ -98,6 +98,7 @@ impl Fleet {
                     created_at: at,
                     workload: *workload,
                     image: image.clone(),
+                    image_set_at: None,
                     size: *size,
                     rest: *rest,
                     terms: SleepTerms::default(),
@@ -213,6 +214,7 @@ impl Fleet {
             Fact::Quarantine(fact) => self.take_in_quarantine(number, at, fact)?,
             Fact::Sleep(fact) => self.take_in_sleep(number, *fact)?,
             Fact::Snapshot(fact) => self.take_in_snapshot(number, fact)?,
+            Fact::ImageSet { user, image } => self.take_in_image(number, at, *user, image)?,
         }
         Ok(())
     }

@@ -105,6 +105,7 @@ impl Fleet {
             }
             Command::Hold { slug, until } => self.hold(now, slug, *until)?,
             Command::EndHold { slug } => self.end_hold(slug)?,
+            Command::SetImage { slug, image } => self.set_image(slug, image)?,
             Command::Snapshot(command) => self.decide_snapshot(command)?,
         };
         Ok(events(now, actor, facts))

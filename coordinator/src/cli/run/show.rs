@@ -137,6 +137,24 @@ pub(super) fn sleep_terms(user: &User) -> String {
     ])
 }
 
+pub(super) fn image(user: &User) -> String {
+    let (slug, image) = (&user.slug, &user.image);
+    format!(
+        "user {slug} has the image {image}: the cell wakes on it when it is frozen or stopped; when it is up it changes at its \
+         next rest, or now with `berth cell restart {slug}`\n"
+    )
+}
+
+pub(super) fn images(changed: &List<User>, image: &str) -> String {
+    match changed.items.len() {
+        0 => format!("nobody's image is to be changed to {image}\n"),
+        count => format!(
+            "{count} users have the image {image} now: cells that are frozen or stopped wake on it, those that are up change at \
+             their next rest\n"
+        ),
+    }
+}
+
 pub(super) fn events(events: &List<CellEvent>) -> String {
     let rows =
         events.items.iter().map(|event| [event.at.to_string(), event.kind.to_string(), event.detail.clone()]);

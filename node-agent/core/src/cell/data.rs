@@ -4,7 +4,7 @@ use berth_shared::cell::WakeCause;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
 
-use super::{Cell, Data, Effect, Now, Outcome, Phase, StartStep, Verb, Waiter};
+use super::{Cell, Data, Effect, Now, OtherImage, Outcome, Phase, StartStep, Verb, Waiter};
 
 impl Cell {
     /// The driver knows more of where the data is.
@@ -59,6 +59,8 @@ impl Cell {
         match (outcome, self.data) {
             (Outcome::Restored, _) => {
                 self.data = Data::Here;
+                // What is there now is in the store already.
+                self.other_image = OtherImage::Taken;
                 self.scheduled.agenda.restored(now.boot.since(self.granted_at));
             }
             (Outcome::NotRestored(problem), Data::In { over: true, .. }) => {

@@ -5,8 +5,8 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 
 use super::{
-    Cell, Effect, Event, LEASE_MARGIN, LOOK_RETRY_MAX, Note, Now, Operation, Outcome, Phase, Rest, RestStep,
-    StartStep, SuspendAnswer, ThawStep, Verb, WAITERS_MAX, Waiter,
+    Cell, Effect, Event, LEASE_MARGIN, LOOK_RETRY_MAX, Note, Now, Operation, OtherImage, Outcome, Phase,
+    Rest, RestStep, StartStep, SuspendAnswer, ThawStep, Verb, WAITERS_MAX, Waiter,
 };
 
 /// When a rest that did not come about is tried again.
@@ -285,6 +285,7 @@ impl Cell {
     pub(super) fn stopped(&mut self, now: Now, out: &mut Vec<Effect>) {
         self.phase = Phase::Stopped;
         self.address = None;
+        self.other_image = OtherImage::Told;
         self.was_up = false;
         self.rest_backoff.reset();
         self.answer_rest(&Ok(()), out);

@@ -7,8 +7,8 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 
 use super::{
-    CRASH_WINDOW, CRASHES_MAX, Cell, Data, Effect, Note, Now, Outcome, Phase, Rest, START_TRIES_MAX,
-    StartStep, ThawStep, Verb, Waiter,
+    CRASH_WINDOW, CRASHES_MAX, Cell, Data, Effect, Note, Now, OtherImage, Outcome, Phase, Rest,
+    START_TRIES_MAX, StartStep, ThawStep, Verb, Waiter,
 };
 
 /// OpenClaw's exit code for a configuration that cannot be used (OPENCLAW.md, section 1).
@@ -42,6 +42,10 @@ impl Cell {
             self.phase = Phase::Repairing;
             return self.begin(now, Verb::Repair, out);
         }
+        if self.saves_first(now, out) {
+            return;
+        }
+        self.makes();
         // The create operation also re-asserts disk, network and owned settings, and is quick when all is there.
         self.phase = Phase::Starting(StartStep::Creating);
         self.begin(now, Verb::Create, out);
@@ -59,14 +63,17 @@ impl Cell {
             (StartStep::Restoring, outcome) => self.restore_done(now, outcome, random, out),
             (StartStep::Creating, Outcome::NotPulled) => self.pull(now, out),
             (StartStep::Pulling, Outcome::Pulled) => self.pulled(now, out),
+            (StartStep::Saving, outcome) => self.save_done(now, outcome, out),
+            (StartStep::Creating, Outcome::OtherImage) if !self.must_stay_down() => self.save(now, out),
             (StartStep::Creating, Outcome::Created { .. }) => {
-                self.container_fits = Some(true);
+                self.made();
                 if self.must_stay_down() {
                     return self.stopped(now, out);
                 }
                 self.phase = Phase::Starting(StartStep::Starting);
                 // Before the start: a quick workload tells its list before the engine has answered.
                 self.scheduled.agenda.doubt();
+                self.runs_what_was_made();
                 self.begin(now, Verb::Start, out);
             }
             (StartStep::Starting, Outcome::Started { address }) => {
@@ -97,7 +104,9 @@ impl Cell {
                 self.start_failed(now, problem, random, out);
             }
             (StartStep::Creating | StartStep::Pulling, Outcome::Failed(problem)) => {
-                self.start_failed(now, problem, random, out);
+                if !self.starts_as_it_was(now, &problem, out) {
+                    self.start_failed(now, problem, random, out);
+                }
             }
             // A start that failed may have started all the same: look, with the failure at hand.
             (StartStep::Starting | StartStep::GivingUp, Outcome::Failed(problem)) => {
@@ -121,7 +130,8 @@ impl Cell {
         if self.must_stay_down() {
             return self.stopped(now, out);
         }
-        // The same wake goes on when there is a permit again.
+        // The same wake goes on when there is a permit again, with what was decided for it.
+        self.other_image = self.making.other;
         self.phase = Phase::Queued;
     }
 
@@ -141,7 +151,8 @@ impl Cell {
         self.start_tries = 0;
         self.repaired = false;
         self.repair_due = false;
-        self.problem = None;
+        self.problem.clone_from(&self.image_left);
+        self.other_image = OtherImage::Told;
         self.silent_probes = 0;
         self.pending_failure = None;
         self.door_waits = false;

@@ -27,7 +27,8 @@ pub struct Now {
 pub enum Verb {
     /// Ask the container engine what there is.
     Look,
-    /// Make the disk, the network and the container; replaces a container that does not fit the spec.
+    /// Make the disk, the network and the container, of [`Cell::making`](super::Cell::making); replaces a container that does
+    /// not fit the spec.
     Create,
     /// Start the container. The packet rules are checked first.
     Start,
@@ -59,6 +60,8 @@ pub enum Verb {
     Pull,
     /// Make the disk, take a snapshot of what is on it, and put a snapshot of the repository in its place.
     Restore,
+    /// Take a snapshot of what is on the disk, where there is a bucket and no snapshot stands for it yet.
+    Save,
     /// Read a snapshot back from the store, all of it, and prove that it is what is on the disk. Changes nothing.
     Verify,
     /// Remove the container and the disk of a cell whose data is in a snapshot.
@@ -86,6 +89,8 @@ impl Verb {
             // OpenClaw drains for up to 325 s (OPENCLAW.md, section 9); Docker is told 330.
             Self::Stop => Millis::secs(345),
             Self::Repair => Millis::secs(180),
+            // What has changed since the last snapshot is up in seconds. Whoever waits has the whole start still before them.
+            Self::Save => Millis::secs(45),
             // Gigabytes are given back to a file system that may be slow.
             Self::Archive => Millis::minutes(10),
             // Gigabytes over a slow line. Whoever waits is told of it, and held for as long as anybody is.
@@ -216,6 +221,8 @@ pub enum Outcome {
     NotPulled,
     /// The image is on the node.
     Pulled,
+    /// A container of another image is there, and was left alone: see [`OtherImage::Told`].
+    OtherImage,
     /// It runs; it is not ready yet.
     Started {
         /// Where it will answer.
@@ -246,6 +253,8 @@ pub enum Outcome {
     Repaired,
     /// The container is removed.
     Removed,
+    /// A snapshot stands for what is on the disk, and that is written; or nobody keeps any.
+    Saved,
     /// The cell's data is what the snapshot holds, durably.
     Restored,
     /// It could not be restored. What was there before is there, untouched.
@@ -380,6 +389,18 @@ pub enum Data {
     },
 }
 
+/// What a create does where the container that is there is of another image than it shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OtherImage {
+    /// Says so, and leaves it alone.
+    #[default]
+    Told,
+    /// Replaces it.
+    Taken,
+    /// Takes it for one that fits.
+    Left,
+}
+
 /// The rests that a running cell can go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rest {
@@ -471,6 +492,11 @@ pub enum Note {
     Archived,
     /// It does not leave the disk: that its snapshot is what is on it could not be proven.
     NotArchived {
+        /// Why.
+        problem: Problem,
+    },
+    /// It comes up of the image that it had, not of the one that it is to run.
+    ImageLeft {
         /// Why.
         problem: Problem,
     },

@@ -15,6 +15,7 @@ mod cpu;
 mod data;
 mod frozen;
 mod idle;
+mod image;
 mod rest;
 mod scheduled;
 mod seen;

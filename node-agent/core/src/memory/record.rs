@@ -36,6 +36,8 @@ const UNTOLD: (u16, u16) = (42, 1);
 const ARCHIVED: (u16, u16) = (43, 1);
 const ALL_ARCHIVED: (u16, u16) = (44, 1);
 const MAY_HAVE_RUN: (u16, u16) = (45, 1);
+const RUNS: (u16, u16) = (46, 1);
+const ALL_RAN: (u16, u16) = (47, 1);
 
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +88,8 @@ impl Record {
             Self::Archived(cell, snapshot) => (ARCHIVED, codec::encode(&(cell, snapshot))?),
             Self::AllArchived(body) => (ALL_ARCHIVED, codec::encode(body)?),
             Self::MayHaveRun(body) => (MAY_HAVE_RUN, codec::encode(body)?),
+            Self::Runs(cell, image) => (RUNS, codec::encode(&(cell, image))?),
+            Self::AllRan(body) => (ALL_RAN, codec::encode(body)?),
             Self::Snapshot(body) => {
                 let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.frozen_at?));
                 let frozen: Vec<(CellId, BootMs)> = body.cells.iter().filter_map(known).collect();
@@ -149,6 +153,11 @@ impl Record {
             }
             ALL_ARCHIVED => Self::AllArchived(read(key, payload)?),
             MAY_HAVE_RUN => Self::MayHaveRun(read(key, payload)?),
+            RUNS => {
+                let (cell, image) = read(key, payload)?;
+                Self::Runs(cell, image)
+            }
+            ALL_RAN => Self::AllRan(read(key, payload)?),
             SNAPSHOT_V1 => Self::Snapshot(read(key, payload)?),
             SNAPSHOT => {
                 let (memory, later, frozen): (Memory, Later, Vec<(CellId, BootMs)>) = read(key, payload)?;

@@ -577,6 +577,28 @@ fn a_start_whose_end_was_never_reported_may_have_left_data() {
 }
 
 #[test]
+fn what_a_cell_ran_outlives_the_agent_and_its_journals_snapshots_and_ends_with_the_cell() {
+    let (old, new): (ImageRef, ImageRef) = ("a:1".parse().unwrap(), "a:2".parse().unwrap());
+    let runs = |seed, image: &ImageRef| Record::Runs(cell(seed), image.clone());
+    let start = |seed| intent(seed, IntentVerb::Start);
+    let memory = remembering([start(1), runs(1, &old), start(2), runs(2, &old), start(1), runs(1, &new)]);
+    let again = remembering(memory.snapshot());
+    assert_eq!(again, memory);
+    let ran = |seed| again.cells[&cell(seed)].ran.clone();
+    assert_eq!((ran(1), ran(2)), (Some(new.clone()), Some(old.clone())));
+    assert_eq!(remembering([runs(3, &old)]), Memory::default(), "a cell that is not here");
+    let hex = |record: &Record| {
+        let (kind, version, payload) = record.encode().unwrap();
+        assert_eq!(&Record::decode(kind, version, &payload).unwrap(), record);
+        (kind, version, payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
+    let one = "01".repeat(16) + "0300000000000000613a32";
+    assert_eq!(hex(&runs(1, &new)), (46, 1, one.clone()));
+    let all = Record::AllRan(vec![(cell(1), new)]);
+    assert_eq!(hex(&all), (47, 1, "0100000000000000".to_owned() + &one));
+}
+
+#[test]
 fn more_snapshots_than_are_waited_for_push_the_oldest_out() {
     let mut memory = Memory::default();
     for seq in 0..=UNTOLD_MAX as u64 {

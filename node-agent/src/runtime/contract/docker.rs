@@ -533,7 +533,7 @@ async fn a_folder_that_is_missing_is_an_error_and_is_not_made() {
 }
 
 #[tokio::test]
-async fn an_image_whose_name_means_another_image_by_now_is_taken_up_at_the_next_create() {
+async fn an_image_whose_name_means_another_image_by_now_is_told_left_or_taken_as_the_plan_says() {
     let bench = DockerBench::new().await;
     let mut plan = bench.plan();
     let tag = format!("contract-{}", std::process::id());
@@ -556,11 +556,33 @@ async fn an_image_whose_name_means_another_image_by_now_is_taken_up_at_the_next_
     let other =
         bench.raw.commit_container(options, bollard::models::ContainerConfig::default()).await.unwrap();
     point_at(&other.id).await;
-    let again = bench.runtime.create(&plan).await;
+    let told = bench.runtime.create(&plan).await;
+    plan.other_image = OtherImage::Left;
+    let left = bench.runtime.create(&plan).await;
+    // Of the bytes that it had, also where its network is gone, so that it has to be made anew.
+    bench.raw.remove_network(&plan.network.name).await.unwrap();
+    let first = bench.id_of(&plan.key.container_name()).await;
+    plan.op = 2;
+    let made_anew = bench.runtime.create(&plan).await;
+    let second = bench.id_of(&plan.key.container_name()).await;
+    plan.other_image = OtherImage::Told;
+    plan.key.creates = vec![2];
+    plan.op = 3;
+    let still_told = bench.runtime.create(&plan).await;
+    plan.other_image = OtherImage::Taken;
+    let taken = bench.runtime.create(&plan).await;
+    plan.other_image = OtherImage::Told;
+    let fits = bench.runtime.create(&plan).await;
+    plan.key.creates = vec![3];
     let removed = bench.runtime.remove(&plan.key, &plan.network.name).await;
     for image in [name, other.id] {
         let _ = bench.raw.remove_image(&image, None::<RemoveImageOptions>, None).await;
     }
-    assert!(again.unwrap().made);
+    assert!(matches!(told, Err(RuntimeError::OtherImage)), "{told:?}");
+    assert!(!left.unwrap().made);
+    assert!(made_anew.unwrap().made && first.is_some() && first != second);
+    assert!(matches!(still_told, Err(RuntimeError::OtherImage)), "{still_told:?}");
+    assert!(taken.unwrap().made);
+    assert!(!fits.unwrap().made);
     removed.unwrap();
 }

@@ -122,6 +122,21 @@ async fn an_image_by_digest_is_pulled() {
     assert!(bench.runtime.create(&plan).await.unwrap().made);
 }
 
+#[tokio::test]
+async fn a_container_of_another_image_is_told_left_or_taken_as_the_plan_says() {
+    let bench = FakeBench::new();
+    let mut plan = bench.plan();
+    bench.runtime.create(&plan).await.unwrap();
+    bench.runtime.add_image(&plan.image);
+    assert!(matches!(bench.runtime.create(&plan).await, Err(RuntimeError::OtherImage)));
+    plan.other_image = OtherImage::Left;
+    assert!(!bench.runtime.create(&plan).await.unwrap().made);
+    plan.other_image = OtherImage::Taken;
+    assert!(bench.runtime.create(&plan).await.unwrap().made);
+    plan.other_image = OtherImage::Told;
+    assert!(!bench.runtime.create(&plan).await.unwrap().made);
+}
+
 #[test]
 fn a_fingerprint_changes_with_every_part_of_the_plan() {
     let bench = FakeBench::new();

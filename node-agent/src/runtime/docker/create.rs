@@ -1,5 +1,9 @@
 //! Network and container are there and fit; and the repair, which needs the same image.
 
+use std::borrow::Cow;
+
+use berth_node_agent_core::cell::OtherImage;
+use berth_shared::cell::ImageRef;
 use berth_shared::time::Millis;
 use bollard::models::ImageInspect;
 use bollard::query_parameters::CreateContainerOptions;
@@ -48,12 +52,22 @@ pub(super) async fn create(engine: &Engine, plan: &ContainerPlan) -> Result<Crea
         let fits = mine.fits(&fingerprint);
         return if fits { Ok(Created { op: mine.op, made: false }) } else { Err(RuntimeError::StillUp) };
     }
+    let own = mine.as_ref().filter(|_| plan.other_image == OtherImage::Left).and_then(|mine| own_image(mine));
+    let image_seen = match &own {
+        Some(image) => image::look(engine, image).await?,
+        None => image_seen,
+    };
+    let plan = &*of_image(plan, own);
+    let fits = |mine: &find::Mine| mine.fits(&fingerprint) || plan.other_image == OtherImage::Left;
     let image = image::here(&plan.image, image_seen)?;
+    let is_same = |mine: &find::Mine| mine.inspected.image.is_some() && mine.inspected.image == image.id;
+    if plan.other_image == OtherImage::Told && mine.as_ref().is_some_and(|mine| !is_same(mine)) {
+        return Err(RuntimeError::OtherImage);
+    }
     let network = network::ensure(engine, plan, network_seen).await?;
     find::remove_repairs(engine, &repairs).await.map_err(RuntimeError::Create)?;
     if let Some(mine) = mine {
-        let same_image = mine.inspected.image.is_some() && mine.inspected.image == image.id;
-        if mine.fits(&fingerprint) && same_image && !network.fresh && !mine.is_dead() {
+        if fits(&mine) && is_same(&mine) && !network.fresh && !mine.is_dead() {
             return Ok(Created { op: mine.op, made: false });
         }
         tracing::info!(cell = %key.cell, container = mine.id, "replacing a container that does not fit any more");
@@ -74,6 +88,18 @@ pub(super) async fn create(engine: &Engine, plan: &ContainerPlan) -> Result<Crea
         }
     })?;
     Ok(Created { op: plan.op, made: true })
+}
+
+/// The very bytes that a container is made of, whatever their name means by now.
+fn own_image(mine: &find::Mine) -> Option<ImageRef> {
+    mine.inspected.image.as_deref()?.parse().ok()
+}
+
+fn of_image(plan: &ContainerPlan, image: Option<ImageRef>) -> Cow<'_, ContainerPlan> {
+    match image {
+        Some(image) => Cow::Owned(ContainerPlan { image, ..plan.clone() }),
+        None => Cow::Borrowed(plan),
+    }
 }
 
 async fn make(
@@ -103,11 +129,13 @@ pub(super) async fn repair(
 ) -> Result<(), RuntimeError> {
     let key = plan.full_key();
     let find::Listed { claim, repairs } = find::list(engine, &key).await.map_err(RuntimeError::Look)?;
-    match find::found(engine, &key, claim).await.map_err(RuntimeError::Look)? {
+    let own = match find::found(engine, &key, claim).await.map_err(RuntimeError::Look)? {
         Found::Stranger { detail } => return Err(RuntimeError::Foreign { detail }),
         Found::One(mine) if mine.up() != Up::Exited => return Err(RuntimeError::StillUp),
-        Found::One(_) | Found::Nothing { .. } => {}
-    }
+        Found::One(mine) => own_image(&mine),
+        Found::Nothing { .. } => None,
+    };
+    let plan = &*of_image(plan, own);
     let image_seen = image::look(engine, &plan.image).await?;
     let image = image::here(&plan.image, image_seen)?;
     let command =

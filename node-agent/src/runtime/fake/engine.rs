@@ -209,10 +209,10 @@ impl Runtime for FakeRuntime {
                 Ok(id) if world.containers.get(&id).is_some_and(|container| container.state.is_up()) => {
                     return Err(RuntimeError::StillUp);
                 }
-                Ok(_) | Err(RuntimeError::Gone) => {}
+                Ok(_) => {}
+                Err(RuntimeError::Gone) => drop(world.image(&plan.image)?),
                 Err(error) => return Err(error),
             }
-            world.image(&plan.image)?;
             match world.repairs.pop_front().unwrap_or(0) {
                 0 => Ok(((), None)),
                 code => Err(RuntimeError::RepairFailed { code, said: Vec::new() }),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use berth_node_agent_core::burn::Micros;
-use berth_node_agent_core::cell::Observation;
+use berth_node_agent_core::cell::{Observation, OtherImage};
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::CellId;
 
@@ -161,7 +161,16 @@ impl World {
         if old.as_ref().is_some_and(|old| old.state.is_up()) {
             return if fits { Ok(Created { op: old_op, made: false }) } else { Err(RuntimeError::StillUp) };
         }
-        let image_id = self.image(&plan.image)?;
+        let left = old.as_ref().filter(|_| plan.other_image == OtherImage::Left);
+        let fits = fits || left.is_some();
+        let image_id = match left {
+            Some(left) => left.image_id.clone(),
+            None => self.image(&plan.image)?,
+        };
+        let is_other = old.as_ref().is_some_and(|old| old.image_id != image_id);
+        if is_other && plan.other_image == OtherImage::Told {
+            return Err(RuntimeError::OtherImage);
+        }
         let owner = key.cell.to_string();
         let network = self.networks.entry(plan.network.name.clone()).or_insert_with(|| owner.clone());
         if *network != owner {
@@ -170,7 +179,7 @@ impl World {
                 detail: "it has its name and not its labels".to_owned(),
             });
         }
-        if fits && old.as_ref().is_some_and(|old| old.image_id == image_id) {
+        if fits && old.is_some() && !is_other {
             return Ok(Created { op: old_op, made: false });
         }
         if let Some(id) = mine {

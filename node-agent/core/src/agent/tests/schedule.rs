@@ -245,7 +245,13 @@ impl World {
                 truth.suspended = false;
                 Outcome::Resumed
             }
-            Verb::Pull | Verb::Repair | Verb::Remove | Verb::Restore | Verb::Verify | Verb::Archive => {
+            Verb::Pull
+            | Verb::Repair
+            | Verb::Remove
+            | Verb::Restore
+            | Verb::Save
+            | Verb::Verify
+            | Verb::Archive => {
                 unreachable!("nothing of this world fails")
             }
         };
