@@ -36,7 +36,7 @@ use super::{
     Usage,
 };
 
-mod cgroup;
+pub(crate) mod cgroup;
 mod create;
 mod engine;
 pub(crate) mod find;
@@ -44,10 +44,10 @@ pub(crate) mod frozen;
 mod image;
 pub(crate) mod memory;
 mod network;
-mod observe;
+pub(crate) mod observe;
 mod orphan;
 pub(super) mod profile;
-mod touched;
+pub(crate) mod touched;
 pub(crate) mod watch;
 
 use engine::Engine;
