@@ -157,7 +157,7 @@ async fn list_user(
 }
 
 /// `None` where its tags are not whole, or another user's: it was written by something else than Berth.
-fn by_its_tags(line: SnapshotLine, user: UserId) -> Option<Snapshot> {
+pub(crate) fn by_its_tags(line: SnapshotLine, user: UserId) -> Option<Snapshot> {
     let labels = line.labels.filter(|labels| labels.user == user)?;
     Some(Snapshot {
         id: line.id.parse().ok()?,
@@ -230,5 +230,9 @@ fn read(from: &Path) -> Result<Listing, ExitError> {
     if u64::try_from(read).map_or(true, |read| read > LISTING_BYTES_MAX) {
         return Err(Exit::DataCorrupt.because(HeadsError::TooLarge));
     }
-    serde_json::from_slice(&bytes).map_err(|error| Exit::DataCorrupt.because(HeadsError::Listing(error)))
+    listing(&bytes).map_err(|error| Exit::DataCorrupt.because(error))
+}
+
+pub(crate) fn listing(bytes: &[u8]) -> Result<Listing, HeadsError> {
+    serde_json::from_slice(bytes).map_err(HeadsError::Listing)
 }

@@ -22,6 +22,7 @@
 //! that is not the end of the old bytes; a change of the fleet key after a purge is.
 
 mod form;
+pub(crate) mod fuzz;
 pub mod verbs;
 mod wrap;
 

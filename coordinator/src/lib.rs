@@ -29,12 +29,14 @@
 //! | [`metrics`] | what is counted |
 //! | [`failpoint`] | where tests have it die (debug builds) |
 //! | [`cli`] | the `berth` command line |
+//! | [`fuzz`] | private parsers, for the fuzz targets |
 
 pub mod bucket;
 pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod failpoint;
+pub mod fuzz;
 pub mod heads;
 pub mod http;
 pub mod hub;

@@ -1,15 +1,17 @@
 //! The private parsers of this crate, for the fuzz targets of tests/fuzz. Nothing else may use this module: it decides
 //! nothing, and its functions change with what they stand for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use berth_node_agent_core::cell::Seen;
+use berth_node_agent_core::restic::Part;
 use berth_shared::cell::CellSpec;
 use berth_shared::door::FromIngress;
 use berth_shared::ids::BootId;
 use berth_shared::units::Bytes;
+use berth_snapshot::protocol::Line;
 use bytes::BytesMut;
 use hyper::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,14 +19,14 @@ use tokio_util::codec::Decoder;
 
 use crate::cell_http::{Answer, CellHttp, CellHttpError};
 use crate::netrules::nft::Listing;
-use crate::quota::mounts;
 use crate::quota::superblock::{self, Superblock};
+use crate::quota::{counted, mounts};
 use crate::runtime::ContainerKey;
 use crate::runtime::docker::find::{self, Mine};
-use crate::runtime::docker::frozen;
 use crate::runtime::docker::watch::Tail;
+use crate::runtime::docker::{cgroup, frozen, memory, observe, touched};
 use crate::runtime::plan::Whose;
-use crate::{door, facts};
+use crate::{door, facts, reading, swap};
 
 /// Size and use of a file system, from the beginning of its superblock.
 pub fn superblock(bytes: &[u8]) -> Option<(Bytes, Bytes)> {
@@ -57,6 +59,73 @@ pub fn nft_listing(output: &[u8]) -> Option<(usize, usize, Option<u64>)> {
     let listing = Listing::parse(output).ok()?;
     let normal = listing.normal();
     Some((normal.rules(), normal.chains(), listing.packets("a")))
+}
+
+/// The swaps of a list: where, how large, how much of it is in use.
+pub fn swaps(text: &str) -> Vec<(PathBuf, Bytes, Bytes)> {
+    swap::parse(text).into_iter().map(|swap| (swap.path, swap.size, swap.used)).collect()
+}
+
+/// Pages that were written to swap.
+pub fn swapped_out(vmstat: &str) -> Option<u64> {
+    swap::swapped_out(vmstat)
+}
+
+/// What a report of quotas says of each uid: used, at most, most inodes.
+pub fn quotas(report: &[u8]) -> Option<BTreeMap<u32, (Bytes, Bytes, u64)>> {
+    let counts = counted::parse(report)?;
+    Some(
+        counts.into_iter().map(|(uid, count)| (uid, (count.used, count.limit, count.inodes_limit))).collect(),
+    )
+}
+
+/// CPU time of a container in microseconds, by either file of the kernel.
+pub fn cpu_time(text: &str) -> (Option<u64>, Option<u64>) {
+    (cgroup::of_v2(text).map(|used| used.0), cgroup::of_v1(text).map(|used| used.0))
+}
+
+/// A line of `memory.stat`.
+pub fn memory_stat(text: &str, name: &str) -> Option<Bytes> {
+    memory::of_stat(text, name)
+}
+
+/// What a process calls itself, and its time in ticks.
+pub fn work(stat: &[u8]) -> Option<(String, u64)> {
+    observe::of_stat(stat)
+}
+
+/// When a process was started.
+pub fn started(stat: &[u8]) -> Option<u64> {
+    touched::started_by(stat)
+}
+
+/// First page, page behind the last, and file of a line of a process's map.
+pub type MapLine = (u64, u64, Option<(String, u64)>);
+
+/// Reads a line of a process's map.
+pub fn map_line(line: &[u8]) -> Option<MapLine> {
+    touched::of_map(line).map(|map| (map.first, map.end, map.file))
+}
+
+/// Ranges of pages as they are kept.
+pub fn packed(ranges: &[(u64, u64)]) -> Vec<u8> {
+    touched::packed(ranges)
+}
+
+/// The opposite of [`packed`].
+pub fn unpacked(bytes: &[u8]) -> Vec<(u64, u64)> {
+    touched::unpacked(bytes).collect()
+}
+
+/// What an owner gets of a worker's lines: the status, lengths and parts that the head tells, the body, and whether it is whole.
+pub fn given_out(
+    first: Line,
+    rest: Vec<Line>,
+    part: Option<Part>,
+    head_only: bool,
+) -> Option<(hyper::http::response::Parts, Vec<u8>, bool)> {
+    let replied = reading::replied(first, rest, part, head_only)?;
+    Some((replied.head, replied.body, replied.whole))
 }
 
 /// What a container is doing, from the engine's answer.

@@ -26,7 +26,7 @@
 //!
 //! The agent has to share its mount namespace with the container engine, or the engine does not see these mounts.
 
-mod counted;
+pub(crate) mod counted;
 mod error;
 pub(crate) mod mounts;
 mod place;

@@ -256,10 +256,10 @@ impl Content {
             None => ("", ""),
         };
         match line {
-            Line::Data { base64 } => {
+            Line::Data { base64 } if self.listing.is_none() => {
                 data_encoding::BASE64.decode(base64.as_bytes()).map_err(|error| Cut(error.to_string()))
             }
-            Line::Listed { name, bytes } => {
+            Line::Listed { name, bytes } if self.listing.is_some() => {
                 self.listing = Some(Listing::Goes);
                 let item = serde_json::json!({ "name": name, "size": bytes });
                 Ok(format!("{bracket}{comma}{item}").into_bytes())
@@ -269,7 +269,7 @@ impl Content {
                 Ok(if self.listing.is_some() { format!("{bracket}]") } else { String::new() }.into_bytes())
             }
             Line::Unanswered { detail, .. } => Err(Cut(detail)),
-            _ => Ok(vec![]),
+            _ => Err(Cut("the worker says what was not asked for".to_owned())),
         }
     }
 }
@@ -299,6 +299,36 @@ impl Body for Content {
         }
         Poll::Ready(None)
     }
+}
+
+/// For the fuzz targets: the answer that these lines of a worker become, and its body as far as it goes.
+pub(crate) fn replied(first: Line, rest: Vec<Line>, part: Option<Part>, head_only: bool) -> Option<Replied> {
+    use std::task::Waker;
+    let (to, lines) = mpsc::channel(rest.len().max(1));
+    for line in rest {
+        to.try_send(line).ok()?;
+    }
+    drop(to);
+    let reply = reply(Answer { first, rest: lines, place: None }, part, head_only).ok()?;
+    let (head, mut body) = reply.into_parts();
+    let mut bytes = vec![];
+    loop {
+        match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(frame))) => bytes.extend(frame.into_data().ok()?),
+            Poll::Ready(None) => return Some(Replied { head, body: bytes, whole: true }),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {
+                return Some(Replied { head, body: bytes, whole: false });
+            }
+        }
+    }
+}
+
+/// See [`replied`].
+#[derive(Debug)]
+pub(crate) struct Replied {
+    pub(crate) head: hyper::http::response::Parts,
+    pub(crate) body: Vec<u8>,
+    pub(crate) whole: bool,
 }
 
 #[cfg(test)]
@@ -357,6 +387,9 @@ mod tests {
         assert!(body(object, vec![Line::Data { base64: "!".into() }], None).await.is_err());
         assert!(body(listed("a"), vec![failed], None).await.is_err());
         assert!(body(listed("a"), vec![], None).await.is_err());
+        let object = Line::Object { bytes: 5, total: 5 };
+        assert!(body(object, vec![data("12"), listed("a"), Line::Answered], None).await.is_err());
+        assert!(body(listed("a"), vec![data("12"), Line::Answered], None).await.is_err());
     }
 
     #[test]

@@ -131,16 +131,17 @@ fn judge(swaps: &[(Swap, Kind)], live_restore: Option<bool>, insecure: bool) -> 
 }
 
 /// Pages written to swap since boot (`pswpout` of /proc/vmstat, proc(5)).
-fn swapped_out(vmstat: &str) -> Option<u64> {
+pub(crate) fn swapped_out(vmstat: &str) -> Option<u64> {
     vmstat.lines().find_map(|line| line.strip_prefix("pswpout "))?.trim().parse().ok()
 }
 
 /// The lines of `/proc/swaps` behind its head. What cannot be read is left out.
-fn parse(text: &str) -> Vec<Swap> {
+pub(crate) fn parse(text: &str) -> Vec<Swap> {
     text.lines()
         .skip(1)
         .filter_map(|line| {
-            let mut words = line.split_whitespace();
+            // The kernel puts blanks and tabs between words and writes those of a path otherwise; no other white space.
+            let mut words = line.split([' ', '\t']).filter(|word| !word.is_empty());
             let path = unescaped(words.next()?);
             let size: u64 = words.nth(1)?.parse().ok()?;
             let used: u64 = words.next()?.parse().ok()?;
@@ -240,6 +241,8 @@ mod tests {
         ];
         assert_eq!(parse(text), expected);
         assert_eq!(parse(""), []);
+        let odd = "head\n/a\u{a0}b\u{b} file 1024 512 -3\n";
+        assert_eq!(parse(odd).pop().map(|swap| swap.path), Some(PathBuf::from("/a\u{a0}b\u{b}")));
         for odd in ["\\", "\\0", "\\999", "a\\04"] {
             assert_eq!(unescaped(odd), PathBuf::from(odd));
         }

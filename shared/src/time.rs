@@ -102,6 +102,10 @@ impl<'de> Deserialize<'de> for UnixMs {
         let text = String::deserialize(d)?;
         let at = time::OffsetDateTime::parse(&text, &time::format_description::well_known::Rfc3339)
             .map_err(|_| serde::de::Error::custom("not a time of RFC 3339, such as 2026-01-31T12:00:00Z"))?;
+        // In UTC it could be in a year that is not written with four digits.
+        let at = at
+            .checked_to_offset(time::UtcOffset::UTC)
+            .ok_or_else(|| serde::de::Error::custom("a time past the year 9999"))?;
         let ms = at.unix_timestamp_nanos() / 1_000_000;
         u64::try_from(ms).map(Self).map_err(|_| serde::de::Error::custom("a time before 1970"))
     }
@@ -118,6 +122,13 @@ mod tests {
         assert_eq!(json, "\"2023-11-14T22:13:20.123Z\"");
         assert_eq!(serde_json::from_str::<UnixMs>(&json).unwrap(), at);
         assert_eq!(crate::codec::encode(&at).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn whatever_time_is_read_is_written_as_the_same() {
+        let last: UnixMs = serde_json::from_str("\"9999-12-31T22:59:59.999-01:00\"").unwrap();
+        assert_eq!(last.to_string(), "9999-12-31T23:59:59.999Z");
+        assert!(serde_json::from_str::<UnixMs>("\"9999-12-31T23:59:59.999-01:00\"").is_err());
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Contents {
         Ok(Self { fleet: fleet.id, recovery, sealed_fleet, entries: BTreeMap::new() })
     }
 
+    /// Of entries that nothing opens, for the fuzz targets.
+    pub(super) fn sample(recovery: RecoveryPublic, entries: BTreeMap<UserId, Entry>) -> Self {
+        Self { fleet: KeyId::from_random([5; 16]), recovery, sealed_fleet: vec![6; 80], entries }
+    }
+
     /// The fleet key, by its recovery key.
     pub(super) fn open(&self, recovery: &super::wrap::RecoveryKey) -> Result<FleetKey, WrapError> {
         recovery.open(self.fleet, &self.sealed_fleet)

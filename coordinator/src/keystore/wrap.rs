@@ -87,6 +87,11 @@ impl FleetKey {
         Self { id: KeyId::from_random(random()), secret: Zeroizing::new(random()) }
     }
 
+    /// One that is always the same, for the fuzz targets.
+    pub(super) fn sample() -> Self {
+        Self { id: KeyId::from_random([8; 16]), secret: Zeroizing::new([9; 32]) }
+    }
+
     /// The line of its file.
     pub(crate) fn to_text(&self) -> Secret {
         let mut bytes = Zeroizing::new(self.id.bytes().to_vec());
@@ -168,6 +173,11 @@ impl fmt::Debug for RecoveryKey {
 }
 
 impl RecoveryKey {
+    /// One that is always the same, for the fuzz targets.
+    pub(super) fn sample() -> Self {
+        Self(Zeroizing::new([7; 32]))
+    }
+
     pub(crate) fn draw() -> Self {
         Self(Zeroizing::new(random()))
     }

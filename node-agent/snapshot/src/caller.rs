@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufRead
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::error::Reason;
+use crate::error::{Reason, plain};
 use crate::protocol::{Ask, LINE_BYTES_MAX, Line, Outcome, Request, VERSION};
 use crate::store::Traffic;
 
@@ -55,8 +55,8 @@ pub struct WorkerFailed {
 }
 
 impl WorkerFailed {
-    fn died(detail: impl Into<String>) -> Self {
-        Self { reason: Reason::Died, detail: detail.into() }
+    fn died(detail: impl AsRef<str>) -> Self {
+        Self { reason: Reason::Died, detail: plain(detail.as_ref()) }
     }
 }
 
@@ -247,6 +247,11 @@ async fn follow(
     // Without its future's end the child is killed where the archive breaks off.
     let ((), (last, words)) = tokio::try_join!(tell(stdin, &text, from), hear)?;
     let status = child.wait().await.map_err(|error| WorkerFailed::died(error.to_string()))?;
+    ended(last, status, &words)
+}
+
+/// What became of a worker that has ended: by its last line, and how it ended.
+fn ended(last: Result<Option<Line>, String>, status: ExitStatus, words: &str) -> Result<Done, WorkerFailed> {
     match last {
         Ok(Some(Line::Done { outcome, traffic, memory_bytes_peak })) if status.success() => {
             Ok(Done { outcome, traffic, memory_bytes_peak })
@@ -308,6 +313,7 @@ async fn read_lines(
         }
         let line: Line =
             serde_json::from_slice(&text).map_err(|_| "it wrote a line that cannot be read".to_owned())?;
+        let line = line.told();
         match (&line, std::mem::replace(&mut first, false)) {
             (Line::Hello { version: VERSION }, true) => {}
             (_, true) => return Err("it does not speak this version".to_owned()),
@@ -327,6 +333,26 @@ async fn read_end(mut from: impl AsyncRead + Unpin) -> String {
         kept.drain(..surplus);
     }
     String::from_utf8_lossy(&kept).trim().to_owned()
+}
+
+/// For the fuzz targets: what is believed of a worker that has written all this and ended so, read in pieces of this size.
+pub(crate) fn believed(
+    (stdout, stderr): (&[u8], &[u8]),
+    status: ExitStatus,
+    piece: usize,
+) -> (Vec<Line>, Result<Done, WorkerFailed>) {
+    use std::task::{Context, Poll, Waker};
+    let mut lines = vec![];
+    let hear = async {
+        let stdout = BufReader::with_capacity(piece, stdout);
+        tokio::join!(read_lines(stdout, To::Each(|line| lines.push(line))), read_end(stderr))
+    };
+    // What is in memory is always there.
+    let heard = match std::pin::pin!(hear).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready((last, words)) => ended(last, status, &words),
+        Poll::Pending => Err(WorkerFailed::died("it is waited for")),
+    };
+    (lines, heard)
 }
 
 #[cfg(test)]
@@ -360,6 +386,19 @@ mod tests {
         assert_eq!(lines, std::slice::from_ref(&progress));
         assert_eq!(last, Ok(Some(failed)));
         assert_eq!(read(&format!("{hello}{}", text(&progress))).await.1, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn nothing_that_a_worker_says_commands_a_terminal() {
+        let hello = text(&Line::Hello { version: VERSION });
+        let detail = format!("could not read `\u{1b}]0;x\u{7}\n` of the folder{}", "x".repeat(2000));
+        let failed = text(&Line::Failed { reason: Reason::Source, detail });
+        let (_, last) = read(&format!("{hello}{failed}")).await;
+        let Ok(Some(Line::Failed { detail, .. })) = last else { panic!("{last:?}") };
+        assert!(detail.starts_with("could not read ` ]0;x  ` of"), "{detail}");
+        assert_eq!(detail.len(), crate::error::DETAIL_BYTES_MAX);
+        let died = ended(Ok(None), ExitStatus::default(), "panicked\n\u{1b}[2J").unwrap_err();
+        assert!(died.detail.ends_with(": panicked  [2J"), "{died}");
     }
 
     #[tokio::test]

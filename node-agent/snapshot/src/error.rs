@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::{S3Store, StoreConfigError, StoreError};
 
-/// Longest text of a library's own words that is kept, in bytes.
-const DETAIL_BYTES_MAX: usize = 400;
+/// Longest text for people that is kept, in bytes.
+pub(crate) const DETAIL_BYTES_MAX: usize = 400;
 
 /// What went wrong, in words that do not change: what the caller decides by. [`Reason::exit`] says it to a shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -312,9 +312,15 @@ impl Failure {
             text.push_str(&source.to_string());
             next = source.source();
         }
-        berth_shared::problem::cut(&mut text, DETAIL_BYTES_MAX);
-        text
+        plain(&text)
     }
+}
+
+/// A text for people in which names of strangers may be: short, and nothing in it that a terminal obeys.
+pub(crate) fn plain(text: &str) -> String {
+    let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    berth_shared::problem::cut(&mut text, DETAIL_BYTES_MAX);
+    text
 }
 
 /// The library writes its errors as a page: the lines behind `Message:` are the message.

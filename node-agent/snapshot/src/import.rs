@@ -10,7 +10,7 @@
 
 mod archive;
 mod entry;
-pub mod fuzz;
+pub(crate) mod fuzz;
 mod gateway;
 mod layout;
 mod unpack;

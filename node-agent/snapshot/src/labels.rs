@@ -3,6 +3,7 @@
 
 use berth_shared::cell::{ImageRef, Workload};
 use berth_shared::ids::{CellId, Generation, UserId};
+use berth_shared::snapshot::TreeHash;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
@@ -73,7 +74,8 @@ impl Labels {
         tags
     }
 
-    /// Reads tags back, with the tree hash; `None` where the snapshot is not Berth's.
+    /// Reads tags back, with the tree hash; `None` where the snapshot is not Berth's, which has none that Berth would not
+    /// write.
     pub(crate) fn parse<'a>(tags: impl Iterator<Item = &'a String>) -> Option<(Self, String)> {
         let mut ours = false;
         let (mut user, mut cell, mut generation, mut sequence) = (None, None, None, None);
@@ -88,7 +90,7 @@ impl Labels {
                 "sequence" => sequence = value.parse().ok(),
                 "image" => image = Some(value.to_owned()),
                 "workload" => workload = parse_workload(value),
-                "tree" => tree = Some(value.to_owned()).filter(|hex| hex.len() == 64),
+                "tree" => tree = Some(value.to_owned()).filter(|hex| hex.parse::<TreeHash>().is_ok()),
                 "version" => version = Some(value.to_owned()),
                 _ => {}
             }
@@ -102,7 +104,7 @@ impl Labels {
             workload: workload?,
             version: version.unwrap_or_default(),
         };
-        ours.then_some((labels, tree?))
+        (ours && labels.validate().is_ok()).then_some((labels, tree?))
     }
 }
 
@@ -143,6 +145,10 @@ mod tests {
         assert_eq!(Labels::parse(tags.iter()), Some((labels(), tree)));
         let without_mark: Vec<_> = tags.iter().skip(1).cloned().collect();
         assert_eq!(Labels::parse(without_mark.iter()), None);
+        for (ours, strange) in [("tree=aa", "tree=xx"), ("image=ghcr", "image=\u{1b}ghcr")] {
+            let strange: Vec<_> = tags.iter().map(|tag| tag.replacen(ours, strange, 1)).collect();
+            assert_eq!(Labels::parse(strange.iter()), None, "{strange:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use berth_shared::secret::Secret;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Checked;
-use crate::error::Reason;
+use crate::error::{Reason, plain};
 use crate::import::{ImportJob, Imported};
 use crate::labels::Labels;
 use crate::prune::{PruneJob, Pruned};
@@ -241,6 +241,17 @@ pub enum Line {
         /// For people. Holds no secret.
         detail: String,
     },
+}
+
+impl Line {
+    /// The same with its text for people as it may be shown: a worker names files of a cell, and runs as the cell's user.
+    pub(crate) fn told(self) -> Self {
+        match self {
+            Self::Failed { reason, detail } => Self::Failed { reason, detail: plain(&detail) },
+            Self::Unanswered { reason, detail } => Self::Unanswered { reason, detail: plain(&detail) },
+            other => other,
+        }
+    }
 }
 
 /// A snapshot, as lists show it.

@@ -32,12 +32,15 @@ pub(crate) fn read(store: &Arc<S3Store>, input: &mut dyn BufRead, say: Say<'_>) 
     Ok(count)
 }
 
-fn next(input: &mut dyn BufRead) -> Result<Option<Ask>, Failure> {
+pub(crate) fn next(input: &mut dyn BufRead) -> Result<Option<Ask>, Failure> {
     let mut text = Vec::new();
     let read = input.take(ASK_BYTES_MAX).read_until(b'\n', &mut text);
     read.map_err(|error| Failure::bad_job(format!("standard input cannot be read: {error}")))?;
     if text.is_empty() {
         return Ok(None);
+    }
+    if !text.ends_with(b"\n") {
+        return Err(Failure::bad_job("an ask is too long, or cut"));
     }
     let ask = serde_json::from_slice(&text).map_err(|_| Failure::bad_job("an ask cannot be read"))?;
     Ok(Some(ask))
@@ -136,6 +139,8 @@ mod tests {
             text.replace("0123", "../."),
             text.replace("data", "locks"),
             format!("{}{text}", " ".repeat(2048)),
+            format!("{}{}", text.trim_end(), " ".repeat(2048)),
+            text.trim_end().to_owned(),
         ] {
             assert!(next(&mut bad.as_bytes()).is_err(), "{bad}");
         }

@@ -56,11 +56,11 @@ pub(super) enum Kind {
 
 /// What is counted for one uid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) used: Bytes,
+pub(crate) struct Count {
+    pub(crate) used: Bytes,
     /// Zero: no limit.
-    pub(super) limit: Bytes,
-    pub(super) inodes_limit: u64,
+    pub(crate) limit: Bytes,
+    pub(crate) inodes_limit: u64,
 }
 
 /// Who counts.
@@ -233,13 +233,13 @@ pub(super) fn mount(place: &Place, files: &Path) -> Result<(), QuotaError> {
 }
 
 /// repquota(8), csv: a header that names the columns, then `#uid,…` in units of 1 KiB.
-fn parse(said: &[u8]) -> Option<BTreeMap<u32, Count>> {
+pub(crate) fn parse(said: &[u8]) -> Option<BTreeMap<u32, Count>> {
     let text = std::str::from_utf8(said).ok()?;
     let mut lines = text.lines();
     let header: Vec<&str> = lines.by_ref().find(|line| line.contains("HardLimit"))?.split(',').collect();
     let column = |names: [&str; 2]| header.iter().position(|name| names.contains(name));
     let (used, limit) = (column(["BlockUsed", "SpaceUsed"])?, column(["BlockHardLimit", "SpaceHardLimit"])?);
-    let inodes = column(["FileHardLimit", "FileHardLimit"])?;
+    let inodes = header.iter().position(|name| *name == "FileHardLimit")?;
     let mut counts = BTreeMap::new();
     for line in lines {
         let fields: Vec<&str> = line.split(',').collect();

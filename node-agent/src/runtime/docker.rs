@@ -38,7 +38,7 @@ use super::{
     Usage,
 };
 
-mod cgroup;
+pub(crate) mod cgroup;
 mod create;
 mod engine;
 pub(crate) mod find;
@@ -46,11 +46,11 @@ pub(crate) mod frozen;
 mod image;
 pub(crate) mod memory;
 mod network;
-mod observe;
+pub(crate) mod observe;
 mod orphan;
 pub(super) mod profile;
 mod stat;
-mod touched;
+pub(crate) mod touched;
 pub(crate) mod watch;
 
 use engine::Engine;

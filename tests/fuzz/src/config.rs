@@ -8,9 +8,7 @@
 //! | 7 | a key file |
 
 use std::fs;
-use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::LazyLock;
 
 use berth_coordinator::config::Span;
 use berth_daemon::config::{ConfigError, Origin, Sources, parse_override};
@@ -21,20 +19,12 @@ use berth_node_agent::netrules::EgressRule;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_shared::units::Bytes;
 use std::os::unix::fs::PermissionsExt;
-use tempfile::TempDir;
 
 use crate::input::{Input, seed};
-use crate::made;
+use crate::made::{self, FOLDER};
 
 /// Most lines of flags that one input may give.
 const FLAGS_MAX: usize = 32;
-
-/// Where files are written that are then read. In memory, where the system has such a place.
-static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
-    let memory = PathBuf::from("/dev/shm");
-    let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    TempDir::new_in(place).expect("a folder for temporary files")
-});
 
 /// The target.
 pub fn run(input: &[u8]) {
@@ -189,7 +179,7 @@ fn key_file(content: &[u8]) {
 
 /// Inputs to begin with.
 pub fn seeds() -> Vec<Vec<u8>> {
-    LazyLock::force(&FOLDER);
+    std::sync::LazyLock::force(&FOLDER);
     let ingress = include_str!("../../../node-agent/ingress/ingress.example.toml");
     let coordinator = "# how it is reached\nlink_address = \"10.0.0.1:7443\"\ndomain = \"example.org\"\n\
         autonomy = \"24h\"\ndrain_grace = '20s'\npublic_port = 8443\napi_listen = \"127.0.0.1:0\"\n\n[placement]\n\

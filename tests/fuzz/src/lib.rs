@@ -12,6 +12,7 @@
 //! | [`workload`] | what a cell answers, and its hostile configuration |
 //! | [`socket`] | what comes through an open WebSocket, from its client and its cell |
 //! | [`archive`] | archives that users bring along |
+//! | [`store`] | what lies in the bucket, what workers say and are asked, keys at rest, folders that users bring along |
 //! | [`system`] | what the kernel, Docker and `nft` say; bodies of the HTTP API |
 //!
 //! The first byte of an input says which of a target's parsers is meant, so one corpus serves several. The same targets
@@ -28,6 +29,7 @@ mod made;
 pub mod mutate;
 pub mod records;
 pub mod socket;
+pub mod store;
 pub mod system;
 pub mod workload;
 
@@ -60,7 +62,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "link",
         run: link::run,
@@ -128,6 +130,15 @@ pub const TARGETS: [Target; 9] = [
         // Two queues, what is looked at of a text, and what the checks themselves keep.
         memory_bytes: 256 << 10,
         memory_per_byte: 512,
+    },
+    Target {
+        name: "store",
+        run: store::run,
+        seeds: store::seeds,
+        input_bytes_max: 4096,
+        // A worker's line of 64 KiB is made of a few bytes, read twice and held as a tree in between.
+        memory_bytes: 8 << 20,
+        memory_per_byte: 1024,
     },
     Target {
         name: "system",

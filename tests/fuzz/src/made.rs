@@ -1,5 +1,8 @@
 //! Things that seeds and checks are made of.
 
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
 use berth_shared::cell::{
     Assignment, BusyReason, CellEvent, CellEventKind, CellSize, CellSpec, ImageRef, RestPolicy, SleepStatus,
     SleepTerms, Workload,
@@ -16,7 +19,15 @@ use berth_shared::units::Bytes;
 use berth_shared::wire::NodeSwap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::TempDir;
 use zeroize::Zeroizing;
+
+/// Where files are written that are then read. In memory, where the system has such a place.
+pub(crate) static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+    let memory = PathBuf::from("/dev/shm");
+    let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    TempDir::new_in(place).expect("a folder for temporary files")
+});
 
 pub(crate) fn key(seed: u8) -> SigningKey {
     SigningKey::from_seed(&Zeroizing::new([seed; 32]))

@@ -5,12 +5,15 @@
 //! | 0, 1 | a superblock, as it is and with its magic number |
 //! | 2 | a line of mountinfo |
 //! | 3 | the control groups of a process: whose processes would be killed |
-//! | 4 | memory pressure, the boot id |
+//! | 4 | memory pressure, the boot id, what a control group counts |
 //! | 5 | packet rules |
 //! | 6 | what Docker says of one container |
 //! | 7 | what Docker lists |
 //! | 8 | the output of a container, in any pieces |
 //! | 9 | bodies of the HTTP API |
+//! | 10 | the lists of swaps, and what was written to them |
+//! | 11 | the report of quotas: how much a cell holds |
+//! | 12 | what a process's files in /proc say; pages as they are noted |
 
 use std::ffi::OsStr;
 use std::fmt::Debug;
@@ -21,6 +24,7 @@ use berth_node_agent::fuzz as agent;
 use berth_node_agent::runtime::{ContainerKey, LOG_LINE_BYTES_MAX};
 use berth_node_agent_core::cell::Seen;
 use berth_shared::api::{CreateToken, CreateUser, Logs, ProblemBody, SleepRequest, User};
+use berth_shared::units::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -35,7 +39,7 @@ const CREATES: [u64; 2] = [3, 7];
 /// The target.
 pub fn run(input: &[u8]) {
     let mut input = Input::new(input);
-    match input.choice(10) {
+    match input.choice(13) {
         0 => superblock(input.array()),
         1 => superblock(with_magic(input.array())),
         2 => mount_line(input.rest()),
@@ -45,7 +49,10 @@ pub fn run(input: &[u8]) {
         6 => container(input.rest()),
         7 => list(input.rest()),
         8 => output(input),
-        _ => bodies(input.rest()),
+        9 => bodies(input.rest()),
+        10 => swaps(input),
+        11 => quotas(input),
+        _ => process(input),
     }
 }
 
@@ -68,14 +75,7 @@ fn mount_line(line: &[u8]) {
         assert!(device.len() + point.as_os_str().len() <= line.len());
         assert!(source.len() <= line.len() * 3, "a byte that is no text shows as three");
     }
-    let escaped: Vec<u8> = line
-        .iter()
-        .flat_map(|byte| match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
-            _ => vec![*byte],
-        })
-        .collect();
-    let written = [b"36 35 7:3 / ", escaped.as_slice(), b" rw shared:1 - ext4 /dev/loop3 rw"].concat();
+    let written = [b"36 35 7:3 / ", seq_path(line).as_slice(), b" rw shared:1 - ext4 /dev/loop3 rw"].concat();
     let (device, point, source) = agent::mount_line(&written).expect("a line as the kernel writes it");
     assert_eq!(point.as_path(), Path::new(OsStr::from_bytes(line)));
     assert_eq!((device.as_str(), source.as_str()), ("7:3", "/dev/loop3"));
@@ -101,6 +101,15 @@ fn small_files(text: &str) {
         assert!(text.contains("avg10=") && text.contains("some "));
         let shown = format!("some avg10={}.{:02} avg60=0.00\n", pressure / 100, pressure % 100);
         assert_eq!(agent::pressure(&shown), Some(pressure));
+    }
+    if let (Some(used), _) = agent::cpu_time(text) {
+        assert_eq!(agent::cpu_time(&format!("usage_usec {used}\n")).0, Some(used));
+    }
+    if let (_, Some(used)) = agent::cpu_time(text) {
+        assert!(used <= u64::MAX / 1000, "nanoseconds taken for microseconds");
+    }
+    if let Some(held) = agent::memory_stat(text, "anon") {
+        assert_eq!(agent::memory_stat(&format!("anon_thp 7\nanon {}\nfile 1\n", held.0), "anon"), Some(held));
     }
     if let Some(boot) = agent::boot_id(text) {
         let digits = data_encoding::HEXLOWER.encode(boot.bytes());
@@ -160,6 +169,90 @@ fn output(mut input: Input<'_>) {
     assert_eq!(tail, agent::log_tail(std::iter::once(printed), lines_max, bytes_max), "pieces do not matter");
 }
 
+/// Any list; and one with a swap at any path, as the kernel writes it. Size and use in KiB, and the path.
+fn swaps(mut input: Input<'_>) {
+    let (size, used) = (u64::from(input.short()), u64::from(input.short()));
+    let Some(text) = input.text() else { return };
+    let found = agent::swaps(text);
+    assert!(found.len() < text.lines().count().max(1), "more than there are lines");
+    assert!(found.iter().map(|(path, ..)| path.as_os_str().len()).sum::<usize>() <= text.len());
+    if let Some(pages) = agent::swapped_out(text) {
+        assert_eq!(agent::swapped_out(&format!("pgpgin 1\npswpout {pages}\npgmajfault 2\n")), Some(pages));
+    }
+    let path = text.trim_matches('\0');
+    if path.is_empty() {
+        return;
+    }
+    let written = seq_path(path.as_bytes());
+    let written = String::from_utf8_lossy(&written);
+    let listed = format!("Filename\tType\n{written}\tfile\t\t{size}\t\t{used}\t\t-2\n");
+    let kib = |count| Bytes(count * 1024);
+    assert_eq!(agent::swaps(&listed), [(path.into(), kib(size), kib(used))]);
+}
+
+/// A path as the kernel writes it (`seq_path`).
+fn seq_path(path: &[u8]) -> Vec<u8> {
+    let escaped = path.iter().flat_map(|byte| match byte {
+        b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+        _ => vec![*byte],
+    });
+    escaped.collect()
+}
+
+/// Any report; and one in which a user's line stands beside any other. The user and its three numbers, and the other line.
+fn quotas(mut input: Input<'_>) {
+    let [uid, used, limit, inodes] = [(); 4].map(|()| u32::from_le_bytes(input.array()));
+    let Some(text) = input.text() else { return };
+    if let Some(counts) = agent::quotas(text.as_bytes()) {
+        assert!(counts.len() < text.lines().count(), "more than there are lines");
+        assert!(text.contains("HardLimit"));
+        assert!(counts.keys().all(|uid| text.contains(&uid.to_string())));
+    }
+    let other = text.lines().next().unwrap_or_default();
+    let report = format!(
+        "*** Report for user quotas on device /dev/vdb\nUser,BlockStatus,FileStatus,BlockUsed,BlockSoftLimit,\
+         BlockHardLimit,BlockGrace,FileUsed,FileSoftLimit,FileHardLimit,FileGrace\n{other}\n\
+         #{uid},ok,ok,{used},0,{limit},,7,0,{inodes},\n"
+    );
+    let counts = agent::quotas(report.as_bytes());
+    assert!(counts.is_some() || other.starts_with('#'), "`{other}` is nobody's");
+    if let Some(counts) = counts {
+        let kib = |count: u32| Bytes(u64::from(count) * 1024);
+        assert_eq!(counts.get(&uid), Some(&(kib(used), kib(limit), inodes.into())));
+    }
+}
+
+/// The pages, the number of a file, and what the process calls itself and the file.
+fn process(mut input: Input<'_>) {
+    let (first, pages, inode) =
+        (u64::from(input.short()), u64::from(input.short()) + 1, u64::from(input.byte()));
+    let name = input.rest();
+    let _any = agent::started(name);
+    for line in name.split(|byte| *byte == b'\n') {
+        if let Some((first, end, file)) = agent::map_line(line) {
+            assert!(first < end && end <= 1 << 35, "no address of a process");
+            assert!(file.is_none_or(|(device, inode)| inode != 0 && device.len() < line.len()));
+        }
+    }
+    let stat = [b"7 (", name, b") S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21\n"].concat();
+    assert_eq!(agent::started(&stat), Some(4711), "a process names itself out of its own number");
+    let (shown, ticks) = agent::work(&stat).expect("a process that hides");
+    assert_eq!(ticks, 11 + 12);
+    assert!(shown.chars().count() <= 15 && !shown.chars().any(char::is_control), "{shown:?}");
+    let (from, to) = (first * 4096, (first + pages) * 4096);
+    let begin = format!("{from:x}-{to:x} r--s 00001000 fe:00 {inode}      /");
+    let name: Vec<u8> = name.iter().copied().filter(|byte| *byte != b'\n').collect();
+    let file = (inode != 0).then(|| ("fe:00".to_owned(), inode));
+    assert_eq!(
+        agent::map_line(&[begin.as_bytes(), &name].concat()),
+        Some((first, first + pages, file)),
+        "a file's name counts"
+    );
+    let ranges = agent::unpacked(&name);
+    assert!(ranges.len() <= name.len() / 2);
+    assert_eq!(agent::unpacked(&agent::packed(&ranges)), ranges);
+}
+
 fn bodies(body: &[u8]) {
     fn same<T: Serialize + DeserializeOwned + PartialEq + Debug>(body: &[u8]) {
         if let Ok(value) = serde_json::from_slice::<T>(body) {
@@ -209,6 +302,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
             4,
             "some avg10=12.34 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00 avg60=0 avg300=0 total=0\n",
         ),
+        seed(4, "usage_usec 12\nuser_usec 7\nanon 4096\nfile 0\n"),
+        seed(4, "123456789\n"),
         seed(4, "0f0e0d0c-0b0a-0908-0706-050403020100\n"),
         seed(
             5,
@@ -228,6 +323,36 @@ pub fn seeds() -> Vec<Vec<u8>> {
             r#"{"type":"urn:berth:problem:not_found","title":"t","status":404,"detail":"d","code":"not_found","advice":"a","request":"req_aaaaaaaaaaaaaaaaaaaaaaaaaa"}"#,
         ),
     ];
+    seeds.extend([
+        seed(
+            10,
+            [
+                &[0, 4, 1, 0][..],
+                b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/dm-0  partition\t1048576\t\t0\t\t-2\n\
+                  /swap\\040file file 1024 512 -3\npswpin 2\npswpout 345\n",
+            ]
+            .concat(),
+        ),
+        seed(
+            11,
+            [
+                &[0; 16][..],
+                b"User,BlockStatus,FileStatus,SpaceUsed,SpaceHardLimit,FileHardLimit\n#0,ok,ok,20,0,0\n#200001,--,--,7,8,9\n",
+            ]
+            .concat(),
+        ),
+        seed(11, [&[0; 16][..], b"#200001,--,--,7,8,9"].concat()),
+        seed(
+            12,
+            [
+                &[1, 0, 2, 0, 9][..],
+                b"node) R 1\n7f0000000000-7f0000003000 rw-p 00000000 00:00 0 [heap]\n\
+                  7f0000000000-7f0000003000 ---p 00001000 fe:00 4711 /usr/bin/a name\n",
+            ]
+            .concat(),
+        ),
+        seed(12, [&[1, 0, 2, 0, 0][..], &agent::packed(&[(1, 2), (900, 16), (1 << 34, 1)])].concat()),
+    ]);
     seeds.extend(["running", "paused", "exited", "created", "dead"].map(|status| seed(6, inspected(status))));
     seeds
 }

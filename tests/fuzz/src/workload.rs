@@ -7,6 +7,9 @@
 //! | 2 | `openclaw.json` |
 //! | 3 | the same, one part of it many times: deep nesting |
 //! | 4 | bytes over the connection to a cell |
+//!
+//! Lists come by HTTP, too: a cell puts them to the agent's endpoint. Its requests are parsed by hyper and by nothing else;
+//! path, method and token are compared as they are (`projection/endpoint.rs`), the body is choice 1's list.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};

@@ -107,6 +107,11 @@ fn no_byte_of_a_socket_is_lost_overtaken_or_misunderstood() {
 }
 
 #[test]
+fn nothing_in_the_bucket_and_no_worker_harms_whoever_reads_it() {
+    run("store");
+}
+
+#[test]
 fn nothing_that_the_machine_says_harms_the_agent() {
     run("system");
 }

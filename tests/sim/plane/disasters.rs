@@ -51,6 +51,7 @@ impl World {
             }
             11 | 12 => {
                 let span = self.a_while();
+                self.count("cuts");
                 self.coordinator.cut_until = self.coordinator.cut_until.max(self.at + span);
                 self.note(|| format!("nobody reaches the coordinator for {span} ms"));
             }
@@ -66,6 +67,7 @@ impl World {
                 if let Some(connection) =
                     self.machines[machine].life.as_ref().and_then(|life| life.connection)
                 {
+                    self.count("connections broken");
                     self.note(|| format!("machine {machine}: connection {connection} breaks"));
                     self.break_connection(connection);
                 }
@@ -122,6 +124,7 @@ impl World {
     fn cut(&mut self, machine: usize) {
         let span = self.a_while();
         let until = self.at + span;
+        self.count("cuts");
         self.machines[machine].cut_until = self.machines[machine].cut_until.max(until);
         self.note(|| format!("machine {machine} is cut off for {span} ms"));
     }
@@ -142,6 +145,7 @@ impl World {
         let longest = if self.dice.per_mille(500) { HOUR } else { 3 * DAY };
         let by = i64::try_from(self.dice.between(0, longest)).expect("small");
         let by = if self.dice.per_mille(500) { by } else { -by };
+        self.count("clock steps");
         if self.dice.per_mille(150) {
             self.coordinator.clock.step(by);
             return self.note(|| format!("the coordinator's wall clock is set by {by} ms"));

@@ -140,6 +140,7 @@ impl World {
         let number = life.number;
         let is_new = life.memory.desired.as_ref() != Some(&desired);
         if !is_new {
+            self.count("plans heard twice");
             self.machines[machine].disk.told.lapsed = false;
         }
         let Some(life) = &self.machines[machine].life else { return };

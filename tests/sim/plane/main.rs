@@ -159,6 +159,16 @@ fn the_fleet_keeps_its_word_whatever_fails() {
             "woken while restored",
             "disks emptied",
             "machines lost",
+            "cuts",
+            "connections broken",
+            "frames lost",
+            "clock steps",
+            "joins heard twice",
+            "hellos heard twice",
+            "keys heard twice",
+            "snapshots heard twice",
+            "plans heard twice",
+            "calls twice",
         ] {
             assert!(counts.get(what).is_some_and(|count| *count > 0), "no {what} in {seeds:?}");
         }

@@ -1,14 +1,44 @@
 //! The network: connections whose frames arrive in order, as QUIC's do, and that can break, be cut in silence, or go on
 //! delivering old frames while a newer connection stands.
+//!
+//! Packets are lost, doubled and out of order below this world, and nothing of that comes up: QUIC gives every byte of a
+//! stream to its reader once and in order (RFC 9000, section 2.2), data that could be played again (0-RTT) is off
+//! (`shared/link/src/tls.rs`), and a frame that comes twice all the same is refused by its sequence, one of another connection
+//! by its channel binding (`a_replayed_frame_is_refused` of `shared/link/tests/link/frames.rs`,
+//! `a_frame_of_another_connection_or_key_is_refused` of `shared/src/wire/envelope.rs`).
+//!
+//! What comes twice was said twice: its answer was lost with the connection that it went over. So a node says a join, a hello,
+//! a new key and a snapshot over one connection after the other until it is answered; the coordinator says what shall be at
+//! the beginning of each session; operators call again. This world does all of these, counts them where they arrive, and
+//! `main.rs` wants each of them in a run.
 
 use std::collections::VecDeque;
 
 use berth_shared::link::{node, peer};
 use berth_shared::signing::PublicKey;
-use berth_shared::wire::{CoordinatorFrame, NodeFrame};
+use berth_shared::wire::{CoordinatorFrame, Hello, NodeFrame};
 
 use crate::plan::{At, SECOND};
 use crate::world::{Happening, World};
+
+/// What is said until it is answered: as what it is counted where it is heard again, and which it is.
+fn said_until_answered(frame: &NodeFrame) -> Option<(&'static str, String)> {
+    match frame {
+        NodeFrame::Join(join) => Some(("joins heard twice", join.token.to_string())),
+        NodeFrame::Hello(Hello { node, counter, nonce, .. }) => {
+            Some(("hellos heard twice", format!("{node} {counter} {nonce:?}")))
+        }
+        NodeFrame::NewKey { key, .. } => Some(("keys heard twice", key.to_string())),
+        NodeFrame::SnapshotTaken { snapshot, .. } => Some(("snapshots heard twice", snapshot.id.to_string())),
+        NodeFrame::Observed { .. }
+        | NodeFrame::Heartbeat { .. }
+        | NodeFrame::CommandDone { .. }
+        | NodeFrame::PinStored { .. }
+        | NodeFrame::Holding { .. }
+        | NodeFrame::Findings { .. }
+        | NodeFrame::Sleep { .. } => None,
+    }
+}
 
 /// Which end something is on its way to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,12 +186,25 @@ impl World {
         };
         let Some(frame) = way.frames.pop_front() else { return };
         if !listens {
-            return;
+            return self.count("frames lost");
         }
         match frame {
-            Frame::Up(frame) => self.peer_step(connection, peer::Event::Received(*frame)),
+            Frame::Up(frame) => {
+                self.hears_again(connection, &frame);
+                self.peer_step(connection, peer::Event::Received(*frame));
+            }
             Frame::Down(frame) => self.node_hears(connection, *frame),
             Frame::Closed => self.breaks(connection, toward),
+        }
+    }
+
+    /// Counts what a machine has said before, over another connection.
+    fn hears_again(&mut self, connection: usize, frame: &NodeFrame) {
+        let Some((what, which)) = said_until_answered(frame) else { return };
+        let machine = self.connections[connection].machine;
+        let before = self.heard.insert((machine, what, which), connection);
+        if before.is_some_and(|before| before != connection) {
+            self.count(what);
         }
     }
 

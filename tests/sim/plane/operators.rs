@@ -177,6 +177,9 @@ impl World {
         }
         if self.strikes(self.plan.calls_lost) {
             let wait = self.dice.between(1, 2 * MINUTE);
+            if !lost {
+                self.count("calls twice");
+            }
             self.later(wait, Happening::Call { order });
         }
         // Whoever hears nothing gives up.

@@ -106,6 +106,8 @@ pub(crate) struct World {
     pub(crate) coordinator: Coordinator,
     pub(crate) machines: Vec<Machine>,
     pub(crate) connections: Vec<Connection>,
+    /// What machines have said that is said until it is answered, and over which connection it was heard last.
+    pub(crate) heard: BTreeMap<(usize, &'static str, String), usize>,
     pub(crate) operators: Operators,
     pub(crate) requests: Requests,
     pub(crate) truth: Truth,
@@ -135,6 +137,7 @@ impl World {
             drawn: 0,
             machines,
             connections: vec![],
+            heard: BTreeMap::new(),
             operators: Operators::default(),
             requests: Requests::default(),
             truth: Truth::default(),

@@ -1,10 +1,12 @@
-//! What the fuzz target of tests/fuzz needs: an archive read to its end, and nothing made of it.
+//! For the fuzz targets: an archive read to its end, and nothing made of it; and what an import makes of a folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::ImportLimits;
+use berth_shared::cell::{ImageRef, Workload};
+
 use super::archive::Archive;
 use super::entry::{Verdict, judge};
+use super::{ImportLimits, Layout, gateway, layout};
 use crate::error::{Failure, Reason};
 
 /// One entry that would be made: where, with which rights, and how much content it has.
@@ -18,6 +20,32 @@ pub fn entries(bytes: &[u8], limits: ImportLimits) -> (Vec<Entry>, Result<(), Re
     let mut made = vec![];
     let read = read(bytes, limits, &mut made);
     (made, read.map_err(|failure| failure.reason()))
+}
+
+/// What an import would take a snapshot of.
+#[derive(Debug)]
+pub struct TakenIn {
+    /// This folder.
+    pub root: PathBuf,
+    /// What the archive was taken for.
+    pub layout: Layout,
+    /// Under which image its data was written, if it says so.
+    pub image: Option<ImageRef>,
+    /// What was taken out.
+    pub rotated: Vec<String>,
+    /// What somebody should look at.
+    pub notes: Vec<String>,
+}
+
+/// Finds the workload's folder in what was unpacked, and takes out of it what opens a gateway.
+///
+/// # Errors
+/// Why it is refused, and in which words.
+pub fn taken_in(unpacked: &Path, workload: Workload) -> Result<TakenIn, (Reason, String)> {
+    let told = |failure: Failure| (failure.reason(), failure.text());
+    let layout::Found { root, layout, image, mut notes } = layout::find(unpacked, workload).map_err(told)?;
+    let rotated = gateway::rotate(&root, &mut notes).map_err(told)?;
+    Ok(TakenIn { root, layout, image, rotated, notes })
 }
 
 fn read(bytes: &[u8], limits: ImportLimits, made: &mut Vec<Entry>) -> Result<(), Failure> {

@@ -39,7 +39,7 @@ const HOOKS_TOKEN: &[&str] = &["hooks", "token"];
 const VARIABLES: &[&str] =
     &["OPENCLAW_GATEWAY_TOKEN", "OPENCLAW_GATEWAY_PASSWORD", "OPENCLAW_GATEWAY_SECRET"];
 const ENVIRONMENT: &str = ".env";
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Files of versions before the database, which a newer one takes up.
 const FILES: &[&str] = &[
@@ -173,17 +173,9 @@ fn environment(root: &Path, rotated: &mut Vec<String>) -> Result<(), Failure> {
     }
     let bytes =
         small(&path, CONFIG_BYTES_MAX).ok_or_else(|| bad(format!("{ENVIRONMENT} is larger than 1 MiB")))?;
-    let variable = |line: &[u8]| -> Option<&'static str> {
-        let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_ascii();
-        let exported =
-            line.strip_prefix(b"export").filter(|rest| rest.first().is_some_and(u8::is_ascii_whitespace));
-        let line = exported.unwrap_or(line).trim_ascii();
-        let name = line.split(|byte| matches!(byte, b'=' | b':')).next()?.trim_ascii();
-        VARIABLES.iter().find(|known| known.as_bytes() == name).copied()
-    };
     let mut kept = Vec::with_capacity(bytes.len());
     let mut taken = BTreeSet::new();
-    for line in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
+    for line in lines(&bytes) {
         match variable(line) {
             Some(name) => drop(taken.insert(name)),
             None => kept.extend_from_slice(line),
@@ -194,6 +186,32 @@ fn environment(root: &Path, rotated: &mut Vec<String>) -> Result<(), Failure> {
     }
     rotated.extend(taken.into_iter().map(|name| format!("{ENVIRONMENT}: {name}")));
     write(&path, &kept)
+}
+
+/// Lines with their ends, as `dotenv` takes them: what it reads them with is a regular expression of JavaScript, for which
+/// two more characters end lines.
+fn lines(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    const ENDS: [&[u8]; 4] = [b"\n", b"\r", "\u{2028}".as_bytes(), "\u{2029}".as_bytes()];
+    std::iter::from_fn(move || {
+        let ends = (0..bytes.len()).find_map(|at| {
+            let rest = bytes.get(at..)?;
+            ENDS.iter().find(|end| rest.starts_with(end)).map(|end| at + end.len())
+        });
+        let (line, rest) = bytes.split_at(ends.unwrap_or(bytes.len()));
+        bytes = rest;
+        (!line.is_empty()).then_some(line)
+    })
+}
+
+/// Which variable a line sets.
+fn variable(line: &[u8]) -> Option<&'static str> {
+    // What JavaScript takes for white space, which is more than ASCII's.
+    let space = |c: char| c.is_whitespace() || c == BYTE_ORDER_MARK;
+    let line = String::from_utf8_lossy(line);
+    let line = line.trim_matches(space);
+    let exported = line.strip_prefix("export").filter(|rest| rest.starts_with(space));
+    let name = exported.unwrap_or(line).split(['=', ':']).next()?.trim_matches(space);
+    VARIABLES.iter().find(|known| **known == name).copied()
 }
 
 /// Tables that had rows, and how many.

@@ -486,6 +486,20 @@ mod state {
     }
 
     #[test]
+    fn a_variable_is_found_wherever_the_gateway_would_find_it() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("openclaw.json"), "{}").unwrap();
+        let name = "OPENCLAW_GATEWAY_TOKEN";
+        let text = format!(
+            "A=1\u{2028}{name}=a\u{2029}B=2\n\u{a0}{name} = b\nexport\u{b}{name}: c\r{name}\n=d\r\n# {name}=e\nMY_{name}=f"
+        );
+        fs::write(folder.path().join(".env"), text).unwrap();
+        assert_eq!(gateway::rotate(folder.path(), &mut vec![]).unwrap(), [format!(".env: {name}")]);
+        let left = format!("A=1\u{2028}B=2\n=d\r\n# {name}=e\nMY_{name}=f");
+        assert_eq!(fs::read_to_string(folder.path().join(".env")).unwrap(), left);
+    }
+
+    #[test]
     fn what_lies_beside_the_state_folder_is_told() {
         let folder = tempfile::tempdir().unwrap();
         for name in [".openclaw", "clawd", "workspace"] {

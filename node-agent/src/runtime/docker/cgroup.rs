@@ -54,13 +54,13 @@ pub(super) fn cpu_time(first: i64, id: &str) -> Option<Micros> {
 }
 
 /// `cpu.stat` of cgroup v2. The file of that name in v1 has no such line.
-fn of_v2(text: &str) -> Option<Micros> {
+pub(crate) fn of_v2(text: &str) -> Option<Micros> {
     let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
     line.trim().parse().ok().map(Micros)
 }
 
 /// `cpuacct.usage` of cgroup v1, in nanoseconds.
-fn of_v1(text: &str) -> Option<Micros> {
+pub(crate) fn of_v1(text: &str) -> Option<Micros> {
     text.trim().parse().ok().map(|nanos: u64| Micros(nanos / 1000))
 }
 

@@ -229,7 +229,7 @@ fn pause_before(round: u32, idle: u32, so_far: &Pushed) -> Option<Millis> {
 }
 
 /// A line of `memory.stat`, in bytes. Not every kernel counts everything.
-fn of_stat(stat: &str, name: &str) -> Option<Bytes> {
+pub(crate) fn of_stat(stat: &str, name: &str) -> Option<Bytes> {
     let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
     lines.find(|(word, _)| *word == name)?.1.trim().parse().ok().map(Bytes)
 }

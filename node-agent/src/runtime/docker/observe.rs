@@ -40,7 +40,7 @@ impl Look {
             .take(PROCESSES_MAX)
             .filter_map(|pid| {
                 let pid: u32 = pid.parse().ok()?;
-                Some((pid, of_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))
+                Some((pid, of_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?))
             })
             .collect();
         Self { cpu_micros, processes }
@@ -76,9 +76,10 @@ pub(super) fn with_memory(mut observation: Observation, first: i64, id: &str) ->
     observation
 }
 
-/// Name, and user and system time in ticks.
-fn of_stat(line: &str) -> Option<(String, u64)> {
-    let (name, fields) = stat::parts(line)?;
+/// Name, and user and system time in ticks. A name may be no text at all: whoever works is named all the same.
+pub(crate) fn of_stat(line: &[u8]) -> Option<(String, u64)> {
+    let line = String::from_utf8_lossy(line);
+    let (name, fields) = stat::parts(&line)?;
     let name: String = name.chars().take(15).map(|c| if c.is_control() { ' ' } else { c }).collect();
     let mut fields = fields.skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
@@ -92,11 +93,13 @@ mod tests {
     #[test]
     fn a_process_may_have_any_name() {
         let rest = "S 1 1 1 0 -1 4194560 1 2 3 4 700 30 0 0 20 0 1 0 5 6 7";
-        assert_eq!(of_stat(&format!("7 (node) {rest}")), Some(("node".into(), 730)));
-        assert_eq!(of_stat(&format!("7 (a) (b) {rest}")), Some(("a) (b".into(), 730)));
-        assert_eq!(of_stat(&format!("7 (\u{1b}[2J) {rest}")), Some((" [2J".into(), 730)));
+        assert_eq!(of_stat(format!("7 (node) {rest}").as_bytes()), Some(("node".into(), 730)));
+        assert_eq!(of_stat(format!("7 (a) (b) {rest}").as_bytes()), Some(("a) (b".into(), 730)));
+        assert_eq!(of_stat(format!("7 (\u{1b}[2J) {rest}").as_bytes()), Some((" [2J".into(), 730)));
+        let no_text = [b"7 (x\xff) ", rest.as_bytes()].concat();
+        assert_eq!(of_stat(&no_text), Some(("x\u{fffd}".into(), 730)));
         for odd in ["", "7", "7 (x", "7 (x) S 1", "7 (x) S 1 1 1 0 -1 0 1 2 3 4 many 0"] {
-            assert_eq!(of_stat(odd), None, "{odd}");
+            assert_eq!(of_stat(odd.as_bytes()), None, "{odd}");
         }
     }
 

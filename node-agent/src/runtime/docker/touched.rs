@@ -153,8 +153,12 @@ fn whole(ranges: &[(u64, u64)], mut pages: u64) -> usize {
 
 /// When the process was started, in ticks since the boot: field 22.
 fn started(pid: u32) -> Option<u64> {
-    let line = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat::parts(&line)?.1.nth(19)?.parse().ok()
+    started_by(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The same of what that file holds. The name in it may be no text at all.
+pub(crate) fn started_by(line: &[u8]) -> Option<u64> {
+    stat::parts(&String::from_utf8_lossy(line))?.1.nth(19)?.parse().ok()
 }
 
 struct Budget {
@@ -176,14 +180,14 @@ fn present(
     files: &mut BTreeSet<(String, u64)>,
     budget: &mut Budget,
 ) -> Result<Box<[u8]>, NoteError> {
-    let mut maps = String::new();
+    let mut maps = Vec::new();
     let opened = File::open(format!("/proc/{pid}/maps")).map_err(NoteError::Processes)?;
-    opened.take(MAPS_MAX).read_to_string(&mut maps).map_err(NoteError::Processes)?;
+    opened.take(MAPS_MAX).read_to_end(&mut maps).map_err(NoteError::Processes)?;
     let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(NoteError::Processes)?;
     let mut ranges = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut own_files = BTreeSet::new();
-    for Map { first, end, file } in maps.lines().filter_map(of_map) {
+    for Map { first, end, file } in maps.split(|byte| *byte == b'\n').filter_map(of_map) {
         if let Some(file) = file {
             if files.contains(&file) {
                 continue;
@@ -225,18 +229,19 @@ fn present(
 
 /// A line of /proc/PID/maps (proc(5)).
 #[derive(Debug, PartialEq, Eq)]
-struct Map {
+pub(crate) struct Map {
     /// Its first page.
-    first: u64,
+    pub(crate) first: u64,
     /// The page behind its last.
-    end: u64,
+    pub(crate) end: u64,
     /// Device and number of the file that is mapped, if one is.
-    file: Option<(String, u64)>,
+    pub(crate) file: Option<(String, u64)>,
 }
 
-/// `None` of address space that is only kept free.
-fn of_map(line: &str) -> Option<Map> {
-    let mut words = line.split_ascii_whitespace();
+/// `None` of address space that is only kept free. A file may have any name, so what is behind the numbers is not looked at.
+pub(crate) fn of_map(line: &[u8]) -> Option<Map> {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let mut words = std::iter::from_fn(|| std::str::from_utf8(words.next()?).ok());
     let (from, to) = words.next()?.split_once('-')?;
     let may = words.next()?;
     let page = |address| u64::from_str_radix(address, 16).ok().map(|address| address / PAGE);
@@ -252,7 +257,7 @@ fn of_map(line: &str) -> Option<Map> {
 
 /// Ranges of pages, in order: of each the pages between it and the one before, and how many it has, as LEB128 numbers. Of a
 /// gateway's 5,000 ranges nearly all take three bytes.
-fn packed(ranges: &[(u64, u64)]) -> Vec<u8> {
+pub(crate) fn packed(ranges: &[(u64, u64)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut put = |mut number: u64| {
         loop {
@@ -273,8 +278,8 @@ fn packed(ranges: &[(u64, u64)]) -> Vec<u8> {
     bytes
 }
 
-/// The opposite of [`packed`].
-fn unpacked(bytes: &[u8]) -> impl Iterator<Item = (u64, u64)> {
+/// The opposite of [`packed`], up to what that never writes.
+pub(crate) fn unpacked(bytes: &[u8]) -> impl Iterator<Item = (u64, u64)> {
     let mut bytes = bytes.iter();
     let mut number = move || {
         let (mut value, mut shift) = (0_u64, 0);
@@ -289,9 +294,9 @@ fn unpacked(bytes: &[u8]) -> impl Iterator<Item = (u64, u64)> {
     };
     let mut end = 0;
     std::iter::from_fn(move || {
-        let from = end + number()?;
+        let from = number()?.checked_add(end)?;
         let length = number()?;
-        end = from + length;
+        end = from.checked_add(length)?;
         Some((from, length))
     })
 }
@@ -339,13 +344,25 @@ mod tests {
     fn lines_of_a_map_are_read_and_what_is_only_kept_free_is_left_out() {
         let heap = "7f0000000000-7f0000003000 rw-p 00000000 00:00 0 [heap]";
         let (first, end) = (0x7_f000_0000, 0x7_f000_0003);
-        assert_eq!(of_map(heap), Some(Map { first, end, file: None }));
-        let program = "7f0000000000-7f0000003000 r-xp 00001000 fe:00 4711 /usr/bin/a name";
+        assert_eq!(of_map(heap.as_bytes()), Some(Map { first, end, file: None }));
+        let program = b"7f0000000000-7f0000003000 r-xp 00001000 fe:00 4711 /usr/bin/a name of \xff";
         assert_eq!(of_map(program), Some(Map { first, end, file: Some(("fe:00".into(), 4711)) }));
-        assert_eq!(of_map("7f0000000000-7f0000003000 ---p 00000000 00:00 0"), None);
-        assert_eq!(of_map("ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]"), None);
+        assert_eq!(of_map(b"7f0000000000-7f0000003000 ---p 00000000 00:00 0"), None);
+        assert_eq!(of_map(b"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]"), None);
         for broken in ["", "x", "1-", "1-2", "5000-4000 rw-p 0 0:0 0", "zz-yy rw-p 0 0:0 0"] {
-            assert_eq!(of_map(broken), None, "{broken}");
+            assert_eq!(of_map(broken.as_bytes()), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_process_was_started_when_it_was_whatever_it_calls_itself() {
+        let fields = " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
+        for name in [&b"node"[..], b") S 9 9", b"\xff\xfe", b""] {
+            let stat = [b"42 (", name, b")", fields.as_bytes()].concat();
+            assert_eq!(started_by(&stat), Some(4711), "{name:?}");
+        }
+        for broken in [&b""[..], b"42 (node", b"42 (node) S 1 2"] {
+            assert_eq!(started_by(broken), None);
         }
     }
 
