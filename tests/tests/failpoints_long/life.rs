@@ -52,6 +52,8 @@ pub(crate) struct Life {
     users: u32,
     /// A repair has a container of its own, which counts among the user's.
     repaired: bool,
+    /// The image that the one user's container was made of.
+    image: String,
     /// How often each point passes in each step.
     passes: BTreeMap<Step, BTreeMap<String, u64>>,
     misses: BTreeMap<String, u64>,
@@ -119,6 +121,7 @@ impl Life {
             steps,
             users: 0,
             repaired: false,
+            image: String::new(),
             passes: BTreeMap::new(),
             misses: BTreeMap::new(),
         }

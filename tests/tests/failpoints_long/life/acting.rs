@@ -120,6 +120,7 @@ impl Life {
                 let front = self.world.front(&slug).bearer(token["token"].as_str().unwrap());
                 self.one = Some(Member { slug, cell, front });
                 self.data = self.echo().await["dataId"].to_string();
+                self.image = self.image_now().await;
                 // The workload's limit of 30 handshakes a minute is not this story's.
                 let unlimited = self.one().front.post("/control", r#"{"no_rate_limit":true}"#).await;
                 assert_eq!(unlimited.status, 200, "{}", unlimited.text());
