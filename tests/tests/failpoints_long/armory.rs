@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 use berth_tests::world::daemon::Daemon;
 
-const VARIABLE: &str = "BERTH_FAILPOINT";
+use crate::areas::{Map, VARIABLE, listed, program, report};
+
 const TRACE_VARIABLE: &str = "BERTH_FAILPOINT_TRACE";
 
 /// How often each point kills.
@@ -17,9 +16,6 @@ const WANTED_VARIABLE: &str = "BERTH_KILLS_PER_POINT";
 
 /// Parts of names, with commas between them: only points with one of them kill.
 const ONLY_VARIABLE: &str = "BERTH_KILLS_ONLY";
-
-/// A file that gets a line for each kill: daemon, point, pass, step, milliseconds. Several tests append to it.
-const REPORT_VARIABLE: &str = "BERTH_KILLS_REPORT";
 
 /// How often each point shall kill: once, or what the environment says.
 pub(crate) fn wanted() -> u64 {
@@ -32,7 +28,7 @@ fn is_chosen(point: &str) -> bool {
 
 /// The failpoints of one daemon.
 pub(crate) struct Armory {
-    daemon: &'static str,
+    map: Map,
     armed: PathBuf,
     trace: PathBuf,
     /// Every point, by the program's own list, with how often it has killed.
@@ -42,19 +38,13 @@ pub(crate) struct Armory {
 }
 
 impl Armory {
-    /// Of this program; its files lie in `dir`.
-    pub(crate) fn new(daemon: &'static str, program: &Path, dir: &Path) -> Self {
-        let listed = Command::new(program).env(VARIABLE, "list").output().unwrap();
-        let listed = String::from_utf8(listed.stdout).unwrap();
-        // Conditions make other points reachable and are none to die at: a kill there is the same as at what follows.
-        let names =
-            listed.lines().filter_map(|line| line.split_once(' ')).filter(|(_, kind)| *kind != "condition");
-        let kills: BTreeMap<String, u64> = names.map(|(name, _)| (name.to_owned(), 0)).collect();
-        assert!(kills.len() > 20, "{} lists its failpoints: {listed}", program.display());
+    /// Of this daemon; its files lie in `dir`.
+    pub(crate) fn new(map: Map, dir: &Path) -> Self {
+        let kills = listed(&program(map.program)).into_iter().map(|point| (point, 0)).collect();
         Self {
-            daemon,
-            armed: dir.join(format!("{daemon}.armed")),
-            trace: dir.join(format!("{daemon}.trace")),
+            armed: dir.join(format!("{}.armed", map.daemon)),
+            trace: dir.join(format!("{}.trace", map.daemon)),
+            map,
             kills,
             told: 0,
             times_armed: 0,
@@ -97,10 +87,18 @@ impl Armory {
         passed
     }
 
-    /// All points whose names begin so, of those that were chosen.
-    pub(crate) fn points(&self, areas: &[&str]) -> Vec<String> {
-        let of_areas = |name: &&String| areas.iter().any(|area| name.starts_with(area)) && is_chosen(name);
-        self.kills.keys().filter(of_areas).cloned().collect()
+    /// The points of an area, of those that were chosen.
+    pub(crate) fn area(&self, name: &str) -> Vec<String> {
+        self.map.area(name).into_iter().filter(|point| is_chosen(point)).collect()
+    }
+
+    /// All points whose names begin so and that have passed, with how often.
+    pub(crate) fn passed_of(&self, beginnings: &[&str]) -> BTreeMap<String, u64> {
+        let mut passed = self.passed();
+        passed.retain(|name, _| {
+            self.kills.contains_key(name) && beginnings.iter().any(|beginning| name.starts_with(beginning))
+        });
+        passed
     }
 
     /// How often a point has killed.
@@ -114,32 +112,16 @@ impl Armory {
         self.told += 1;
         let ms = begun.elapsed().as_millis();
         eprintln!("{:4}  {:<28} pass {pass:<3} {step:<16} {ms:>6} ms", self.told, point);
-        self.report(&format!("{}\t{point}\t{pass}\t{step}\t{ms}", self.daemon));
+        report(&format!("{}\t{point}\t{pass}\t{step}\t{ms}", self.map.daemon));
     }
 
-    fn report(&self, line: &str) {
-        let Some(path) = std::env::var_os(REPORT_VARIABLE) else { return };
-        let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-        file.write_all(format!("{line}\n").as_bytes()).unwrap();
-    }
-
-    /// Fails unless each point of these areas has killed as often as wanted, but for those that are named here with
-    /// the reason why nothing in this test passes them. A reason that is none any more fails, too.
-    pub(crate) fn judge(&self, areas: &[&str], elsewhere: impl Fn(&str) -> Option<&'static str>) {
-        let mut missed = vec![];
-        for point in self.points(areas) {
-            let kills = self.kills(&point);
-            match elsewhere(&point) {
-                Some(reason) if kills == 0 => {
-                    eprintln!("      {point:<28} not here: {reason}");
-                    self.report(&format!("{}\t{point}\t0\t{reason}\t0", self.daemon));
-                }
-                Some(reason) => missed.push(format!("{point} killed, although: {reason}")),
-                None if kills < wanted() => missed.push(format!("{point} killed {kills} times")),
-                None => {}
-            }
-        }
-        assert!(missed.is_empty(), "{} kills each were wanted:\n{}", wanted(), missed.join("\n"));
+    /// Fails unless each point of this area has killed as often as wanted.
+    pub(crate) fn judge(&self, area: &str) {
+        let missed: Vec<String> =
+            self.area(area).into_iter().filter(|point| self.kills(point) < wanted()).collect();
+        let told: Vec<String> =
+            missed.iter().map(|point| format!("{point} killed {} times", self.kills(point))).collect();
+        assert!(told.is_empty(), "{} kills each were wanted:\n{}", wanted(), told.join("\n"));
     }
 }
 

@@ -4,13 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use berth_tests::world::engine::{Container, Recorder};
-use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Member, Options, Rest, World};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::areas::AGENT;
 use crate::armory::{Armory, left_behind_by, verify_journal, wanted};
-use crate::steps::{At, Step, walk_to};
+use crate::steps::{At, ON_THE_NODE, Step, WITH_A_BUCKET, leading_to, walk_to};
+use bucket::Bucket;
+
+mod acting;
+mod bucket;
+mod truth;
 
 /// No cell rests by itself here.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -40,9 +45,15 @@ pub(crate) struct Life {
     acted: bool,
     /// The one user's data, told by the cell when it first ran.
     data: String,
+    /// Where snapshots go, and what the one user's cell and its snapshots hold.
+    bucket: Option<Bucket>,
+    /// What such a life is made of.
+    steps: &'static [Step],
     users: u32,
     /// A repair has a container of its own, which counts among the user's.
     repaired: bool,
+    /// The image that the one user's container was made of.
+    image: String,
     /// How often each point passes in each step.
     passes: BTreeMap<Step, BTreeMap<String, u64>>,
     misses: BTreeMap<String, u64>,
@@ -62,57 +73,38 @@ fn enabled_by(point: &str) -> Option<(&'static str, Step)> {
     None
 }
 
-fn elsewhere(point: &str) -> Option<&'static str> {
-    match point {
-        "key:replaced" | "key:removed" => Some("a node's key is changed once a minute at most"),
-        _ if point.ends_with(":pull") || point.starts_with("docker:pull:") => {
-            Some("every image is on the machine; a pull changes nothing of the cell")
-        }
-        _ if point.starts_with("key:") || point.starts_with("join:") => {
-            Some("only a node that joins passes it: see `first`")
-        }
-        "report:fence" => {
-            Some("only a fence that failed is reported by itself; of others `done:fence` is the same place")
-        }
-        "journal:synced:created" => Some("only a journal's first start passes it: see `first`"),
-        "quota:setquota:running"
-        | "quota:setquota:done"
-        | "quota:repquota:running"
-        | "quota:repquota:done"
-        | "quota:chown:running"
-        | "quota:chown:done"
-        | "quota:files:made"
-        | "quota:files:named"
-        | "quota:files:bound" => Some("only where the file system itself counts what each user has"),
-        "quota:image:extended" | "quota:resize:running" | "quota:resize:done" => {
-            Some("nothing changes the size of a disk yet")
-        }
-        "quota:losetup:running" | "quota:losetup:done" => {
-            Some("only a disk that grows, or a loop device that the kernel keeps, needs it")
-        }
-        _ => None,
-    }
-}
-
 impl Life {
-    /// Kills at every point of these areas as often as wanted.
-    pub(crate) async fn through(areas: &[&str]) {
-        let mut life = Self::begin().await;
-        life.tour().await;
-        let points: BTreeSet<String> = life.agent.points(areas).into_iter().collect();
-        while life.one_more(&points).await {}
-        life.end(areas).await;
+    /// Kills at every point of this area as often as wanted.
+    pub(crate) async fn through(area: &str) {
+        Self::begin(None, ON_THE_NODE).await.killed(area).await;
     }
 
-    async fn begin() -> Self {
-        let mut world = World::start(Options::default()).await;
-        let agent = Armory::new("agent", &world.program("berth-node-agent"), world.dir());
+    /// The same in a life that is snapshotted.
+    pub(crate) async fn through_with_a_bucket(area: &str) {
+        Self::begin(Some(Bucket::new()), WITH_A_BUCKET).await.killed(area).await;
+    }
+
+    async fn killed(mut self, area: &str) {
+        self.tour().await;
+        let points: BTreeSet<String> = self.agent.area(area).into_iter().collect();
+        while self.one_more(&points).await {}
+        self.end(area).await;
+    }
+
+    async fn begin(bucket: Option<Bucket>, steps: &'static [Step]) -> Self {
+        let endpoint = bucket.as_ref().map(Bucket::endpoint);
+        let mut world = World::start(Options { bucket: endpoint, ..Options::default() }).await;
+        let agent = Armory::new(AGENT, world.dir());
         agent.attach(&mut world.agent);
         world.agent.restart().await;
         world.agent_is_connected().await;
         let other = world.create_running("other", Rest::Stop, NEVER).await;
         assert_eq!(world.api.post("/v1/cells/other/sleep", json!({})).await.status, 200);
         world.container_is(&other.cell, "exited").await;
+        if bucket.is_some() {
+            // Nothing of its rest is left to be kept beside what is looked at.
+            bucket::settle(&world, "other").await;
+        }
         let others_container = world.engine.containers_of(&other.cell).await.remove(0);
         let docker = world.engine.record();
         Self {
@@ -125,8 +117,11 @@ impl Life {
             at: At::Nowhere,
             acted: false,
             data: String::new(),
+            bucket,
+            steps,
             users: 0,
             repaired: false,
+            image: String::new(),
             passes: BTreeMap::new(),
             misses: BTreeMap::new(),
         }
@@ -134,10 +129,9 @@ impl Life {
 
     /// Every step once, nothing armed.
     async fn tour(&mut self) {
-        let mut left: BTreeSet<Step> = Step::ALL.into_iter().collect();
-        while let Some(walk) = walk_to(self.at, &left) {
+        let mut left: BTreeSet<Step> = self.steps.iter().copied().collect();
+        while let Some(walk) = walk_to(self.at, &left, self.steps) {
             for step in walk {
-                self.agent.forget();
                 let begun = Instant::now();
                 self.plainly(step).await;
                 let passed = self.agent.passed();
@@ -158,7 +152,7 @@ impl Life {
     async fn one_more(&mut self, points: &BTreeSet<String>) -> bool {
         let due: Vec<&String> = points
             .iter()
-            .filter(|point| elsewhere(point).is_none() && self.agent.kills(point) < wanted())
+            .filter(|point| self.agent.kills(point) < wanted())
             .filter(|point| self.misses.get(*point).copied().unwrap_or_default() < MISSES_MAX)
             .collect();
         if due.is_empty() {
@@ -175,17 +169,15 @@ impl Life {
         for point in due {
             let steps: Vec<Step> = match enabled_by(point) {
                 Some((_, step)) => vec![step],
-                None => Step::ALL.into_iter().filter(|step| self.passes[step].contains_key(point)).collect(),
+                None => self.passing(point),
             };
-            assert!(
-                !steps.is_empty(),
-                "no step passes {point}; add one, or say in `elsewhere` why there is none"
-            );
+            assert!(!steps.is_empty(), "no step passes {point}: add one, or see `areas`");
             let missed = self.misses.get(point).copied().unwrap_or_default();
             let next = usize::try_from(self.agent.kills(point) + missed).unwrap() % steps.len();
             goals.entry(steps[next]).or_default().push(point);
         }
-        let walk = walk_to(self.at, &goals.keys().copied().collect()).expect("every step is reached");
+        let goals_only = goals.keys().copied().collect();
+        let walk = walk_to(self.at, &goals_only, self.steps).expect("every step is reached");
         let (last, before) = walk.split_last().expect("a walk has a step");
         let point = goals[last].iter().min_by_key(|point| self.agent.kills(point));
         let point = (*point.expect("a goal has a point")).clone();
@@ -199,6 +191,7 @@ impl Life {
         let pass = if missed > 0 { 1 } else { 1 + self.agent.kills(&point) * passes / wanted().max(1) };
         let enabling = enabled_by(&point).map(|(spec, _)| format!("{spec},")).unwrap_or_default();
         if self.killed_in(*last, &format!("{enabling}{point}=kill@{pass}")).await {
+            self.data_comes_back().await;
             self.truth(&format!("after {point}, pass {pass}, in {last:?}")).await;
             self.agent.count(&point, pass, &format!("{last:?}"), begun);
             self.misses.remove(&point);
@@ -209,9 +202,15 @@ impl Life {
         true
     }
 
-    /// A step with nothing armed.
+    /// The steps that passed it in the tour.
+    fn passing(&self, point: &str) -> Vec<Step> {
+        self.steps.iter().copied().filter(|step| self.passes[step].contains_key(point)).collect()
+    }
+
+    /// A step with nothing armed. What passes is what passes behind its preparation.
     async fn plainly(&mut self, step: Step) {
         self.prepare(step).await;
+        self.agent.forget();
         if matches!(step, Step::Start | Step::Orphan) {
             self.world.agent.restart().await;
             self.world.agent_is_connected().await;
@@ -252,8 +251,8 @@ impl Life {
         if self.at == At::Nowhere {
             self.plainly(Step::Create).await;
         } else if self.at != At::Running {
-            let walk =
-                walk_to(self.at, &BTreeSet::from([Step::Thaw, Step::Wake])).expect("there is a way up");
+            let up = leading_to(At::Running, self.steps);
+            let walk = walk_to(self.at, &up, self.steps).expect("there is a way up");
             for step in walk {
                 self.plainly(step).await;
             }
@@ -311,228 +310,15 @@ impl Life {
         self.one.as_ref().expect("this step is of a life that goes on")
     }
 
-    /// What a step needs beside the cell's state.
-    async fn prepare(&mut self, step: Step) {
-        if step == Step::Orphan {
-            self.leave_an_orphan().await;
-        }
-        if step == Step::Repair {
-            self.repaired = true;
-            let mode = r#"{"exit_at_start":78,"exit_at_start_times":1}"#;
-            assert_eq!(self.one().front.post("/control", mode).await.status, 200);
-        }
-        if step == Step::Create {
-            self.users += 1;
-            self.repaired = false;
-        }
-    }
-
-    /// A container with all the labels of one of this node's cells, and nobody knows the cell.
-    async fn leave_an_orphan(&self) {
-        let labels = [("node", self.world.node.as_str()), ("cell", ORPHAN), ("op", "1"), ("role", "cell")];
-        let mut docker = tokio::process::Command::new("docker");
-        docker.arg("create");
-        for (name, value) in labels {
-            docker.args(["--label", &format!("berth.{name}={value}")]);
-        }
-        let made = docker.arg(berth_tests::world::TEST_IMAGE).output().await.unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    }
-
-    /// Begins a step, aside: whoever asked may never be answered. Each says whether it was done.
-    fn act(&self, step: Step) -> JoinSet<bool> {
-        let mut acting = JoinSet::new();
-        let api = self.world.api.clone();
-        let slug = format!("one-{}", self.users);
-        let call = |method: &'static str, path: String, body: serde_json::Value| async move {
-            // The coordinator lives; what it could not have done by the node is done again by `finish`.
-            api.call(method, &path, Some(body)).await.is_ok_and(|reply| reply.status < 300)
-        };
-        match step {
-            Step::Start | Step::Orphan => {}
-            Step::Create => {
-                acting.spawn(call("POST", "/v1/users".to_owned(), user(&slug)));
+    async fn end(mut self, area: &str) {
+        if self.at != At::Nowhere {
+            let gone = leading_to(At::Nowhere, self.steps);
+            for step in walk_to(self.at, &gone, self.steps).expect("every life ends") {
+                self.plainly(step).await;
             }
-            Step::Logs => {
-                acting.spawn(call("GET", format!("/v1/cells/{slug}/logs"), json!({})));
-            }
-            Step::Restart | Step::Repair => {
-                acting.spawn(call("POST", format!("/v1/cells/{slug}/restart"), json!({})));
-            }
-            Step::Freeze => {
-                acting.spawn(call("POST", format!("/v1/cells/{slug}/sleep"), json!({"freeze": true})));
-            }
-            Step::KillFrozen | Step::Stop => {
-                acting.spawn(call("POST", format!("/v1/cells/{slug}/sleep"), json!({"freeze": false})));
-            }
-            Step::Thaw | Step::Wake => {
-                let front = self.one().front.clone();
-                acting.spawn(async move {
-                    let reply = front.try_get("/whoami").await;
-                    let reply =
-                        reply.unwrap_or_else(|error| panic!("whoever asked was not answered: {}", error.0));
-                    assert_eq!(reply.status, 200, "whoever asked was refused: {}", reply.text());
-                    true
-                });
-            }
-            Step::RemoveRunning | Step::RemoveFrozen | Step::RemoveStopped => {
-                acting.spawn(call("DELETE", format!("/v1/users/{slug}"), json!({})));
-            }
-        }
-        acting
-    }
-
-    /// Does whatever of a step is not done yet, and waits until its end is reached.
-    async fn finish(&mut self, step: Step) {
-        let slug = format!("one-{}", self.users);
-        match step {
-            Step::Start => {}
-            Step::Orphan => {
-                eventually("the container of nobody is removed", BOUND, async || {
-                    self.world.engine.containers_of(ORPHAN).await.is_empty().then_some(())
-                })
-                .await;
-            }
-            Step::Create => {
-                // Acknowledged or not, the coordinator lives: there is such a user now, or it is made.
-                let made = self.world.api.post("/v1/users", user(&slug)).await;
-                assert!(matches!(made.status, 201 | 409), "{}", made.text());
-                let made = self.world.api.get(&format!("/v1/users/{slug}")).await.ok(200);
-                let token =
-                    self.world.api.post(&format!("/v1/users/{slug}/bearers"), json!({})).await.ok(201);
-                let cell = made["cell"].as_str().unwrap().to_owned();
-                let front = self.world.front(&slug).bearer(token["token"].as_str().unwrap());
-                self.one = Some(Member { slug, cell, front });
-                self.data = self.echo().await["dataId"].to_string();
-                // The workload's limit of 30 handshakes a minute is not this story's.
-                let unlimited = self.one().front.post("/control", r#"{"no_rate_limit":true}"#).await;
-                assert_eq!(unlimited.status, 200, "{}", unlimited.text());
-            }
-            Step::Logs => {
-                self.commanded("GET", &format!("/v1/cells/{slug}/logs"), json!({})).await;
-            }
-            Step::Restart | Step::Repair => {
-                if !self.acted {
-                    self.commanded("POST", &format!("/v1/cells/{slug}/restart"), json!({})).await;
-                }
-                assert_eq!(self.echo().await["dataId"].to_string(), self.data, "{step:?}");
-            }
-            Step::Freeze => {
-                self.commanded("POST", &format!("/v1/cells/{slug}/sleep"), json!({"freeze": true})).await;
-                self.world.container_is(&self.one().cell, "paused").await;
-            }
-            Step::KillFrozen | Step::Stop => {
-                self.commanded("POST", &format!("/v1/cells/{slug}/sleep"), json!({"freeze": false})).await;
-                self.world.container_is(&self.one().cell, "exited").await;
-            }
-            Step::Thaw | Step::Wake => {
-                assert_eq!(self.echo().await["dataId"].to_string(), self.data, "{step:?}");
-            }
-            Step::RemoveRunning | Step::RemoveFrozen | Step::RemoveStopped => {
-                let removed = self.world.api.delete(&format!("/v1/users/{slug}")).await;
-                assert!(matches!(removed.status, 204 | 404), "{}", removed.text());
-                self.removed().await;
-            }
-        }
-        self.acted = false;
-        self.at = step.way().1;
-    }
-
-    /// The cell answers its user, whatever happened.
-    async fn echo(&self) -> serde_json::Value {
-        let front = self.one().front.clone();
-        eventually("the cell answers its user", BOUND, async || {
-            // The token may not have come to the ingress yet.
-            let reply = front.try_get("/whoami").await.ok()?;
-            (reply.status == 200).then(|| reply.json())
-        })
-        .await
-    }
-
-    /// A command is carried out; a node that was away, or a cell between two states, is asked again.
-    async fn commanded(&self, method: &str, path: &str, body: serde_json::Value) {
-        eventually(&format!("{method} {path} is carried out"), BOUND, async || {
-            let reply = self.world.api.call(method, path, Some(body.clone())).await.ok()?;
-            assert!(matches!(reply.status, 200 | 409 | 503 | 504), "{}", reply.text());
-            (reply.status == 200).then_some(())
-        })
-        .await;
-    }
-
-    /// Nothing is left of the one user but the disk that the operator may still want.
-    async fn removed(&mut self) {
-        let gone = self.one.take().expect("there was a user");
-        self.world.cell_leaves_nothing(&gone.cell).await;
-        let kept = || {
-            let names = std::fs::read_dir(self.world.dir().join("agent/removed")).unwrap();
-            names
-                .filter(|name| name.as_ref().unwrap().file_name().to_string_lossy().starts_with(&gone.cell))
-                .count()
-        };
-        eventually("the removed disk is kept, once", BOUND, async || (kept() == 1).then_some(())).await;
-        let place = self.world.dir().join("agent/cells").join(&gone.cell);
-        eventually("the place of the disk is empty", BOUND, async || (!place.exists()).then_some(())).await;
-        eventually("nobody is let in", BOUND, async || {
-            (gone.front.get("/").await.status == 401).then_some(())
-        })
-        .await;
-        let made = self.docker.count(&gone.cell, "create").await;
-        assert!(self.repaired || made == 1, "{}: its container was made {made} times", gone.slug);
-    }
-
-    /// What has to be true between steps, by the words of Docker, the kernel, the coordinator and the disk.
-    async fn truth(&self, when: &str) {
-        let mut members = vec![&self.other];
-        members.extend(&self.one);
-        let listed = self.world.api.get("/v1/users").await.ok(200);
-        let listed: BTreeSet<&str> =
-            listed["items"].as_array().unwrap().iter().map(|user| user["slug"].as_str().unwrap()).collect();
-        let known: BTreeSet<&str> = members.iter().map(|member| member.slug.as_str()).collect();
-        assert_eq!(listed, known, "{when}: every acknowledged user, and no other");
-        let containers = self.world.engine.containers().await;
-        let mut cells: Vec<&str> = containers.iter().map(|container| container.cell.as_str()).collect();
-        cells.sort_unstable();
-        let mut wanted: Vec<&str> = members.iter().map(|member| member.cell.as_str()).collect();
-        wanted.sort_unstable();
-        assert_eq!(cells, wanted, "{when}: one container for each cell: {containers:?}");
-        assert!(containers.contains(&self.others_container), "{when}: somebody else's cell was touched");
-        let mounts = self.world.mounts();
-        for member in &members {
-            assert_eq!(self.world.engine.networks_of(&member.cell).await.len(), 1, "{when}: {}", member.slug);
-            assert_eq!(
-                mounts.iter().filter(|mount| mount.contains(&member.cell)).count(),
-                1,
-                "{when}: {mounts:?}"
-            );
-            let place = self.world.dir().join("agent/cells").join(&member.cell);
-            let names: Vec<_> =
-                std::fs::read_dir(place).unwrap().map(|name| name.unwrap().file_name()).collect();
-            assert_eq!(names.len(), 2, "{when}: a disk and its mount point, nothing unfinished: {names:?}");
-        }
-        assert_eq!(mounts.len(), members.len(), "{when}: {mounts:?}");
-        let rules = tokio::process::Command::new("nft")
-            .args(["list", "table", "inet", &self.world.table()])
-            .output()
-            .await;
-        assert!(rules.unwrap().status.success(), "{when}: the packet rules are not in place");
-    }
-
-    async fn end(mut self, areas: &[&str]) {
-        while let Some(step) = [Step::RemoveRunning, Step::RemoveFrozen, Step::RemoveStopped]
-            .into_iter()
-            .find(|step| step.way().0 == self.at)
-        {
-            self.plainly(step).await;
         }
         self.truth("at the end").await;
-        self.agent.judge(areas, elsewhere);
+        self.agent.judge(area);
         self.world.end(&ERRORS).await;
     }
-}
-
-fn user(slug: &str) -> serde_json::Value {
-    json!({
-        "slug": slug, "image": berth_tests::world::TEST_IMAGE, "workload": "openclaw", "memory": "128MiB",
-        "cpus": 1000, "disk": "24MiB", "rest": "freeze", "idle_after": 86_400_000,
-    })
 }

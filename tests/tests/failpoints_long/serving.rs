@@ -8,6 +8,7 @@ use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Member, Options, Rest, World};
 use serde_json::json;
 
+use crate::areas::COORDINATOR;
 use crate::armory::{Armory, left_behind_by, verify_journal, wanted};
 
 /// How long after an answer the coordinator may live on before a point counts as not passed.
@@ -29,11 +30,13 @@ enum Act {
     RemoveUser,
     /// A machine joins with a token.
     Join,
+    /// The coordinator takes its next key, which the node holds already.
+    SwitchKey,
     /// Nothing: the coordinator starts.
     Start,
 }
 
-const ACTS: [Act; 8] = [
+const ACTS: [Act; 9] = [
     Act::MakeBearer,
     Act::MakeToken,
     Act::CreateUser,
@@ -41,6 +44,7 @@ const ACTS: [Act; 8] = [
     Act::LogOut,
     Act::RemoveUser,
     Act::Join,
+    Act::SwitchKey,
     Act::Start,
 ];
 
@@ -56,6 +60,9 @@ struct Serving {
     bearers_unknown: usize,
     users: BTreeSet<String>,
     nodes: BTreeSet<String>,
+    /// The coordinator's key, and the next one.
+    key: String,
+    next_key: String,
     number: u32,
     passes: BTreeMap<Act, BTreeMap<String, u64>>,
     misses: BTreeMap<String, u64>,
@@ -71,18 +78,6 @@ fn enabled_by(point: &str) -> Option<&'static str> {
     }
 }
 
-fn elsewhere(point: &str) -> Option<&'static str> {
-    match point {
-        "journal:synced:created" => Some("only the first start passes it: see `first`"),
-        "journal:drop:said" | "journal:drop:removed" => Some("the coordinator keeps its whole journal"),
-        "key:replaced" | "key:removed" => Some("nobody changes the coordinator's key here"),
-        _ if point.starts_with("key:") || point.starts_with("install:") => {
-            Some("only the first start passes it: see `first`")
-        }
-        _ => None,
-    }
-}
-
 #[tokio::test]
 async fn a_coordinator_killed_while_an_operator_works_leads_back_to_the_truth() {
     let mut serving = Serving::begin().await;
@@ -94,13 +89,14 @@ async fn a_coordinator_killed_while_an_operator_works_leads_back_to_the_truth() 
 impl Serving {
     async fn begin() -> Self {
         let mut world = World::start(Options::default()).await;
-        let coordinator = Armory::new("coordinator", &world.program("berth-coordinator"), world.dir());
+        let coordinator = Armory::new(COORDINATOR, world.dir());
         coordinator.attach(&mut world.coordinator);
         world.coordinator.restart().await;
         world.agent_is_connected().await;
         let anna = world.create_running("anna", Rest::AlwaysOn, Duration::from_secs(3600)).await;
         let nodes = BTreeSet::from([world.node_name.clone()]);
         let tokens = world.api.get("/v1/tokens").await.ok(200);
+        let key = key_of(&world.api.get("/v1/coordinator-key").await.ok(200));
         let ids =
             tokens["items"].as_array().unwrap().iter().map(|token| token["id"].as_str().unwrap().to_owned());
         Self {
@@ -113,6 +109,8 @@ impl Serving {
             bearers_unknown: 1,
             users: BTreeSet::from(["anna".to_owned()]),
             nodes,
+            next_key: key.clone(),
+            key,
             number: 0,
             passes: BTreeMap::new(),
             misses: BTreeMap::new(),
@@ -140,9 +138,8 @@ impl Serving {
     }
 
     async fn one_more(&mut self) -> bool {
-        let all = self.coordinator.points(&[""]);
-        let due =
-            all.iter().filter(|point| elsewhere(point).is_none() && self.coordinator.kills(point) < wanted());
+        let all = self.coordinator.area("serving");
+        let due = all.iter().filter(|point| self.coordinator.kills(point) < wanted());
         let missed = |point: &str| self.misses.get(point).copied().unwrap_or_default();
         let Some(point) =
             due.filter(|point| missed(point) < MISSES_MAX).min_by_key(|point| self.coordinator.kills(point))
@@ -162,7 +159,7 @@ impl Serving {
                 (None, None) => self.passes[act].contains_key(&point),
             })
             .collect();
-        assert!(!acts.is_empty(), "no act passes {point}; add one, or say in `elsewhere` why there is none");
+        assert!(!acts.is_empty(), "no act passes {point}: add one, or see `areas`");
         let nth = usize::try_from(kills + missed(&point)).unwrap();
         let act = acts[nth % acts.len()];
         let passes = self.passes[&act].get(&point).copied().unwrap_or(1);
@@ -240,6 +237,7 @@ impl Serving {
                 assert_eq!(ended.status, 204, "{}", ended.text());
                 (self.bearers, self.bearers_unknown) = (vec![], 0);
             }
+            Act::SwitchKey => self.next_key_is_stored().await,
             Act::EndToken
             | Act::RemoveUser
             | Act::MakeBearer
@@ -277,12 +275,27 @@ impl Serving {
                 ("DELETE", format!("/v1/users/{user}"), json!({}))
             }
             Act::Join => return self.join().await,
+            // Machines that joined and were never started do not hold it.
+            Act::SwitchKey => ("POST", "/v1/coordinator-key/switch".to_owned(), json!({ "anyway": true })),
             Act::Start => return None,
         };
         let body = (method == "POST").then_some(body);
         let reply = self.world.api.call(method, &path, body).await.ok()?;
         assert!(reply.status < 300, "{method} {path}: {}", reply.text());
         Some(reply)
+    }
+
+    /// The next key is announced, and the node has said that it holds it.
+    async fn next_key_is_stored(&mut self) {
+        self.world.agent_is_connected().await;
+        let node = self.world.node_name.clone();
+        let next = eventually("the node holds the coordinator's next key", BOUND, async || {
+            let told = self.world.api.post("/v1/coordinator-key/next", json!({})).await.ok(200);
+            let stored = told["next"]["stored"].as_array()?.iter().any(|name| *name == *node);
+            stored.then(|| key_of(&told["next"]))
+        })
+        .await;
+        self.next_key = next;
     }
 
     /// A machine joins: the answer is that of the token, `None` when the coordinator died before all was done.
@@ -308,6 +321,17 @@ impl Serving {
         let id = |reply: &Reply| reply.json()["id"].as_str().unwrap().to_owned();
         match (act, answer) {
             (Act::Start | Act::LogOut, _) => {}
+            (Act::SwitchKey, answer) => {
+                let shown = key_of(&self.world.api.get("/v1/coordinator-key").await.ok(200));
+                let may_be = [&self.key, &self.next_key];
+                assert!(
+                    may_be.contains(&&shown),
+                    "a key that nobody announced: {shown}, not one of {may_be:?}"
+                );
+                assert!(answer.is_none() || shown == self.next_key, "it was answered, and is not in force");
+                self.key = shown;
+                self.world.agent_is_connected().await;
+            }
             (Act::MakeToken, Some(reply)) => {
                 self.tokens.insert(id(&reply));
             }
@@ -396,6 +420,8 @@ impl Serving {
         assert_eq!(self.listed_tokens().await, self.tokens, "{when}: tokens");
         assert_eq!(self.listed("users", "slug").await, self.users, "{when}: users");
         assert_eq!(self.listed("nodes", "name").await, self.nodes, "{when}: nodes");
+        let key = key_of(&self.world.api.get("/v1/coordinator-key").await.ok(200));
+        assert_eq!(key, self.key, "{when}: the coordinator's key");
         let bearers = self.counted_bearers().await;
         assert_eq!(bearers, self.bearers.len() + self.bearers_unknown, "{when}: bearer tokens");
         if let Some(token) = self.bearers.last() {
@@ -436,7 +462,11 @@ impl Serving {
         })
         .await;
         assert_eq!(self.world.engine.containers_of(&self.anna.cell).await[0].state, "running");
-        self.coordinator.judge(&[""], elsewhere);
+        self.coordinator.judge("serving");
         self.world.end(&["a group of events was not written"]).await;
     }
+}
+
+fn key_of(shown: &serde_json::Value) -> String {
+    shown["key"].as_str().unwrap().to_owned()
 }

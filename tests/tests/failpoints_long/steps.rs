@@ -9,6 +9,8 @@ pub(crate) enum At {
     Running,
     Frozen,
     Stopped,
+    /// It has left the disk.
+    Archived,
 }
 
 /// A step.
@@ -35,51 +37,77 @@ pub(crate) enum Step {
     RemoveRunning,
     RemoveFrozen,
     RemoveStopped,
+    /// What the running cell has is kept.
+    Snapshot,
+    /// The running cell goes back to what was kept.
+    Restore,
+    /// The stopped cell leaves the disk.
+    Archive,
+    /// The archived one is wanted, and comes back.
+    Fetch,
+    RemoveArchived,
 }
 
-use At::{Frozen, Nowhere, Running, Stopped};
+use At::{Archived, Frozen, Nowhere, Running, Stopped};
+use Step::{
+    Archive, Create, Fetch, Freeze, KillFrozen, Logs, Orphan, RemoveArchived, RemoveFrozen, RemoveRunning,
+    RemoveStopped, Repair, Restart, Restore, Snapshot, Start, Stop, Thaw, Wake,
+};
+
+/// A life without a bucket.
+pub(crate) const ON_THE_NODE: &[Step] = &[
+    Create,
+    Logs,
+    Restart,
+    Repair,
+    Freeze,
+    Thaw,
+    KillFrozen,
+    Stop,
+    Wake,
+    Start,
+    Orphan,
+    RemoveRunning,
+    RemoveFrozen,
+    RemoveStopped,
+];
+
+/// A life with one. Whoever stops leaves the disk, too: what comes back then is what HEAD holds.
+pub(crate) const WITH_A_BUCKET: &[Step] =
+    &[Create, Snapshot, Restore, Stop, Archive, Fetch, RemoveRunning, RemoveArchived];
 
 impl Step {
-    pub(crate) const ALL: [Self; 14] = [
-        Self::Create,
-        Self::Logs,
-        Self::Restart,
-        Self::Repair,
-        Self::Freeze,
-        Self::Thaw,
-        Self::KillFrozen,
-        Self::Stop,
-        Self::Wake,
-        Self::Start,
-        Self::Orphan,
-        Self::RemoveRunning,
-        Self::RemoveFrozen,
-        Self::RemoveStopped,
-    ];
-
     /// From where it begins and where it ends.
     pub(crate) const fn way(self) -> (At, At) {
         match self {
-            Self::Create => (Nowhere, Running),
-            Self::Logs | Self::Restart | Self::Repair | Self::Start | Self::Orphan => (Running, Running),
-            Self::Freeze => (Running, Frozen),
-            Self::Thaw => (Frozen, Running),
-            Self::KillFrozen => (Frozen, Stopped),
-            Self::Stop => (Running, Stopped),
-            Self::Wake => (Stopped, Running),
-            Self::RemoveRunning => (Running, Nowhere),
-            Self::RemoveFrozen => (Frozen, Nowhere),
-            Self::RemoveStopped => (Stopped, Nowhere),
+            Create => (Nowhere, Running),
+            Logs | Restart | Repair | Start | Orphan | Snapshot | Restore => (Running, Running),
+            Freeze => (Running, Frozen),
+            Thaw => (Frozen, Running),
+            KillFrozen => (Frozen, Stopped),
+            Stop => (Running, Stopped),
+            Wake => (Stopped, Running),
+            Archive => (Stopped, Archived),
+            Fetch => (Archived, Running),
+            RemoveRunning => (Running, Nowhere),
+            RemoveFrozen => (Frozen, Nowhere),
+            RemoveStopped => (Stopped, Nowhere),
+            RemoveArchived => (Archived, Nowhere),
         }
     }
 }
 
-/// The shortest walk from `at` whose last step is one of these; `None` where there are none.
-pub(crate) fn walk_to(at: At, goals: &BTreeSet<Step>) -> Option<Vec<Step>> {
+/// Those of these steps that end there.
+pub(crate) fn leading_to(end: At, steps: &[Step]) -> BTreeSet<Step> {
+    steps.iter().copied().filter(|step| step.way().1 == end).collect()
+}
+
+/// The shortest walk by these steps from `at` whose last one is a goal; `None` where there is none.
+pub(crate) fn walk_to(at: At, goals: &BTreeSet<Step>, steps: &[Step]) -> Option<Vec<Step>> {
     let mut walks = VecDeque::from([(at, vec![])]);
     let mut seen = BTreeSet::from([at]);
     while let Some((at, walk)) = walks.pop_front() {
-        for step in Step::ALL.into_iter().filter(|step| step.way().0 == at) {
+        for step in steps.iter().copied().filter(|step| step.way().0 == at) {
             let mut longer: Vec<Step> = walk.clone();
             longer.push(step);
             if goals.contains(&step) {
@@ -95,9 +123,10 @@ pub(crate) fn walk_to(at: At, goals: &BTreeSet<Step>) -> Option<Vec<Step>> {
 
 #[test]
 fn every_step_is_reached_from_everywhere() {
-    for at in [Nowhere, Running, Frozen, Stopped] {
-        for goal in Step::ALL {
-            let walk = walk_to(at, &BTreeSet::from([goal])).unwrap();
+    for steps in [ON_THE_NODE, WITH_A_BUCKET] {
+        let places: BTreeSet<At> = steps.iter().map(|step| step.way().0).collect();
+        for (at, goal) in places.iter().flat_map(|at| steps.iter().map(move |goal| (*at, *goal))) {
+            let walk = walk_to(at, &BTreeSet::from([goal]), steps).unwrap();
             assert_eq!(walk.last(), Some(&goal));
             assert!(walk.len() <= 4, "{at:?} {goal:?}: {walk:?}");
             let ends = walk.iter().fold(at, |at, step| {
