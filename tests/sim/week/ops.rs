@@ -83,9 +83,7 @@ const fn usual(verb: Verb) -> (At, At) {
         | Verb::Restore
         | Verb::Save
         | Verb::Verify
-        | Verb::Archive => {
-            (100, 2_000)
-        }
+        | Verb::Archive => (100, 2_000),
     }
 }
 
