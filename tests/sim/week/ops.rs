@@ -1,7 +1,9 @@
 //! What each operation truly does, when, and what the agent is told of it.
 
 use berth_node_agent_core::agent;
-use berth_node_agent_core::cell::{Event, Observation, OpId, Outcome, Pushed, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::cell::{
+    Event, Making, Observation, OpId, OtherImage, Outcome, Pushed, Seen, SuspendAnswer, Verb,
+};
 use berth_shared::cell::ImageRef;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
@@ -49,6 +51,7 @@ pub(crate) struct Running {
     pub(crate) fault: Fault,
     /// What the driver knew when it began.
     image: ImageRef,
+    making: Making,
     creates: Vec<u64>,
     last_suspend: Option<u64>,
     suspension: Option<u64>,
@@ -104,6 +107,7 @@ impl World {
             asked_at: self.at,
             fault: Fault::None,
             image: believed.spec().image.clone(),
+            making: believed.making().clone(),
             creates,
             last_suspend: remembered.and_then(|known| known.last_suspend),
             suspension: life.suspensions.get(&cell).copied(),
@@ -279,7 +283,8 @@ impl World {
     /// Does it, as far as it can be done now. `None`: it is still under way.
     fn act(&mut self, id: u64, running: &Running) -> Option<Outcome> {
         let cell = running.cell;
-        let seen = self.seen_by(cell, &running.creates, Some(&running.image));
+        let image = if running.verb == Verb::Create { &running.making.image } else { &running.image };
+        let seen = self.seen_by(cell, &running.creates, Some(image));
         if running.verb == Verb::Look {
             return Some(Outcome::Looked(seen));
         }
@@ -291,6 +296,7 @@ impl World {
         }
         Some(match (running.verb, seen) {
             (Verb::Create, seen) => self.create(running, &seen),
+            (Verb::Save, Seen::Absent | Seen::Exited { .. }) => Outcome::Saved,
             (Verb::Start, Seen::Exited { .. }) => {
                 self.start(cell);
                 Outcome::Started { address: address(cell) }
@@ -338,10 +344,14 @@ impl World {
             Seen::Running { .. } | Seen::Paused { .. } | Seen::Exited { fits: true, .. } => {
                 return Outcome::Created { by: truth.made_by };
             }
+            Seen::Exited { .. } if running.making.other == OtherImage::Left => {
+                return Outcome::Created { by: truth.made_by };
+            }
+            Seen::Exited { .. } if running.making.other == OtherImage::Told => return Outcome::OtherImage,
             _ => {}
         }
         truth.made_by = running.op.0;
-        truth.image = running.image.clone();
+        truth.image = running.making.image.clone();
         truth.run = Run::Exited { code: 0 };
         Outcome::Created { by: running.op.0 }
     }
