@@ -140,10 +140,15 @@ impl Lab {
         // An address that the cell took by itself.
         lab.ip("cell1", "addr add 10.77.0.1/32 dev lo");
         lab.ip("node", &format!("link add wan0 type veth peer name e0 netns {}", lab.full("internet")));
-        lab.ip("node", "addr add 203.0.113.1/24 dev wan0");
-        lab.ip("node", "link set wan0 up");
-        lab.ip("internet", "addr add 203.0.113.2/24 dev e0");
-        lab.ip("internet", "link set e0 up");
+        // Neighbours are looked for from an address of the link, which is good only a second after the kernel gave it.
+        for (name, device, address, own) in
+            [("node", "wan0", "203.0.113.1/24", "fe80::1/64"), ("internet", "e0", "203.0.113.2/24", "fe80::2/64")]
+        {
+            lab.ip(name, &format!("link set {device} addrgenmode none"));
+            lab.ip(name, &format!("addr add {address} dev {device}"));
+            lab.ip(name, &format!("link set {device} up"));
+            lab.ip(name, &format!("addr add {own} dev {device} nodad"));
+        }
         lab.ip("internet", "route add 10.0.0.0/8 via 203.0.113.1");
         for address in
             ["10.99.0.2", "169.254.169.254", "100.100.100.200", "168.63.129.16", "192.168.7.7", "172.16.7.7"]
