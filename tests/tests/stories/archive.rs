@@ -11,7 +11,12 @@ use crate::{NOT_IN_THIS_STORY, SOON, whoami};
 impl Story {
     /// Has the cell leave the disk.
     async fn archive(&self, slug: &str) -> Value {
-        self.world.api.post(&format!("/v1/cells/{slug}/archive"), json!({})).await.ok(200)
+        // The coordinator knows of a snapshot a moment before the node hears that it does.
+        let answered = eventually("the node knows what it goes by", BOUND, async || {
+            let answer = self.world.api.post(&format!("/v1/cells/{slug}/archive"), json!({})).await;
+            (answer.json()["code"] != "not_archived").then_some(answer)
+        });
+        answered.await.ok(200)
     }
 
     async fn is_not_archived(&self, slug: &str, code: &str) {
