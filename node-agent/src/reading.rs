@@ -245,7 +245,9 @@ struct Content {
 impl Content {
     fn new(answer: Answer, listing: Option<Listing>) -> Self {
         let Answer { first, rest, place } = answer;
-        Self { first: Some(first), rest, listing, ended: false, _place: place }
+        // What an object is begun with is in the answer's head.
+        let first = Some(first).filter(|_| listing.is_some());
+        Self { first, rest, listing, ended: false, _place: place }
     }
 
     /// What of the body a line is.

@@ -120,7 +120,9 @@ fn small_files(text: &str) {
 fn packet_rules(output: &[u8]) {
     if let Some((rules, chains, packets)) = agent::nft_listing(output) {
         let value: Value = serde_json::from_slice(output).expect("only JSON is read");
-        let items = value.pointer("/nftables").and_then(Value::as_array).expect("a list");
+        // Whoever reads it takes a list of its fields for the object, too.
+        let items = value.pointer("/nftables").or_else(|| value.pointer("/0"));
+        let items = items.and_then(Value::as_array).expect("a list");
         assert!(rules.max(chains) <= items.len());
         assert!(packets.is_none() || items.iter().any(|item| item.get("counter").is_some()));
     }

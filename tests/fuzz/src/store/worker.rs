@@ -105,12 +105,19 @@ fn given_out(lines: Vec<Line>) {
     let Some((head, body, whole)) = agent::given_out(first.clone(), rest.clone(), part, false) else {
         panic!("no answer can be written of {first:?}");
     };
-    assert!(is_answered || !whole, "it was cut off, and nobody knows");
+    let is_object = matches!(first, Line::Object { .. });
+    let fits = |line: &&Line| match line {
+        Line::Data { base64 } => is_object && data_encoding::BASE64.decode(base64.as_bytes()).is_ok(),
+        Line::Listed { .. } => !is_object,
+        _ => false,
+    };
+    let is_right = is_answered && answer.iter().skip(usize::from(is_object)).all(fits);
+    assert_eq!(whole, is_right, "what is not whole ends as such, and nothing else does");
     assert!(head.headers.len() <= 4);
     if !whole {
         return;
     }
-    if matches!(first, Line::Object { .. }) {
+    if is_object {
         let data = answer.iter().skip(1).map(|line| match line {
             Line::Data { base64 } => data_encoding::BASE64.decode(base64.as_bytes()).expect("it was whole"),
             other => panic!("{other:?} in an object"),
