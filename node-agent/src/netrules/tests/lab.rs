@@ -141,9 +141,10 @@ impl Lab {
         lab.ip("cell1", "addr add 10.77.0.1/32 dev lo");
         lab.ip("node", &format!("link add wan0 type veth peer name e0 netns {}", lab.full("internet")));
         // Neighbours are looked for from an address of the link, which is good only a second after the kernel gave it.
-        for (name, device, address, own) in
-            [("node", "wan0", "203.0.113.1/24", "fe80::1/64"), ("internet", "e0", "203.0.113.2/24", "fe80::2/64")]
-        {
+        for (name, device, address, own) in [
+            ("node", "wan0", "203.0.113.1/24", "fe80::1/64"),
+            ("internet", "e0", "203.0.113.2/24", "fe80::2/64"),
+        ] {
             lab.ip(name, &format!("link set {device} addrgenmode none"));
             lab.ip(name, &format!("addr add {address} dev {device}"));
             lab.ip(name, &format!("link set {device} up"));
