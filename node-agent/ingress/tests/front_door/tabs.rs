@@ -92,14 +92,17 @@ async fn a_new_socket_wakes_a_frozen_cell_and_no_stopped_one_and_a_tabs_pictures
     let session = crate::people::log_in(&world, 1, "demo", 1).await;
     for state in [RouteState::Down, target.frozen()] {
         link.send(&ToIngress::Set(route(1, "demo", state))).await;
+        link.nothing_was_said().await;
         let answer = world.ask(picture().header("cookie", &session).body(empty()).unwrap()).await;
         assert_eq!(answer.status(), 503);
     }
     link.nothing_was_said().await;
     link.send(&ToIngress::Set(route(1, "demo", RouteState::Down))).await;
+    link.nothing_was_said().await;
     assert_eq!(world.ask(upgrade().body(empty()).unwrap()).await.status(), 503);
     link.nothing_was_said().await;
     link.send(&ToIngress::Set(route(1, "demo", target.frozen()))).await;
+    link.nothing_was_said().await;
     let (answer, ()) = tokio::join!(world.ask(upgrade().body(empty()).unwrap()), async {
         link.wake(1).await;
         link.send(&ToIngress::Set(route(1, "demo", target.up()))).await;
