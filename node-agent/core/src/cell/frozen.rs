@@ -25,6 +25,11 @@ impl Cell {
     /// It is paused. Without the workload's consent it must not stay so, whoever paused it and whenever: it is
     /// wanted up until it is.
     pub(super) fn paused(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let goes_on = self.consent_until == Some(BootMs(u64::MAX));
+        if !goes_on {
+            // Also where its own pause was reported as failed, and the next look shows that it was none.
+            self.frozen_since = now.boot;
+        }
         if self.consent_until.is_some_and(|until| now.boot < until) {
             self.consent_until = Some(BootMs(u64::MAX));
         } else {

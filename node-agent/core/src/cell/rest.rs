@@ -171,7 +171,6 @@ impl Cell {
                 self.revive(now, rest, out);
             }
             (RestStep::Pausing { lease_until }, Outcome::Paused) => {
-                self.frozen_since = now.boot;
                 if now.boot >= lease_until {
                     // Paused too late: the lease ended first, so work may have begun in between.
                     let detail = "the pause was not confirmed before the lease ended".to_owned();

@@ -125,6 +125,18 @@ fn how_long_it_has_been_frozen_is_known_after_the_agent_was_away() {
 }
 
 #[test]
+fn a_pause_that_was_told_as_failed_and_was_none_is_where_its_time_in_swap_begins() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    terms(&mut scene, SleepTerms { stop_after: Millis::minutes(90), ..SleepTerms::default() });
+    scene.later(Millis::minutes(120)).looked_at().done(Outcome::Fenced(idle(0))).consent();
+    scene.done(failed(Code::DockerFailed));
+    scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+    assert_eq!(scene.cell.frozen_since(), Some(scene.now.boot));
+    scene.done(Outcome::Pushed(Pushed::default())).later(Millis::minutes(1));
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Frozen, None));
+}
+
+#[test]
 fn swap_that_runs_short_ends_a_frozen_cell_and_no_other() {
     let mut frozen = Scene::frozen();
     frozen.event(Event::SwapNeeded);
