@@ -31,7 +31,7 @@ pub struct Making {
 }
 
 impl Cell {
-    /// What the newest create makes its container of, whatever was assigned since.
+    /// What the newest create makes its container of, and what is pulled, whatever was assigned since.
     pub const fn making(&self) -> &Making {
         &self.making
     }
@@ -70,6 +70,11 @@ impl Cell {
         let other = std::mem::take(&mut self.other_image);
         let image = if other == OtherImage::Left { self.image_of_data() } else { &self.spec.image };
         self.making = Making { image: image.clone(), other };
+    }
+
+    /// What is to be pulled for a repair is what the data is of, whatever the create before it was begun with.
+    pub(super) fn repairs(&mut self) {
+        self.making = Making { image: self.image_of_data().clone(), other: OtherImage::Told };
     }
 
     /// The container that the newest create found or made is about to be started: what is on the disk is of its image from here

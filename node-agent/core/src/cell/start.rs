@@ -264,6 +264,7 @@ impl Cell {
             Outcome::Repaired => self.queue(out),
             Outcome::NotPulled => {
                 self.repair_due = true;
+                self.repairs();
                 self.pull(now, out);
             }
             _ => {

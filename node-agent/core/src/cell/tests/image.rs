@@ -174,6 +174,21 @@ fn an_image_that_comes_while_a_container_is_made_is_not_taken_for_the_one_that_r
     assert_eq!((scene.cell.image_of_data(), scene.cell.container_fits), (&image(OLD), Some(false)));
 }
 
+#[test]
+fn what_a_repair_needs_is_pulled_and_not_what_the_start_before_it_was_given() {
+    let remembered = Remembered { up_this_boot: true, ..ran(OLD) };
+    let mut scene = Scene::with(IdleRest::Stop, &remembered);
+    // An agent that was away when the image was given.
+    scene.cell = Cell::new(scene.now, with_image(IdleRest::Stop, NEW), &remembered);
+    scene.event(Event::Tick);
+    scene.done(Outcome::Looked(Seen::Exited { fits: false, code: 78 })).granted();
+    assert_eq!(scene.verb(), Some(Verb::Repair));
+    scene.done(Outcome::NotPulled);
+    assert_eq!((scene.verb(), scene.cell.making.image.as_str()), (Some(Verb::Pull), OLD));
+    scene.done(Outcome::Pulled).granted().done(Outcome::Repaired).granted();
+    assert_eq!(scene.verb(), Some(Verb::Save), "what was decided before the repair does not hold");
+}
+
 /// What a container is made of: a name, and the bytes that it meant then.
 type Made = (ImageRef, u8);
 
