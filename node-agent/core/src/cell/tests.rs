@@ -190,3 +190,14 @@ fn known() -> Remembered {
 fn failed(code: Code) -> Outcome {
     Outcome::Failed(Problem::new(code, "it did not work"))
 }
+
+/// What such a workload answers, and nothing else ends well.
+fn of_an_idle_workload(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Resume => Outcome::Resumed,
+        Verb::Observe => Outcome::Observed(Observation::default()),
+        Verb::Fence => Outcome::Fenced(idle(0)),
+        Verb::Suspend => Outcome::Suspend(SuspendAnswer::Ready { lease: Millis::secs(120) }),
+        _ => failed(Code::DockerFailed),
+    }
+}

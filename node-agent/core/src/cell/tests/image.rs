@@ -280,11 +280,7 @@ impl Node {
                 self.is_up = false;
                 Outcome::Ended { code: 0 }
             }
-            Verb::Resume => Outcome::Resumed,
-            Verb::Observe => Outcome::Observed(Observation::default()),
-            Verb::Fence => Outcome::Fenced(idle(0)),
-            Verb::Suspend => Outcome::Suspend(SuspendAnswer::Ready { lease: Millis::secs(120) }),
-            _ => failed(Code::DockerFailed),
+            verb => of_an_idle_workload(verb),
         };
         if reported {
             self.scene.done(outcome);
