@@ -72,6 +72,12 @@ fn keys_are_made_backed_up_changed_and_brought_back_and_every_refusal_has_its_co
     assert!(!told(&back).contains(recovery[0]));
     assert_eq!(restore(recovery[0]).status.code(), Some(73));
 
+    let key = key_file.to_str().unwrap();
+    let no_bucket =
+        coordinator(&folder.path().join("third"), &["keys", "restore", "--recovery-key-file", key]);
+    assert_eq!(no_bucket.status.code(), Some(78), "{}", told(&no_bucket));
+    assert!(told(&no_bucket).contains("names no bucket"), "{}", told(&no_bucket));
+
     let listing = folder.path().join("listing.json");
     let from = listing.to_str().unwrap();
     assert_eq!(coordinator(&there, &["heads", "rebuild", "--from", from]).status.code(), Some(66));
