@@ -24,6 +24,14 @@ fn names(bucket: &Bucket) -> Vec<String> {
     std::fs::read_dir(folder(bucket)).unwrap().map(name).collect()
 }
 
+/// Waits until the coordinator says that the bucket has all keys: then it has.
+async fn all_keys_in(bucket: &Bucket, world: &World) -> BackupMark {
+    found(world, "key_backup", "good").await;
+    let newest = KeyStore::below(&bucket.config().data_dir).in_bucket().unwrap().newest.unwrap();
+    assert!(names(bucket).contains(&newest.name()), "{newest:?} is not there: {:?}", names(bucket));
+    newest
+}
+
 /// The config of another machine, which has nothing but that.
 fn elsewhere(bucket: &Bucket, there: &Path) -> Config {
     let config = bucket.config_in(there);
@@ -43,7 +51,7 @@ async fn a_bucket_that_is_away_delays_no_user_and_has_all_keys_when_it_is_back()
     let mut node = node(&world, "n1", 1).await;
     let anna = create(&world, "anna").await;
     node.repository_of(anna.id).await;
-    found(&world, "key_backup", "good").await;
+    all_keys_in(&bucket, &world).await;
     let before = names(&bucket);
     let mut users = vec![anna.id];
     for (fault, slug, advice) in [
@@ -70,7 +78,7 @@ async fn a_bucket_that_is_away_delays_no_user_and_has_all_keys_when_it_is_back()
         assert_eq!(names(&bucket), before);
     }
     bucket.server.faults().clear();
-    found(&world, "key_backup", "good").await;
+    all_keys_in(&bucket, &world).await;
     let metrics = world.get("/metrics").await.body;
     assert!(metrics.contains("berth_keys_not_backed_up 0"), "{metrics}");
     assert!(metrics.contains("berth_snapshot_workers_total{job=\"Put\",outcome=\"ok\"}"), "{metrics}");
@@ -97,15 +105,12 @@ async fn a_purge_is_in_the_next_backup_and_one_whose_object_is_gone_is_made_agai
     let mut node = node(&world, "n1", 1).await;
     let anna = create(&world, "anna").await;
     node.repository_of(anna.id).await;
-    found(&world, "key_backup", "good").await;
-    let newest = || names(&bucket).into_iter().filter_map(|name| BackupMark::of_name(&name)).max();
-    let with_her = newest().unwrap();
+    let with_her = all_keys_in(&bucket, &world).await;
     assert_eq!(world.delete("/v1/users/anna").await.status, 204);
     let purged: serde_json::Value = world.post("/v1/users/anna/purge", serde_json::json!({})).await.json();
     assert_eq!(purged["backups_until"], serde_json::json!(with_her.expires_at));
     assert_eq!(purged["backups_stay"], false);
-    found(&world, "key_backup", "good").await;
-    assert!(newest().unwrap().made_at > with_her.made_at);
+    assert!(all_keys_in(&bucket, &world).await.made_at > with_her.made_at);
     world.end().await;
     std::fs::remove_dir_all(folder(&bucket)).unwrap();
     let world = World::with(bucket.folder.path(), bucket.config()).await;
@@ -133,7 +138,7 @@ async fn backups_whose_time_is_over_are_removed_by_whoever_may_and_told_of_else(
     let world = World::with(bucket.folder.path(), config).await;
     let told = found(&world, "key_backups_old", "warning").await;
     assert!(told["advice"].as_str().unwrap().contains("prune_credential_file"), "{told}");
-    found(&world, "key_backup", "good").await;
+    all_keys_in(&bucket, &world).await;
     world.end().await;
     assert!(names(&bucket).contains(&old));
 
@@ -156,9 +161,8 @@ async fn what_is_no_good_backup_is_passed_over_and_told_and_where_none_is_good_n
     let mut node = node(&world, "n1", 1).await;
     let anna = create(&world, "anna").await;
     node.repository_of(anna.id).await;
-    found(&world, "key_backup", "good").await;
+    let good = all_keys_in(&bucket, &world).await;
     world.end().await;
-    let good = names(&bucket).into_iter().filter_map(|name| BackupMark::of_name(&name)).max().unwrap();
     let later = |ms: u64| {
         let made_at = wall_now().after(Millis(ms));
         BackupMark { made_at, expires_at: made_at.after(Millis::minutes(60)) }.name()
