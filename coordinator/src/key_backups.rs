@@ -108,8 +108,7 @@ impl KeyBackups {
         let Inner { repositories, kept, .. } = &*self.0;
         let vaults = repositories.vaults();
         // First of all, so that no backup is made for a bucket that is away.
-        let names = repositories.objects(vaults.key_backups()).await?;
-        let there: Vec<BackupMark> = names.iter().filter_map(|name| BackupMark::of_name(name)).collect();
+        let there = repositories.objects(vaults.key_backups(), BackupMark::of_name).await?;
         let is_there = known.newest.is_some_and(|newest| there.contains(&newest));
         if !is_there || is_due(known, wall_now(), *kept) {
             let backup = vaults.back_up_keys(*kept).await?;

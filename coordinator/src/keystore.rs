@@ -295,15 +295,15 @@ impl KeyStore {
         Ok(BackedUp { users: contents.entries.len(), missing: missing.count(), is_current, newest })
     }
 
-    /// Brings a backup back where there is no store. Gives how many users' keys that are. Of `others` it is known, or has to
-    /// be taken, that they are there beside it.
+    /// Brings a backup back where there is no store. Gives how many users' keys that are. Beside it there can be newer ones
+    /// that it does not know of: made by now, to be kept for so long at the most.
     pub(crate) fn restore(
         &self,
         backup: &[u8],
         recovery: &RecoveryKey,
         now: UnixMs,
         also_expired: bool,
-        others: &[BackupMark],
+        kept: Millis,
     ) -> Result<usize, KeyStoreError> {
         let form = BackupForm::decode(backup).map_err(damaged_backup)?;
         if now >= form.mark.expires_at && !also_expired {
@@ -327,9 +327,8 @@ impl KeyStore {
         let users = contents.entries.len();
         let mut form = StoreForm { in_bucket: None, ..store };
         // It goes on to be a backup, and so do those that it knew of.
-        for backup in std::iter::once(&mark).chain(others) {
-            form.know(*backup);
-        }
+        form.know(mark);
+        form.know(BackupMark { made_at: now, expires_at: now.after(kept) });
         self.put_first(&fleet, &form)?;
         Ok(users)
     }

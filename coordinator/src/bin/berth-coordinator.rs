@@ -226,11 +226,18 @@ fn keys(verb: KeysVerb, env: &Env) -> Exit {
     tell(done)
 }
 
+/// So many backups are named that were passed over.
+const PASSED_OVER_SHOWN: usize = 20;
+
 /// Tells what is back, and what could not be taken instead.
 fn restored_from_bucket(restored: Restored) -> String {
     let mut text = format!("keys of {} users are back, out of {}", restored.users, restored.name);
-    for newer in restored.passed_over {
+    let more = restored.passed_over.len().saturating_sub(PASSED_OVER_SHOWN);
+    for newer in restored.passed_over.iter().take(PASSED_OVER_SHOWN) {
         text.push_str(&format!("\n  passed over: {newer}"));
+    }
+    if more > 0 {
+        text.push_str(&format!("\n  and {more} more"));
     }
     text
 }

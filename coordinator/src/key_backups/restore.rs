@@ -7,7 +7,7 @@ use std::sync::Arc;
 use berth_daemon::exit::{Exit, ExitError, chain};
 use berth_daemon::tasks::Tasks;
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::UnixMs;
+use berth_shared::time::{Millis, UnixMs};
 
 use crate::config::Config;
 use crate::keystore::{BackupMark, KeyStore, KeyStoreError, RecoveryKey, verbs};
@@ -16,8 +16,8 @@ use crate::repositories::Repositories;
 use crate::system::wall_now;
 use crate::vaults::Vaults;
 
-/// Most backups that are tried, from the newest on.
-const TRIES_MAX: usize = 100;
+/// Most backups that are tried, from the newest on: whoever may write the bucket can put many before the good one.
+const TRIES_MAX: usize = 10_000;
 
 /// What came back.
 #[derive(Debug)]
@@ -65,8 +65,8 @@ struct Restoring<'a> {
     repositories: &'a Repositories,
     now: UnixMs,
     also_expired: bool,
-    /// Other backups that there are.
-    others: Vec<BackupMark>,
+    /// How long one may be kept.
+    kept: Millis,
 }
 
 /// A backup that is not taken.
@@ -88,13 +88,12 @@ pub async fn restore(config: &Config, key_file: &Path, also_expired: bool) -> Re
     let metrics = Arc::new(Metrics::default());
     let repositories = Repositories::new(vaults.clone(), 1, &config.data_dir, metrics, &tasks)
         .map_err(|error| Exit::Software.because(error))?;
-    let names = repositories.objects(vaults.key_backups()).await.map_err(unavailable)?;
-    let mut marks: Vec<BackupMark> = names.iter().filter_map(|name| BackupMark::of_name(name)).collect();
+    let listed = repositories.objects(vaults.key_backups(), BackupMark::of_name).await;
+    let mut marks = listed.map_err(unavailable)?;
     marks.sort_unstable();
     let now = wall_now();
-    let unknown = verbs::unknown(now, config.snapshots.backups_kept());
-    let others = marks.iter().copied().filter(|mark| mark.made_at <= now).chain([unknown]).collect();
-    let restoring = Restoring { store, recovery, repositories: &repositories, now, also_expired, others };
+    let kept = config.snapshots.backups_kept();
+    let restoring = Restoring { store, recovery, repositories: &repositories, now, also_expired, kept };
     let mut passed_over: Vec<PassedOver> = vec![];
     for mark in marks.into_iter().rev().take(TRIES_MAX) {
         match restoring.take(mark).await? {
@@ -118,7 +117,7 @@ pub async fn restore(config: &Config, key_file: &Path, also_expired: bool) -> Re
 impl Restoring<'_> {
     /// Gives how many users' keys it has; or why it is not taken, and the next one may be.
     async fn take(&self, mark: BackupMark) -> Result<Result<usize, PassedOver>, ExitError> {
-        let Self { store, recovery, repositories, now, also_expired, others } = self;
+        let Self { store, recovery, repositories, now, also_expired, kept } = self;
         let pass = |exit, why: Box<dyn Error + Send + Sync>| PassedOver { name: mark.name(), exit, why };
         if *now >= mark.expires_at && !also_expired {
             let expired = KeyStoreError::Expired { at: mark.expires_at };
@@ -133,7 +132,7 @@ impl Restoring<'_> {
             Err(problem) => return Err(unavailable(problem)),
         };
         let restored = KeyStore::is_backup(&bytes, mark)
-            .and_then(|()| store.restore(&bytes, recovery, *now, *also_expired, others));
+            .and_then(|()| store.restore(&bytes, recovery, *now, *also_expired, *kept));
         match restored {
             Ok(users) => Ok(Ok(users)),
             Err(error) if error.is_of_the_backup() => Ok(Err(pass(error.exit(), error.into()))),

@@ -224,29 +224,29 @@ fn a_backup_brings_all_keys_back_on_an_empty_folder_with_its_recovery_key_only()
     here.store.rotate(NOW).unwrap();
     let there = empty();
     let other = RecoveryKey::draw();
-    let wrong = there.store.restore(&backup, &other, NOW, false, &[]).unwrap_err();
+    let wrong = there.store.restore(&backup, &other, NOW, false, DAY).unwrap_err();
     assert!(matches!(wrong, KeyStoreError::OtherRecovery), "{wrong}");
     for at in (0..backup.len()).step_by(13) {
         let mut bad = backup.clone();
         bad[at] ^= 1;
-        let damaged = there.store.restore(&bad, &here.recovery, NOW, false, &[]);
+        let damaged = there.store.restore(&bad, &here.recovery, NOW, false, DAY);
         assert!(matches!(damaged, Err(KeyStoreError::Damaged { .. })), "byte {at}");
     }
-    let expired = there.store.restore(&backup, &here.recovery, NOW.after(DAY), false, &[]).unwrap_err();
+    let expired = there.store.restore(&backup, &here.recovery, NOW.after(DAY), false, DAY).unwrap_err();
     assert!(matches!(expired, KeyStoreError::Expired { at } if at == NOW.after(DAY)), "{expired}");
     assert!(!there.folder.path().join(KEYS_FOLDER).join(STORE_FILE).exists());
     let text = here.recovery.to_text();
     let from_paper = RecoveryKey::from_text(&format!("  {}\n", text.expose())).unwrap();
-    assert_eq!(there.store.restore(&backup, &from_paper, NOW, false, &[]).unwrap(), 4);
+    assert_eq!(there.store.restore(&backup, &from_paper, NOW, false, DAY).unwrap(), 4);
     assert_eq!(there.store.keys(&users(4)).unwrap(), keys);
     assert!(matches!(
-        there.store.restore(&backup, &from_paper, NOW, false, &[]),
+        there.store.restore(&backup, &from_paper, NOW, false, DAY),
         Err(KeyStoreError::Exists { .. })
     ));
     // The same recovery key opens what is backed up from there, and the backup of before still counts at a purge.
     let again = there.store.backup(NOW, Millis(1)).unwrap();
     let third = empty();
-    assert_eq!(third.store.restore(&again, &here.recovery, NOW.after(DAY), true, &[]).unwrap(), 4);
+    assert_eq!(third.store.restore(&again, &here.recovery, NOW.after(DAY), true, DAY).unwrap(), 4);
     let told = there.store.destroy(&[user(1)], NOW).unwrap();
     assert_eq!(told[&user(1)], Some(NOW.after(DAY)));
 }
@@ -264,17 +264,17 @@ fn a_backup_that_a_stranger_sealed_to_the_recovery_key_is_refused() {
     contents.entries.insert(user(1), fleet.make(user(1), NOW));
     let forged = BackupForm::new(mark, StoreForm { contents, ..store }, &fleet).unwrap().encode();
     let there = empty();
-    let refused = there.store.restore(&forged, &here.recovery, NOW, false, &[]).unwrap_err();
+    let refused = there.store.restore(&forged, &here.recovery, NOW, false, DAY).unwrap_err();
     assert!(matches!(refused, KeyStoreError::Forged), "{refused}");
     // A good one that may be kept longer than it says is another one.
     let mut longer = BackupForm::decode(&good).unwrap();
     longer.mark.expires_at = NOW.after(Millis(DAY.0 * 99));
-    let refused = there.store.restore(&longer.encode(), &here.recovery, NOW, false, &[]).unwrap_err();
+    let refused = there.store.restore(&longer.encode(), &here.recovery, NOW, false, DAY).unwrap_err();
     assert!(matches!(refused, KeyStoreError::Forged), "{refused}");
     // Also with a fleet key that was changed since.
     here.store.rotate(NOW).unwrap();
     let good = here.store.backup(NOW, DAY).unwrap();
-    assert_eq!(there.store.restore(&good, &here.recovery, NOW, false, &[]).unwrap(), 1);
+    assert_eq!(there.store.restore(&good, &here.recovery, NOW, false, DAY).unwrap(), 1);
 }
 
 #[test]
@@ -335,19 +335,15 @@ fn what_a_restored_store_says_of_backups_is_not_too_early() {
     here.store.backup(NOW, Millis(DAY.0 * 90)).unwrap();
     let older = here.store.backup(days(1), kept).unwrap();
     let _overlooked = here.store.backup(days(2), kept).unwrap();
-    let until = |at: UnixMs, others: &[BackupMark]| {
+    let until = |at: UnixMs| {
         let there = empty();
-        there.store.restore(&older, &here.recovery, at, false, others).unwrap();
+        there.store.restore(&older, &here.recovery, at, true, kept).unwrap();
         assert_eq!(there.store.in_bucket().unwrap().newest, None, "that is yet to be looked at");
         there.store.destroy(&[user(1)], at).unwrap()[&user(1)]
     };
-    assert_eq!(until(days(3), &[]), Some(days(90)), "it knew of the one that is kept for long");
-    let later = days(70);
-    let unknown = verbs::unknown(later, kept);
-    // The overlooked one ends before, and one that was made until now at that time.
-    let there = empty();
-    there.store.restore(&older, &here.recovery, later, true, &[unknown]).unwrap();
-    assert_eq!(there.store.destroy(&[user(1)], later).unwrap()[&user(1)], Some(days(100)));
+    assert_eq!(until(days(3)), Some(days(90)), "it knew of the one that is kept for long");
+    // The overlooked one is over before, as is any that was made until now.
+    assert_eq!(until(days(70)), Some(days(100)));
 }
 
 #[test]
@@ -410,7 +406,7 @@ fn a_recovery_key_is_shown_once_or_in_its_file_before_the_store_is_made() {
     let recovery = RecoveryKey::from_text(text).unwrap();
     place.store.ensure(&users(1), NOW).unwrap();
     let backup = place.store.backup(NOW, DAY).unwrap();
-    assert_eq!(empty().store.restore(&backup, &recovery, NOW, false, &[]).unwrap(), 1);
+    assert_eq!(empty().store.restore(&backup, &recovery, NOW, false, DAY).unwrap(), 1);
     assert_eq!(verbs::init(&place.store, None, &mut vec![]).unwrap_err().exit(), Exit::CantCreate);
 
     let other = empty();

@@ -10,7 +10,7 @@ use berth_daemon::secret_file::{SecretFileError, read_secret_file, write_secret_
 use berth_shared::time::{Millis, UnixMs};
 use zeroize::Zeroizing;
 
-use super::form::{BACKUP_SUFFIX, BackupMark, FILE_BYTES_MAX};
+use super::form::{BACKUP_SUFFIX, FILE_BYTES_MAX};
 use super::wrap::{KEY_TEXT_BYTES_MAX, RecoveryKey, WrapError};
 use super::{FILE_MODE, KeyStore, KeyStoreError};
 
@@ -82,12 +82,7 @@ pub fn restore(
 ) -> Result<usize, ExitError> {
     let recovery = read_key(key_file)?;
     let bytes = read_backup(backup).map_err(|error| Exit::NoInput.because(error))?;
-    store.restore(&bytes, &recovery, now, also_expired, &[unknown(now, kept)]).map_err(fail)
-}
-
-/// Stands for newer backups that nobody knows of any more: until when one that was made by now may be kept at the most.
-pub(crate) const fn unknown(now: UnixMs, kept: Millis) -> BackupMark {
-    BackupMark { made_at: now, expires_at: now.after(kept) }
+    store.restore(&bytes, &recovery, now, also_expired, kept).map_err(fail)
 }
 
 /// The recovery key, where there is no key store.

@@ -30,18 +30,22 @@ impl Repositories {
         self.ended(&request.job, work).await.map(drop)
     }
 
-    /// The names of the objects right below the store's prefix.
+    /// What the names of the objects right below the store's prefix say, where they say anything: others are not kept.
     ///
     /// # Errors
     /// As the worker says.
-    pub(crate) async fn objects(&self, store: StoreConfig) -> Result<Vec<String>, Problem> {
-        let mut names = vec![];
+    pub(crate) async fn objects<T: Send>(
+        &self,
+        store: StoreConfig,
+        read: fn(&str) -> Option<T>,
+    ) -> Result<Vec<T>, Problem> {
+        let mut known = vec![];
         let keep = |line| match line {
-            Line::Listed { name, .. } if names.len() < LISTED_MAX => names.push(name),
+            Line::Listed { name, .. } if known.len() < LISTED_MAX => known.extend(read(&name)),
             _ => {}
         };
         self.object(store, Job::Objects, keep).await?;
-        Ok(names)
+        Ok(known)
     }
 
     /// An object's content.
