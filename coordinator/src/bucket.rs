@@ -61,7 +61,7 @@ impl BucketCheck {
                     tell(&found);
                 }
                 failures = if is_good { 0 } else { failures.saturating_add(1) };
-                tokio::time::sleep(pause(failures)).await;
+                tokio::time::sleep(if failures > 0 { again(failures) } else { EVERY }).await;
             }
         };
         stop.run_until_cancelled(watching).await.map_or(Ok(()), |never: Infallible| match never {})
@@ -118,11 +118,9 @@ fn nodes_delete(found: &Found) -> bool {
     found.nodes == Some(Ok(DeleteRight::Allowed))
 }
 
-fn pause(failures: u32) -> Duration {
-    match failures.checked_sub(1) {
-        None => EVERY,
-        Some(before) => AGAIN.0.saturating_mul(1 << before.min(10)).min(AGAIN.1),
-    }
+/// How soon a bucket is asked again that has failed so often in a row.
+pub(crate) fn again(failures: u32) -> Duration {
+    AGAIN.0.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(AGAIN.1)
 }
 
 async fn look(repositories: &Repositories) -> Found {
@@ -155,7 +153,7 @@ fn tell(found: &Found) {
 }
 
 /// What to do about a bucket that cannot be used.
-const fn advice(code: Code) -> &'static str {
+pub(crate) const fn advice(code: Code) -> &'static str {
     match code {
         Code::BucketUnreachable => {
             "Check `snapshots.endpoint` and the network to it. It is looked at again by itself."
@@ -173,8 +171,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_that_fails_is_looked_at_soon_then_less_often_and_a_good_one_each_hour() {
-        let pauses: Vec<u64> = [0, 1, 2, 3, 6, 7, u32::MAX].map(|count| pause(count).as_secs()).into();
-        assert_eq!(pauses, [3_600, 1, 2, 4, 32, 64, 300]);
+    fn a_bucket_that_fails_is_asked_again_soon_then_less_often() {
+        let pauses: Vec<u64> = [1, 2, 3, 6, 7, u32::MAX].map(|count| again(count).as_secs()).into();
+        assert_eq!(pauses, [1, 2, 4, 32, 64, 300]);
     }
 }

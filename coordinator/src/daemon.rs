@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::http::{self, Api, Kept};
 use crate::hub::Hub;
 use crate::install::install;
+use crate::key_backups::KeyBackups;
 use crate::keys::{Keys, KeysError};
 use crate::link::Link;
 use crate::metrics::Metrics;
@@ -156,7 +157,10 @@ pub async fn start(
             Arc::clone(&metrics),
         );
         upkeep.spawn(tasks);
-        kept_up = Some(Kept { repositories, bucket, upkeep });
+        let kept = config.snapshots.backups_kept();
+        let key_backups = KeyBackups::new(repositories.clone(), kept, Arc::clone(&metrics));
+        key_backups.spawn(tasks);
+        kept_up = Some(Kept { repositories, bucket, upkeep, key_backups });
     }
     of_link.spawn(Arc::clone(&link_listener), tasks);
     let public = key.public();

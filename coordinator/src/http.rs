@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bucket::BucketCheck;
 use crate::config::Config;
 use crate::hub::Hub;
+use crate::key_backups::KeyBackups;
 use crate::keys::Keys;
 use crate::metrics::{ApiLabels, Area, Metrics, Outcome};
 use crate::repositories::Repositories;
@@ -81,6 +82,8 @@ pub struct Kept {
     pub bucket: BucketCheck,
     /// Prunes and checks.
     pub upkeep: Upkeep,
+    /// Backups of the key store.
+    pub key_backups: KeyBackups,
 }
 
 /// See [`Api`].

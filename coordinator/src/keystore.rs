@@ -21,6 +21,7 @@
 //! What was replaced is overwritten before its blocks are given back. Where a disk writes elsewhere (flash, copy on write)
 //! that is not the end of the old bytes; a change of the fleet key after a purge is.
 
+mod error;
 mod form;
 pub(crate) mod fuzz;
 pub mod verbs;
@@ -34,8 +35,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use berth_daemon::durable;
-use berth_daemon::exit::Exit;
-use berth_daemon::secret_file::{SecretFileError, read_secret_file};
+use berth_daemon::secret_file::read_secret_file;
 use berth_shared::ids::{KeyId, UserId};
 use berth_shared::repository::RepositoryKey;
 use berth_shared::time::{Millis, UnixMs};
@@ -43,10 +43,14 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use form::{BackupForm, BackupMark, Contents, FILE_BYTES_MAX, StoreForm};
-use wrap::{FleetKey, KEY_TEXT_BYTES_MAX, RecoveryKey, RecoveryPublic};
+use error::{damaged_backup, file, key};
+use form::{BackupForm, Contents, FILE_BYTES_MAX, StoreForm};
+use wrap::{FleetKey, KEY_TEXT_BYTES_MAX};
 
+pub use error::KeyStoreError;
 pub use form::FormError;
+pub(crate) use form::{BackupMark, InBucket};
+pub(crate) use wrap::RecoveryKey;
 pub use wrap::WrapError;
 
 /// Folder below the data folder.
@@ -61,95 +65,6 @@ const FILE_MODE: u32 = 0o600;
 /// How long a call waits for another one to end.
 const LOCK_MAX: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
-
-/// Why the key store cannot be used. Holds no key.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyStoreError {
-    /// Nothing was made yet.
-    #[error("there is no key store in {}: make one with `berth-coordinator keys init`, or bring a backup back with \
-             `keys restore`", folder.display())]
-    Missing {
-        /// Where it would be.
-        folder: PathBuf,
-    },
-    /// There is one.
-    #[error("there is a key store in {} already; nothing was changed", folder.display())]
-    Exists {
-        /// Where.
-        folder: PathBuf,
-    },
-    /// A file or folder could not be made, read, locked or written.
-    #[error("{} could not be {doing}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Such as "read".
-        doing: &'static str,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// Somebody else has it, for longer than any call takes.
-    #[error("the key store is held by another process for {} s already", LOCK_MAX.as_secs())]
-    Busy,
-    /// The fleet key's file cannot be used.
-    #[error("the fleet key cannot be used")]
-    FleetFile(#[source] SecretFileError),
-    /// A file is damaged.
-    #[error("{what} is damaged")]
-    Damaged {
-        /// Which.
-        what: String,
-        /// How.
-        #[source]
-        source: FormError,
-    },
-    /// No file holds the fleet key that the store names.
-    #[error("the key store is of fleet key {expected}, and no file holds it: files of different backups")]
-    Lost {
-        /// The one that is named.
-        expected: KeyId,
-    },
-    /// A key could not be wrapped, opened or read.
-    #[error("{what} cannot be used")]
-    Key {
-        /// Whose or which.
-        what: String,
-        /// Why.
-        #[source]
-        source: WrapError,
-    },
-    /// The recovery key is of another installation.
-    #[error("the backup was not made for this recovery key")]
-    OtherRecovery,
-    /// The backup's time is over.
-    #[error("the backup may not be kept since {at}: keys that were purged since could be in it")]
-    Expired {
-        /// Since when.
-        at: UnixMs,
-    },
-    /// The change was stopped: by a test only.
-    #[cfg(test)]
-    #[error("stopped")]
-    Stopped,
-}
-
-impl KeyStoreError {
-    /// The exit code for a command or a daemon that ends because of it.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Missing { .. } | Self::OtherRecovery | Self::Expired { .. } => Exit::Config,
-            Self::Exists { .. } => Exit::CantCreate,
-            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::NoInput,
-            Self::File { .. } => Exit::Io,
-            Self::Busy => Exit::TempFail,
-            Self::FleetFile(error) => error.exit(),
-            Self::Damaged { .. } | Self::Lost { .. } | Self::Key { .. } => Exit::DataCorrupt,
-            #[cfg(test)]
-            Self::Stopped => Exit::Failure,
-        }
-    }
-}
 
 /// The key store below a data folder. Clones are the same. Every call locks, reads and, where it changes something,
 /// replaces the whole of it: a tenth of a second with 20,000 users, so not for an async task.
@@ -171,6 +86,27 @@ enum Step {
     NextMade,
     StoreReplaced,
     KeyReplaced,
+}
+
+/// A backup that is about to be put somewhere.
+#[derive(Debug)]
+pub(crate) struct Backup {
+    pub(crate) bytes: Vec<u8>,
+    /// What there is in the bucket, once it is there.
+    pub(crate) taken: InBucket,
+}
+
+/// How far the store is backed up in the bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BackedUp {
+    /// Users whose keys there are.
+    pub(crate) users: usize,
+    /// Those of them whose keys are in no backup there.
+    pub(crate) missing: usize,
+    /// Nothing was changed since the newest one there.
+    pub(crate) is_current: bool,
+    /// The newest one there.
+    pub(crate) newest: Option<BackupMark>,
 }
 
 /// What a change of the fleet key did.
@@ -197,11 +133,12 @@ impl KeyStore {
     }
 
     /// Makes an empty store with a fresh fleet key, sealed to the recovery key.
-    fn init(&self, recovery: RecoveryPublic) -> Result<(), KeyStoreError> {
+    fn init(&self, recovery: &RecoveryKey) -> Result<(), KeyStoreError> {
         let _lock = self.lock(true)?;
         self.must_be_empty()?;
         let fleet = FleetKey::draw();
-        let contents = Contents::new(&fleet, recovery).map_err(|source| key("the recovery key", source))?;
+        let contents = Contents::new(&fleet, recovery.public(), &recovery.proof_key());
+        let contents = contents.map_err(|source| key("the recovery key", source))?;
         self.put_first(&fleet, &StoreForm::new(contents))
     }
 
@@ -247,7 +184,7 @@ impl KeyStore {
             made.push((*user, entry.key));
         }
         if entries.len() > before {
-            self.put(&mut held, now)?;
+            self.change(&mut held, now)?;
         }
         Ok(made)
     }
@@ -278,7 +215,7 @@ impl KeyStore {
         now: UnixMs,
     ) -> Result<BTreeMap<UserId, Option<UnixMs>>, KeyStoreError> {
         let mut held = self.hold()?;
-        let StoreForm { contents, backups, destroyed } = &mut held.form;
+        let StoreForm { contents, backups, destroyed, .. } = &mut held.form;
         let mut removed = false;
         for user in users {
             let Some(entry) = contents.entries.remove(user) else { continue };
@@ -288,7 +225,7 @@ impl KeyStore {
             destroyed.extend(last.map(|at| (*user, at)));
         }
         if removed {
-            self.put(&mut held, now)?;
+            self.change(&mut held, now)?;
         }
         let until = |user: &UserId| held.form.destroyed.get(user).copied().filter(|at| *at > now);
         Ok(users.iter().map(|user| (*user, until(user))).collect())
@@ -313,7 +250,7 @@ impl KeyStore {
         held.form.contents = rewrapped.map_err(|source| key("a user's key", source))?;
         self.put_key(NEXT_FLEET_FILE, &next)?;
         done(Step::NextMade)?;
-        self.put(&mut held, now)?;
+        self.change(&mut held, now)?;
         done(Step::StoreReplaced)?;
         self.take_next()?;
         done(Step::KeyReplaced)?;
@@ -325,30 +262,61 @@ impl KeyStore {
     /// # Errors
     /// The store cannot be used, or that there is a backup could not be written down.
     pub fn backup(&self, now: UnixMs, kept: Millis) -> Result<Vec<u8>, KeyStoreError> {
+        Ok(self.back_up(now, kept)?.bytes)
+    }
+
+    /// The same for the bucket: [`KeyStore::backed_up`] is told once it is there.
+    pub(crate) fn back_up(&self, now: UnixMs, kept: Millis) -> Result<Backup, KeyStoreError> {
         let mut held = self.hold()?;
         let mark = BackupMark { made_at: now, expires_at: now.after(kept) };
         // Before anybody has it: what is said at a purge must not be too early.
-        held.form.backups.push(mark);
+        held.form.know(mark);
         self.put(&mut held, now)?;
-        Ok(BackupForm { mark, contents: held.form.contents }.encode())
+        let taken = InBucket { revision: held.form.revision, mark };
+        let form = BackupForm::new(mark, held.form, &held.fleet);
+        let form = form.map_err(|source| key("what backups are proven with", source))?;
+        Ok(Backup { bytes: form.encode(), taken })
     }
 
-    /// Brings a backup back where there is no store. Gives how many users' keys that are.
-    fn restore(
+    /// Writes down that the bucket has this backup.
+    pub(crate) fn backed_up(&self, taken: InBucket, now: UnixMs) -> Result<(), KeyStoreError> {
+        let mut held = self.hold()?;
+        held.form.in_bucket = Some(taken);
+        self.put(&mut held, now)
+    }
+
+    /// How far the bucket has what is here.
+    pub(crate) fn in_bucket(&self) -> Result<BackedUp, KeyStoreError> {
+        let StoreForm { contents, revision, in_bucket, .. } = self.hold()?.form;
+        let newest = in_bucket.map(|taken| taken.mark);
+        let is_current = in_bucket.is_some_and(|taken| taken.revision == revision);
+        let is_missing = |made_at| newest.is_none_or(|newest| made_at > newest.made_at);
+        let missing = contents.entries.values().filter(|entry| !is_current && is_missing(entry.made_at));
+        Ok(BackedUp { users: contents.entries.len(), missing: missing.count(), is_current, newest })
+    }
+
+    /// Brings a backup back where there is no store. Gives how many users' keys that are. Beside it there can be newer ones
+    /// that it does not know of: made by now, to be kept for so long at the most.
+    pub(crate) fn restore(
         &self,
         backup: &[u8],
         recovery: &RecoveryKey,
         now: UnixMs,
         also_expired: bool,
+        kept: Millis,
     ) -> Result<usize, KeyStoreError> {
-        let BackupForm { mark, contents } = BackupForm::decode(backup)
-            .map_err(|source| KeyStoreError::Damaged { what: "the backup".to_owned(), source })?;
-        if now >= mark.expires_at && !also_expired {
-            return Err(KeyStoreError::Expired { at: mark.expires_at });
+        let form = BackupForm::decode(backup).map_err(damaged_backup)?;
+        if now >= form.mark.expires_at && !also_expired {
+            return Err(KeyStoreError::Expired { at: form.mark.expires_at });
         }
-        if contents.recovery != recovery.public() {
+        if form.store.contents.recovery != recovery.public() {
             return Err(KeyStoreError::OtherRecovery);
         }
+        if !form.is_of(recovery) {
+            return Err(KeyStoreError::Forged);
+        }
+        let BackupForm { mark, store, .. } = form;
+        let contents = &store.contents;
         let fleet = contents.open(recovery).map_err(|source| key("the fleet key", source))?;
         for (user, entry) in &contents.entries {
             let opened = fleet.unwrap(*user, entry);
@@ -357,14 +325,31 @@ impl KeyStore {
         let _lock = self.lock(true)?;
         self.must_be_empty()?;
         let users = contents.entries.len();
-        // The backup goes on to be one.
-        self.put_first(&fleet, &StoreForm { backups: vec![mark], ..StoreForm::new(contents) })?;
+        let mut form = StoreForm { in_bucket: None, ..store };
+        // It goes on to be a backup, and so do those that it knew of.
+        form.know(mark);
+        form.know(BackupMark { made_at: now, expires_at: now.after(kept) });
+        self.put_first(&fleet, &form)?;
         Ok(users)
+    }
+
+    /// Which backup of ours these bytes are.
+    ///
+    /// # Errors
+    /// They are none.
+    fn mark_of(bytes: &[u8]) -> Result<BackupMark, KeyStoreError> {
+        BackupForm::decode(bytes).map(|backup| backup.mark).map_err(damaged_backup)
+    }
+
+    /// Are they the one with this mark? An older one under a newer name is not.
+    pub(crate) fn is_backup(bytes: &[u8], mark: BackupMark) -> Result<(), KeyStoreError> {
+        let found = Self::mark_of(bytes)?;
+        if found == mark { Ok(()) } else { Err(damaged_backup(FormError::Name)) }
     }
 
     /// Until when a file that is a backup of ours may be kept; `None` for any other file.
     fn backup_expires(bytes: &[u8]) -> Option<UnixMs> {
-        BackupForm::decode(bytes).ok().map(|backup| backup.mark.expires_at)
+        Self::mark_of(bytes).ok().map(|mark| mark.expires_at)
     }
 
     fn lock(&self, make: bool) -> Result<File, KeyStoreError> {
@@ -454,6 +439,11 @@ impl KeyStore {
         take().map_err(|source| file(&path, "replaced", source))
     }
 
+    fn change(&self, held: &mut Held, now: UnixMs) -> Result<(), KeyStoreError> {
+        held.form.revision = held.form.revision.saturating_add(1);
+        self.put(held, now)
+    }
+
     fn put(&self, held: &mut Held, now: UnixMs) -> Result<(), KeyStoreError> {
         held.form.backups.retain(|backup| backup.expires_at > now);
         held.form.destroyed.retain(|_, until| *until > now);
@@ -495,14 +485,6 @@ fn overwrite(mut old: File) -> io::Result<()> {
         left -= u64::try_from(part).unwrap_or(u64::MAX).min(left);
     }
     old.sync_all()
-}
-
-fn file(path: &Path, doing: &'static str, source: io::Error) -> KeyStoreError {
-    KeyStoreError::File { path: path.to_owned(), doing, source }
-}
-
-fn key(what: impl Into<String>, source: WrapError) -> KeyStoreError {
-    KeyStoreError::Key { what: what.into(), source }
 }
 
 #[cfg(test)]

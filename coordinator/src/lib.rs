@@ -21,6 +21,7 @@
 //! | [`link`] | who may open a session, and what it is sent |
 //! | [`keys`] | the coordinator's own key and the one that is to follow it |
 //! | [`keystore`] | where users' repository keys lie, how they are wrapped, and how they end |
+//! | [`key_backups`] | when the key store is backed up in the bucket, and how it comes back from there |
 //! | [`heads`] | HEADs rebuilt from a listing of the bucket |
 //! | [`vaults`] | users' repositories: keys made, told to nodes, destroyed |
 //! | [`repositories`] | workers that look into users' repositories, and what they may cost |
@@ -41,6 +42,7 @@ pub mod heads;
 pub mod http;
 pub mod hub;
 pub mod install;
+pub mod key_backups;
 pub mod keys;
 pub mod keystore;
 pub mod link;

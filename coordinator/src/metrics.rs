@@ -130,6 +130,10 @@ pub enum WorkerJob {
     Prune,
     Init,
     Import,
+    Objects,
+    Fetch,
+    Put,
+    Remove,
     Other,
 }
 
@@ -148,6 +152,10 @@ impl From<&Job> for WorkerJob {
             Job::Prune(_) => Self::Prune,
             Job::Init { .. } => Self::Init,
             Job::Import(_) => Self::Import,
+            Job::Objects => Self::Objects,
+            Job::Fetch { .. } => Self::Fetch,
+            Job::Put { .. } => Self::Put,
+            Job::Remove { .. } => Self::Remove,
             // The coordinator starts no others.
             _ => Self::Other,
         }
@@ -213,6 +221,10 @@ pub struct Metrics {
     pub snapshots_judged: Family<JudgedLabels, Counter>,
     /// 1 while the bucket could be used when it was looked at last.
     pub bucket_usable: Gauge,
+    /// How old the newest backup of the key store in the bucket is, in seconds; 0 without one.
+    pub key_backup_age: Gauge,
+    /// Users whose keys are in no backup in the bucket.
+    pub keys_not_backed_up: Gauge,
     /// Repositories whose last check found damage.
     pub repositories_damaged: Gauge,
     /// Repositories whose last prune was not done.
@@ -272,6 +284,16 @@ impl Default for Metrics {
                 of,
                 "bucket_usable",
                 "Whether the bucket could be used when it was looked at last",
+            ),
+            key_backup_age: registered(
+                of,
+                "key_backup_age_seconds",
+                "How old the newest backup of the key store in the bucket is",
+            ),
+            keys_not_backed_up: registered(
+                of,
+                "keys_not_backed_up",
+                "Users whose keys are in no backup in the bucket",
             ),
             repositories_damaged: registered(
                 of,

@@ -10,6 +10,7 @@
 //! for the other.
 
 mod import;
+mod objects;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,7 @@ struct Inner {
     turns: Arc<Semaphore>,
     upkeep: Workers,
     checks: Workers,
+    objects: Workers,
     imports: import::Imports,
     metrics: Arc<Metrics>,
     tasks: Tasks,
@@ -95,6 +97,7 @@ impl Repositories {
             turns: Arc::new(Semaphore::new(readers)),
             upkeep: Workers::new(program.clone(), 1),
             checks: Workers::new(program.clone(), 1),
+            objects: Workers::new(program.clone(), 1),
             imports: import::Imports::new(program, data_dir),
             metrics,
             tasks: tasks.clone(),

@@ -4,6 +4,7 @@
 mod api;
 mod docs;
 mod imports;
+mod key_backups;
 mod keys;
 mod links;
 pub(crate) mod repositories;

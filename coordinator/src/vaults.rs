@@ -22,12 +22,12 @@ use berth_shared::ids::{Generation, KeyId, NodeId, NodeName, UserId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::{Bucket, REPOSITORIES_MAX, RepositoryKey, UserRepository};
 use berth_shared::secret::Secret;
-use berth_shared::time::UnixMs;
+use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::CoordinatorFrame;
 use berth_snapshot::store::{StoreConfig, StoreCredential};
 
 use crate::config::Snapshots;
-use crate::keystore::{KeyStore, KeyStoreError};
+use crate::keystore::{BackedUp, Backup, InBucket, KeyStore, KeyStoreError};
 use crate::store::Store;
 use crate::system::wall_now;
 
@@ -111,11 +111,25 @@ impl Vaults {
     /// # Errors
     /// Key store or credential cannot be used.
     pub fn open(data_dir: &Path, config: &Snapshots, tasks: &Tasks) -> Result<Option<Self>, VaultsError> {
+        if config.bucket.is_some() {
+            KeyStore::below(data_dir).check()?;
+        }
+        Self::without_keys(data_dir, config, tasks)
+    }
+
+    /// The same where the key store may be missing: nothing but the bucket can be used then.
+    ///
+    /// # Errors
+    /// A credential cannot be used.
+    pub(crate) fn without_keys(
+        data_dir: &Path,
+        config: &Snapshots,
+        tasks: &Tasks,
+    ) -> Result<Option<Self>, VaultsError> {
         let (Some(bucket), Some(credential)) = (&config.bucket, &config.credential_file) else {
             return Ok(None);
         };
         let keys = KeyStore::below(data_dir);
-        keys.check()?;
         let (access_key, secret_key) = read_credential(credential)?;
         let bucket = Bucket {
             endpoint: config.endpoint.clone(),
@@ -219,6 +233,40 @@ impl Vaults {
     /// The key store cannot be used.
     pub(crate) async fn ids(&self) -> Result<BTreeMap<UserId, KeyId>, Problem> {
         self.call(KeyStore::ids).await
+    }
+
+    /// How far the bucket has a backup of the key store.
+    ///
+    /// # Errors
+    /// The key store cannot be used.
+    pub(crate) async fn in_bucket(&self) -> Result<BackedUp, Problem> {
+        self.call(KeyStore::in_bucket).await
+    }
+
+    /// A backup of the key store for the bucket, which may be kept for so long.
+    ///
+    /// # Errors
+    /// The key store cannot be used.
+    pub(crate) async fn back_up_keys(&self, kept: Millis) -> Result<Backup, Problem> {
+        self.call(move |keys| keys.back_up(wall_now(), kept)).await
+    }
+
+    /// Writes down that the bucket has it.
+    ///
+    /// # Errors
+    /// The key store cannot be used.
+    pub(crate) async fn keys_backed_up(&self, taken: InBucket) -> Result<(), Problem> {
+        self.call(move |keys| keys.backed_up(taken, wall_now())).await
+    }
+
+    /// Where backups of the key store are.
+    pub(crate) fn key_backups(&self) -> StoreConfig {
+        self.store(format!("{}keys/", self.prefix))
+    }
+
+    /// The same with the credential that may delete; `None` where there is none.
+    pub(crate) fn pruning_key_backups(&self) -> Option<StoreConfig> {
+        self.pruning_store(self.key_backups().prefix)
     }
 
     /// What a node is told behind its welcome, before the desired state.

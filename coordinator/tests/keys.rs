@@ -3,16 +3,24 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test fails.
+const BOUND: Duration = Duration::from_secs(30);
 
 /// Runs `berth-coordinator` on a data folder.
 fn coordinator(data: &Path, arguments: &[&str]) -> Output {
+    command(data, arguments).output().unwrap()
+}
+
+fn command(data: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_berth-coordinator"));
     command.args(arguments);
     for set in [format!("data_dir={}", data.display()), "link_listen=127.0.0.1:0".to_owned()] {
         command.arg("--set").arg(set);
     }
-    command.output().unwrap()
+    command
 }
 
 fn told(output: &Output) -> String {
@@ -72,6 +80,12 @@ fn keys_are_made_backed_up_changed_and_brought_back_and_every_refusal_has_its_co
     assert!(!told(&back).contains(recovery[0]));
     assert_eq!(restore(recovery[0]).status.code(), Some(73));
 
+    let key = key_file.to_str().unwrap();
+    let no_bucket =
+        coordinator(&folder.path().join("third"), &["keys", "restore", "--recovery-key-file", key]);
+    assert_eq!(no_bucket.status.code(), Some(78), "{}", told(&no_bucket));
+    assert!(told(&no_bucket).contains("names no bucket"), "{}", told(&no_bucket));
+
     let listing = folder.path().join("listing.json");
     let from = listing.to_str().unwrap();
     assert_eq!(coordinator(&there, &["heads", "rebuild", "--from", from]).status.code(), Some(66));
@@ -81,6 +95,60 @@ fn keys_are_made_backed_up_changed_and_brought_back_and_every_refusal_has_its_co
     let rebuilt = coordinator(&there, &["heads", "rebuild", "--from", from]);
     assert_eq!(rebuilt.status.code(), Some(0), "{}", told(&rebuilt));
     assert!(told(&rebuilt).contains("HEADs of 0 users rebuilt"), "{}", told(&rebuilt));
+}
+
+/// A coordinator that serves, killed with its test.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ended_already = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+#[test]
+fn a_coordinator_that_is_killed_and_loses_its_disk_comes_back_out_of_the_bucket() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = berth_test_s3::Server::local(&folder.path().join("store")).unwrap();
+    let (credential, key_file) = (folder.path().join("credential"), folder.path().join("recovery.key"));
+    let (id, secret) = (berth_test_s3::NODE_KEY, berth_test_s3::NODE_SECRET);
+    secret_file(&credential, &format!("aws_access_key_id = {id}\naws_secret_access_key = {secret}\n"));
+    let data = folder.path().join("data");
+    let set = [
+        "snapshots.bucket=berth".to_owned(),
+        format!("snapshots.endpoint={}", server.endpoint()),
+        "snapshots.path_style=true".to_owned(),
+        format!("snapshots.credential_file={}", credential.display()),
+        "api_listen=127.0.0.1:0".to_owned(),
+    ];
+    let with_bucket = |verb: &[&str]| {
+        let mut arguments = verb.to_vec();
+        arguments.extend(set.iter().flat_map(|set| ["--set", set]));
+        command(&data, &arguments)
+    };
+    let key = ["--recovery-key-file", key_file.to_str().unwrap()];
+    let made = with_bucket(&["keys", "init", key[0], key[1]]).output().unwrap();
+    assert_eq!(made.status.code(), Some(0), "{}", told(&made));
+    let operator = folder.path().join("operator.key");
+    let mut serve = with_bucket(&["serve", "--operator-key-file", operator.to_str().unwrap()]);
+    let mut serving = Serving(serve.stderr(Stdio::null()).spawn().unwrap());
+    let backups = folder.path().join("store/berth/keys");
+    let begun = Instant::now();
+    while std::fs::read_dir(&backups).map_or(0, Iterator::count) == 0 {
+        assert!(serving.0.try_wait().unwrap().is_none(), "it has ended");
+        assert!(begun.elapsed() < BOUND, "there is no backup");
+        std::thread::yield_now();
+    }
+    drop(serving);
+    std::fs::remove_dir_all(&data).unwrap();
+
+    let back = with_bucket(&["keys", "restore", key[0], key[1]]).output().unwrap();
+    assert_eq!(back.status.code(), Some(0), "{}", told(&back));
+    assert!(told(&back).contains("keys of 0 users are back, out of 20"), "{}", told(&back));
+    let rebuilt = with_bucket(&["heads", "rebuild"]).output().unwrap();
+    assert_eq!(rebuilt.status.code(), Some(0), "{}", told(&rebuilt));
+    assert_eq!(with_bucket(&["keys", "restore", key[0], key[1]]).output().unwrap().status.code(), Some(73));
 }
 
 #[test]

@@ -297,6 +297,9 @@ pub struct KeyPurged {
     pub user: UserId,
     /// Until then a backup of the key store may be kept that holds the key; `None`: there is none.
     pub backups_until: Option<UnixMs>,
+    /// Nobody removes backups from the bucket then: the coordinator has no credential that may delete.
+    #[serde(default)]
+    pub backups_stay: bool,
 }
 
 /// A login link: `POST /v1/users/{slug}/login-link`.

@@ -102,7 +102,7 @@ codes! {
     NodeAlive "node_alive" 409 "The node is connected, and has the user's data of now. Users of a live node cannot be moved yet." "Leave the user where it is; a node that is to go can be shut down first."
     Quarantined "quarantined" 403 "The cell is quarantined by an operator: stopped, kept, and cut off." "`berth cell show USER` tells why; `berth cell release USER` ends it."
     UserInUse "user_in_use" 409 "The user is still there, or something is known of it already." "Remove the user first with `berth user rm USER`, where it is to go; the detail says what is known."
-    KeyMissing "key_missing" 503 "The user's repository key is not there." "A new user has it within seconds; look at the coordinator's log if not."
+    KeyMissing "key_missing" 503 "The user's repository key is not there." "A new user has it within seconds; look at the coordinator's log if not. Where `berth doctor` says that keys are lost (`repository_keys`), bring them back: `berth-coordinator keys restore` (docs/INSTALL.md)."
     KeyPurged "key_purged" 410 "The user's repository key was destroyed, so that nothing of its snapshots can be read any more." "There is no way back. The answer to the purge says when the last backup of the key ends."
     SnapshotsOff "snapshots_off" 409 "The coordinator has no bucket for snapshots." "Set `snapshots.bucket` in its config and make its keys with `berth-coordinator keys init`."
     AmbiguousUser "ambiguous_user" 409 "Several users had this name, one after the other." "Name the one that is meant by its id; the detail lists them."

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use berth_coordinator::config::{self, Config, ENV_PREFIX};
 use berth_coordinator::daemon::{self, JOURNAL_FOLDER};
 use berth_coordinator::heads::{self, Done, InBucket};
+use berth_coordinator::key_backups::{self, Restored};
 use berth_coordinator::keystore::{KeyStore, verbs};
 use berth_coordinator::records::{self, Shown};
 use berth_daemon::cli::{self, Layers};
@@ -76,7 +77,8 @@ enum KeysVerb {
         #[command(flatten)]
         settings: Layers,
     },
-    /// Writes a backup into a folder, and removes those in it that are older than `snapshots.key_backup_days`.
+    /// Writes a backup into a folder, and removes those in it that are older than `snapshots.key_backup_days`. The bucket is
+    /// given its own by the coordinator itself.
     Backup {
         #[command(flatten)]
         settings: Layers,
@@ -84,13 +86,16 @@ enum KeysVerb {
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
     },
-    /// Brings a backup back where there is no key store.
+    /// Brings the newest backup in the bucket back where there is no key store.
+    ///
+    /// One that is damaged or was made for another recovery key is told and passed over. Ends with 65, 66 or 78 when there is
+    /// no good one, with 69 when the bucket cannot be asked, and with 73 when there is a key store.
     Restore {
         #[command(flatten)]
         settings: Layers,
-        /// The backup's file.
+        /// A backup's file, instead of the bucket.
         #[arg(long, value_name = "FILE")]
-        backup: PathBuf,
+        backup: Option<PathBuf>,
         /// The file that holds the recovery key (mode 0600).
         #[arg(long, value_name = "FILE")]
         recovery_key_file: PathBuf,
@@ -200,14 +205,41 @@ fn keys(verb: KeysVerb, env: &Env) -> Exit {
             let until = now.after(config.snapshots.backups_kept());
             Ok(format!("{}: to be kept until {until} at the most", path.display()))
         }),
-        KeysVerb::Restore { settings, backup, recovery_key_file, also_expired } => load(settings, env)
-            .and_then(|config| {
-                let store = KeyStore::below(&config.data_dir);
-                let users = verbs::restore(&store, &backup, &recovery_key_file, now, also_expired)?;
+        KeysVerb::Restore { settings, backup: Some(backup), recovery_key_file, also_expired } => {
+            load(settings, env).and_then(|config| {
+                let (store, kept) = (KeyStore::below(&config.data_dir), config.snapshots.backups_kept());
+                let users = verbs::restore(&store, &backup, &recovery_key_file, now, kept, also_expired)?;
                 Ok(format!("keys of {users} users are back"))
-            }),
+            })
+        }
+        KeysVerb::Restore { settings, backup: None, recovery_key_file, also_expired } => {
+            let config = match load(settings, env) {
+                Ok(config) => config,
+                Err(error) => return cli::complain(&error),
+            };
+            return run::block_on(async move {
+                let restored = key_backups::restore(&config, &recovery_key_file, also_expired).await;
+                tell(restored.map(restored_from_bucket))
+            });
+        }
     };
     tell(done)
+}
+
+/// So many backups are named that were passed over.
+const PASSED_OVER_SHOWN: usize = 20;
+
+/// Tells what is back, and what could not be taken instead.
+fn restored_from_bucket(restored: Restored) -> String {
+    let mut text = format!("keys of {} users are back, out of {}", restored.users, restored.name);
+    let more = restored.passed_over.len().saturating_sub(PASSED_OVER_SHOWN);
+    for newer in restored.passed_over.iter().take(PASSED_OVER_SHOWN) {
+        text.push_str(&format!("\n  passed over: {newer}"));
+    }
+    if more > 0 {
+        text.push_str(&format!("\n  and {more} more"));
+    }
+    text
 }
 
 fn heads(HeadsVerb::Rebuild { settings, from }: HeadsVerb, env: &Env) -> Exit {

@@ -38,7 +38,7 @@ pub(crate) async fn purge(
     api.store.submit(actor, Command::Snapshot(SnapshotCommand::PurgeKey { user })).await?;
     let backups_until = vaults.destroy(user).await?;
     tracing::warn!(%user, %actor, "a user's repository key was destroyed");
-    Ok(Json(KeyPurged { user, backups_until }))
+    Ok(Json(KeyPurged { user, backups_until, backups_stay: vaults.pruning_key_backups().is_none() }))
 }
 
 /// The place and the password of a user's repository. Written down before it is shown.

@@ -10,15 +10,22 @@ use std::collections::BTreeMap;
 
 use berth_shared::codec::{self, CodecError};
 use berth_shared::ids::{KeyId, UserId};
-use berth_shared::time::UnixMs;
+use berth_shared::time::{Millis, UnixMs};
 use serde::de::DeserializeOwned;
+use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::wrap::{Entry, FleetKey, RecoveryPublic, WrapError};
+use super::wrap::{Entry, FleetKey, ProofKey, RecoveryKey, RecoveryPublic, WrapError};
 
 /// Largest file that is read, in bytes: 20,000 users have 4 MiB.
 pub(super) const FILE_BYTES_MAX: usize = 64 << 20;
+
+/// Ends the name of a backup.
+pub(super) const BACKUP_SUFFIX: &str = ".keys";
+
+/// Longest that any config has a backup kept: ten years.
+const KEPT_MAX: Millis = Millis::minutes(3_650 * 24 * 60);
 
 const HASH_BYTES: usize = 32;
 const MAGIC_BYTES: usize = 8;
@@ -33,31 +40,46 @@ pub(super) struct Contents {
     /// The fleet key is sealed to this.
     pub(super) recovery: RecoveryPublic,
     sealed_fleet: Vec<u8>,
+    /// What backups are proven with, wrapped by the fleet key.
+    wrapped_proof: Vec<u8>,
     pub(super) entries: BTreeMap<UserId, Entry>,
 }
 
 /// When a backup was made, and until when it may be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct BackupMark {
+    pub(crate) made_at: UnixMs,
+    pub(crate) expires_at: UnixMs,
+}
+
+/// A backup in the bucket, and which change of the store was the last that it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct BackupMark {
-    pub(super) made_at: UnixMs,
-    pub(super) expires_at: UnixMs,
+pub(crate) struct InBucket {
+    pub(super) revision: u64,
+    pub(crate) mark: BackupMark,
 }
 
 /// The store's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoreForm {
     pub(super) contents: Contents,
-    /// Backups that have not expired when this was written.
+    /// How often the contents were changed.
+    pub(super) revision: u64,
+    /// Backups that have not expired when this was written, but for those that say nothing beside a newer one.
     pub(super) backups: Vec<BackupMark>,
+    /// The newest backup that the bucket has taken.
+    pub(super) in_bucket: Option<InBucket>,
     /// Users whose keys were destroyed while backups held them, and until when the last of those is kept.
     pub(super) destroyed: BTreeMap<UserId, UnixMs>,
 }
 
-/// A backup's file.
+/// A backup's file: the store as it was, with all that it knew of backups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BackupForm {
     pub(super) mark: BackupMark,
-    pub(super) contents: Contents,
+    pub(super) store: StoreForm,
+    /// That it was written by an installation of the recovery key.
+    proof: Vec<u8>,
 }
 
 /// Why bytes are not such a file.
@@ -72,27 +94,56 @@ pub enum FormError {
     /// Not by us.
     #[error("its bytes are not what its beginning says")]
     Body(#[source] CodecError),
+    /// An older backup, or another's, under a newer name.
+    #[error("it is another backup than its name says")]
+    Name,
+}
+
+impl BackupMark {
+    /// The name of its object in the bucket.
+    pub(crate) fn name(&self) -> String {
+        format!("{}_{}{BACKUP_SUFFIX}", self.made_at, self.expires_at)
+    }
+
+    /// `None`: no backup has this name.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        let time = |text: &str| UnixMs::deserialize(StrDeserializer::<ValueError>::new(text)).ok();
+        let (made_at, expires_at) = name.strip_suffix(BACKUP_SUFFIX)?.split_once('_')?;
+        let mark = Self { made_at: time(made_at)?, expires_at: time(expires_at)? };
+        let possible = mark.expires_at.since(mark.made_at) <= KEPT_MAX;
+        (possible && mark.name() == name).then_some(mark)
+    }
 }
 
 impl Contents {
-    pub(super) fn new(fleet: &FleetKey, recovery: RecoveryPublic) -> Result<Self, WrapError> {
-        let sealed_fleet = recovery.seal(fleet)?;
-        Ok(Self { fleet: fleet.id, recovery, sealed_fleet, entries: BTreeMap::new() })
+    pub(super) fn new(
+        fleet: &FleetKey,
+        recovery: RecoveryPublic,
+        proof: &ProofKey,
+    ) -> Result<Self, WrapError> {
+        let (sealed_fleet, wrapped_proof) = (recovery.seal(fleet)?, fleet.wrap_proof(proof));
+        Ok(Self { fleet: fleet.id, recovery, sealed_fleet, wrapped_proof, entries: BTreeMap::new() })
     }
 
     /// Of entries that nothing opens, for the fuzz targets.
     pub(super) fn sample(recovery: RecoveryPublic, entries: BTreeMap<UserId, Entry>) -> Self {
-        Self { fleet: KeyId::from_random([5; 16]), recovery, sealed_fleet: vec![6; 80], entries }
+        let (fleet, sealed_fleet, wrapped_proof) = (KeyId::from_random([5; 16]), vec![6; 80], vec![7; 72]);
+        Self { fleet, recovery, sealed_fleet, wrapped_proof, entries }
     }
 
     /// The fleet key, by its recovery key.
-    pub(super) fn open(&self, recovery: &super::wrap::RecoveryKey) -> Result<FleetKey, WrapError> {
+    pub(super) fn open(&self, recovery: &RecoveryKey) -> Result<FleetKey, WrapError> {
         recovery.open(self.fleet, &self.sealed_fleet)
+    }
+
+    /// What backups are proven with.
+    fn proof_key(&self, fleet: &FleetKey) -> Result<ProofKey, WrapError> {
+        fleet.unwrap_proof(&self.wrapped_proof)
     }
 
     /// The same keys under another fleet key.
     pub(super) fn rewrapped(&self, from: &FleetKey, to: &FleetKey) -> Result<Self, WrapError> {
-        let mut next = Self::new(to, self.recovery)?;
+        let mut next = Self::new(to, self.recovery, &self.proof_key(from)?)?;
         for (user, entry) in &self.entries {
             let key = from.unwrap(*user, entry)?;
             next.entries.insert(*user, to.wrap(*user, &key, entry.made_at));
@@ -103,7 +154,18 @@ impl Contents {
 
 impl StoreForm {
     pub(super) const fn new(contents: Contents) -> Self {
-        Self { contents, backups: vec![], destroyed: BTreeMap::new() }
+        Self { contents, revision: 0, backups: vec![], in_bucket: None, destroyed: BTreeMap::new() }
+    }
+
+    /// Has it know of a backup. One that was made later and may be kept longer holds every key of now that an older one
+    /// holds: so that one needs not be known any more.
+    pub(super) fn know(&mut self, new: BackupMark) {
+        let says =
+            |old: &BackupMark, new: &BackupMark| old.made_at > new.made_at || old.expires_at > new.expires_at;
+        if self.backups.iter().all(|old| says(&new, old)) {
+            self.backups.retain(|old| says(old, &new));
+            self.backups.push(new);
+        }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -116,6 +178,21 @@ impl StoreForm {
 }
 
 impl BackupForm {
+    pub(super) fn new(mark: BackupMark, store: StoreForm, fleet: &FleetKey) -> Result<Self, WrapError> {
+        let proof = store.contents.proof_key(fleet)?.prove(&proven(&mark, &store));
+        Ok(Self { mark, store, proof })
+    }
+
+    /// Of which nothing is proven, for the fuzz targets.
+    pub(super) fn sample(mark: BackupMark, store: StoreForm) -> Self {
+        Self { mark, store, proof: vec![8; 40] }
+    }
+
+    /// Was it written by an installation of this recovery key?
+    pub(super) fn is_of(&self, recovery: &RecoveryKey) -> bool {
+        recovery.proof_key().proves(&self.proof, &proven(&self.mark, &self.store))
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         encode(BACKUP_MAGIC, self)
     }
@@ -125,9 +202,18 @@ impl BackupForm {
     }
 }
 
+/// What the proof of a backup is of.
+fn proven(mark: &BackupMark, store: &StoreForm) -> Vec<u8> {
+    body(&(mark, store))
+}
+
+fn body(form: &impl Serialize) -> Vec<u8> {
+    codec::encode(form).expect("maps and byte strings of known length always encode")
+}
+
 fn encode(magic: &[u8; MAGIC_BYTES], form: &impl Serialize) -> Vec<u8> {
     let mut bytes = magic.to_vec();
-    bytes.extend(codec::encode(form).expect("maps and byte strings of known length always encode"));
+    bytes.extend(body(form));
     let hash = Sha256::digest(&bytes);
     bytes.extend(hash);
     bytes

@@ -7,7 +7,7 @@ use berth_shared::secret::Secret;
 use berth_shared::time::UnixMs;
 
 use super::KeyStore;
-use super::form::{BackupForm, BackupMark, Contents, StoreForm};
+use super::form::{BackupForm, BackupMark, Contents, InBucket, StoreForm};
 use super::wrap::{Entry, FleetKey, RecoveryKey};
 
 /// A key store's file, written again.
@@ -25,11 +25,13 @@ pub fn backup_expires(bytes: &[u8]) -> Option<UnixMs> {
     KeyStore::backup_expires(bytes)
 }
 
-/// Does a backup open with a recovery key that it was not made for, or one of its entries with the fleet key that is in it?
+/// Does a backup open with a recovery key that it was not made for, is it proven by it, or does one of its entries open with
+/// the fleet key that is in it?
 pub fn opens(backup: &[u8]) -> bool {
-    let Ok(BackupForm { contents, .. }) = BackupForm::decode(backup) else { return false };
+    let Ok(backup) = BackupForm::decode(backup) else { return false };
     let Ok(recovery) = RecoveryKey::from_text(sample_key_text(true).expose()) else { return false };
-    contents.open(&recovery).is_ok() || {
+    let contents = &backup.store.contents;
+    backup.is_of(&recovery) || contents.open(&recovery).is_ok() || {
         let Ok(fleet) = FleetKey::from_text(sample_key_text(false).expose()) else { return false };
         contents.entries.iter().any(|(user, entry)| fleet.unwrap(*user, entry).is_ok())
     }
@@ -59,13 +61,18 @@ fn contents() -> Contents {
 
 const MARK: BackupMark = BackupMark { made_at: UnixMs(6_000), expires_at: UnixMs(7_000) };
 
+fn store() -> StoreForm {
+    let destroyed = BTreeMap::from([(UserId::from_random([6; 16]), UnixMs(7_000))]);
+    let in_bucket = Some(InBucket { revision: 2, mark: MARK });
+    StoreForm { contents: contents(), revision: 3, backups: vec![MARK], in_bucket, destroyed }
+}
+
 /// A store's file, always the same. Nothing in it opens.
 pub fn sample_store() -> Vec<u8> {
-    let destroyed = BTreeMap::from([(UserId::from_random([6; 16]), UnixMs(7_000))]);
-    StoreForm { contents: contents(), backups: vec![MARK], destroyed }.encode()
+    store().encode()
 }
 
 /// A backup's file, always the same. Nothing in it opens.
 pub fn sample_backup() -> Vec<u8> {
-    BackupForm { mark: MARK, contents: contents() }.encode()
+    BackupForm::sample(MARK, store()).encode()
 }

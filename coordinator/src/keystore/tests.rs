@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 
+use berth_daemon::exit::Exit;
 use berth_shared::repository::MASTER_KEY_BYTES;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -33,7 +34,7 @@ fn empty() -> Place {
 
 fn place() -> Place {
     let place = empty();
-    place.store.init(place.recovery.public()).unwrap();
+    place.store.init(&place.recovery).unwrap();
     place
 }
 
@@ -92,13 +93,13 @@ fn a_store_is_made_once_and_one_that_is_not_there_says_what_to_do() {
     let missing = place.store.ids().unwrap_err();
     assert!(matches!(missing, KeyStoreError::Missing { .. }), "{missing}");
     assert!(missing.to_string().contains("keys init"), "{missing}");
-    place.store.init(place.recovery.public()).unwrap();
+    place.store.init(&place.recovery).unwrap();
     let made = place.store.ensure(&users(1), NOW).unwrap();
-    assert!(matches!(place.store.init(place.recovery.public()), Err(KeyStoreError::Exists { .. })));
+    assert!(matches!(place.store.init(&place.recovery), Err(KeyStoreError::Exists { .. })));
     assert_eq!(place.store.ensure(&users(1), NOW).unwrap(), made);
     // A making that was cut short behind its first write is made anew.
     std::fs::remove_file(place.folder.path().join(KEYS_FOLDER).join(STORE_FILE)).unwrap();
-    place.store.init(place.recovery.public()).unwrap();
+    place.store.init(&place.recovery).unwrap();
     assert_eq!(place.store.ids().unwrap().len(), 0);
 }
 
@@ -223,31 +224,147 @@ fn a_backup_brings_all_keys_back_on_an_empty_folder_with_its_recovery_key_only()
     here.store.rotate(NOW).unwrap();
     let there = empty();
     let other = RecoveryKey::draw();
-    let wrong = there.store.restore(&backup, &other, NOW, false).unwrap_err();
+    let wrong = there.store.restore(&backup, &other, NOW, false, DAY).unwrap_err();
     assert!(matches!(wrong, KeyStoreError::OtherRecovery), "{wrong}");
     for at in (0..backup.len()).step_by(13) {
         let mut bad = backup.clone();
         bad[at] ^= 1;
-        let damaged = there.store.restore(&bad, &here.recovery, NOW, false);
+        let damaged = there.store.restore(&bad, &here.recovery, NOW, false, DAY);
         assert!(matches!(damaged, Err(KeyStoreError::Damaged { .. })), "byte {at}");
     }
-    let expired = there.store.restore(&backup, &here.recovery, NOW.after(DAY), false).unwrap_err();
+    let expired = there.store.restore(&backup, &here.recovery, NOW.after(DAY), false, DAY).unwrap_err();
     assert!(matches!(expired, KeyStoreError::Expired { at } if at == NOW.after(DAY)), "{expired}");
     assert!(!there.folder.path().join(KEYS_FOLDER).join(STORE_FILE).exists());
     let text = here.recovery.to_text();
     let from_paper = RecoveryKey::from_text(&format!("  {}\n", text.expose())).unwrap();
-    assert_eq!(there.store.restore(&backup, &from_paper, NOW, false).unwrap(), 4);
+    assert_eq!(there.store.restore(&backup, &from_paper, NOW, false, DAY).unwrap(), 4);
     assert_eq!(there.store.keys(&users(4)).unwrap(), keys);
     assert!(matches!(
-        there.store.restore(&backup, &from_paper, NOW, false),
+        there.store.restore(&backup, &from_paper, NOW, false, DAY),
         Err(KeyStoreError::Exists { .. })
     ));
     // The same recovery key opens what is backed up from there, and the backup of before still counts at a purge.
     let again = there.store.backup(NOW, Millis(1)).unwrap();
     let third = empty();
-    assert_eq!(third.store.restore(&again, &here.recovery, NOW.after(DAY), true).unwrap(), 4);
+    assert_eq!(third.store.restore(&again, &here.recovery, NOW.after(DAY), true, DAY).unwrap(), 4);
     let told = there.store.destroy(&[user(1)], NOW).unwrap();
     assert_eq!(told[&user(1)], Some(NOW.after(DAY)));
+}
+
+#[test]
+fn a_backup_that_a_stranger_sealed_to_the_recovery_key_is_refused() {
+    let here = place();
+    here.store.ensure(&users(1), NOW).unwrap();
+    let good = here.store.backup(NOW, DAY).unwrap();
+    // All of it that is in the clear: the public half of the recovery key, the users, the mark.
+    let BackupForm { mark, store, .. } = BackupForm::decode(&good).unwrap();
+    let fleet = FleetKey::draw();
+    let stranger = RecoveryKey::draw().proof_key();
+    let mut contents = Contents::new(&fleet, here.recovery.public(), &stranger).unwrap();
+    contents.entries.insert(user(1), fleet.make(user(1), NOW));
+    let forged = BackupForm::new(mark, StoreForm { contents, ..store }, &fleet).unwrap().encode();
+    let there = empty();
+    let refused = there.store.restore(&forged, &here.recovery, NOW, false, DAY).unwrap_err();
+    assert!(matches!(refused, KeyStoreError::Forged), "{refused}");
+    // A good one that may be kept longer than it says is another one.
+    let mut longer = BackupForm::decode(&good).unwrap();
+    longer.mark.expires_at = NOW.after(Millis(DAY.0 * 99));
+    let refused = there.store.restore(&longer.encode(), &here.recovery, NOW, false, DAY).unwrap_err();
+    assert!(matches!(refused, KeyStoreError::Forged), "{refused}");
+    // Also with a fleet key that was changed since.
+    here.store.rotate(NOW).unwrap();
+    let good = here.store.backup(NOW, DAY).unwrap();
+    assert_eq!(there.store.restore(&good, &here.recovery, NOW, false, DAY).unwrap(), 1);
+}
+
+#[test]
+fn what_the_bucket_has_is_behind_after_each_change_and_not_after_what_changes_no_key() {
+    let place = place();
+    let known = || place.store.in_bucket().unwrap();
+    let caught_up = |at: UnixMs| {
+        let backup = place.store.back_up(at, DAY).unwrap();
+        assert!(!known().is_current, "the bucket has not said that it has it");
+        place.store.backed_up(backup.taken, at).unwrap();
+        assert!(known().is_current);
+        assert_eq!(known().newest, Some(BackupMark { made_at: at, expires_at: at.after(DAY) }));
+        KeyStore::is_backup(&backup.bytes, backup.taken.mark).unwrap();
+    };
+    assert_eq!(known(), BackedUp { users: 0, missing: 0, is_current: false, newest: None });
+    place.store.ensure(&users(2), NOW).unwrap();
+    assert_eq!(known(), BackedUp { users: 2, missing: 2, is_current: false, newest: None });
+    caught_up(NOW);
+    place.store.ensure(&users(2), NOW.after(Millis(1))).unwrap();
+    place.store.backup(NOW.after(Millis(1)), DAY).unwrap();
+    place.store.destroy(&[user(9)], NOW.after(Millis(1))).unwrap();
+    assert!(known().is_current);
+    place.store.ensure(&users(3), NOW.after(Millis(2))).unwrap();
+    assert_eq!((known().users, known().missing, known().is_current), (3, 1, false));
+    caught_up(NOW.after(Millis(3)));
+    place.store.destroy(&[user(1)], NOW.after(Millis(4))).unwrap();
+    assert_eq!((known().users, known().missing, known().is_current), (2, 0, false));
+    caught_up(NOW.after(Millis(5)));
+    // A key that is made between a backup and the bucket's word is not in it.
+    let backup = place.store.back_up(NOW.after(Millis(6)), DAY).unwrap();
+    place.store.ensure(&users(4), NOW.after(Millis(6))).unwrap();
+    place.store.backed_up(backup.taken, NOW.after(Millis(7))).unwrap();
+    assert!(!known().is_current);
+    caught_up(NOW.after(Millis(8)));
+    place.store.rotate(NOW.after(Millis(9))).unwrap();
+    assert!(!known().is_current);
+}
+
+#[test]
+fn of_many_backups_those_are_remembered_that_say_more_than_a_newer_one() {
+    let place = place();
+    place.store.ensure(&users(1), NOW).unwrap();
+    place.store.backup(NOW, Millis(DAY.0 * 30)).unwrap();
+    for minute in 0..100 {
+        place.store.backup(NOW.after(Millis::minutes(minute)), DAY).unwrap();
+    }
+    assert_eq!(place.store.hold().unwrap().form.backups.len(), 2);
+    let told = place.store.destroy(&users(1), NOW.after(Millis::minutes(100))).unwrap();
+    assert_eq!(told[&user(1)], Some(NOW.after(Millis(DAY.0 * 30))));
+}
+
+#[test]
+fn what_a_restored_store_says_of_backups_is_not_too_early() {
+    let here = place();
+    here.store.ensure(&users(1), NOW).unwrap();
+    let days = |count: u64| NOW.after(Millis(DAY.0 * count));
+    let kept = Millis(DAY.0 * 30);
+    here.store.backup(NOW, Millis(DAY.0 * 90)).unwrap();
+    let older = here.store.backup(days(1), kept).unwrap();
+    let _overlooked = here.store.backup(days(2), kept).unwrap();
+    let until = |at: UnixMs| {
+        let there = empty();
+        there.store.restore(&older, &here.recovery, at, true, kept).unwrap();
+        assert_eq!(there.store.in_bucket().unwrap().newest, None, "that is yet to be looked at");
+        there.store.destroy(&[user(1)], at).unwrap()[&user(1)]
+    };
+    assert_eq!(until(days(3)), Some(days(90)), "it knew of the one that is kept for long");
+    // The overlooked one is over before, as is any that was made until now.
+    assert_eq!(until(days(70)), Some(days(100)));
+}
+
+#[test]
+fn the_name_of_a_backup_says_what_it_is_and_nothing_else_is_such_a_name() {
+    for (made_at, kept) in [(NOW, DAY), (UnixMs(NOW.0 + 120), Millis(1)), (UnixMs(NOW.0 + 7), Millis(0))] {
+        let mark = BackupMark { made_at, expires_at: made_at.after(kept) };
+        assert_eq!(BackupMark::of_name(&mark.name()), Some(mark));
+    }
+    for bad in [
+        "",
+        "_.keys",
+        "berth-check",
+        "2026-11-21T01:15:58.765Z.keys",
+        "2026-11-21T01:15:58.765Z_2026-12-21T01:15:58.765Z",
+        "2026-11-21T01:15:58.765Z_2026-12-21T01:15:58.765Z.keys.keys",
+        "2026-11-21T01:15:58.7650Z_2026-12-21T01:15:58.765Z.keys",
+        "2026-11-21T02:15:58.765+01:00_2026-12-21T01:15:58.765Z.keys",
+        "2026-11-21T01:15:58.765Z_2036-12-21T01:15:58.765Z.keys",
+    ] {
+        assert_eq!(BackupMark::of_name(bad), None, "{bad}");
+    }
 }
 
 #[test]
@@ -289,7 +406,7 @@ fn a_recovery_key_is_shown_once_or_in_its_file_before_the_store_is_made() {
     let recovery = RecoveryKey::from_text(text).unwrap();
     place.store.ensure(&users(1), NOW).unwrap();
     let backup = place.store.backup(NOW, DAY).unwrap();
-    assert_eq!(empty().store.restore(&backup, &recovery, NOW, false).unwrap(), 1);
+    assert_eq!(empty().store.restore(&backup, &recovery, NOW, false, DAY).unwrap(), 1);
     assert_eq!(verbs::init(&place.store, None, &mut vec![]).unwrap_err().exit(), Exit::CantCreate);
 
     let other = empty();

@@ -10,12 +10,9 @@ use berth_daemon::secret_file::{SecretFileError, read_secret_file, write_secret_
 use berth_shared::time::{Millis, UnixMs};
 use zeroize::Zeroizing;
 
-use super::form::FILE_BYTES_MAX;
+use super::form::{BACKUP_SUFFIX, FILE_BYTES_MAX};
 use super::wrap::{KEY_TEXT_BYTES_MAX, RecoveryKey, WrapError};
 use super::{FILE_MODE, KeyStore, KeyStoreError};
-
-/// Ends the name of a backup's file.
-const BACKUP_SUFFIX: &str = ".keys";
 
 /// Makes the key store. The recovery key is shown once, or written to a file, before anything depends on it; a key that is
 /// in the file already is taken, so that a making that was cut short is repeated with the same.
@@ -33,7 +30,7 @@ pub fn init(store: &KeyStore, key_file: Option<&Path>, show: &mut dyn Write) -> 
             recovery
         }
     };
-    store.init(recovery.public()).map_err(fail)
+    store.init(&recovery).map_err(fail)
 }
 
 /// Writes a backup into a folder, and removes those in it that may not be kept any more. Gives its path.
@@ -80,11 +77,18 @@ pub fn restore(
     backup: &Path,
     key_file: &Path,
     now: UnixMs,
+    kept: Millis,
     also_expired: bool,
 ) -> Result<usize, ExitError> {
     let recovery = read_key(key_file)?;
     let bytes = read_backup(backup).map_err(|error| Exit::NoInput.because(error))?;
-    store.restore(&bytes, &recovery, now, also_expired).map_err(fail)
+    store.restore(&bytes, &recovery, now, also_expired, kept).map_err(fail)
+}
+
+/// The recovery key, where there is no key store.
+pub(crate) fn prepare_restore(store: &KeyStore, key_file: &Path) -> Result<RecoveryKey, ExitError> {
+    store.must_be_empty().map_err(fail)?;
+    read_key(key_file)
 }
 
 fn fail(error: KeyStoreError) -> ExitError {
@@ -113,8 +117,8 @@ fn show_key(show: &mut dyn Write, key: &RecoveryKey) -> std::io::Result<()> {
     writeln!(show, "{}\n", text.expose())?;
     writeln!(
         show,
-        "Print it, and keep it away from this machine. With it and a backup of the keys, users' snapshots can be read on\n\
-         an empty machine; without it, a backup is worth nothing."
+        "Print it, and keep it away from this machine. With it and the bucket, users' snapshots can be read on an empty\n\
+         machine; without it, a backup of the keys is worth nothing."
     )?;
     show.flush()
 }

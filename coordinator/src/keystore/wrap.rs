@@ -5,6 +5,9 @@
 //!        only its public half is kept                 fleet.key, mode 0600              an entry of the store
 //! ```
 //!
+//! Whoever has the public half can seal a fleet key of their own to it, and the public half is in every backup. So a backup
+//! also has a proof, made with a second key that comes out of the recovery key; the store keeps that one wrapped, too.
+//!
 //! What is bound to an entry (user, key id, fleet key, form) is authenticated with it: an entry that was moved to another
 //! user, or is of another fleet key, does not open.
 
@@ -35,6 +38,9 @@ pub(crate) const KEY_TEXT_BYTES_MAX: usize = 256;
 const ENTRY_LABEL: &[u8] = b"berth key store entry, form 1";
 /// The same for the sealed fleet key.
 const FLEET_LABEL: &[u8] = b"berth fleet key, form 1";
+/// The same for the key that backups are proven with, and what sets it apart from the recovery key it comes from.
+const PROOF_LABEL: &[u8] = b"berth key store backup proof, form 1";
+const NONCE_BYTES: usize = 24;
 /// Bytes of an encapsulated X25519 key.
 const ENCAPSULATED_BYTES: usize = 32;
 const SUM_BYTES: usize = 4;
@@ -135,12 +141,52 @@ impl FleetKey {
         codec::decode(&plain, PLAIN_BYTES_MAX).map_err(WrapError::Form)
     }
 
+    pub(super) fn wrap_proof(&self, proof: &ProofKey) -> Vec<u8> {
+        let nonce: [u8; NONCE_BYTES] = random();
+        let payload = Payload { msg: proof.0.as_slice(), aad: &self.bound_proof() };
+        let wrapped = self.cipher().encrypt(&XNonce::from(nonce), payload);
+        [nonce.as_slice(), &wrapped.expect("32 bytes are below the cipher's limit")].concat()
+    }
+
+    pub(super) fn unwrap_proof(&self, wrapped: &[u8]) -> Result<ProofKey, WrapError> {
+        let (nonce, text) = wrapped.split_first_chunk::<NONCE_BYTES>().ok_or(WrapError::Opens)?;
+        let payload = Payload { msg: text, aad: &self.bound_proof() };
+        let plain = self.cipher().decrypt(&XNonce::from(*nonce), payload);
+        let plain = Zeroizing::new(plain.map_err(|_| WrapError::Opens)?);
+        let secret = <[u8; 32]>::try_from(plain.as_slice()).map_err(|_| WrapError::Opens)?;
+        Ok(ProofKey(Zeroizing::new(secret)))
+    }
+
+    fn bound_proof(&self) -> Vec<u8> {
+        [PROOF_LABEL, self.id.bytes()].concat()
+    }
+
     fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new_from_slice(self.secret.as_slice()).expect("a key of this cipher has 32 bytes")
+        cipher(&self.secret)
     }
 
     fn bound(&self, user: UserId, key: KeyId) -> Vec<u8> {
         [ENTRY_LABEL, self.id.bytes(), user.bytes(), key.bytes()].concat()
+    }
+}
+
+fn cipher(secret: &[u8; 32]) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new_from_slice(secret).expect("a key of this cipher has 32 bytes")
+}
+
+/// Proves that a backup was written by an installation of this recovery key. Never printed; wiped when dropped.
+pub(super) struct ProofKey(Zeroizing<[u8; 32]>);
+
+impl ProofKey {
+    pub(super) fn prove(&self, bytes: &[u8]) -> Vec<u8> {
+        let nonce: [u8; NONCE_BYTES] = random();
+        let tag = cipher(&self.0).encrypt(&XNonce::from(nonce), Payload { msg: &[], aad: bytes });
+        [nonce.as_slice(), &tag.expect("a backup is below the cipher's limit")].concat()
+    }
+
+    pub(super) fn proves(&self, proof: &[u8], bytes: &[u8]) -> bool {
+        let Some((nonce, tag)) = proof.split_first_chunk::<NONCE_BYTES>() else { return false };
+        cipher(&self.0).decrypt(&XNonce::from(*nonce), Payload { msg: tag, aad: bytes }).is_ok()
     }
 }
 
@@ -195,6 +241,12 @@ impl RecoveryKey {
 
     pub(crate) fn public(&self) -> RecoveryPublic {
         RecoveryPublic(<Sealing as Kem>::sk_to_pk(&self.private()).to_bytes().into())
+    }
+
+    /// What its backups are proven with.
+    pub(super) fn proof_key(&self) -> ProofKey {
+        let digest = Sha256::new().chain_update(PROOF_LABEL).chain_update(self.0.as_slice()).finalize();
+        ProofKey(Zeroizing::new(digest.into()))
     }
 
     pub(crate) fn open(&self, id: KeyId, sealed: &[u8]) -> Result<FleetKey, WrapError> {

@@ -24,7 +24,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::snapshots::{create, node, with_bucket};
 use super::world::{BOUND, FakeNode, World};
 use crate::config::Config;
-use crate::keystore::{KeyStore, verbs};
 use crate::system::wall_now;
 
 /// An S3 server, and a coordinator's folder beside it.
@@ -336,8 +335,9 @@ async fn a_client_that_goes_away_takes_its_worker_along_and_no_more_run_than_may
     let world = World::with(bucket.folder.path(), config).await;
     let anna = anna(&bucket, &world).await;
     let path = "/v1/users/anna/snapshots/latest/file?path=big";
-    // The look at the bucket is over.
+    // The look at the bucket is over, and the keys are backed up.
     found(&world, "bucket_prune", "good").await;
+    found(&world, "key_backup", "good").await;
     let before = bucket.server.faults().counts();
     bucket.server.faults().set(Fault::Slow(BOUND));
     let mut gone = tokio::net::TcpStream::connect(world.coordinator.api.get()).await.unwrap();
@@ -360,7 +360,7 @@ async fn a_client_that_goes_away_takes_its_worker_along_and_no_more_run_than_may
 }
 
 #[tokio::test]
-async fn after_a_lost_disk_heads_come_out_of_the_bucket_itself() {
+async fn after_a_lost_disk_keys_and_heads_come_out_of_the_bucket_with_the_recovery_key_alone() {
     let bucket = Bucket::new();
     let world = World::with(bucket.folder.path(), bucket.config()).await;
     let mut anna = anna(&bucket, &world).await;
@@ -375,21 +375,16 @@ async fn after_a_lost_disk_heads_come_out_of_the_bucket_itself() {
     bucket.init(&of_bert, &of_bert.prefix).await;
     let lie = UserRepository { user: anna.user.id, ..of_bert.clone() };
     bucket.take(&lie, &of_bert.prefix, &anna.cell, 77).await;
-    let config = bucket.config();
-    let store = KeyStore::below(&config.data_dir);
-    let backups = bucket.path("backups");
-    std::fs::create_dir(&backups).unwrap();
-    let backup = verbs::backup(&store, &backups, wall_now(), Millis::minutes(60)).unwrap();
+    found(&world, "key_backup", "good").await;
     world.end().await;
-    std::fs::remove_dir_all(&config.data_dir).unwrap();
+    std::fs::remove_dir_all(bucket.config().data_dir).unwrap();
 
-    // Another machine: the bucket, a backup of the keys, the recovery key.
+    // Another machine: the bucket and the recovery key.
     let there = tempfile::tempdir().unwrap();
     let config = bucket.config_in(there.path());
-    std::fs::remove_dir_all(config.data_dir.join("keys")).unwrap();
-    let store = KeyStore::below(&config.data_dir);
+    std::fs::remove_dir_all(&config.data_dir).unwrap();
     let recovery = bucket.path("recovery.key");
-    assert_eq!(verbs::restore(&store, &backup, &recovery, wall_now(), false).unwrap(), 2);
+    assert_eq!(crate::key_backups::restore(&config, &recovery, false).await.unwrap().users, 2);
     let stranger = berth_shared::ids::UserId::from_random([9; 16]);
     std::fs::create_dir_all(bucket.path(&format!("store/berth/prod/users/{stranger}"))).unwrap();
     std::fs::write(bucket.path(&format!("store/berth/prod/users/{stranger}/config")), "x").unwrap();
@@ -418,7 +413,7 @@ async fn after_a_lost_disk_heads_come_out_of_the_bucket_itself() {
 }
 
 /// The check-up's finding of this name, once it is what is wanted.
-async fn found(world: &World, check: &str, level: &str) -> serde_json::Value {
+pub(crate) async fn found(world: &World, check: &str, level: &str) -> serde_json::Value {
     let of = |doctor: &serde_json::Value| {
         let all = doctor["coordinator"].as_array().unwrap().clone();
         all.into_iter().find(|finding| finding["check"] == check)
@@ -607,6 +602,7 @@ async fn a_stop_waits_for_no_worker() {
     let world = World::with(bucket.folder.path(), bucket.config()).await;
     let _anna = anna(&bucket, &world).await;
     found(&world, "bucket_prune", "good").await;
+    found(&world, "key_backup", "good").await;
     let before = bucket.server.faults().counts();
     bucket.server.faults().set(Fault::Slow(BOUND));
     let asked = async {

@@ -237,7 +237,8 @@ async fn a_purge_needs_a_removed_user_ends_its_key_and_names_its_last_backup() {
 
     let path = format!("/v1/users/{}/purge", anna.id);
     let purged: KeyPurged = world.post(&path, json!({})).await.json();
-    assert_eq!(purged, KeyPurged { user: anna.id, backups_until: Some(now.after(Millis::minutes(60))) });
+    let backups_until = Some(now.after(Millis::minutes(60)));
+    assert_eq!(purged, KeyPurged { user: anna.id, backups_until, backups_stay: true });
     assert_eq!(world.post(&path, json!({})).await.json::<KeyPurged>(), purged, "asked again");
     assert!(!store.ids().unwrap().contains_key(&anna.id));
     assert_eq!(world.get(&format!("/v1/users/{}/snapshots", anna.id)).await.code(), Code::KeyPurged);
@@ -379,7 +380,8 @@ async fn after_a_lost_disk_keys_and_heads_are_back_and_a_user_is_taken_over() {
     std::fs::remove_dir_all(settings.data_dir.join("keys")).unwrap();
     let store = KeyStore::below(&settings.data_dir);
     let recovery = folder.path().join("recovery.key");
-    assert_eq!(verbs::restore(&store, &backup, &recovery, wall_now(), false).unwrap(), 1);
+    let kept = settings.snapshots.backups_kept();
+    assert_eq!(verbs::restore(&store, &backup, &recovery, wall_now(), kept, false).unwrap(), 1);
     let stranger = UserId::from_random([9; 16]);
     let listing = json!({ "snapshots": [
         { "user": anna.id, "snapshot": taken },

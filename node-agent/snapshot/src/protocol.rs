@@ -1,9 +1,9 @@
 //! What a worker is told and what it says.
 //!
-//! The caller writes one [`Request`] as a line of JSON to the worker's standard input, behind it the archive of an import
-//! or the [`Ask`]s of a `read`, and closes it: so no secret is in a process list or an environment. The worker writes [`Line`]s to its standard output, one JSON object per line, each at most
-//! [`LINE_BYTES_MAX`] bytes: `hello` first, then progress and entries, and at last `done` or `failed`. Standard error is
-//! for people. The exit code is 0 after `done`, and [`Reason::exit`] after `failed`.
+//! The caller writes one [`Request`] as a line of JSON to the worker's standard input, behind it the archive of an import,
+//! the object of a `put` or the [`Ask`]s of a `read`, and closes it: so no secret is in a process list or an environment. The
+//! worker writes [`Line`]s to its standard output, one JSON object per line, each at most [`LINE_BYTES_MAX`] bytes: `hello`
+//! first, then progress and entries, and at last `done` or `failed`. Standard error is for people. The exit code is 0 after `done`, and [`Reason::exit`] after `failed`.
 
 use std::path::PathBuf;
 
@@ -43,7 +43,7 @@ pub struct Request {
     pub version: u32,
     /// Where the repository is.
     pub store: StoreConfig,
-    /// The user's key. Not needed for `check_store` and `folders`.
+    /// The user's key. Not needed for `check_store`, `folders`, `read` and whole objects.
     #[serde(default)]
     pub key: Option<RepositoryKey>,
     /// What to do.
@@ -105,6 +105,25 @@ pub enum Job {
     /// Give out objects of the repository as they lie in the store: what is asked for by the [`Ask`]s behind the request,
     /// one after the other, until there are no more. Needs no key.
     Read,
+    /// The objects right below the prefix. Needs no key, as the three behind it.
+    Objects,
+    /// The content of one of them.
+    Fetch {
+        /// Which.
+        name: String,
+    },
+    /// Write one, of what is behind the request. What is there already is replaced.
+    Put {
+        /// Which.
+        name: String,
+        /// So many bytes come: where fewer or more do, nothing is written.
+        bytes: u64,
+    },
+    /// Remove these.
+    Remove {
+        /// Which.
+        names: Vec<String>,
+    },
     /// The snapshots.
     List,
     /// What is in a folder of a snapshot.
@@ -197,14 +216,14 @@ pub enum Line {
     Entry(SnapshotEntry),
     /// Of `diff`: one difference.
     Change(SnapshotChange),
-    /// Of `read`: one object of a listing.
+    /// Of `read` and `objects`: one object of a listing.
     Listed {
-        /// Its name: all digits.
+        /// Its name: of `read` all digits.
         name: String,
         /// Its size.
         bytes: u64,
     },
-    /// Of `read`: what there is of an object.
+    /// Of `read` and `fetch`: what there is of an object.
     Object {
         /// So many bytes of it follow.
         bytes: u64,
@@ -220,7 +239,7 @@ pub enum Line {
         /// For people. Holds no secret.
         detail: String,
     },
-    /// Of `dump`, `tar` and `read`: the next part of the content, in base64.
+    /// Of `dump`, `tar`, `read` and `fetch`: the next part of the content, in base64.
     Data {
         /// At most 32 KiB of it.
         base64: String,
@@ -295,9 +314,10 @@ pub enum Outcome {
     Pruned(Pruned),
     /// Of `show`.
     Shown(SnapshotLine),
-    /// Of `folders`, `read`, `list`, `ls`, `diff`, `dump` and `tar`: all lines of it were written.
+    /// Of `folders`, `read`, `objects`, `fetch`, `list`, `ls`, `diff`, `dump` and `tar`: all lines of it were written. Of `put`
+    /// and `remove`: it is done.
     Told {
-        /// How many lines, how many asks, or how many bytes of a `dump` or `tar`.
+        /// How many lines, asks or objects, or how many bytes of a `dump`, `tar`, `fetch` or `put`.
         count: u64,
     },
 }

@@ -86,7 +86,8 @@ fn answer(store: &S3Store, ask: &Ask, say: Say<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn part(store: &S3Store, key: &str, from: u64, to: u64, say: Say<'_>) -> Result<(), Failure> {
+/// An object's bytes from the one to the other, that one included, or to its end: how many they are, then the bytes.
+pub(crate) fn part(store: &S3Store, key: &str, from: u64, to: u64, say: Say<'_>) -> Result<(), Failure> {
     let window = |at: u64| to.min(at.saturating_add(WINDOW_BYTES - 1));
     let (mut bytes, total) = match store.part(key, from, window(from)) {
         Err(StoreError::Other { status: NO_SUCH_RANGE, .. }) => {

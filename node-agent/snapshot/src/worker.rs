@@ -19,7 +19,7 @@ use crate::protocol::{
 };
 use crate::repository::{self, OpenRepository};
 use crate::store::{S3Store, Traffic, check_store};
-use crate::{check, import, look, prune, read, restore, snapshot, tar};
+use crate::{check, import, look, objects, prune, read, restore, snapshot, tar};
 
 /// How often progress is told. Also how soon it is noticed that nobody listens any more.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -175,6 +175,10 @@ fn perform(
             told(count)
         }
         Job::Read => told(read::read(store, input, say)?),
+        Job::Objects => told(objects::list(store, say)?),
+        Job::Fetch { name } => told(objects::fetch(store, name, say)?),
+        Job::Put { name, bytes } => told(objects::put(store, name, *bytes, input)?),
+        Job::Remove { names } => told(objects::remove(store, names)?),
         Job::List => told(look::list(&open()?, say)?),
         Job::Ls { snapshot, path, recursive } => told(look::ls(open()?, snapshot, path, *recursive, say)?),
         Job::Show { snapshot } => Outcome::Shown(look::snapshot_line(&open()?.snapshot(snapshot)?)),
@@ -191,7 +195,7 @@ fn memory_bytes_peak() -> u64 {
     peak.and_then(|text| text.trim().parse::<u64>().ok()).map_or(0, |kib| kib.saturating_mul(1024))
 }
 
-/// Does a job in this process, but for an import or a read: for tests and benches. What a worker would have said before its last
+/// Does a job in this process, but for what reads behind the request: for tests and benches. What a worker would have said before its last
 /// line goes to `say`; what was asked of the store comes along.
 ///
 /// # Errors

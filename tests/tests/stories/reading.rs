@@ -113,7 +113,7 @@ fn hash(folder: &Path) -> String {
     tree_hash(folder, Workload::Http, WalkLimits::default()).unwrap()
 }
 
-/// Every file of the bucket with its size.
+/// Every file of this part of the bucket with its size.
 fn objects(folder: &Path) -> Vec<(PathBuf, u64)> {
     let mut found = vec![];
     let mut folders = vec![folder.to_owned()];
@@ -145,7 +145,7 @@ async fn owners_read_their_own_repository_with_stock_restic_and_nobody_is_woken_
     let (bert, other) = at_rest(&story, "bert").await;
     let (owner, neighbour) = (Owner::of(&story, "anna").await, Owner::of(&story, "bert").await);
     let recorder = story.world.engine.record();
-    let before = objects(&story.bucket());
+    let before = objects(&story.bucket().join("users"));
 
     // Her snapshots, whole, and hers only.
     let listed: Value = serde_json::from_str(&owner.runs(&["snapshots", "--json"]).await).unwrap();
@@ -190,7 +190,7 @@ async fn owners_read_their_own_repository_with_stock_restic_and_nobody_is_woken_
         let refused = anna.front.send(request, "x").await.unwrap();
         assert_eq!((refused.status, &refused.json()["code"]), (403, &json!("read_only")), "{method} {path}");
     }
-    assert_eq!(objects(&story.bucket()), before);
+    assert_eq!(objects(&story.bucket().join("users")), before);
 
     // A part that begins behind the end is none.
     let beyond = anna.front.request("GET", "/.berth/restic/config").header("range", "bytes=1000000-");
@@ -220,7 +220,7 @@ async fn owners_read_their_own_repository_with_stock_restic_and_nobody_is_woken_
     let counted = story.world.metrics(&story.world.ingress).await;
     assert!(counted.value("berth_ingress_repository_requests_total{result=\"given\"}") > 10.0);
     assert_eq!(counted.value("berth_ingress_wakes_asked_total{cause=\"bearer\"}"), 0.0);
-    assert_eq!(objects(&story.bucket()), before);
+    assert_eq!(objects(&story.bucket().join("users")), before);
 
     // Nor has anything to be left of a cell on the node. A token that is withdrawn opens nothing any more.
     story.world.api.post("/v1/cells/bert/archive", json!({})).await.ok(200);

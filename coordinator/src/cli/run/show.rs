@@ -117,9 +117,14 @@ pub(super) fn repository_access(access: &RepositoryAccess) -> String {
 pub(super) fn key_purged(purged: &KeyPurged) -> String {
     let backups = match purged.backups_until {
         Some(until) => format!("the last backup of the keys that holds it may be kept until {until}"),
-        None => "no backup of the keys holds it".to_owned(),
+        None => "no backup of the keys that may be kept holds it".to_owned(),
     };
-    format!("the key of {} is destroyed; {backups}\n", purged.user)
+    let stay = if purged.backups_stay {
+        "backups in the bucket stay there until somebody removes them: there is no credential for prunes\n"
+    } else {
+        ""
+    };
+    format!("the key of {} is destroyed; {backups}\n{stay}", purged.user)
 }
 
 const fn yes_or_no(yes: bool) -> &'static str {

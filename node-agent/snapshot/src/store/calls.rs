@@ -151,7 +151,7 @@ impl S3Store {
     }
 
     /// Writes an object, in parts when it is large. What is there already is replaced.
-    pub(super) fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+    pub(crate) fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
         if bytes.len() > self.limits.part_bytes {
             return self.put_parts(name, &bytes);
         }
@@ -258,7 +258,7 @@ impl S3Store {
     }
 
     /// Deletes an object. One that is not there is no error.
-    pub(super) fn delete(&self, name: &str) -> Result<(), StoreError> {
+    pub(crate) fn delete(&self, name: &str) -> Result<(), StoreError> {
         let key = self.key(name);
         self.run(Operation::Delete, || async {
             self.counters.deletes.fetch_add(1, Ordering::Relaxed);

@@ -9,6 +9,7 @@ mod hostile;
 mod import;
 mod kills;
 mod look;
+mod objects;
 mod online;
 mod read;
 mod restic;
