@@ -11,6 +11,7 @@ mod moves;
 mod node_keys;
 mod nodes;
 mod reading;
+mod retention;
 mod snapshots;
 mod tokens;
 mod users;
@@ -148,6 +149,7 @@ fn router(api: Api) -> Router {
         .route("/v1/users/{slug}/sleep", put(users::set_sleep))
         .route("/v1/users/{slug}/image", put(users::set_image))
         .route("/v1/users/{slug}/snapshots", get(snapshots::list))
+        .route("/v1/users/{slug}/retention", get(retention::show).put(retention::set).delete(retention::end))
         .route("/v1/users/{slug}/purge", post(snapshots::purge))
         .route("/v1/users/{slug}/repository-password", post(snapshots::password))
         .route("/v1/nodes", get(nodes::list))

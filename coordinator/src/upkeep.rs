@@ -181,13 +181,14 @@ impl Upkeep {
         // By the coordinator's own word: times in the bucket are whatever a node has written there.
         let vault = fleet.vault(user);
         let newest = vault.iter().flat_map(|vault| vault.head.iter().chain(&vault.history));
+        let kept = vault.and_then(|vault| vault.retention).unwrap_or(config.retention());
         let job = PruneJob {
-            last: config.keep_last,
-            hourly: config.keep_hourly,
-            daily: config.keep_daily,
-            weekly: config.keep_weekly,
-            monthly: config.keep_monthly,
-            keep: newest.take(config.keep_last.into()).map(|kept| kept.id.to_string()).collect(),
+            last: kept.last,
+            hourly: kept.hourly,
+            daily: kept.daily,
+            weekly: kept.weekly,
+            monthly: kept.monthly,
+            keep: newest.take(kept.last.into()).map(|kept| kept.id.to_string()).collect(),
             unneeded_hours: UNNEEDED_HOURS,
             strangers: false,
         };

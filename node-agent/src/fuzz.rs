@@ -71,6 +71,12 @@ pub fn swapped_out(vmstat: &str) -> Option<u64> {
     swap::swapped_out(vmstat)
 }
 
+/// All memory, and what of it is available.
+pub fn memory(meminfo: &str) -> (Bytes, Bytes) {
+    let told = swap::memory(meminfo);
+    (told.total, told.available)
+}
+
 /// What a report of quotas says of each uid: used, at most, most inodes.
 pub fn quotas(report: &[u8]) -> Option<BTreeMap<u32, (Bytes, Bytes, u64)>> {
     let counts = counted::parse(report)?;

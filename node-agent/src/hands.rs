@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_daemon::exit::chain;
-use berth_node_agent_core::cell::{OpId, OtherImage, Outcome, Seen, SuspendAnswer, Verb};
+use berth_node_agent_core::cell::{OpId, OtherImage, Outcome, Seen, SuspendAnswer, UNDECLARED_PERCENT, Verb};
 use berth_node_agent_core::memory::Remembered;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_node_agent_core::workload::{self, Probe, openclaw};
@@ -42,6 +42,9 @@ const QUARANTINE_GRACE: Millis = Millis::secs(10);
 /// How long a cell that is about to rest is looked at. Long enough to tell work from a timer's moment; nobody waits
 /// meanwhile but an operator.
 const OBSERVE_FOR: Millis = Millis::secs(1);
+
+/// So long a thinned cell may take back what it needs to go on, before it is paused and that is noted.
+const SETTLES_FOR: Duration = Duration::from_secs(1);
 
 /// How often a starting cell is asked whether it is ready.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
@@ -89,6 +92,8 @@ pub struct Job {
     pub minds_schedule: bool,
     /// Of a rest: do channels that dial out matter?
     pub minds_channels: bool,
+    /// Of a look before a rest: is what the cell does not use pushed out first?
+    pub thins: bool,
 }
 
 /// The parts that operations are carried out with.
@@ -136,12 +141,7 @@ impl<R: Runtime> Hands<R> {
             Verb::Pull => self.runtime.pull(&job.spec.image).await.map(|()| Outcome::Pulled).map_err(problem),
             Verb::Start => self.start(&job).await,
             Verb::AwaitReady => self.await_ready(&job).await,
-            Verb::Observe => self
-                .runtime
-                .observe(&self.key(&job), OBSERVE_FOR)
-                .await
-                .map(Outcome::Observed)
-                .map_err(problem),
+            Verb::Observe => self.observe(&job).await,
             Verb::Fence => Err(Problem::new(Code::Internal, "the fence is not an operation of the hands")),
             Verb::Suspend => Ok(Outcome::Suspend(self.suspend(&job).await)),
             Verb::Pause => {
@@ -354,6 +354,26 @@ impl<R: Runtime> Hands<R> {
             Err(RuntimeError::Exited { code, .. }) => Ok(Outcome::Ended { code }),
             Err(error) => Err(problem(error)),
         }
+    }
+
+    /// Looks at what the cell does. Before its first freeze one that does nothing is thinned behind that: what it takes back
+    /// then costs it CPU time, which is no work.
+    async fn observe(&self, job: &Job) -> Result<Outcome, Problem> {
+        let key = self.key(job);
+        let mut seen = self.runtime.observe(&key, OBSERVE_FOR).await.map_err(problem)?;
+        if job.thins && seen.cpu_percent.is_some_and(|percent| percent < UNDECLARED_PERCENT) {
+            match self.runtime.thin(&key).await {
+                Ok(thinned) => {
+                    sleep(SETTLES_FOR).await;
+                    (seen.resident, seen.thinned) = (Some(thinned.resident), Some(thinned));
+                }
+                // It helps its first wake, and is never needed.
+                Err(error) => {
+                    tracing::info!(cell = %job.spec.cell, error = chain(&error), "what it does not use is not pushed out");
+                }
+            }
+        }
+        Ok(Outcome::Observed(seen))
     }
 
     async fn unpause(&self, job: &Job) -> Result<Outcome, Problem> {

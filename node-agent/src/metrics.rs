@@ -11,7 +11,7 @@ use berth_node_agent_core::cell::{Cell, Leave, Note, Rest, Verb};
 use berth_node_agent_core::lease::Lease;
 use berth_node_agent_core::snapshots::Snapshots;
 use berth_node_agent_core::swap::{Sample, Swap};
-use berth_shared::cell::CellState;
+use berth_shared::cell::{CellState, WakeCause};
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 use prometheus_client::collector::Collector;
@@ -99,6 +99,9 @@ pub struct Metrics {
     disk_free_bytes: Gauge,
     swap_total_bytes: Gauge,
     swap_free_bytes: Gauge,
+    pub(crate) memory_short: Gauge,
+    swap_read_bytes: Gauge,
+    swap_written_bytes: Gauge,
     swap_day_bytes: Gauge,
     operation_seconds: Family<Kind, Histogram, fn() -> Histogram>,
     wake_to_start_seconds: Histogram,
@@ -178,6 +181,17 @@ impl Metrics {
             disk_free_bytes: registered(of, "disk_free_bytes", "What may be written to it still"),
             swap_total_bytes: registered(of, "swap_total_bytes", "Swap of the node"),
             swap_free_bytes: registered(of, "swap_free_bytes", "Swap that nothing lies in"),
+            memory_short: registered(
+                of,
+                "memory_short",
+                "1 while idle cells fall asleep sooner for want of memory",
+            ),
+            swap_read_bytes: registered(of, "swap_read_bytes", "Read from swap since the machine's start"),
+            swap_written_bytes: registered(
+                of,
+                "swap_written_bytes",
+                "Written to swap since the machine's start",
+            ),
             swap_day_bytes: registered(of, "swap_day_bytes", "Written to swap within the last day"),
             operation_seconds: register(
                 of,
@@ -323,10 +337,15 @@ impl Metrics {
         };
         match note {
             Note::Waking(cause) => count(&self.wakes, cause.as_str()),
-            Note::Up { after, thawed, cause } => {
-                let tier = if *thawed { "frozen" } else { "stopped" };
+            // Found running: nobody waited for it.
+            Note::Up { cause: WakeCause::Adopted, .. } => {}
+            Note::Up { after, from, cause } => {
+                let tier = from.as_str();
                 let wake = self.wake_seconds.get_or_create(&Wake { tier, cause: cause.as_str() });
                 wake.observe(after.to_std().as_secs_f64());
+            }
+            Note::Thinned(pushed) => {
+                self.pushed_bytes.inc_by(pushed.before.saturating_sub(pushed.resident).0);
             }
             Note::Pushed(pushed) => {
                 self.pushed_bytes.inc_by(pushed.before.saturating_sub(pushed.resident).0);
@@ -369,6 +388,8 @@ impl Metrics {
         let shown = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
         self.swap_total_bytes.set(shown(sample.total));
         self.swap_free_bytes.set(shown(sample.free));
+        self.swap_read_bytes.set(shown(sample.read));
+        self.swap_written_bytes.set(shown(sample.written));
         self.swap_day_bytes.set(shown(swap.written_in_a_day(BootClock.now())));
     }
 

@@ -8,8 +8,12 @@ pub(crate) fn log(cell: CellId, user: Option<&Slug>, note: &Note) {
     let user = user.map(ToString::to_string).unwrap_or_default();
     match note {
         Note::Waking(cause) => tracing::info!(%cell, user, %cause, "waking"),
-        Note::Up { after, thawed, cause } => {
-            tracing::info!(%cell, user, after_ms = after.0, thawed, %cause, "up");
+        Note::Up { after, from, cause } => {
+            tracing::info!(%cell, user, after_ms = after.0, from = from.as_str(), %cause, "up");
+        }
+        Note::Thinned(pushed) => {
+            tracing::info!(%cell, user, before = %pushed.before, resident = %pushed.resident, took = %pushed.took,
+                "what it does not use is pushed out");
         }
         Note::Pushed(pushed) if pushed.fell_short() => {
             tracing::warn!(%cell, user, before = %pushed.before, resident = %pushed.resident,

@@ -207,6 +207,10 @@ pub trait Runtime: Send + Sync + 'static {
         span: Millis,
     ) -> impl Future<Output = Result<Observation, RuntimeError>> + Send;
 
+    /// Pushes the memory of a running container out to swap, all that it does not take back at once. Ends at once when nobody
+    /// waits for it any more. One that does not run is refused.
+    fn thin(&self, key: &ContainerKey) -> impl Future<Output = Result<Pushed, RuntimeError>> + Send;
+
     /// Pushes the memory of a paused container out to swap, and reads back what is left in memory. One that is not paused
     /// is refused. Ends at once when nobody waits for it any more; what is out by then is out.
     fn push(&self, key: &ContainerKey) -> impl Future<Output = Result<Pushed, RuntimeError>> + Send;

@@ -6,6 +6,7 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use berth_node_agent_core::ram;
 use berth_node_agent_core::swap::Sample;
 use berth_shared::units::Bytes;
 use rustix::fs::{FileType, major, minor, stat};
@@ -79,6 +80,8 @@ fn look_at(root: &Path) -> std::io::Result<Vec<(Swap, Kind)>> {
 pub struct Reading {
     /// Sizes, and what was written since boot.
     pub sample: Sample,
+    /// The machine's memory.
+    pub memory: ram::Sample,
     /// By which file of the kernel memory is pushed out, such as `memory.reclaim`; or why no cell can be frozen here.
     pub able: Result<&'static str, String>,
 }
@@ -92,16 +95,22 @@ pub fn read(live_restore: Option<bool>, insecure: bool) -> Reading {
         on_disk.iter().fold(Bytes::ZERO, |sum, (swap, _)| sum.saturating_add(part(swap)))
     };
     let (total, used) = (sum(|swap| swap.size), sum(|swap| swap.used));
-    let written = std::fs::read_to_string("/proc/vmstat").ok().and_then(|text| swapped_out(&text));
+    let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
     let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
-    let written = Bytes(written.unwrap_or(0).saturating_mul(page));
-    let sample = Sample { total, free: total.saturating_sub(used), written };
+    let bytes = |pages: Option<u64>| Bytes(pages.unwrap_or(0).saturating_mul(page));
+    let sample = Sample {
+        total,
+        free: total.saturating_sub(used),
+        written: bytes(swapped_out(&vmstat)),
+        read: bytes(swapped_in(&vmstat)),
+    };
     let able = match &swaps {
         Err(error) => Err(format!("/proc/swaps cannot be read: {error}")),
         Ok(swaps) => judge(swaps, live_restore, insecure),
     };
     let way = || way_here(Path::new("/sys/fs/cgroup")).ok_or("the kernel has no way to push memory out");
-    Reading { sample, able: able.and_then(|()| Ok(way()?.as_str())) }
+    let memory = memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    Reading { sample, memory, able: able.and_then(|()| Ok(way()?.as_str())) }
 }
 
 /// Can cells be frozen here, as far as engine and swap go?
@@ -132,7 +141,31 @@ fn judge(swaps: &[(Swap, Kind)], live_restore: Option<bool>, insecure: bool) -> 
 
 /// Pages written to swap since boot (`pswpout` of /proc/vmstat, proc(5)).
 pub(crate) fn swapped_out(vmstat: &str) -> Option<u64> {
-    vmstat.lines().find_map(|line| line.strip_prefix("pswpout "))?.trim().parse().ok()
+    counted(vmstat, "pswpout ")
+}
+
+/// Pages read from swap since boot (`pswpin`).
+pub(crate) fn swapped_in(vmstat: &str) -> Option<u64> {
+    counted(vmstat, "pswpin ")
+}
+
+/// What `/proc/meminfo` says of all memory; nothing where it cannot be read.
+pub(crate) fn memory(meminfo: &str) -> ram::Sample {
+    let kib = |name: &str| {
+        let words = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        words.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    match (kib("MemTotal:"), kib("MemAvailable:")) {
+        (Some(total), Some(available)) => {
+            let bytes = |kib: u64| Bytes(kib.saturating_mul(1024));
+            ram::Sample { total: bytes(total), available: bytes(available) }
+        }
+        _ => ram::Sample::default(),
+    }
+}
+
+fn counted(vmstat: &str, name: &str) -> Option<u64> {
+    vmstat.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 /// The lines of `/proc/swaps` behind its head. What cannot be read is left out.
@@ -272,6 +305,17 @@ mod tests {
     #[test]
     fn the_kernel_counts_what_was_written() {
         assert_eq!(swapped_out("pgpgin 1\npswpin 2\npswpout 345\npgmajfault 4\n"), Some(345));
+        let told = memory("MemTotal:       24689764 kB\nMemFree: 1 kB\nMemAvailable:   20000000 kB\n");
+        assert_eq!((told.total, told.available), (Bytes(24_689_764 << 10), Bytes(20_000_000 << 10)));
+        for odd in [
+            "",
+            "MemTotal: 5 kB\n",
+            "MemTotal: 5 kB\nMemAvailable: -1 kB\n",
+            "MemTotal: 5\nMemAvailable: 1\n",
+        ] {
+            assert_eq!(memory(odd), ram::Sample::default(), "{odd}");
+        }
+        assert_eq!(swapped_in("pgpgin 1\npswpin 2\npswpout 345\npgmajfault 4\n"), Some(2));
         assert_eq!(swapped_out("pgpgin 1\n"), None);
     }
 

@@ -19,7 +19,7 @@
 #
 # Page cache: the same in all arms. Each rests for longer than the ten seconds after which some kernels push idle pages out.
 # Makes a swap file for its own time where the machine has less swap than the cells need. Prints `name value` per line, and as
-# the last line all of it as one line of JSON. Twenty minutes.
+# the last line all of it as one line of JSON. Forty minutes.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -87,7 +87,8 @@ freezes() {
 
 make_cell() { # USER
     local user=$1
-    berth --json user create "$user" --workload openclaw --rest freeze --idle-after 1d >"$run_dir/$user.json"
+    # Of the disk it uses some megabytes; a full-sized one each, beside the swap, is more than a small machine has.
+    berth --json user create "$user" --workload openclaw --rest freeze --idle-after 1d --disk 1GiB >"$run_dir/$user.json"
     (umask 077 && berth --json user bearer create "$user" | jq -r .token >"$run_dir/$user.bearer")
 }
 
@@ -150,8 +151,8 @@ for ((n = 1; n <= cells; n++)); do
     wait_for "the first start of c$n" 600 cell_is "c$n" running
     knows_cell "c$n"
 done
-# What a gateway does behind its readiness is over then.
-sleep 60
+# As long as a cell has to be idle by default before it is frozen: a gateway's first minutes have jobs of their own.
+sleep 300
 for ((n = 1; n <= cells; n++)); do freezes "c$n" first; done
 
 rest_meanwhile

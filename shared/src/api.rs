@@ -10,7 +10,7 @@ use crate::ids::{CellId, Generation, KeyId, NodeId, NodeName, RequestId, Slug, T
 use crate::problem::Code;
 use crate::secret::Secret;
 use crate::signing::PublicKey;
-use crate::snapshot::{Snapshot, SnapshotId};
+use crate::snapshot::{Retention, Snapshot, SnapshotId};
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
 use crate::wire::{self, LeftBehind, NodeFacts, NodeLoad};
@@ -143,6 +143,51 @@ pub struct Snapshots {
     pub history: Vec<Snapshot>,
     /// Snapshots that did not become HEAD, because their generation was not in force.
     pub orphans: Vec<OrphanSnapshot>,
+}
+
+/// How many of a user's snapshots a prune leaves: `GET`, `PUT` and `DELETE /v1/users/{slug}/retention`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRetention {
+    /// Whose.
+    pub user: UserId,
+    /// Was it set for this user? Else it is what the coordinator's config says of all.
+    pub own: bool,
+    /// What is kept.
+    pub keep: Retention,
+}
+
+/// Sets how many of a user's snapshots a prune leaves; what is not given stays as it is in force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SetRetention {
+    /// The newest so many, 1 or more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<u16>,
+    /// And the newest one of each of so many hours in which there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hourly: Option<u16>,
+    /// Of days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub daily: Option<u16>,
+    /// Of weeks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weekly: Option<u16>,
+    /// Of months.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monthly: Option<u16>,
+}
+
+impl SetRetention {
+    /// What is kept then, where this was in force before.
+    pub fn over(self, before: Retention) -> Retention {
+        Retention {
+            last: self.last.unwrap_or(before.last),
+            hourly: self.hourly.unwrap_or(before.hourly),
+            daily: self.daily.unwrap_or(before.daily),
+            weekly: self.weekly.unwrap_or(before.weekly),
+            monthly: self.monthly.unwrap_or(before.monthly),
+        }
+    }
 }
 
 /// A snapshot of a generation that was not in force.

@@ -14,6 +14,22 @@ use crate::problem::Problem;
 use crate::time::UnixMs;
 use crate::units::Bytes;
 
+/// How many of a cell's snapshots a prune leaves, by the time that they were taken at. All count side by side: a snapshot
+/// stays as long as one of them wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    /// The newest so many. 1 or more: HEAD always stays.
+    pub last: u16,
+    /// And the newest one of each of so many hours in which there is one.
+    pub hourly: u16,
+    /// Of days.
+    pub daily: u16,
+    /// Of weeks.
+    pub weekly: u16,
+    /// Of months.
+    pub monthly: u16,
+}
+
 /// The text is not 64 lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not 64 digits of 0-9 and a-f")]

@@ -4,6 +4,7 @@
 
 use std::fs;
 
+use berth_shared::time::{Millis, UnixMs};
 use berth_tests::world::claw::{IMAGE, START, leave_work_behind, rpc};
 use berth_tests::world::front::Front;
 use berth_tests::world::model::Model;
@@ -69,6 +70,41 @@ async fn its_own_work_keeps_it_awake(world: &World, model: &Model, front: &Front
     is(world, "frozen").await;
 }
 
+/// Due times are told as moments: whatever zone a job names, and whether that has its summer time then.
+async fn jobs_of_other_zones_are_told_as_moments(world: &World, cell: &str) {
+    // The minute is not a full hour's, which the gateway spreads.
+    for (day, zone, moment) in [
+        ("15 1", "Europe/Berlin", "-01-15T11:17:00"),
+        ("15 7", "Europe/Berlin", "-07-15T10:17:00"),
+        ("15 1", "America/New_York", "-01-15T17:17:00"),
+        ("15 7", "America/New_York", "-07-15T16:17:00"),
+        ("15 7", "Asia/Kolkata", "-07-15T06:47:00"),
+    ] {
+        let job = json!({
+            "name": zone, "schedule": { "kind": "cron", "expr": format!("17 12 {day} *"), "tz": zone },
+            "sessionTarget": "main", "wakeMode": "now", "payload": { "kind": "systemEvent", "text": "ring" },
+        });
+        let added = rpc(world, "claw", cell, "cron.add", job).await;
+        let told = eventually("the agent has heard of it", BOUND, async || {
+            let shown = world.api.get("/v1/cells/claw").await.ok(200);
+            serde_json::from_value::<UnixMs>(shown["sleep"]["wakes_at"].clone()).ok()
+        })
+        .await;
+        let listed = rpc(world, "claw", cell, "cron.list", json!({ "limit": 50 })).await;
+        let ours = listed["jobs"].as_array().unwrap().iter().find(|job| job["id"] == added["id"]).unwrap();
+        let due = UnixMs(ours["state"]["nextRunAtMs"].as_u64().unwrap_or_else(|| panic!("{ours}")));
+        assert!(due.to_string()[4..].starts_with(moment), "{zone}: {due}");
+        let ahead = due.since(told);
+        assert!(told < due && ahead < Millis::minutes(5), "{zone}: the cell is woken at {told} for {due}");
+        rpc(world, "claw", cell, "cron.remove", json!({ "id": added["id"] })).await;
+        eventually("that it is gone is told", BOUND, async || {
+            let shown = world.api.get("/v1/cells/claw").await.ok(200);
+            shown["sleep"]["wakes_at"].is_null().then_some(())
+        })
+        .await;
+    }
+}
+
 /// The gateway tells its jobs as soon as they are there: the plugin is loaded, it reaches the agent, and what it tells
 /// keeps the cell up.
 async fn its_jobs_are_told(world: &World, cell: &str) {
@@ -81,7 +117,7 @@ async fn its_jobs_are_told(world: &World, cell: &str) {
     })
     .await;
     let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let at = berth_shared::time::UnixMs(u64::try_from(wall.as_millis()).unwrap() + 90_000);
+    let at = UnixMs(u64::try_from(wall.as_millis()).unwrap() + 90_000);
     let job = json!({
         "name": "ring", "schedule": { "kind": "at", "at": at.to_string() }, "sessionTarget": "main",
         "wakeMode": "now", "payload": { "kind": "systemEvent", "text": "ring" },
@@ -112,6 +148,7 @@ async fn a_real_gateway_sleeps_only_when_it_has_nothing_to_do_and_remembers_ever
     is(&world, "running").await;
     assert!(say(&front, "the word is heliotrope").await.contains("heliotrope"));
     its_jobs_are_told(&world, &cell).await;
+    jobs_of_other_zones_are_told_as_moments(&world, &cell).await;
 
     // A turn under way: the gateway itself says that it is busy, and it is not put to rest in any way.
     let slow = {

@@ -280,6 +280,8 @@ pub enum Kind {
     SnapshotsForgotten = 79,
     /// [`Fact::ImageSet`].
     ImageSet = 90,
+    /// [`SnapshotFact::RetentionSet`].
+    RetentionSet = 91,
 }
 
 impl Kind {
@@ -328,6 +330,7 @@ impl Kind {
         Self::FilesOpened,
         Self::SnapshotsForgotten,
         Self::ImageSet,
+        Self::RetentionSet,
     ];
 
     /// The number in the journal.

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 
 use berth_shared::ids::{Generation, KeyId, NodeId, NodeName, Slug, UserId};
 use berth_shared::problem::Code;
-use berth_shared::snapshot::{Snapshot, SnapshotId};
+use berth_shared::snapshot::{Retention, Snapshot, SnapshotId};
 
 pub use crate::event::Opened;
 use crate::rebuild::Rebuilt;
@@ -80,6 +80,13 @@ pub enum SnapshotCommand {
         snapshot: String,
         /// What of it.
         what: Opened,
+    },
+    /// Says how many of the user's snapshots a prune leaves. No events when it is so already.
+    SetRetention {
+        /// Whose.
+        user: UserId,
+        /// `None`: as many as of any user's.
+        retention: Option<Retention>,
     },
     /// These snapshots are gone from the repository. No events where none are.
     Forget {
@@ -154,6 +161,9 @@ pub enum SnapshotRefusal {
     /// The user was given to another node meanwhile, or made anew.
     #[error("the user has moved meanwhile: import again")]
     Moved,
+    /// A prune would leave nothing.
+    #[error("`last` has to be 1 or more: the newest snapshot always stays")]
+    KeepsNone,
     /// More than are kept.
     #[error("node `{name}` has told of {ORPHANS_PER_NODE_MAX} orphans of this user, more are not kept")]
     TooManyOrphans {
@@ -208,6 +218,7 @@ impl SnapshotRefusal {
             Self::StillThere { .. } | Self::HasKey { .. } | Self::Known { .. } => Code::UserInUse,
             Self::Barred { code, .. } => *code,
             Self::NotItsOwn { .. } | Self::Moved => Code::StaleGeneration,
+            Self::KeepsNone => Code::BadRequest,
             Self::TooManyOrphans { .. } => Code::TooMany,
         }
     }

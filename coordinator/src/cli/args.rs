@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use berth_shared::api::SetRetention;
 use berth_shared::ids::{NodeName, TokenId, UserId};
 use berth_shared::units::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -345,6 +346,20 @@ pub enum SnapshotVerb {
         #[arg(long)]
         yes: bool,
     },
+    /// Shows how many of a user's snapshots a prune leaves, or says how many. Prunes nothing by itself.
+    ///
+    /// They count side by side: a snapshot stays as long as one of them wants it, HEAD always. Without a rule of its own a user
+    /// has that of the coordinator's config (`snapshots.keep_…`).
+    Retention {
+        /// Whose: a name, or the id of a user that was removed.
+        user: String,
+        /// What is kept.
+        #[command(flatten)]
+        keep: Keep,
+        /// As the coordinator's config says, from now on.
+        #[arg(long, conflicts_with = "Keep")]
+        default: bool,
+    },
     /// Forgets snapshots by the rule of retention now, and removes data that has been needed by none for 30 days.
     ///
     /// It is done by itself every `snapshots.prune_every`. HEAD always stays. Interrupting it does no harm.
@@ -362,6 +377,36 @@ pub enum SnapshotVerb {
         #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
         read: Option<u8>,
     },
+}
+
+/// How many of a user's snapshots a prune leaves; what is not given stays.
+#[derive(Debug, Args)]
+#[group(multiple = true)]
+pub struct Keep {
+    /// The newest so many, 1 or more.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub last: Option<u16>,
+    /// And the newest one of each of so many hours in which there is one.
+    #[arg(long, value_name = "N")]
+    pub hourly: Option<u16>,
+    /// Of days.
+    #[arg(long, value_name = "N")]
+    pub daily: Option<u16>,
+    /// Of weeks.
+    #[arg(long, value_name = "N")]
+    pub weekly: Option<u16>,
+    /// Of months.
+    #[arg(long, value_name = "N")]
+    pub monthly: Option<u16>,
+}
+
+impl Keep {
+    /// What is to be set; `None`: nothing was given.
+    pub fn wanted(&self) -> Option<SetRetention> {
+        let Self { last, hourly, daily, weekly, monthly } = *self;
+        let set = SetRetention { last, hourly, daily, weekly, monthly };
+        (set != SetRetention::default()).then_some(set)
+    }
 }
 
 /// About bearer tokens.

@@ -316,6 +316,20 @@ async fn what_is_in_a_snapshot_is_shown_and_a_file_is_written_once_it_is_whole()
     berth(&world, &format!("user export anna --snapshot {first} -o {}", tar.display())).await.unwrap();
     let unpacked = std::process::Command::new("tar").arg("-xOf").arg(&tar).arg("gone").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&unpacked.stdout), "soon");
+    let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let rule = words(berth(&world, "snapshot retention anna").await.unwrap());
+    assert!(rule.contains("config newest 5 hourly 24 daily 14 weekly 8 monthly 12"), "{rule}");
+    let rule = words(berth(&world, "snapshot retention anna --last 7 --monthly 60").await.unwrap());
+    assert!(rule.contains("its own newest 7 hourly 24 daily 14 weekly 8 monthly 60"), "{rule}");
+    for wrong in [["--last", "0"], ["--last", "70000"]] {
+        assert!(
+            Cli::try_parse_from([&["berth", "snapshot", "retention", "anna"], &wrong[..]].concat()).is_err()
+        );
+    }
+    let both = ["berth", "snapshot", "retention", "anna", "--default", "--daily", "1"];
+    assert!(Cli::try_parse_from(both).is_err());
+    let rule = words(berth(&world, "snapshot retention anna --default").await.unwrap());
+    assert!(rule.contains("config newest 5 hourly 24"), "{rule}");
     let pruned = berth(&world, "snapshot prune anna").await.unwrap();
     assert!(pruned.starts_with("0 snapshots are gone, 2 stay; 0 B removed"), "{pruned}");
     let checked = berth(&world, "snapshot check anna --read 100").await.unwrap();

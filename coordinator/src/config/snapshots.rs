@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use berth_daemon::credentials;
 use berth_daemon::env::Env;
+use berth_shared::snapshot::Retention;
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
 use serde::Deserialize;
@@ -101,6 +102,17 @@ impl Snapshots {
     /// How long a backup of the key store may be kept.
     pub const fn backups_kept(&self) -> Millis {
         Millis::minutes(self.key_backup_days as u64 * 24 * 60)
+    }
+
+    /// How many snapshots a prune leaves of users of whom nothing else was said.
+    pub const fn retention(&self) -> Retention {
+        Retention {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+        }
     }
 
     /// Finds the credentials that the service manager loaded.

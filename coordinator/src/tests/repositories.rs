@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use berth_daemon::secret_file::write_secret_file;
 use berth_shared::api::{
     EntryChange, List, RepositoryChecked, RepositoryPruned, SnapshotChange, SnapshotDetail, SnapshotEntry,
-    Snapshots, User,
+    Snapshots, User, UserRetention,
 };
 use berth_shared::cell::Workload;
 use berth_shared::problem::Code;
 use berth_shared::repository::UserRepository;
-use berth_shared::snapshot::{Snapshot, SnapshotOutcome};
+use berth_shared::snapshot::{Retention, Snapshot, SnapshotOutcome};
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
 use berth_snapshot::protocol::{Job, Outcome, ProcessLimits, Request, VERSION};
@@ -480,6 +480,18 @@ async fn a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journ
     std::fs::write(anna.cell.join("new"), "third").unwrap();
     let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
     assert_eq!(anna.node.bucket.as_ref().unwrap().access_key, NODE_KEY, "not the one that may delete");
+    // A rule of her own goes first, as long as she has one.
+    let own = world.ask("PUT", "/v1/users/anna/retention", r#"{"last": 9}"#).await;
+    assert_eq!(
+        own.json::<UserRetention>().keep,
+        Retention { last: 9, hourly: 0, daily: 0, weekly: 0, monthly: 0 }
+    );
+    let none = world.ask("PUT", "/v1/users/anna/retention", r#"{"last": 0}"#).await;
+    assert_eq!(none.code(), Code::BadRequest);
+    let pruned: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept, pruned.bytes_removed), (0, 3, 0));
+    let ended: UserRetention = world.ask("DELETE", "/v1/users/anna/retention", "").await.json();
+    assert!(!ended.own && ended.keep.last == 1, "{ended:?}");
     let pruned: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
     assert_eq!((pruned.forgotten, pruned.kept, pruned.bytes_removed), (1, 2, 0));
     let shown = |id: &Snapshot| format!("/v1/users/anna/snapshots/{}", id.id);

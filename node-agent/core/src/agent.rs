@@ -21,10 +21,11 @@ use berth_shared::time::BootMs;
 use berth_shared::units::Bytes;
 use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 
-use crate::cell::{self, Cell, Now, Outcome, Rest, Waiter};
+use crate::cell::{self, Cell, Now, Rest, Waiter};
 use crate::disk::{self, Cover, Disk};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
+use crate::ram::{self, Ram};
 use crate::schedule::crowd;
 use crate::swap::{self, Swap};
 
@@ -61,6 +62,8 @@ pub enum Event {
     Freezing(Result<(), String>),
     /// What the kernel shows of the node's swap.
     Swap(swap::Sample),
+    /// What the kernel shows of the node's memory.
+    Ram(ram::Sample),
     /// What stands in the store for what is on cells' disks. Holds for the next event, and no longer.
     Covered(Cover),
     /// What the file system shows that cells' disks lie on.
@@ -142,6 +145,7 @@ pub struct Agent {
     /// Frozen cells that wait for their turn to be thawed.
     thaws: VecDeque<CellId>,
     swap: Swap,
+    ram: Ram,
     disk: Disk,
     cover: Cover,
     terms: BTreeMap<CellId, SleepTerms>,
@@ -166,6 +170,7 @@ impl Agent {
             starts_max: starts_max.max(1),
             thaws: VecDeque::new(),
             swap: Swap::new(swap::Limits::default()),
+            ram: Ram::default(),
             disk: Disk::default(),
             cover: Cover::new(),
             terms: memory.later.terms.clone(),
@@ -244,6 +249,11 @@ impl Agent {
         &self.swap
     }
 
+    /// The node's memory.
+    pub const fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
     /// The node's disk.
     pub const fn disk(&self) -> &Disk {
         &self.disk
@@ -282,7 +292,9 @@ impl Agent {
                 }
             }
             Event::Cell(cell, event) => {
-                if let cell::Event::Done { outcome: Outcome::Pushed(pushed), .. } = &event {
+                if let cell::Event::Done { outcome, .. } = &event
+                    && let Some(pushed) = outcome.pushed()
+                {
                     self.swap.landed(pushed.before.saturating_sub(pushed.resident));
                 }
                 self.give(now, cell, event, random, &mut out);
@@ -291,6 +303,15 @@ impl Agent {
             Event::Swap(sample) => {
                 self.swap.sampled(now.boot, sample);
                 self.relieve_swap(now, random, &mut out);
+            }
+            Event::Ram(sample) => {
+                self.ram.sampled(sample);
+                let short = self.ram.is_short();
+                let others = self.cells.iter().filter(|(_, cell)| cell.hurries() != short);
+                let others: Vec<CellId> = others.map(|(id, _)| *id).collect();
+                for cell in others {
+                    self.give(now, cell, cell::Event::Hurry(short), random, &mut out);
+                }
             }
             Event::Terms(terms) => {
                 self.terms = terms.into_iter().collect();

@@ -46,8 +46,8 @@ pub use idle::{FLAP_MEMORY, FLAP_SPAN, UNDECLARED_PERCENT};
 pub use image::Making;
 pub(crate) use scheduled::CHANNELS_MAX;
 pub use terms::{
-    Data, Effect, Event, Leave, Note, Now, Observation, OpId, OtherImage, Outcome, Pushed, Rest, SHORT_BYTES,
-    SHORT_PERCENT, Seen, SuspendAnswer, Verb, Waiter,
+    Data, Depth, Effect, Event, Leave, Note, Now, Observation, OpId, OtherImage, Outcome, Pushed, Rest,
+    SHORT_BYTES, SHORT_PERCENT, Seen, SuspendAnswer, Verb, Waiter,
 };
 
 use rest::Again;
@@ -231,6 +231,9 @@ pub struct Cell {
     rest_not_before: BootMs,
     rest_backoff: Backoff,
     look_backoff: Backoff,
+    /// Thaws that have failed since it was up last.
+    thaw_tries: u32,
+    thaw_backoff: Backoff,
     restart_backoff: Backoff,
     first_start_backoff: Backoff,
     start_tries: u32,
@@ -265,8 +268,14 @@ pub struct Cell {
     frozen_since: BootMs,
     pushed: Option<Pushed>,
     granted_at: BootMs,
-    /// It comes up from being frozen.
-    thawed: bool,
+    /// How it rested that comes up.
+    rose_from: Depth,
+    /// It is on its way to be frozen for the first time since it was started, see [`Self::thins`].
+    thins: bool,
+    /// What it needs and what not was told apart since it was started.
+    thinned: bool,
+    /// The node's memory is short.
+    hurries: bool,
     /// Why it was stopped and not frozen, last time.
     stopped_because: Option<String>,
     events: Vec<CellEvent>,
@@ -328,6 +337,8 @@ impl Cell {
             rest_not_before: now.boot,
             rest_backoff: Backoff::new(REST_RETRY_FIRST, REST_RETRY_MAX),
             look_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
+            thaw_tries: 0,
+            thaw_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
             restart_backoff: Backoff::new(RESTART_FIRST, RESTART_MAX),
             first_start_backoff: Backoff::new(FIRST_START_RETRY_FIRST, FIRST_START_RETRY_MAX),
             start_tries: 0,
@@ -354,7 +365,10 @@ impl Cell {
             frozen_since: remembered.frozen_at.map_or(now.boot, |at| at.min(now.boot)),
             pushed: None,
             granted_at: now.boot,
-            thawed: false,
+            rose_from: Depth::Stopped,
+            thins: false,
+            thinned: false,
+            hurries: false,
             stopped_because: None,
             events: vec![],
             near_limit: false,
@@ -508,6 +522,10 @@ impl Cell {
             Event::OutOfMemory => self.out_of_memory(now, &mut out),
             Event::Granted => self.granted(now, &mut out),
             Event::SwapNeeded => self.leave(now, Leave::SwapShort, &mut out),
+            Event::Hurry(hurries) => {
+                self.hurries = hurries;
+                out.push(Effect::Changed);
+            }
             Event::Terms(terms) => self.terms(now, terms, &mut out),
             Event::Tick => {
                 self.follow_schedule(now, &mut out);

@@ -139,8 +139,10 @@ pub const fn may_wake_stopped(kind: Kind) -> bool {
 
 /// May this request thaw a cell that is frozen?
 ///
-/// A WebSocket's upgrade may: its tab has lost a connection that is otherwise kept over a freeze, and a thaw is cheap.
-/// It happens once, since the next freeze keeps the new connection.
+/// A WebSocket's upgrade may: its tab has lost a connection that is otherwise kept over a freeze, and only the cell can
+/// give it another. What is typed into a page without one goes nowhere, so to refuse it would be felt by those who are
+/// there. The price: a tab that nobody looks at thaws its cell once for each connection that is lost (its machine slept,
+/// the network changed, the front door was restarted), one cell at a time, and the next freeze keeps the new one.
 pub const fn may_wake_frozen(kind: Kind) -> bool {
     match kind {
         Kind::Navigation | Kind::Call | Kind::Socket => true,

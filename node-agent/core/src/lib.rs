@@ -27,6 +27,7 @@ pub mod heads;
 pub mod lease;
 pub mod may_wake;
 pub mod memory;
+pub mod ram;
 pub mod restic;
 pub mod schedule;
 pub mod slot;

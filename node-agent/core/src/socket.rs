@@ -5,7 +5,9 @@
 //! to be written, in the order in which they came; nothing that was taken is lost or overtaken. While the cell rests
 //! ([`Inward::take`] with `resting`), the client's bytes stay in the queue and Berth stands in for the cell: it
 //! answers pings, acknowledges a close, and says something now and then so that a tab does not give up
-//! (OPENCLAW_UI.md, section 6). What Berth says stands between two frames, and what is a message of its own between two
+//! (OPENCLAW_UI.md, section 6). Of what a tab asks by itself only so much is kept ([`POLLS_KEPT`]): the rest is answered
+//! as a suspended gateway answers it, so that a tab which is left open for weeks neither fills the queue nor wakes anybody.
+//! What Berth says stands between two frames, and what is a message of its own between two
 //! messages.
 //!
 //! A message counts once that is known, which is at its last byte at the latest: until then its bytes go on uncounted,
@@ -21,6 +23,10 @@ use crate::workload::openclaw::methods;
 
 /// Room of a queue that is kept when it is empty.
 const ROOM_KEPT: usize = 16 * 1024;
+
+/// Bytes of a client's messages that are kept while its cell rests before those of them that are no use of it are answered
+/// instead. Far more than a tab asks at once when it comes back.
+pub const POLLS_KEPT: usize = 16 * 1024;
 
 /// Longest reason of a close that still fits into a control frame.
 const REASON_BYTES_MAX: usize = 100;
@@ -79,6 +85,10 @@ pub struct Inward {
     judged: Judged,
     /// The beginning of a text that is not judged yet.
     text: Vec<u8>,
+    /// Has a message begun that has not ended?
+    within: bool,
+    /// Where in the queue it began, if it lies there whole and alone.
+    began_at: Option<usize>,
     /// The payload of a ping or close that Berth answers: they are short.
     answered: Vec<u8>,
     answers: bool,
@@ -95,6 +105,8 @@ impl Inward {
             counts: false,
             judged: Judged::NotYet,
             text: Vec::new(),
+            within: false,
+            began_at: None,
             answered: Vec::new(),
             answers: false,
             closed: false,
@@ -114,8 +126,11 @@ impl Inward {
             if part.kind.is_control() {
                 self.control(&part, resting, outward, &mut taken);
             } else {
+                if !std::mem::replace(&mut self.within, part.ends != Ends::Message) {
+                    self.began_at = Some(self.queue.len());
+                }
                 self.queue.extend(part.bytes);
-                self.data(&part, &mut taken);
+                self.data(&part, resting, outward, &mut taken);
             }
         }
         Ok(taken)
@@ -129,6 +144,7 @@ impl Inward {
         // A close goes in as well, behind whatever is to be delivered still.
         if !self.answers || part.kind == Kind::Close {
             self.queue.extend(part.bytes);
+            self.began_at = None;
         }
         if self.answers {
             self.answered.extend(part.payload());
@@ -145,7 +161,7 @@ impl Inward {
         }
     }
 
-    fn data(&mut self, part: &Part<'_>, taken: &mut Taken) {
+    fn data(&mut self, part: &Part<'_>, resting: bool, outward: &mut Outward, taken: &mut Taken) {
         if self.judged == Judged::NotYet && self.is_use(part) {
             self.judged = Judged::Use;
             self.text.clear();
@@ -156,10 +172,25 @@ impl Inward {
         if part.ends == Ends::Message {
             match self.judged {
                 Judged::Use => taken.counted += 1,
-                Judged::NotYet => taken.not_counted += 1,
+                Judged::NotYet => {
+                    taken.not_counted += 1;
+                    if resting && self.queue.len() > POLLS_KEPT {
+                        self.answer_instead(outward);
+                    }
+                }
             }
             self.judged = Judged::NotYet;
             self.text.clear();
+        }
+    }
+
+    /// The message that has just ended does not go in: its client is told so. Not one of which a part has gone in before.
+    fn answer_instead(&mut self, outward: &mut Outward) {
+        if let Some(began_at) = self.began_at.take() {
+            self.queue.truncate(began_at);
+            if let Some(answer) = methods::unavailable(&self.text) {
+                outward.say(&answer);
+            }
         }
     }
 
@@ -191,6 +222,7 @@ impl Inward {
     /// So many of [`Inward::next`] have gone to the cell.
     pub fn gone(&mut self, count: usize) {
         gone(&mut self.queue, count);
+        self.began_at = self.began_at.and_then(|at| at.checked_sub(count));
         if self.queue.is_empty() {
             self.counts = false;
         }
@@ -260,15 +292,21 @@ impl Outward {
     /// Lets the client hear from its cell, which rests. Not in the middle of a message, and not when the client has
     /// yet to take what was said before. `false`: nothing was said.
     pub fn tick(&mut self, now: UnixMs) -> bool {
-        let may =
-            self.queue.is_empty() && !self.is_ended() && self.frames.is_between_messages() && self.greeted;
         match self.workload {
-            Workload::Openclaw if may => {
-                self.queue.extend(server_frame(Kind::Text, methods::tick(now).as_bytes()));
-                true
-            }
+            Workload::Openclaw if self.queue.is_empty() => self.say(&methods::tick(now)),
             Workload::Openclaw | Workload::Http => false,
         }
+    }
+
+    /// Says a message of Berth's own. Not in the middle of one of the cell's, and not when the client has much yet to take
+    /// of what was said before. `false`: nothing was said.
+    fn say(&mut self, text: &str) -> bool {
+        let heard = self.queue.len() < ROOM_KEPT;
+        let may = heard && !self.is_ended() && self.frames.is_between_messages() && self.greeted;
+        if may {
+            self.queue.extend(server_frame(Kind::Text, text.as_bytes()));
+        }
+        may
     }
 
     fn pong(&mut self, payload: &[u8]) {

@@ -6,8 +6,8 @@
 //!                                             enough       short: frozen cells leave, the longest-frozen first
 //! ```
 //!
-//! Disks wear: what is written to swap in a day has a budget. Both figures are the kernel's own, counted since boot, so a
-//! restart of the agent forgets neither.
+//! Disks wear: what is written to swap in a day has a budget. Both figures are the kernel's own, counted since boot. When it
+//! was written a restart of the agent forgets: until there are marks of its own for a day, the mean since boot stands for it.
 
 use std::collections::VecDeque;
 
@@ -29,6 +29,8 @@ pub struct Sample {
     pub free: Bytes,
     /// Written to swap since boot.
     pub written: Bytes,
+    /// Read from it.
+    pub read: Bytes,
 }
 
 /// What is not to be gone over.
@@ -198,7 +200,7 @@ mod tests {
     }
 
     fn sample(free_gib: u64) -> Sample {
-        Sample { total: Bytes::gib(10), free: Bytes::gib(free_gib), written: Bytes::ZERO }
+        Sample { total: Bytes::gib(10), free: Bytes::gib(free_gib), ..Sample::default() }
     }
 
     #[test]
@@ -236,7 +238,7 @@ mod tests {
     fn swap_is_short_from_the_high_mark_until_the_low_one() {
         let mut swap = swap(Limits::default());
         let mut at = |free| {
-            swap.sampled(BootMs(1), Sample { total: Bytes(100), free: Bytes(free), written: Bytes::ZERO });
+            swap.sampled(BootMs(1), Sample { total: Bytes(100), free: Bytes(free), ..Sample::default() });
             swap.is_short()
         };
         assert_eq!(
@@ -291,7 +293,7 @@ mod tests {
         ) {
             let mut swap = swap(Limits::default());
             let free = free.min(total);
-            swap.sampled(BootMs(5), Sample { total: Bytes(total), free: Bytes(free), written: Bytes::ZERO });
+            swap.sampled(BootMs(5), Sample { total: Bytes(total), free: Bytes(free), ..Sample::default() });
             let mut promised = Bytes::ZERO;
             for need in cells {
                 let room = swap.room(BootMs(5), promised).unwrap();

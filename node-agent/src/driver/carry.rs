@@ -136,9 +136,9 @@ impl<R: Runtime> Driver<R> {
                 if matches!(note, cell::Note::Waking(_)) {
                     self.end_proof(cell);
                 }
-                if let cell::Note::Up { thawed, .. } = note {
+                if let cell::Note::Up { from, .. } = note {
                     self.wake_heard.remove(&cell);
-                    if thawed {
+                    if from == cell::Depth::Frozen {
                         self.note_touched(cell);
                     }
                 }
@@ -187,6 +187,7 @@ impl<R: Runtime> Driver<R> {
             schedule_heard: machine.is_schedule_heard(),
             minds_schedule: machine.minds_schedule(),
             minds_channels: machine.minds_channels(),
+            thins: machine.thins(),
         })
     }
 

@@ -33,7 +33,7 @@ impl<R: Runtime> Driver<R> {
     }
 
     pub(super) fn swap_read(&mut self, reading: Reading, turn: &mut Turn) {
-        let Reading { sample, able } = reading;
+        let Reading { sample, memory, able } = reading;
         if self.freezes.as_ref() != Some(&able) {
             match &able {
                 Ok(way) => tracing::info!(way, swap = %sample.total, "cells can be frozen here"),
@@ -45,7 +45,19 @@ impl<R: Runtime> Driver<R> {
             self.step(agent::Event::Freezing(able.map(|_| ())), turn);
         }
         self.step(agent::Event::Swap(sample), turn);
+        let was_short = self.agent.ram().is_short();
+        self.step(agent::Event::Ram(memory), turn);
+        match (was_short, self.agent.ram().is_short()) {
+            (false, true) => {
+                tracing::warn!(available = %memory.available, total = %memory.total, "memory runs short: idle cells fall asleep sooner");
+            }
+            (true, false) => {
+                tracing::info!(available = %memory.available, "there is enough memory again");
+            }
+            _ => {}
+        }
         self.metrics.swap(self.agent.swap(), sample);
+        self.metrics.memory_short.set(i64::from(self.agent.ram().is_short()));
         if self.swap_round.ended() {
             self.look_at_swap();
         }

@@ -469,6 +469,24 @@ async fn the_memory_of_a_paused_container_is_pushed_out_and_it_goes_on_after_the
     assert!(matches!(runtime.push(&plan.key).await, Err(RuntimeError::NotUp)));
 }
 
+async fn what_a_running_container_does_not_use_is_pushed_out_and_it_goes_on<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    assert!(matches!(runtime.thin(&plan.key).await, Err(RuntimeError::Gone)));
+    let id = up(&bench, &plan).await;
+    bench.hold(&plan, Bytes::mib(64)).await;
+    let thinned = runtime.thin(&plan.key).await.unwrap();
+    assert!(thinned.before >= Bytes::mib(64) && thinned.resident <= Bytes::mib(32), "{thinned:?}");
+    assert_eq!(bench.state(&id).await.as_deref(), Some("running"));
+    bench.hold(&plan, Bytes::mib(1)).await;
+    runtime.pause(&plan.key).await.unwrap();
+    assert!(matches!(runtime.thin(&plan.key).await, Err(RuntimeError::NotUp)));
+    runtime.push(&plan.key).await.unwrap();
+    runtime.read_back(&plan.key).await;
+    runtime.unpause(&plan.key).await.unwrap();
+    bench.hold(&plan, Bytes::mib(1)).await;
+    assert_eq!(bench.state(&id).await.as_deref(), Some("running"));
+}
+
 /// Runs every contract against one kind of engine.
 macro_rules! contract {
     ($bench:expr) => {
@@ -496,6 +514,7 @@ macro_rules! contract {
             the_cpu_time_of_what_runs_is_told_and_grows_with_its_work
             what_a_running_container_does_and_holds_is_seen
             the_memory_of_a_paused_container_is_pushed_out_and_it_goes_on_after_the_thaw
+            what_a_running_container_does_not_use_is_pushed_out_and_it_goes_on
         );
     };
     ($bench:expr; $($name:ident)*) => {

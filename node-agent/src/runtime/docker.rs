@@ -72,21 +72,28 @@ const STOP_MARGIN: Millis = Millis::secs(12);
 /// A much larger note replaces a smaller one only after so many: that wake did more than to answer, such as to collect garbage.
 const KEPT_MAX: u32 = 3;
 
-/// What is read back before a cell's next thaw.
+/// What is known of what a cell's next thaw will touch.
 #[derive(Debug)]
-struct Noted {
-    touched: Arc<Touched>,
-    size: Bytes,
-    /// So many larger notes were not taken in its place.
-    kept: u32,
+enum Known {
+    /// What it holds when it is paused: the rest is out already.
+    Thinned,
+    /// What it held then. Its first wake's own note takes this place.
+    Guessed(Arc<Touched>),
+    /// What a wake had touched.
+    Noted {
+        touched: Arc<Touched>,
+        size: Bytes,
+        /// So many larger notes were not taken in its place.
+        kept: u32,
+    },
 }
 
 /// Docker. Cheap to keep, holds no connection between calls.
 #[derive(Debug)]
 pub struct DockerRuntime {
     engine: Engine,
-    /// One for each cell that was thawed, until its container ends.
-    touched: Mutex<BTreeMap<CellId, Noted>>,
+    /// Of each cell that was thawed, or is to be frozen, until its container ends.
+    touched: Mutex<BTreeMap<CellId, Known>>,
 }
 
 impl DockerRuntime {
@@ -95,7 +102,7 @@ impl DockerRuntime {
         Self { engine: Engine::new(socket.into()), touched: Mutex::default() }
     }
 
-    fn touched(&self) -> MutexGuard<'_, BTreeMap<CellId, Noted>> {
+    fn touched(&self) -> MutexGuard<'_, BTreeMap<CellId, Known>> {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,6 +112,21 @@ impl DockerRuntime {
             find::Found::One(mine) => Ok(*mine),
             find::Found::Nothing { .. } => Err(RuntimeError::Gone),
             find::Found::Stranger { detail } => Err(RuntimeError::Foreign { detail }),
+        }
+    }
+}
+
+/// What a container's processes have in memory now; `None` where that could not be noted, or is too much to be read back.
+async fn held_now(cell: CellId, first: i64, id: String) -> Option<Touched> {
+    // A panic ends the process by itself.
+    match tokio::task::spawn_blocking(move || Touched::now(first, &id)).await.ok()? {
+        Ok(held) => {
+            tracing::debug!(%cell, pages = %held.size(), bytes = held.note_bytes(), "what a wake touches is noted");
+            Some(held)
+        }
+        Err(error) => {
+            tracing::debug!(%cell, error = chain(&error), "what a wake touches is not noted");
+            None
         }
     }
 }
@@ -237,32 +259,28 @@ impl Runtime for DockerRuntime {
         let (Up::Running, Some(first)) = (mine.up(), mine.first_process()) else {
             return Err(RuntimeError::NotUp);
         };
-        let noted = tokio::task::spawn_blocking(move || Touched::now(first, &mine.id));
-        match noted.await {
-            Ok(Ok(noted)) => {
-                let size = noted.size();
-                tracing::debug!(cell = %key.cell, pages = %size, bytes = noted.note_bytes(), "what a wake touched is noted");
-                let mut all = self.touched();
-                match all.get_mut(&key.cell) {
-                    Some(held) if held.size.0 + held.size.0 / 4 < size.0 && held.kept < KEPT_MAX => {
-                        held.kept += 1;
-                    }
-                    _ => {
-                        all.insert(key.cell, Noted { touched: Arc::new(noted), size, kept: 0 });
-                    }
+        if let Some(noted) = held_now(key.cell, first, mine.id).await {
+            let size = noted.size();
+            let mut all = self.touched();
+            match all.get_mut(&key.cell) {
+                Some(Known::Noted { size: held, kept, .. })
+                    if held.0 + held.0 / 4 < size.0 && *kept < KEPT_MAX =>
+                {
+                    *kept += 1;
+                }
+                _ => {
+                    all.insert(key.cell, Known::Noted { touched: Arc::new(noted), size, kept: 0 });
                 }
             }
-            Ok(Err(error)) => {
-                tracing::debug!(cell = %key.cell, error = chain(&error), "what a wake touched is not noted");
-            }
-            Err(_) => {}
         }
         Ok(())
     }
 
     async fn read_back(&self, key: &ContainerKey) -> Bytes {
-        let noted = self.touched().get(&key.cell).map(|noted| Arc::clone(&noted.touched));
-        let Some(noted) = noted else { return Bytes::ZERO };
+        let noted = match self.touched().get(&key.cell) {
+            Some(Known::Guessed(touched) | Known::Noted { touched, .. }) => Arc::clone(touched),
+            Some(Known::Thinned) | None => return Bytes::ZERO,
+        };
         // The blocking call goes on where the disk is slow; the wake does not wait for it any more.
         let asked = tokio::task::spawn_blocking(move || noted.read_back());
         match tokio::time::timeout(READ_BACK_MAX, asked).await {
@@ -289,6 +307,17 @@ impl Runtime for DockerRuntime {
         Ok(observe::with_memory(after.since(&before, span), first, &mine.id))
     }
 
+    async fn thin(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
+        let mine = self.mine(key).await?;
+        if mine.up() != Up::Running {
+            return Err(RuntimeError::NotUp);
+        }
+        let group = mine.first_process().and_then(|first| memory::Group::of(first, &mine.id));
+        let thinned = group.ok_or(RuntimeError::NoMemoryGroup)?.thin().await.map_err(RuntimeError::Push)?;
+        self.touched().entry(key.cell).or_insert(Known::Thinned);
+        Ok(thinned)
+    }
+
     async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
         let mine = self.mine(key).await?;
         match mine.up() {
@@ -296,6 +325,15 @@ impl Runtime for DockerRuntime {
             Up::Running => return Err(RuntimeError::StillUp),
             Up::Exited => return Err(RuntimeError::NotUp),
             Up::Between => return Err(unconfirmed("paused", Up::Between)),
+        }
+        let is_thin = matches!(self.touched().get(&key.cell), Some(Known::Thinned));
+        if let Some(first) = mine.first_process().filter(|_| is_thin) {
+            let held = held_now(key.cell, first, mine.id.clone()).await;
+            let mut all = self.touched();
+            match held {
+                Some(held) => drop(all.insert(key.cell, Known::Guessed(Arc::new(held)))),
+                None => drop(all.remove(&key.cell)),
+            }
         }
         let group = mine.first_process().and_then(|first| memory::Group::of(first, &mine.id));
         group.ok_or(RuntimeError::NoMemoryGroup)?.push().await.map_err(RuntimeError::Push)

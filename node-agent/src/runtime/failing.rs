@@ -86,6 +86,10 @@ impl<R: Runtime> Runtime for Failing<R> {
         self.0.observe(key, span).await
     }
 
+    async fn thin(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
+        self.0.thin(key).await
+    }
+
     async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
         between(&at::PUSH_SENT, &at::PUSH_ANSWERED, RuntimeError::Look, self.0.push(key)).await
     }

@@ -33,7 +33,7 @@ impl Status {
     /// `/proc/swaps` cannot be read.
     pub fn look(live_restore: Option<bool>, insecure: bool) -> std::io::Result<Self> {
         let swaps = super::look()?;
-        let Reading { sample, able } = super::read(live_restore, insecure);
+        let Reading { sample, able, .. } = super::read(live_restore, insecure);
         let line = |(swap, kind): &(super::Swap, Kind)| Line {
             path: swap.path.display().to_string(),
             size_bytes: swap.size,

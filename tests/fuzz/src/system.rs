@@ -181,6 +181,11 @@ fn swaps(mut input: Input<'_>) {
     if let Some(pages) = agent::swapped_out(text) {
         assert_eq!(agent::swapped_out(&format!("pgpgin 1\npswpout {pages}\npgmajfault 2\n")), Some(pages));
     }
+    let (total, available) = agent::memory(text);
+    let again = format!("MemTotal: {} kB\nMemAvailable: {} kB\n", total.0 / 1024, available.0 / 1024);
+    if total.0 < u64::MAX && available.0 < u64::MAX {
+        assert_eq!(agent::memory(&again), (total, available));
+    }
     let path = text.trim_matches('\0');
     if path.is_empty() {
         return;

@@ -9,6 +9,6 @@ use berth_shared::units::Bytes;
 pub(crate) fn roomy(now: Now, mut agent: Agent) -> Agent {
     let room = Bytes(u64::MAX / 2);
     agent.step(now, Event::Freezing(Ok(())), &mut || 0);
-    agent.step(now, Event::Swap(Sample { total: room, free: room, written: Bytes::ZERO }), &mut || 0);
+    agent.step(now, Event::Swap(Sample { total: room, free: room, ..Sample::default() }), &mut || 0);
     agent
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use berth_node_agent_core::agent::{self, Agent, Effect};
-use berth_node_agent_core::cell::{self, Event, Leave, Note, OpId, Rest, Seen, Verb};
+use berth_node_agent_core::cell::{self, Depth, Event, Leave, Note, OpId, Rest, Seen, Verb};
 use berth_node_agent_core::lease;
 use berth_node_agent_core::memory::{Intent, Memory, Record};
 use berth_shared::cell::BusyReason;
@@ -280,8 +280,8 @@ impl World {
                 self.check_reason(cell, *cause);
                 self.excuse_a_queue(cell);
             }
-            Note::Up { thawed, cause, .. } => {
-                self.count(if *thawed { "thaws" } else { "boots" });
+            Note::Up { from, cause, .. } => {
+                self.count(if *from == Depth::Frozen { "thaws" } else { "boots" });
                 self.used(cell, self.at);
                 self.check_flap(cell, *cause);
             }

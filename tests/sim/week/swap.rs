@@ -38,7 +38,12 @@ impl World {
             return;
         }
         self.later(LOOK_EVERY, Happening::LookAtSwap { life });
-        let sample = Sample { total: self.swap.total, free: self.swap.free(), written: self.swap.written };
+        let sample = Sample {
+            total: self.swap.total,
+            free: self.swap.free(),
+            written: self.swap.written,
+            read: Bytes::ZERO,
+        };
         // The same again decides nothing, unless cells have to leave.
         let short = self.swap.fill_percent() >= 70;
         if short || self.sampled != Some(sample) {

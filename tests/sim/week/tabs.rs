@@ -11,7 +11,7 @@ use crate::world::{Happening, World};
 /// How often a visible tab asks for something by itself here. A real one does it three times a minute; nothing depends on that.
 const POLLS_EVERY: At = 2 * MINUTE;
 
-/// What a tunnel keeps of a client whose cell rests; the client's further bytes stay with the client.
+/// What a tunnel keeps at the most of a client whose cell rests: what it asks by itself stays below that for ever.
 const HELD_BYTES_MAX: usize = 64 * 1024;
 
 /// What a tab asks by itself.
@@ -102,7 +102,10 @@ impl World {
         let Some(tab) = self.cells[cell].tabs.iter_mut().find(|tab| tab.id == id) else { return };
         let Some(socket) = &mut tab.socket else { return };
         if rests && socket.inward.queued() >= HELD_BYTES_MAX {
-            return self.count("held at the client");
+            return self.broken(
+                "n",
+                &format!("a tab fills what is kept for it while cell {cell} rests, which wakes it"),
+            );
         }
         let taken = socket.inward.take(&frame(text), rests, &mut socket.outward);
         if taken.is_err() {

@@ -55,6 +55,12 @@ async fn an_open_tab_lets_its_cell_freeze_and_is_answered_in_the_same_socket() {
     .await;
     ask(&mut tab, "after", "cron.list").await;
     hears(&mut tab, "a tick", TICK_WITHIN, |frame| frame["event"] == "tick").await;
+    // As much as in hours, if nobody comes back to it: that is answered, and not kept.
+    for number in 0..400 {
+        ask(&mut tab, &format!("left-open-{number}"), "sessions.catalog.list").await;
+    }
+    let suspended = |frame: &Value| frame["error"]["details"]["reason"] == "gateway-suspending";
+    hears(&mut tab, "the answer to a poll that is not kept", BOUND, suspended).await;
     world.container_is(&anna.cell, "paused").await;
     assert_eq!(docker.count(&anna.cell, "unpause").await, 0, "nobody needed it");
 

@@ -114,13 +114,16 @@ async fn work_under_way_keeps_a_cell_awake_and_its_end_lets_it_sleep() {
     world.container_is(&anna.cell, "exited").await;
 
     let bob = world.create_running("bob", Rest::Stop, NOT_IN_THIS_STORY).await;
-    assert_eq!(bob.front.post("/control", json!({ "busy": ["cron-run"] }).to_string()).await.status, 200);
-    let refused = world.api.post("/v1/cells/bob/sleep", json!({})).await;
-    assert_eq!(refused.ok(409)["code"], "cell_busy");
-    eventually("why it is awake is told", BOUND, async || {
-        world.status("bob").await["last_refusal"].to_string().contains("cron-run").then_some(())
-    })
-    .await;
+    // What OpenClaw calls a run of its schedule, and a terminal that somebody has open.
+    for blocker in ["cron-run", "terminal-session"] {
+        assert_eq!(bob.front.post("/control", json!({ "busy": [blocker] }).to_string()).await.status, 200);
+        let refused = world.api.post("/v1/cells/bob/sleep", json!({})).await;
+        assert_eq!(refused.ok(409)["code"], "cell_busy");
+        eventually("why it is awake is told", BOUND, async || {
+            world.status("bob").await["last_refusal"].to_string().contains(blocker).then_some(())
+        })
+        .await;
+    }
     assert_eq!(bob.front.post("/control", json!({ "busy": null }).to_string()).await.status, 200);
     world.api.post("/v1/cells/bob/sleep", json!({ "freeze": true })).await.ok(200);
     world.container_is(&bob.cell, "paused").await;

@@ -1,11 +1,11 @@
-//! Facts about users' repository keys and snapshots. Kinds 70 to 79.
+//! Facts about users' repository keys and snapshots. Kinds 70 to 79, and 91.
 //!
 //! Payloads are `(at, actor, body)` as in `v1`, whose rules hold here, too: once released, none is edited.
 
 use berth_shared::cell::ImageRef;
 use berth_shared::codec::CodecError;
 use berth_shared::ids::{CellId, Generation, KeyId, NodeId, UserId};
-use berth_shared::snapshot::{self, SnapshotId, TreeHash};
+use berth_shared::snapshot::{self, Retention, SnapshotId, TreeHash};
 use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,13 @@ pub enum SnapshotFact {
         snapshot: String,
         /// What of it was shown.
         what: Opened,
+    },
+    /// This is how many of the user's snapshots a prune leaves.
+    RetentionSet {
+        /// Whose.
+        user: UserId,
+        /// `None`: as many as of any user's.
+        retention: Option<Retention>,
     },
     /// Snapshots are gone from the repository, by the rule of retention.
     SnapshotsForgotten {
@@ -104,6 +111,7 @@ impl SnapshotFact {
             Self::KeyPurged { .. } => Kind::RepositoryKeyPurged,
             Self::PasswordShown { .. } => Kind::RepositoryPasswordShown,
             Self::FilesOpened { .. } => Kind::FilesOpened,
+            Self::RetentionSet { .. } => Kind::RetentionSet,
             Self::SnapshotsForgotten { .. } => Kind::SnapshotsForgotten,
             Self::HeadMoved { .. } => Kind::HeadMoved,
             Self::SnapshotKept { .. } => Kind::SnapshotKept,
@@ -117,6 +125,7 @@ impl SnapshotFact {
         | Self::KeyPurged { user, .. }
         | Self::PasswordShown { user, .. }
         | Self::FilesOpened { user, .. }
+        | Self::RetentionSet { user, .. }
         | Self::SnapshotsForgotten { user, .. }
         | Self::HeadMoved { user, .. }
         | Self::SnapshotKept { user, .. }
@@ -175,6 +184,8 @@ impl From<Snapshot> for snapshot::Snapshot {
 type Key = (UserId, KeyId);
 type Taken = (UserId, Snapshot);
 type Files = (UserId, KeyId, String, Opened);
+/// Newest, hourly, daily, weekly, monthly.
+type Kept = (UserId, Option<(u16, u16, u16, u16, u16)>);
 type Forgotten = (UserId, u64, Vec<SnapshotId>);
 type Orphaned = (UserId, Option<NodeId>, Option<(u32, u64)>, Snapshot);
 
@@ -185,6 +196,10 @@ pub(super) fn encode(event: &Event, fact: &SnapshotFact) -> Result<Vec<u8>, Code
         | SnapshotFact::PasswordShown { user, key } => v1::put::<Key>(event, (*user, *key)),
         SnapshotFact::FilesOpened { user, key, snapshot, what } => {
             v1::put::<Files>(event, (*user, *key, snapshot.clone(), *what))
+        }
+        SnapshotFact::RetentionSet { user, retention } => {
+            let kept = retention.map(|of| (of.last, of.hourly, of.daily, of.weekly, of.monthly));
+            v1::put::<Kept>(event, (*user, kept))
         }
         SnapshotFact::SnapshotsForgotten { user, count, known } => {
             v1::put::<Forgotten>(event, (*user, *count, known.clone()))
@@ -213,6 +228,16 @@ pub(super) fn decode(kind: Kind, payload: &[u8]) -> Option<Result<Event, CodecEr
         Kind::RepositoryPasswordShown => key(|user, key| SnapshotFact::PasswordShown { user, key }),
         Kind::FilesOpened => v1::take(payload, |(user, key, snapshot, what): Files| {
             Fact::Snapshot(SnapshotFact::FilesOpened { user, key, snapshot, what })
+        }),
+        Kind::RetentionSet => v1::take(payload, |(user, kept): Kept| {
+            let retention = kept.map(|(last, hourly, daily, weekly, monthly)| Retention {
+                last,
+                hourly,
+                daily,
+                weekly,
+                monthly,
+            });
+            Fact::Snapshot(SnapshotFact::RetentionSet { user, retention })
         }),
         Kind::SnapshotsForgotten => v1::take(payload, |(user, count, known): Forgotten| {
             Fact::Snapshot(SnapshotFact::SnapshotsForgotten { user, count, known })

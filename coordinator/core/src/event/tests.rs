@@ -2,7 +2,7 @@
 
 use berth_shared::cell::IdleRest;
 use berth_shared::ids::{JoinCounter, KeyId, SessionNonce};
-use berth_shared::snapshot::{Snapshot, SnapshotId, TreeHash};
+use berth_shared::snapshot::{Retention, Snapshot, SnapshotId, TreeHash};
 use berth_shared::time::Millis;
 use berth_shared::units::{Bytes, MilliCpus};
 use proptest::prelude::*;
@@ -139,6 +139,10 @@ fn examples() -> Vec<Event> {
             known: vec![SnapshotId::from_bytes([13; 32])],
         }),
         Fact::ImageSet { user: user(), image: "berth/test:2".parse().unwrap() },
+        Fact::Snapshot(SnapshotFact::RetentionSet {
+            user: user(),
+            retention: Some(Retention { last: 1, hourly: 2, daily: 3, weekly: 4, monthly: 260 }),
+        }),
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -185,7 +189,7 @@ fn kinds_have_the_numbers_that_the_journal_holds() {
             .chain(60..=62)
             .chain(70..=75)
             .chain(78..=79)
-            .chain(90..=90)
+            .chain(90..=91)
             .collect::<Vec<u16>>()
     );
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use berth_shared::ids::{CellId, Generation, KeyId, NodeId, Slug, UserId};
 use berth_shared::problem::Code;
-use berth_shared::snapshot::{Snapshot, SnapshotId};
+use berth_shared::snapshot::{Retention, Snapshot, SnapshotId};
 use serde::{Deserialize, Serialize};
 
 use super::keys::Standing as NodeStanding;
@@ -45,6 +45,8 @@ pub struct Vault {
     pub history: Vec<Snapshot>,
     /// Snapshots of generations that were not in force.
     pub orphans: Vec<Orphan>,
+    /// How many a prune leaves; `None`: as many as of any user's.
+    pub retention: Option<Retention>,
 }
 
 /// A snapshot that did not become HEAD, because its generation was not in force.
@@ -82,7 +84,7 @@ impl Orphan {
 
 impl Vault {
     const fn new(user: UserId, slug: Option<Slug>, key: KeyId) -> Self {
-        Self { user, slug, key, head: None, history: vec![], orphans: vec![] }
+        Self { user, slug, key, head: None, history: vec![], orphans: vec![], retention: None }
     }
 
     /// Where a snapshot stands; `None` when nothing is known of it.
@@ -180,6 +182,14 @@ impl Fleet {
                 let key = self.known_vault(*user)?.key;
                 let snapshot = snapshot.chars().take(SNAPSHOT_TEXT_MAX).collect();
                 vec![SnapshotFact::FilesOpened { user: *user, key, snapshot, what: *what }]
+            }
+            SnapshotCommand::SetRetention { user, retention } => {
+                let set = self.known_vault(*user)?.retention;
+                if retention.is_some_and(|of| of.last == 0) {
+                    return Err(SnapshotRefusal::KeepsNone.into());
+                }
+                let fact = SnapshotFact::RetentionSet { user: *user, retention: *retention };
+                (set != *retention).then_some(fact).into_iter().collect()
             }
             SnapshotCommand::Forget { user, gone } => {
                 let history = &self.known_vault(*user)?.history;
@@ -360,6 +370,9 @@ impl Fleet {
             }
             SnapshotFact::PasswordShown { .. } | SnapshotFact::FilesOpened { .. } => {
                 let _known: &mut Vault = self.vault_mut(number, user)?;
+            }
+            SnapshotFact::RetentionSet { retention, .. } => {
+                self.vault_mut(number, user)?.retention = *retention;
             }
             SnapshotFact::SnapshotsForgotten { known, .. } => {
                 self.vault_mut(number, user)?.history.retain(|kept| !known.contains(&kept.id));

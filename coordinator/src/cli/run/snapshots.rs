@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use berth_shared::api::{
     Cell, CheckRepository, EntryChange, List, RepositoryChecked, RepositoryPruned, RestoreRequest,
-    SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots,
+    SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots, UserRetention,
 };
 use berth_shared::snapshot::Snapshot;
 use berth_shared::units::Bytes;
@@ -79,6 +79,15 @@ impl Runner {
                 let call = Call { method: hyper::Method::POST, path: &path, body: request, wait: CHORE };
                 let cell: Cell = self.progress(&format!("restoring {slug}"), self.client.json(call)).await?;
                 self.show(&cell, |cell| format!("{}\n{TIME_TRAVEL}\n", show::cell(cell).trim_end()))
+            }
+            SnapshotVerb::Retention { user, keep, default } => {
+                let path = of("/v1/users", user, "/retention");
+                let now: UserRetention = match keep.wanted() {
+                    Some(wanted) => self.send(hyper::Method::PUT, &path, body(&wanted)?).await?,
+                    None if *default => self.send(hyper::Method::DELETE, &path, None).await?,
+                    None => self.get(&path).await?,
+                };
+                self.show(&now, retention)
             }
             SnapshotVerb::Prune { user } => {
                 let path = of("/v1/users", user, "/prune");
@@ -251,6 +260,19 @@ fn shown(detail: &SnapshotDetail) -> String {
         ("version", plain(&or_dash(detail.version.as_deref()))),
         ("tree hash", or_dash(detail.tree.as_deref())),
         ("parent", or_dash(detail.parent.as_deref())),
+    ])
+}
+
+fn retention(now: &UserRetention) -> String {
+    let keep = now.keep;
+    facts(&[
+        ("user", now.user.to_string()),
+        ("rule", if now.own { "its own" } else { "that of the coordinator's config" }.to_owned()),
+        ("newest", keep.last.to_string()),
+        ("hourly", keep.hourly.to_string()),
+        ("daily", keep.daily.to_string()),
+        ("weekly", keep.weekly.to_string()),
+        ("monthly", keep.monthly.to_string()),
     ])
 }
 

@@ -4,7 +4,7 @@ use berth_shared::cell::WakeCause;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
 
-use super::{Cell, Data, Effect, Now, OtherImage, Outcome, Phase, StartStep, Verb, Waiter};
+use super::{Cell, Data, Depth, Effect, Now, OtherImage, Outcome, Phase, StartStep, Verb, Waiter};
 
 impl Cell {
     /// The driver knows more of where the data is.
@@ -49,6 +49,7 @@ impl Cell {
         }
         let fetches = self.restores().is_some();
         if fetches {
+            self.rose_from = Depth::Archived;
             self.phase = Phase::Starting(StartStep::Restoring);
             self.begin(now, Verb::Restore, out);
         }

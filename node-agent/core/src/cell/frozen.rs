@@ -16,7 +16,7 @@ use berth_shared::door::WakeStage;
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 
-use super::{Cell, Effect, Leave, Note, Now, Outcome, Phase, Pushed, Rest, Seen, ThawStep, Verb};
+use super::{Cell, Depth, Effect, Leave, Note, Now, Outcome, Phase, Pushed, Rest, Seen, ThawStep, Verb};
 
 /// A thaw that takes longer does not keep the next one waiting: it has its disk's attention already, or none.
 pub const THAW_TURN: Millis = Millis::secs(5);
@@ -197,7 +197,7 @@ impl Cell {
         out.push(Effect::Progress(WakeStage::Starting));
         // Whatever becomes of it, it was wanted up: found paused after this, it does not rest.
         self.consent_until = None;
-        self.thawed = true;
+        self.rose_from = Depth::Frozen;
         self.phase = Phase::Thawing(ThawStep::Unpausing);
         self.begin(now, Verb::Unpause, out);
     }

@@ -7,6 +7,8 @@ use berth_shared::cell::{
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 
+use crate::ram::hurried;
+
 use super::{Again, Cell, Effect, Note, Now, Observation, Phase, Rest, RestStep, Verb};
 
 /// A running workload that says it may rest must not use more than this, in percent of one core, over the moment that it is
@@ -37,8 +39,14 @@ impl Cell {
     /// How long nobody may have done anything, just now.
     pub(super) fn idle_after(&self) -> Millis {
         let plan = self.spec.rest.idle_after;
+        let plan = if self.hurries { hurried(plan) } else { plan };
         let damped = Millis(plan.0.saturating_mul(1 << self.flaps.len().min(FLAPS_MAX)));
         damped.min(DAMPED_IDLE_MAX).max(plan)
+    }
+
+    /// Was it told that the node's memory is short?
+    pub const fn hurries(&self) -> bool {
+        self.hurries
     }
 
     /// When it would fall asleep if nothing happened any more; `None` when never.
@@ -96,9 +104,18 @@ impl Cell {
     pub(super) fn begin_rest(&mut self, now: Now, rest: Rest, ordered: bool, out: &mut Vec<Effect>) {
         self.ordered = ordered;
         self.deeper = false;
+        self.thins =
+            rest == Rest::Frozen && !self.thinned && !self.restart_wanted && self.may_freeze().is_ok();
+        // No swap is promised for that: where it is full, nothing more goes out, and the look shows what is left.
         self.promised = false;
         self.phase = Phase::Resting { rest, step: RestStep::Observing };
         self.begin(now, Verb::Observe, out);
+    }
+
+    /// Is what it does not use to be pushed out while it runs? Then what it holds when it is paused is what it needs
+    /// for a moment's work, and its first wake has that read back (docs/decisions/0005).
+    pub const fn thins(&self) -> bool {
+        self.thins
     }
 
     /// What it does was looked at: does it really rest, and how will it?
@@ -111,6 +128,10 @@ impl Cell {
         out: &mut Vec<Effect>,
     ) {
         self.resident = seen.resident.or(self.resident);
+        if let Some(thinned) = seen.thinned {
+            self.thinned = true;
+            out.push(Effect::Note(Note::Thinned(thinned)));
+        }
         let quiet = self.ordered || now.boot.since(self.last_active) >= self.idle_after();
         if self.turned() || !quiet {
             return self.stay_awake(now, BusyReason::Active, Again::WhenIdle, random, out);

@@ -7,7 +7,7 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 
 use super::{
-    CRASH_WINDOW, CRASHES_MAX, Cell, Data, Effect, Note, Now, OtherImage, Outcome, Phase, Rest,
+    CRASH_WINDOW, CRASHES_MAX, Cell, Data, Depth, Effect, Note, Now, OtherImage, Outcome, Phase, Rest,
     START_TRIES_MAX, StartStep, ThawStep, Verb, Waiter,
 };
 
@@ -78,7 +78,10 @@ impl Cell {
             }
             (StartStep::Starting, Outcome::Started { address }) => {
                 self.starts += 1;
-                self.thawed = false;
+                self.thinned = false;
+                if self.rose_from == Depth::Frozen {
+                    self.rose_from = Depth::Stopped;
+                }
                 self.address = Some(address);
                 if self.bar().is_some() {
                     return self.stop_for_good(now, out);
@@ -156,10 +159,17 @@ impl Cell {
         self.silent_probes = 0;
         self.pending_failure = None;
         self.door_waits = false;
-        let thawed = std::mem::take(&mut self.thawed);
+        self.thaw_tries = 0;
+        self.thaw_backoff.reset();
+        let from = std::mem::take(&mut self.rose_from);
+        if from == Depth::Frozen {
+            // What the push had left of it says nothing of what it holds now; what a wake needs is noted behind each.
+            self.resident = None;
+            self.thinned = true;
+        }
         if let Some(cause) = self.wanted.take() {
             self.judge_flap(now, cause);
-            out.push(Effect::Note(Note::Up { after: now.boot.since(self.wanted_since), thawed, cause }));
+            out.push(Effect::Note(Note::Up { after: now.boot.since(self.wanted_since), from, cause }));
         }
         // A cell that was wanted asleep while it came up is not: the last word was a wake.
         self.answer_rest(&Err(Problem::new(Code::CellBusy, "the cell was woken meanwhile")), out);
@@ -199,9 +209,25 @@ impl Cell {
                 self.start_tries = START_TRIES_MAX - 1;
                 self.give_up_after_a_stop(now, problem, out);
             }
-            (ThawStep::Unpausing, Outcome::Failed(_)) => self.look_soon(now),
+            (ThawStep::Unpausing, Outcome::Failed(problem)) => self.thaw_failed(now, problem, random, out),
             (_, _) => self.look(now, out),
         }
+    }
+
+    /// It could not be unpaused, or nobody knows. It has to come up, since it has no consent any more to rest: so it is looked
+    /// at and tried again, ever more rarely; who waits is told after as many tries as a start has.
+    fn thaw_failed(&mut self, now: Now, problem: Problem, random: u64, out: &mut Vec<Effect>) {
+        let wait = self.thaw_backoff.next(random);
+        self.thaw_tries = self.thaw_tries.saturating_add(1);
+        if self.thaw_tries == START_TRIES_MAX {
+            self.tell(now, CellEventKind::CouldNotWake, problem.to_string());
+        }
+        if self.thaw_tries >= START_TRIES_MAX {
+            self.restart_wanted = false;
+            self.refuse_waiting(&problem, wait, out);
+        }
+        self.problem = Some(problem);
+        self.phase = Phase::Unknown { look_at: now.boot.after(wait) };
     }
 
     /// A running cell that does not answer any more is stopped, gently, and started again.
@@ -287,6 +313,8 @@ impl Cell {
             return self.give_up(now, Problem::new(Code::CrashLoop, text), out);
         }
         self.start_tries += 1;
+        // What was fetched is there from now on.
+        self.rose_from = Depth::Stopped;
         self.problem = Some(problem.clone());
         // A new user expects it to come up, whether or not somebody asks: nobody would for one that never ran.
         let is_new = self.wanted == Some(WakeCause::Created);
@@ -333,6 +361,11 @@ impl Cell {
         self.was_up = false;
         self.restart_wanted = false;
         self.restore_ordered = None;
+        self.refuse_waiting(problem, retry_after, out);
+    }
+
+    /// Who waits for it to be up is told why it is not. What is wanted of it stays.
+    fn refuse_waiting(&mut self, problem: &Problem, retry_after: Millis, out: &mut Vec<Effect>) {
         self.answer_up(&Err(problem.clone()), out);
         self.answer_restart(&Err(problem.clone()), out);
         if std::mem::take(&mut self.door_waits) {
@@ -364,12 +397,13 @@ impl Cell {
                 self.restart_wanted = true;
                 self.begin_rest(now, Rest::Stopped, true, out);
             }
-            Phase::Frozen | Phase::Thawing(ThawStep::Queued) => {
+            Phase::Frozen | Phase::Thawing(ThawStep::Queued) if self.consent_until.is_some() => {
                 self.want(now, WakeCause::Operator);
                 self.kill_frozen(now, out);
             }
-            // On its way somewhere: first it gets there, then it is restarted; a start under way is a restart.
-            Phase::Unknown { .. } | Phase::Resting { .. } | Phase::Thawing(_) => {
+            // On its way somewhere: first it gets there, then it is restarted; a start under way is a restart. One that was
+            // paused without consent may be in the middle of something, and is asked when it is up.
+            Phase::Unknown { .. } | Phase::Resting { .. } | Phase::Frozen | Phase::Thawing(_) => {
                 self.restart_wanted = true;
                 self.want(now, WakeCause::Operator);
             }

@@ -82,7 +82,8 @@ impl Verb {
             // The slowest real gateway needed 82 s on a machine at load 20 (OPENCLAW.md, section 2).
             Self::AwaitReady => Millis::secs(180),
             Self::Fence => Millis::secs(3),
-            Self::Observe => Millis::secs(10),
+            // A second, and before a first freeze what is pushed out of it meanwhile.
+            Self::Observe => Millis::secs(30),
             Self::Suspend | Self::Resume => Millis::secs(15),
             // The slowest first push of 690 MB took 4.3 s (DESIGN.md, section 5); a slow disk takes its time.
             Self::Push => Millis::secs(90),
@@ -174,6 +175,8 @@ pub struct Observation {
     pub busiest: String,
     /// Memory that it holds, caches and swap cache included; `None` where the kernel does not tell.
     pub resident: Option<Bytes>,
+    /// What was pushed out of it behind the look, where it [thins](super::Cell::thins).
+    pub thinned: Option<Pushed>,
 }
 
 /// What a push did.
@@ -198,8 +201,8 @@ impl Pushed {
     /// Did it leave more than it should? Reported and counted, and not tried again: what could not be pushed out once,
     /// such as locked pages or a full swap, cannot be a moment later either.
     ///
-    /// Of a cell that lies in swap already, as after a start of the agent, what lies there counts: its page tables, 27 MB of a
-    /// real gateway, stay in memory.
+    /// Of a cell that lies in swap already, as after a start of the agent, what lies there counts: its page tables, 16 MB and
+    /// more of a real gateway, stay in memory.
     pub const fn fell_short(&self) -> bool {
         let had = self.resident.0.saturating_add(self.swapped.0);
         let had = if had > self.before.0 { had } else { self.before.0 };
@@ -267,6 +270,17 @@ pub enum Outcome {
     Failed(Problem),
 }
 
+impl Outcome {
+    /// What was pushed out to swap, if that was done.
+    pub const fn pushed(&self) -> Option<&Pushed> {
+        match self {
+            Self::Pushed(pushed) => Some(pushed),
+            Self::Observed(seen) => seen.thinned.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// Somebody who waits for an answer; the driver knows who.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Waiter(pub u64);
@@ -329,6 +343,8 @@ pub enum Event {
     Granted,
     /// The node's swap runs short: a frozen cell has to leave it.
     SwapNeeded,
+    /// The node's memory runs short, or does not any more: a cell that nobody uses falls asleep sooner.
+    Hurry(bool),
     /// What its plan says of sleep.
     Terms(SleepTerms),
     /// [`Cell::next_deadline`] has come.
@@ -463,6 +479,29 @@ pub enum Leave {
     OutOfDate,
 }
 
+/// How deep a cell rested that comes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Depth {
+    /// Its processes were there.
+    Frozen,
+    /// Its data was.
+    #[default]
+    Stopped,
+    /// Its data had to be fetched.
+    Archived,
+}
+
+impl Depth {
+    /// In metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Frozen => "frozen",
+            Self::Stopped => "stopped",
+            Self::Archived => "archived",
+        }
+    }
+}
+
 /// Something worth a log line and a count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
@@ -472,13 +511,15 @@ pub enum Note {
     Up {
         /// So long after the wake was asked for.
         after: Millis,
-        /// Was it frozen, and not stopped?
-        thawed: bool,
+        /// How it had rested.
+        from: Depth,
         /// Why it was woken.
         cause: WakeCause,
     },
     /// The cell is at rest.
     Rested(Rest),
+    /// What it does not use was pushed out to swap, while it ran.
+    Thinned(Pushed),
     /// Its memory was pushed out to swap.
     Pushed(Pushed),
     /// It could not be frozen and is stopped instead.

@@ -143,6 +143,10 @@ impl Scene {
             .collect()
     }
 
+    fn problem(&self) -> Option<Code> {
+        self.cell.status(self.now).problem.map(|problem| problem.code)
+    }
+
     fn started(&mut self) -> &mut Self {
         self.event(Event::Granted);
         self.done(Outcome::Created { by: 1 });

@@ -109,6 +109,55 @@ fn a_resting_cells_pings_are_answered_and_everything_else_is_kept() {
 }
 
 #[test]
+fn what_a_tab_asks_for_weeks_is_answered_and_what_its_person_types_then_goes_in_behind_what_was_kept() {
+    let (mut inward, mut outward) = sides();
+    outward.take(&from_cell(1, true, b"hello")).unwrap();
+    drain_outward(&mut outward);
+    let (poll, send) = (from_client(1, true, POLL), from_client(1, true, SEND));
+    let mut answers = 0;
+    for _ in 0..60_000 {
+        inward.take(&poll, true, &mut outward).unwrap();
+        let said = drain_outward(&mut outward);
+        answers += usize::from(!said.is_empty());
+        if answers == 1 && !said.is_empty() {
+            let text: serde_json::Value = serde_json::from_slice(&said[4..]).unwrap();
+            assert_eq!(
+                (&text["type"], &text["id"], &text["ok"]),
+                (&"res".into(), &"1".into(), &false.into())
+            );
+            assert_eq!(text["error"]["details"]["reason"], "gateway-suspending");
+        }
+    }
+    let kept = POLLS_KEPT / poll.len();
+    assert_eq!((inward.queued(), answers), (kept * poll.len(), 60_000 - kept));
+    assert!(!inward.counts());
+    inward.take(&send, true, &mut outward).unwrap();
+    assert!(inward.counts());
+    // In parts, with something of its own between them: such a one is kept.
+    let (first, second) = POLL.split_at(20);
+    let (first, second) = (from_client(1, false, first), from_client(0, true, second));
+    inward.take(&[&first[..], &second].concat(), true, &mut outward).unwrap();
+    let pong = from_client(10, true, b"");
+    inward.take(&[&first[..], &pong, &second].concat(), true, &mut outward).unwrap();
+    assert_eq!(drain_inward(&mut inward), [poll.repeat(kept), send, first, pong, second].concat());
+}
+
+#[test]
+fn a_poll_of_which_a_part_has_gone_in_goes_in_whole() {
+    let (mut inward, mut outward) = sides();
+    let (first, second) = POLL.split_at(20);
+    let (first, second) = (from_client(1, false, first), from_client(0, true, second));
+    inward.take(&first, false, &mut outward).unwrap();
+    let (gone, left) = first.split_at(9);
+    inward.gone(gone.len());
+    // Long enough to be over what is kept, short enough to be looked at whole.
+    let filler = from_client(0, false, &[b' '; 100]).repeat(1 + POLLS_KEPT / 106);
+    inward.take(&filler, true, &mut outward).unwrap();
+    inward.take(&second, true, &mut outward).unwrap();
+    assert_eq!(drain_inward(&mut inward), [left, &filler, &second].concat());
+}
+
+#[test]
 fn a_ping_that_began_before_the_rest_goes_in_whole() {
     let (mut inward, mut outward) = sides();
     let ping = from_client(9, true, b"are you there");

@@ -62,7 +62,8 @@ impl Bench for FakeBench {
 
     async fn burn_in_background(&self, plan: &ContainerPlan) {
         let busiest = "node (80 %)".to_owned();
-        self.runtime.show(plan.key.cell, Observation { cpu_percent: Some(80), busiest, resident: None });
+        self.runtime
+            .show(plan.key.cell, Observation { cpu_percent: Some(80), busiest, ..Observation::default() });
     }
 
     async fn hold(&self, plan: &ContainerPlan, memory: Bytes) {

@@ -14,7 +14,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use berth_daemon::program::command;
 use berth_node_agent_core::cell::Pushed;
@@ -40,6 +40,9 @@ const ROUND_PAUSE: Millis = Millis(100);
 
 /// The longest of these pauses.
 const ROUND_PAUSE_MAX: Millis = Millis(3200);
+
+/// The longest that a running container's memory is pushed out for: one that is at work takes back what went.
+const THIN_MAX: Duration = Duration::from_secs(10);
 
 /// What a running container may have in swap on cgroup v2, so that a runaway cannot thrash the disk.
 const ALLOWANCE: Bytes = Bytes::mib(64);
@@ -161,6 +164,22 @@ impl Group {
             std::fs::write(self.folder.join("memory.high"), "max")?;
         }
         std::fs::write(self.folder.join("memory.swap.max"), most)
+    }
+
+    /// Pushes out what a running container does not take back at once, for so long at the most.
+    pub(super) async fn thin(&self) -> io::Result<Pushed> {
+        let begun = Instant::now();
+        let gone = || io::Error::other("the kernel does not tell what the container holds");
+        let before = self.held().ok_or_else(gone)?;
+        self.limit_swap(false)?;
+        let round = tokio::time::timeout(THIN_MAX, self.round(before.resident)).await;
+        self.limit_swap(true)?;
+        if let Ok(round) = round {
+            round?;
+        }
+        let left = self.held().ok_or_else(gone)?;
+        let took = Millis(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+        Ok(Pushed { before: before.resident, resident: left.resident, swapped: left.swapped, took })
     }
 
     /// Pushes the memory out and reads back what is left. Ends early when the future is dropped.

@@ -66,7 +66,7 @@ impl Look {
             .collect();
         busy.sort_unstable_by(|a, b| b.cmp(a));
         let named = busy.iter().take(NAMED_MAX).map(|(percent, name)| format!("{name} ({percent} %)"));
-        Observation { cpu_percent, busiest: named.collect::<Vec<_>>().join(", "), resident: None }
+        Observation { cpu_percent, busiest: named.collect::<Vec<_>>().join(", "), ..Observation::default() }
     }
 }
 

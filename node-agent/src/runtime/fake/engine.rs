@@ -155,6 +155,17 @@ impl Runtime for FakeRuntime {
         }
     }
 
+    async fn thin(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
+        let mut world = self.world();
+        let id = world.mine(key)?;
+        if world.containers.get(&id).map(|container| container.state) != Some(State::Running) {
+            return Err(RuntimeError::NotUp);
+        }
+        let held = world.doings.entry(key.cell).or_default().resident.replace(Bytes::ZERO);
+        let before = held.unwrap_or_default();
+        Ok(Pushed { before, resident: Bytes::ZERO, swapped: before, took: Millis(1) })
+    }
+
     async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
         self.act(Call::Push, key.cell, RuntimeError::Look, |world| {
             let held = world.doings.entry(key.cell).or_default();

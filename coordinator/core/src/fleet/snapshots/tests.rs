@@ -251,6 +251,24 @@ fn what_a_prune_has_taken_leaves_the_history_and_head_stays_whatever_is_said() {
 }
 
 #[test]
+fn retention_is_set_for_one_user_ended_and_never_leaves_nothing() {
+    let mut world = world();
+    let set = |retention| Command::Snapshot(SnapshotCommand::SetRetention { user: ANNA, retention });
+    assert_eq!(world.run(&set(None)), Ok(vec![]), "it has none");
+    let keep = Retention { last: 1, hourly: 0, daily: 0, weekly: 0, monthly: 60 };
+    world.run(&set(Some(keep))).unwrap();
+    assert_eq!(vault(&world).retention, Some(keep));
+    assert_eq!(world.run(&set(Some(keep))), Ok(vec![]), "it is so already");
+    assert_eq!(world.refused(&set(Some(Retention { last: 0, ..keep }))), Code::BadRequest);
+    assert_eq!(world.replayed(), world.fleet);
+    world.run(&set(None)).unwrap();
+    assert_eq!(vault(&world).retention, None);
+    let stranger = SnapshotCommand::SetRetention { user: UserId::from_random([99; 16]), retention: None };
+    assert_eq!(world.refused(&Command::Snapshot(stranger)), Code::UnknownUser);
+    assert_eq!(world.replayed(), world.fleet);
+}
+
+#[test]
 fn a_key_is_adopted_once_told_to_the_node_and_purged_after_its_user_is_gone() {
     let mut world = World::with_nodes(1);
     assert_eq!(world.refused(&adopt()), Code::UnknownUser);

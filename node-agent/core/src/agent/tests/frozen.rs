@@ -38,7 +38,7 @@ fn what_was_pushed_out_is_not_promised_again_before_the_next_look_at_swap() {
     let mut agent = Agent::new(now(), &Memory::default(), 2);
     step(&mut agent, desired(&[1]));
     step(&mut agent, Event::Freezing(Ok(())));
-    let sample = swap::Sample { total: Bytes::gib(10), free: Bytes::gib(4), written: Bytes::ZERO };
+    let sample = swap::Sample { total: Bytes::gib(10), free: Bytes::gib(4), ..swap::Sample::default() };
     step(&mut agent, Event::Swap(sample));
     let pushed = Pushed { before: Bytes::gib(1), resident: Bytes::ZERO, ..Pushed::default() };
     let done = cell::Event::Done { op: cell::OpId(99), outcome: Outcome::Pushed(pushed) };

@@ -155,7 +155,7 @@ impl World {
         self.agent = Some(Agent::new(self.now(), &self.memory, 4));
         let room = Bytes(u64::MAX / 2);
         self.give(Event::Freezing(Ok(())));
-        self.give(Event::Swap(Sample { total: room, free: room, written: Bytes::ZERO }));
+        self.give(Event::Swap(Sample { total: room, free: room, ..Sample::default() }));
         self.give(Event::Tick);
         let wait = self.roll(HOUR, DAY);
         self.later(wait, Next::Dies);

@@ -14,7 +14,7 @@ fn at(seconds: u64) -> Now {
 }
 
 fn sample(free: u64) -> Event {
-    Event::Swap(Sample { total: Bytes(100), free: Bytes(free), written: Bytes::ZERO })
+    Event::Swap(Sample { total: Bytes(100), free: Bytes(free), ..Sample::default() })
 }
 
 /// Cells that were found frozen one after the other, in this order, their memory out.

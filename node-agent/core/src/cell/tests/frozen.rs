@@ -192,6 +192,44 @@ fn an_operator_who_wants_it_frozen_where_it_cannot_be_is_told_so() {
 }
 
 #[test]
+fn what_a_cell_does_not_use_is_pushed_out_before_its_first_freeze() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.later(Millis::secs(61));
+    assert!(scene.cell.thins());
+    let resident = Bytes::mib(90);
+    let thinned = Pushed { before: Bytes::mib(700), resident, swapped: Bytes::mib(610), took: Millis(900) };
+    scene.done(Outcome::Observed(Observation {
+        resident: Some(resident),
+        thinned: Some(thinned),
+        ..Observation::default()
+    }));
+    assert!(scene.out.contains(&Effect::Note(Note::Thinned(thinned))));
+    assert_eq!(scene.cell.swap_promised(), resident);
+    scene.done(Outcome::Fenced(idle(1)));
+    assert_eq!(scene.cell.state(), CellState::Running, "a request had come");
+    scene.event(Event::Activity(idle(0))).later(Millis::minutes(30));
+    assert!(scene.verb() == Some(Verb::Observe) && !scene.cell.thins(), "once is enough");
+}
+
+#[test]
+fn a_cell_that_was_thawed_and_one_that_is_stopped_or_has_no_room_are_not_thinned() {
+    let mut scene = Scene::frozen();
+    scene.wake();
+    for done in [Outcome::Unpaused, Outcome::Resumed, Outcome::Ready] {
+        scene.done(done);
+    }
+    scene.later(Millis::minutes(30));
+    assert!(scene.verb() == Some(Verb::Observe) && !scene.cell.thins(), "its wake has told what it needs");
+    let mut stops = Scene::running(IdleRest::Stop);
+    stops.later(Millis::secs(61));
+    assert!(stops.verb() == Some(Verb::Observe) && !stops.cell.thins());
+    let mut full = Scene::running(IdleRest::Freeze);
+    full.room = Ok(Bytes::mib(100));
+    full.later(Millis::secs(61));
+    assert!(full.verb() == Some(Verb::Observe) && !full.cell.thins());
+}
+
+#[test]
 fn what_is_being_frozen_has_its_swap_promised_until_it_is_there() {
     let mut scene = Scene::running(IdleRest::Freeze);
     let resident = Some(Bytes::mib(700));

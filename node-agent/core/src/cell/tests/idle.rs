@@ -7,6 +7,7 @@ fn look(percent: u32, busiest: &str) -> Outcome {
         cpu_percent: Some(percent),
         busiest: busiest.to_owned(),
         resident: Some(Bytes::mib(700)),
+        thinned: None,
     })
 }
 
@@ -38,6 +39,30 @@ fn a_restart_is_not_refused_by_the_work_that_it_is_to_end() {
     scene.event(Event::Restart { waiter: Waiter(1) });
     scene.done(look(100, "sh (100 %)"));
     assert_eq!(scene.verb(), Some(Verb::Fence));
+}
+
+#[test]
+fn short_memory_shortens_the_quiet_time_and_enough_of_it_gives_the_plans_own_back() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let mut longer = assignment(IdleRest::Freeze);
+    longer.spec.rest.idle_after = Millis::minutes(10);
+    scene.event(Event::Assigned(longer));
+    let sleeps_in = |scene: &Scene| {
+        let due = scene.cell.status(scene.now).sleeps_at;
+        due.map(|due| due.since(scene.now.wall))
+    };
+    assert_eq!(sleeps_in(&scene), Some(Millis::minutes(10)));
+    scene.event(Event::Hurry(true));
+    assert!(scene.out.contains(&Effect::Changed));
+    assert_eq!(sleeps_in(&scene), Some(Millis::minutes(2)));
+    scene.event(Event::Hurry(false));
+    assert_eq!(sleeps_in(&scene), Some(Millis::minutes(10)));
+    scene.later(Millis::minutes(3));
+    assert_eq!(scene.verb(), None);
+    scene.event(Event::Hurry(true)).event(Event::Tick);
+    assert_eq!(scene.verb(), Some(Verb::Observe), "nobody has used it for long enough");
+    scene.done(look(50, "ffmpeg"));
+    assert_eq!(scene.cell.state(), CellState::Running, "work is not cut for want of memory");
 }
 
 #[test]

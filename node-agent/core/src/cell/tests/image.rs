@@ -40,10 +40,6 @@ impl Scene {
         (self.cell.making.image.as_str(), self.cell.making.other)
     }
 
-    fn problem(&self) -> Option<Code> {
-        self.cell.status(self.now).problem.map(|problem| problem.code)
-    }
-
     /// Up, of what the create under way makes or leaves.
     fn comes_up(&mut self) -> &mut Self {
         self.done(Outcome::Created { by: 1 }).done(Outcome::Started { address: address() });

@@ -33,10 +33,40 @@ fn a_paused_container_whose_pause_was_never_confirmed_is_thawed() {
     let mut scene = Scene::with(IdleRest::Freeze, &known());
     scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
     assert_eq!(scene.verb(), Some(Verb::Unpause));
-    scene.done(failed(Code::DockerFailed));
-    scene.later(LOOK_RETRY_FIRST);
+    let mut waits = vec![];
+    for tries in 1..=9 {
+        scene.wake();
+        scene.done(failed(Code::DockerFailed));
+        assert_eq!(scene.refusals().len(), usize::from(tries >= START_TRIES_MAX), "after {tries} tries");
+        let wait = scene.cell.next_deadline().unwrap().since(scene.now.boot);
+        waits.push(wait);
+        scene.later(wait);
+        scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
+        assert_eq!(scene.verb(), Some(Verb::Unpause), "and again, until it runs");
+    }
+    assert!(
+        waits[0] <= LOOK_RETRY_FIRST && waits[8] > Millis::secs(5) && waits[8] <= LOOK_RETRY_MAX,
+        "{waits:?}"
+    );
+    let told = |scene: &Scene| {
+        let events = scene.cell.sleep_status(scene.now).events;
+        events.iter().filter(|event| event.kind == CellEventKind::CouldNotWake).count()
+    };
+    assert_eq!((told(&scene), scene.problem()), (1, Some(Code::DockerFailed)));
+    for done in [Outcome::Unpaused, Outcome::Resumed, Outcome::Ready] {
+        scene.done(done);
+    }
+    assert_eq!((scene.cell.state(), scene.problem()), (CellState::Running, None));
+}
+
+#[test]
+fn an_operators_restart_does_not_cut_short_what_was_paused_without_consent() {
+    let mut scene = Scene::with(IdleRest::Freeze, &known());
+    scene.thaws_at_once = false;
     scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: true }));
-    assert_eq!(scene.verb(), Some(Verb::Unpause), "and again, until it runs");
+    assert!(scene.cell.waits_for_thaw());
+    scene.event(Event::Restart { waiter: Waiter(9) });
+    assert!(scene.cell.waits_for_thaw(), "it may be in the middle of something");
 }
 
 #[test]

@@ -95,6 +95,24 @@ pub fn message_is_use(text: &[u8]) -> bool {
     }
 }
 
+/// The answer to a request that is not kept for a gateway which rests: the one that a gateway gives itself while it is
+/// suspended (OPENCLAW_UI.md, section 6), which its page takes for what it is. `None` where it could not be told from others.
+pub fn unavailable(request: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Numbered<'a> {
+        #[serde(borrow)]
+        id: Cow<'a, str>,
+    }
+    let numbered = serde_json::from_slice::<Numbered<'_>>(request).ok()?;
+    let error = serde_json::json!({
+        "code": "UNAVAILABLE",
+        "message": "the gateway is suspended",
+        "details": { "reason": "gateway-suspending" },
+        "retryable": true,
+    });
+    Some(serde_json::json!({ "type": "res", "id": numbered.id, "ok": false, "error": error }).to_string())
+}
+
 /// What keeps a client from giving up on a gateway that is frozen: the event that a running one sends.
 pub fn tick(now: UnixMs) -> String {
     format!(r#"{{"type":"event","event":"tick","payload":{{"ts":{}}}}}"#, now.0)
