@@ -213,7 +213,7 @@ pub struct Metrics {
     pub snapshots_judged: Family<JudgedLabels, Counter>,
     /// 1 while the bucket could be used when it was looked at last.
     pub bucket_usable: Gauge,
-    /// Repositories whose last check found damage.
+    /// Repositories in which the last check or prune found damage.
     pub repositories_damaged: Gauge,
     /// Repositories whose last prune was not done.
     pub prunes_overdue: Gauge,
@@ -276,7 +276,7 @@ impl Default for Metrics {
             repositories_damaged: registered(
                 of,
                 "repositories_damaged",
-                "Users' repositories whose last check found damage",
+                "Users' repositories in which the last check or prune found damage",
             ),
             prunes_overdue: registered(
                 of,

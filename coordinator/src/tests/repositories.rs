@@ -418,7 +418,7 @@ async fn after_a_lost_disk_heads_come_out_of_the_bucket_itself() {
 }
 
 /// The check-up's finding of this name, once it is what is wanted.
-async fn found(world: &World, check: &str, level: &str) -> serde_json::Value {
+pub(super) async fn found(world: &World, check: &str, level: &str) -> serde_json::Value {
     let of = |doctor: &serde_json::Value| {
         let all = doctor["coordinator"].as_array().unwrap().clone();
         all.into_iter().find(|finding| finding["check"] == check)
@@ -468,7 +468,7 @@ async fn the_bucket_is_looked_at_at_the_start_and_what_is_wrong_is_told_with_wha
 }
 
 /// Only the newest stays, and HEAD.
-fn keep_one(mut config: Config) -> Config {
+pub(super) fn keep_one(mut config: Config) -> Config {
     let snapshots = &mut config.snapshots;
     snapshots.keep_last = 1;
     (snapshots.keep_hourly, snapshots.keep_daily) = (0, 0);
