@@ -589,6 +589,15 @@ pub struct RestoreRequest {
 }
 
 /// Data that a user brought along: `PUT /v1/users/{slug}/data`.
+/// A cell whose data was put back: the answer to [`RestoreRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellRestored {
+    /// What somebody should look at.
+    pub notes: Vec<String>,
+    /// The cell, which has it.
+    pub cell: Cell,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
     /// The snapshot that it became.

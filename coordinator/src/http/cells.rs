@@ -8,7 +8,8 @@ use berth_coordinator_core::pending::Order;
 use berth_coordinator_core::{Actor, Command, Fleet, why::story};
 use berth_link::boot_now;
 use berth_shared::api::{
-    Cell, HoldRequest, List, Logs, Quarantine, QuarantineRequest, RestoreRequest, SleepRequest, Why,
+    Cell, CellRestored, HoldRequest, List, Logs, Quarantine, QuarantineRequest, RestoreRequest, SleepRequest,
+    Why,
 };
 use berth_shared::cell::CellEvent;
 use berth_shared::problem::{Code, Problem};
@@ -134,6 +135,17 @@ pub(super) async fn snapshot_now(api: &Api, name: &str) -> Result<Snapshot, ApiE
 }
 
 /// Has the stopped cell leave its node's disk.
+/// Takes a snapshot of what was just put in place, so that HEAD is that, and not what was there before. A note where none was
+/// taken.
+pub(super) async fn snapshot_behind(api: &Api, name: &str) -> Option<String> {
+    let ApiError(why) = snapshot_now(api, name).await.err()?;
+    let (code, detail) = (why.code, why.detail);
+    Some(format!(
+        "no snapshot of the cell was taken behind it ({code}: {detail}): until there is one, a lost node brings back what was \
+         there before"
+    ))
+}
+
 pub(crate) async fn archive(
     State(api): State<Api>,
     Extension(actor): Extension<Actor>,
@@ -151,7 +163,7 @@ pub(crate) async fn restore(
     Extension(actor): Extension<Actor>,
     Name(name): Name,
     JsonBody(request): JsonBody<RestoreRequest>,
-) -> Result<Json<Cell>, ApiError> {
+) -> Result<Json<CellRestored>, ApiError> {
     let slug = known_slug(&name)?;
     let image = api.store.fleet().user(&slug).ok_or_else(|| unknown(&slug))?.image.clone();
     let (id, taken_under) = reading::restorable(&api, &name, &request.snapshot).await?;
@@ -160,7 +172,9 @@ pub(crate) async fn restore(
         return Err(ApiError::new(Code::StateTooNew, detail));
     }
     tracing::warn!(user = %slug, %actor, snapshot = %id, "a cell's data is put back");
-    put_back(&api, &name, id).await.map(Json)
+    let cell = put_back(&api, &name, id).await?;
+    let notes = snapshot_behind(&api, &name).await.into_iter().collect();
+    Ok(Json(CellRestored { notes, cell }))
 }
 
 /// Has the cell's node put this snapshot in place.

@@ -96,6 +96,11 @@ pub struct SleepStatus {
     /// When it is woken next by its own schedule.
     pub wakes_at: Option<UnixMs>,
     /// When it will have been frozen for so long that it is stopped; `None` while it is not frozen.
+/// What somebody has to know whose cell went back in time (OPENCLAW.md, section 9).
+pub const TIME_TRAVEL: &str = "Outside of the cell nothing was undone: messages that it had answered since may be answered once \
+    more, what it had sent stays sent, approvals that were given are open again, and channels whose keys change with each message \
+    (WhatsApp) may have to be linked anew.";
+
     pub stops_at: Option<UnixMs>,
     /// Memory that it holds, as of the last look.
     pub resident: Option<Bytes>,
