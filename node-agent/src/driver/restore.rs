@@ -3,6 +3,7 @@
 
 use berth_node_agent_core::cell::Outcome;
 use berth_node_agent_core::heads;
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
@@ -23,6 +24,8 @@ pub(super) struct Order {
     snapshot: SnapshotId,
     over: bool,
     /// The cell had left the disk: what is there still is no data of its.
+    /// It was taken under this one, which is newer than the cell's.
+    newer: Option<ImageRef>,
     archived: bool,
     /// What is there now is kept first.
     save: Option<Take>,
@@ -36,8 +39,9 @@ impl<R: Runtime> Driver<R> {
         let Some(machine) = self.agent.cell(cell) else { return };
         let archived = machine.archived_in().is_some();
         turn.records.extend(heads::restore_begins(memory, machine));
+        let newer = self.snapshots.heads.newer_image(memory, machine, snapshot);
         let save = if over { self.plan_take(cell, false, turn) } else { None };
-        let order = Order { access: self.access(cell), snapshot, over, archived, save };
+        let order = Order { access: self.access(cell), snapshot, over, newer, archived, save };
         self.restores.insert(cell, order);
     }
 
@@ -78,9 +82,8 @@ async fn keep_and_restore<R: Runtime>(
     let unknown = |text| Problem::new(Code::RepositoryUnknown, text);
     let access =
         order.access.ok_or_else(|| unknown("the node was not told where the user's snapshots are"))?;
-    let head = access.repository.head.as_ref().filter(|head| head.id == order.snapshot);
-    if let Some(head) = head.filter(|head| head.image.is_newer_than(&job.spec.image)) {
-        let text = format!("the snapshot was taken under {}, the cell has {}", head.image, job.spec.image);
+    if let Some(newer) = order.newer {
+        let text = format!("the snapshot was taken under {newer}, the cell has {}", job.spec.image);
         return Err(Problem::new(Code::StateTooNew, text));
     }
     if order.archived {
