@@ -273,7 +273,7 @@ pub fn restore_ended(cell: &Cell, outcome: &Outcome) -> Option<Record> {
     let id = cell.spec().cell;
     let dropped = Step::RestoreDropped { cell: id };
     let step = match outcome {
-        Outcome::Restored => Step::Restored { cell: id, snapshot },
+        Outcome::Restored { .. } => Step::Restored { cell: id, snapshot },
         Outcome::NotRestored(_) | Outcome::Failed(_) if cell.begins_elsewhere() => dropped,
         Outcome::NotRestored(_) if over => dropped,
         _ => return None,

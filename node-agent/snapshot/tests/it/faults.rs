@@ -212,3 +212,21 @@ fn a_disk_that_is_full_while_snapshotting_costs_no_snapshot() {
     }
     assert!(fs::read_dir(disk.0.join("scratch")).unwrap().next().is_none());
 }
+#[test]
+fn a_disk_of_its_own_takes_back_what_has_almost_filled_it_and_not_beside_it() {
+    let mut world = World::new();
+    let disk = SmallDisk::new(world.path("disk"), 12 << 20, 1_000);
+    let mut dice = Dice(8);
+    fs::write(disk.0.join("large"), dice.bytes(9 << 20)).unwrap();
+    let mut job = world.snapshot_job();
+    job.folder = disk.0.clone();
+    let taken = world.taken(job).unwrap();
+    let mut job = world.restore_within(&taken.snapshot);
+    (job.target, job.staging) = (disk.0.clone(), disk.0.join(berth_snapshot::RESTORE_STAGING));
+    assert_eq!(world.restored(job.clone()).unwrap_err().0, Reason::NoSpace);
+    assert_eq!(hash(&disk.0), taken.tree, "what is there stays");
+    fs::remove_file(disk.0.join("large")).unwrap();
+    world.restored(job).unwrap();
+    assert_eq!(hash(&disk.0), taken.tree);
+}
+
