@@ -523,6 +523,9 @@ pub struct Cell {
     /// What the node said last; `None` when nothing was ever heard.
     pub status: Option<CellStatus>,
     /// What the node said last of its sleep; `None` when nothing was heard, or the node's agent is too old to tell.
+    /// When the user's newest snapshot was taken; `None` before the first.
+    #[serde(default)]
+    pub snapshot_at: Option<UnixMs>,
     #[serde(default)]
     pub sleep: Option<SleepStatus>,
     /// An operator holds it awake until then, or did.
