@@ -180,8 +180,6 @@ pub struct SnapshotDetail {
     pub image: Option<String>,
     /// What the image holds.
     pub workload: Option<Workload>,
-    /// The workload's own version, where it was known.
-    pub version: Option<String>,
     /// Hash over the files.
     pub tree: Option<String>,
     /// The snapshot before it, if it was made on top of one.
@@ -523,11 +521,11 @@ pub struct Cell {
     /// What the node said last; `None` when nothing was ever heard.
     pub status: Option<CellStatus>,
     /// What the node said last of its sleep; `None` when nothing was heard, or the node's agent is too old to tell.
+    #[serde(default)]
+    pub sleep: Option<SleepStatus>,
     /// When the user's newest snapshot was taken; `None` before the first.
     #[serde(default)]
     pub snapshot_at: Option<UnixMs>,
-    #[serde(default)]
-    pub sleep: Option<SleepStatus>,
     /// An operator holds it awake until then, or did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub awake_until: Option<UnixMs>,
@@ -591,7 +589,6 @@ pub struct RestoreRequest {
     pub snapshot: String,
 }
 
-/// Data that a user brought along: `PUT /v1/users/{slug}/data`.
 /// A cell whose data was put back: the answer to [`RestoreRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellRestored {
@@ -601,6 +598,7 @@ pub struct CellRestored {
     pub cell: Cell,
 }
 
+/// Data that a user brought along: `PUT /v1/users/{slug}/data`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
     /// The snapshot that it became.

@@ -123,7 +123,6 @@ async fn take(
         sequence: IMPORT_SEQ,
         image: user.image.to_string(),
         workload: user.workload,
-        version: String::new(),
     };
     let bytes_max = user.size.disk.min(api.config.snapshots.import_max).0;
     let limits = ImportLimits { entries_max: ENTRIES_MAX, bytes_max };

@@ -256,7 +256,6 @@ fn shown(detail: &SnapshotDetail) -> String {
         ("generation, sequence", or_dash(place(detail))),
         ("image", plain(&or_dash(detail.image.as_deref()))),
         ("workload", or_dash(workload)),
-        ("version", plain(&or_dash(detail.version.as_deref()))),
         ("tree hash", or_dash(detail.tree.as_deref())),
         ("parent", or_dash(detail.parent.as_deref())),
     ])
