@@ -225,7 +225,7 @@ pub struct Metrics {
     pub key_backup_age: Gauge,
     /// Users whose keys are in no backup in the bucket.
     pub keys_not_backed_up: Gauge,
-    /// Repositories whose last check found damage.
+    /// Repositories in which the last check or prune found damage.
     pub repositories_damaged: Gauge,
     /// Repositories whose last prune was not done.
     pub prunes_overdue: Gauge,
@@ -298,7 +298,7 @@ impl Default for Metrics {
             repositories_damaged: registered(
                 of,
                 "repositories_damaged",
-                "Users' repositories whose last check found damage",
+                "Users' repositories in which the last check or prune found damage",
             ),
             prunes_overdue: registered(
                 of,

@@ -12,4 +12,5 @@ mod restarts;
 mod sleep;
 pub(crate) mod snapshots;
 mod stores;
+mod upkeep;
 pub(crate) mod world;

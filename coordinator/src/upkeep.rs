@@ -5,17 +5,20 @@
 //! due, or asked for ──> safe? ──> a worker ──> journal: what is gone ──> the file: when, how it ended
 //! ```
 //!
+//! What is gone is told by what the repository lists ([`gone`]), not by a prune that went well.
+//!
 //! The file may be removed: then everything is due within its span.
 
-use std::collections::BTreeSet;
+mod gone;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::upkeep::{self, Book, Chore, Ended, Every};
-use berth_coordinator_core::{Actor, Command, Fleet};
+use berth_coordinator_core::{Actor, Fleet};
 use berth_daemon::durable;
 use berth_daemon::tasks::Tasks;
 use berth_shared::doctor::{Finding, Level};
@@ -112,7 +115,9 @@ impl Upkeep {
                 let _turn = self.0.turn.acquire().await;
                 let done = match chore {
                     Chore::Prune => self.pruned(user, Actor::System).await.map(drop),
-                    Chore::Check => self.checked(user, self.0.config.check_read_percent).await.map(drop),
+                    Chore::Check => {
+                        self.checked(user, Actor::System, self.0.config.check_read_percent).await.map(drop)
+                    }
                 };
                 match done {
                     Ok(()) => {}
@@ -142,9 +147,14 @@ impl Upkeep {
     ///
     /// # Errors
     /// Something else is under way, or the check could not be made. Damage is no error.
-    pub(crate) async fn check(&self, user: UserId, read_percent: u8) -> Result<Checked, Problem> {
+    pub(crate) async fn check(
+        &self,
+        user: UserId,
+        actor: Actor,
+        read_percent: u8,
+    ) -> Result<Checked, Problem> {
         let _turn = self.turn().await?;
-        self.checked(user, read_percent).await
+        self.checked(user, actor, read_percent).await
     }
 
     async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
@@ -169,15 +179,17 @@ impl Upkeep {
 
     async fn prune_now(&self, user: UserId, actor: Actor) -> Result<Pruned, Problem> {
         let Inner { repositories, store, hub, config, .. } = &*self.0;
-        let fleet = store.fleet();
         let vaults = repositories.vaults();
         let place = vaults.pruning_store(vaults.prefix(user));
         let place =
             place.ok_or_else(|| Problem::new(Code::PruneOff, "the config names no credential for prunes"))?;
-        if let Some(node) = upkeep::unheard(&fleet, user, |node| hub.is_connected(node)) {
+        if let Some(node) = upkeep::unheard(&store.fleet(), user, |node| hub.is_connected(node)) {
             let detail = format!("node `{node}` is not connected, and {user} may have lived there before");
             return Err(Problem::new(Code::PruneUnsafe, detail));
         }
+        // Those that are gone would take the places of those that have to stay.
+        self.forget_gone(user, actor, &place, BTreeSet::new()).await?;
+        let fleet = store.fleet();
         // By the coordinator's own word: times in the bucket are whatever a node has written there.
         let vault = fleet.vault(user);
         let newest = vault.iter().flat_map(|vault| vault.head.iter().chain(&vault.history));
@@ -192,26 +204,28 @@ impl Upkeep {
             unneeded_hours: UNNEEDED_HOURS,
             strangers: false,
         };
-        let done = repositories.keep_up(place, Some(user), Job::Prune(job), CHORE_MAX, |_| {}).await?;
-        let Outcome::Pruned(pruned) = done.outcome else { return Err(something_else(&done.outcome)) };
-        let gone: BTreeSet<_> = pruned.forgotten.iter().filter_map(|id| id.parse().ok()).collect();
+        let done = repositories.keep_up(place.clone(), Some(user), Job::Prune(job), CHORE_MAX, |_| {}).await;
+        let done = done.and_then(|done| match done.outcome {
+            Outcome::Pruned(pruned) => Ok(pruned),
+            outcome => Err(something_else(&outcome)),
+        });
+        let told = done.iter().flat_map(|pruned| &pruned.forgotten).filter_map(|id| id.parse().ok());
+        // One that failed may have taken some all the same. What a stop leaves is found before the next one.
+        let forgotten = match &done {
+            Err(problem) if problem.code == Code::Starting => Ok(()),
+            Ok(_) | Err(_) => self.forget_gone(user, actor, &place, told.collect()).await,
+        };
+        let pruned = done?;
         tracing::info!(
-            %user, %actor, forgotten = gone.len(), kept = pruned.kept, bytes_removed = pruned.bytes_removed,
-            bytes_marked = pruned.bytes_marked, "a repository was pruned"
+            %user, %actor, forgotten = pruned.forgotten.len(), kept = pruned.kept,
+            bytes_removed = pruned.bytes_removed, bytes_marked = pruned.bytes_marked, "a repository was pruned"
         );
-        store.submit(actor, Command::Snapshot(SnapshotCommand::Forget { user, gone })).await?;
+        forgotten?;
         Ok(pruned)
     }
 
-    async fn checked(&self, user: UserId, read_percent: u8) -> Result<Checked, Problem> {
-        let vaults = self.0.repositories.vaults();
-        let job = Job::Check { read_percent };
-        let place = vaults.store(vaults.prefix(user));
-        let done = self.0.repositories.keep_up(place, Some(user), job, CHORE_MAX, |_| {}).await;
-        let done = done.and_then(|done| match done.outcome {
-            Outcome::Checked(checked) => Ok(checked),
-            outcome => Err(something_else(&outcome)),
-        });
+    async fn checked(&self, user: UserId, actor: Actor, read_percent: u8) -> Result<Checked, Problem> {
+        let done = self.check_now(user, actor, read_percent).await;
         let ended = match &done {
             Ok(checked) if checked.sound => Ended::Good,
             Err(problem) if problem.code == Code::Starting => return done,
@@ -224,6 +238,26 @@ impl Upkeep {
         }
         self.tried(user, Chore::Check, ended).await;
         done
+    }
+
+    async fn check_now(&self, user: UserId, actor: Actor, read_percent: u8) -> Result<Checked, Problem> {
+        let repositories = &self.0.repositories;
+        let place = repositories.vaults().store(repositories.vaults().prefix(user));
+        let job = Job::Check { read_percent };
+        let done = repositories.keep_up(place.clone(), Some(user), job, CHORE_MAX, |_| {}).await?;
+        let mut checked = match done.outcome {
+            Outcome::Checked(checked) => checked,
+            outcome => return Err(something_else(&outcome)),
+        };
+        // A repository without HEAD may be sound otherwise.
+        match self.forget_gone(user, actor, &place, BTreeSet::new()).await {
+            Err(problem) if problem.code == Code::RepositoryDamaged => {
+                checked.sound = false;
+                checked.findings.insert(0, problem.detail);
+            }
+            other => other?,
+        }
+        Ok(checked)
     }
 
     async fn tried(&self, user: UserId, chore: Chore, ended: Ended) {
@@ -249,12 +283,10 @@ impl Upkeep {
 
     fn measure(&self) {
         let book = self.book();
-        let count = |chore, is: fn(&Ended) -> bool| {
-            i64::try_from(book.last(chore).filter(|(.., ended)| is(ended)).count()).unwrap_or(i64::MAX)
-        };
-        let metrics = &self.0.metrics;
-        metrics.repositories_damaged.set(count(Chore::Check, |ended| matches!(ended, Ended::Damaged(_))));
-        metrics.prunes_overdue.set(count(Chore::Prune, |ended| !matches!(ended, Ended::Good)));
+        let late = book.last(Chore::Prune).filter(|(.., ended)| **ended != Ended::Good).count();
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.0.metrics.repositories_damaged.set(count(damaged(&book).len()));
+        self.0.metrics.prunes_overdue.set(count(late));
     }
 
     /// How often chores are done.
@@ -282,16 +314,12 @@ impl Upkeep {
                 ),
             });
         }
-        let all: Vec<_> = book.last(Chore::Check).collect();
-        let damaged = |ended: &Ended| matches!(ended, Ended::Damaged(_));
-        let of = |wanted: bool| {
-            let bad =
-                all.iter().filter(move |(.., ended)| **ended != Ended::Good && damaged(ended) == wanted);
-            bad.collect::<Vec<_>>()
-        };
-        let (bad, undone) = (of(true), of(false));
-        findings.push(match (bad.first(), undone.first()) {
-            (Some((user, at, ended)), _) => Finding::new(
+        let bad = damaged(&book);
+        let checks: Vec<_> = book.last(Chore::Check).collect();
+        let mut undone =
+            checks.iter().filter(|(.., ended)| !matches!(ended, Ended::Good | Ended::Damaged(_))).peekable();
+        findings.push(match (bad.first_key_value(), undone.peek().copied()) {
+            (Some((user, (at, ended))), _) => Finding::new(
                 "repositories",
                 Level::Problem,
                 format!("{} are damaged, such as that of {}: {}", bad.len(), named(&fleet, *user), told(*at, ended)),
@@ -302,14 +330,14 @@ impl Upkeep {
                 Level::Warning,
                 format!(
                     "{} could not be checked, such as that of {}: {}",
-                    undone.len(),
+                    undone.count(),
                     named(&fleet, *user),
                     told(*at, ended)
                 ),
                 "It is tried again every hour. `berth snapshot check USER` tries at once.",
             ),
             (None, None) => {
-                Finding::good("repositories", format!("{} were checked, none is damaged", all.len()))
+                Finding::good("repositories", format!("{} were checked, none is damaged", checks.len()))
             }
         });
         findings
@@ -318,6 +346,13 @@ impl Upkeep {
     fn book(&self) -> MutexGuard<'_, Book> {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Users in whose repositories a check or a prune has found damage.
+fn damaged(book: &Book) -> BTreeMap<UserId, (UnixMs, &Ended)> {
+    let all = book.last(Chore::Prune).chain(book.last(Chore::Check));
+    let bad = all.filter(|(.., ended)| matches!(ended, Ended::Damaged(_)));
+    bad.map(|(user, at, ended)| (user, (at, ended))).collect()
 }
 
 fn named(fleet: &Fleet, user: UserId) -> String {

@@ -32,6 +32,10 @@ const RESTORE_MAX: Duration = Duration::from_secs(110 * 60);
 /// Longest time for the copy of one database that is in use.
 const DATABASE_MS: u64 = 30_000;
 
+/// What an operator can do where a restore finds no room. Then the cell's disk is made anew, and nothing lies beside.
+const ROOM_FOR_BOTH: &str = "the cell's disk has to hold the snapshot beside what is there. For one that does not fit, have the \
+    cell leave its disk first, with `berth cell sleep USER` and `berth cell archive USER`, which loses nothing";
+
 /// Folder of the workers' own folders, below the agent's data.
 const FOLDER: &str = "snapshots";
 
@@ -199,11 +203,18 @@ impl Snapshots {
         }
     }
 
-    /// Puts this snapshot of the user's repository in place of what is in the cell's folder.
+    /// Puts this snapshot of the user's repository in place of what is in the cell's folder. `over`: that is a state that
+    /// counts, and was kept. When the snapshot was taken.
     ///
     /// # Errors
     /// What the worker said. What was there before is there, unless [`is_half_restored`](Self::is_half_restored).
-    pub async fn restore(&self, files: &Files, access: &Access, snapshot: SnapshotId) -> Result<(), Problem> {
+    pub async fn restore(
+        &self,
+        files: &Files,
+        access: &Access,
+        snapshot: SnapshotId,
+        over: bool,
+    ) -> Result<UnixMs, Problem> {
         let problem = |detail: String| Problem::new(Code::RestoreFailed, detail);
         let own = self.own_folder(files).map_err(|error| problem(error.to_string()))?;
         let job = Job::Restore(Box::new(RestoreJob {
@@ -218,7 +229,14 @@ impl Snapshots {
         }));
         let request = access.request(&access.repository.prefix, job);
         let done = self.restorers.run(&request, Some((files.uid, files.uid)), RESTORE_MAX, |_| {}).await;
-        done.map(drop).map_err(|failed| problem(failed.to_string()))
+        let done = done.map_err(|failed| match failed.reason {
+            Reason::NoSpace if over => problem(format!("{failed}: {ROOM_FOR_BOTH}")),
+            _ => problem(failed.to_string()),
+        })?;
+        match done.outcome {
+            Outcome::Restored(restored) => Ok(restored.taken_at),
+            other => Err(problem(format!("the worker did something else: {other:?}"))),
+        }
     }
 
     /// Proves that this snapshot of the user's repository can be read back whole, and is what is in the cell's folder.

@@ -225,8 +225,6 @@ pub struct SnapshotDetail {
     pub image: Option<String>,
     /// What the image holds.
     pub workload: Option<Workload>,
-    /// The workload's own version, where it was known.
-    pub version: Option<String>,
     /// Hash over the files.
     pub tree: Option<String>,
     /// The snapshot before it, if it was made on top of one.
@@ -573,6 +571,9 @@ pub struct Cell {
     /// What the node said last of its sleep; `None` when nothing was heard, or the node's agent is too old to tell.
     #[serde(default)]
     pub sleep: Option<SleepStatus>,
+    /// When the user's newest snapshot was taken; `None` before the first.
+    #[serde(default)]
+    pub snapshot_at: Option<UnixMs>,
     /// An operator holds it awake until then, or did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub awake_until: Option<UnixMs>,
@@ -634,6 +635,15 @@ pub struct HoldRequest {
 pub struct RestoreRequest {
     /// Its id, or `latest`.
     pub snapshot: String,
+}
+
+/// A cell whose data was put back: the answer to [`RestoreRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellRestored {
+    /// What somebody should look at.
+    pub notes: Vec<String>,
+    /// The cell, which has it.
+    pub cell: Cell,
 }
 
 /// Data that a user brought along: `PUT /v1/users/{slug}/data`.

@@ -266,6 +266,10 @@ impl NodeFrame {
                 let outcome = Ok(CommandOutcome::Cell(Box::new(status.for_version(version))));
                 Self::CommandDone { seq, outcome }
             }
+            Self::Sleep { swap, cells } => {
+                let cells = cells.into_iter().map(|cell| cell.for_version(version)).collect();
+                Self::Sleep { swap, cells }
+            }
             frame @ (Self::Join(_)
             | Self::Hello(_)
             | Self::CommandDone {
@@ -277,7 +281,6 @@ impl NodeFrame {
             | Self::PinStored { .. }
             | Self::Holding { .. }
             | Self::Findings { .. }
-            | Self::Sleep { .. }
             | Self::SnapshotTaken { .. }) => frame,
         }
     }

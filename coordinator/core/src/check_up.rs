@@ -73,6 +73,14 @@ pub fn fleet(fleet: &Fleet, connected: usize, autonomy: Option<Millis>) -> Vec<F
     findings
 }
 
+/// Since when a cell has been in use for too long without a new snapshot, if it has. `used_at`: until when it was in use, as far
+/// as that is known.
+pub fn late_since(fleet: &Fleet, user: &User, used_at: Option<UnixMs>, age_max: Millis) -> Option<UnixMs> {
+    let head = fleet.vault(user.id).and_then(|vault| vault.head.as_ref());
+    let late = head.map_or(user.created_at, |head| head.taken_at).after(age_max);
+    used_at.is_some_and(|used| used > late).then_some(late)
+}
+
 /// Examines users' repositories. `keys` are those in the key store, `used_at` tells until when a user's cell was in use, as
 /// far as that is known.
 pub fn repositories(
@@ -83,11 +91,7 @@ pub fn repositories(
 ) -> Vec<Finding> {
     let lost: Vec<&Vault> =
         fleet.vaults().filter(|vault| keys.get(&vault.user) != Some(&vault.key)).collect();
-    let late = |user: &&User| {
-        let head = fleet.vault(user.id).and_then(|vault| vault.head.as_ref());
-        let since = head.map_or(user.created_at, |head| head.taken_at);
-        used_at(user).is_some_and(|used| used > since.after(age_max))
-    };
+    let late = |user: &&User| late_since(fleet, user, used_at(user), age_max).is_some();
     let late: Vec<&User> = fleet.users().filter(late).collect();
     let keys = match lost.first() {
         None => Finding::good("repository_keys", format!("{} in the key store", keys.len())),

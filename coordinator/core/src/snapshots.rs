@@ -27,7 +27,7 @@ use crate::rebuild::Rebuilt;
 pub const HISTORY_MAX: usize = 24;
 
 /// Most orphans of one user that one node may tell of: far more than one lease's worth of sleeps, and no node fills the
-/// list with others' names. More are asked for later, when an operator has looked at those.
+/// list with others' names. More are refused for good: they lie in the bucket all the same, and are found there by their ids.
 pub const ORPHANS_PER_NODE_MAX: usize = 64;
 
 /// The sequence of an import: nodes begin with 1.
@@ -226,5 +226,8 @@ impl SnapshotRefusal {
 
 /// Is this code the last word on a report of a snapshot? Of all others the node has to ask again.
 pub const fn is_final(code: Code) -> bool {
-    matches!(code, Code::UnknownUser | Code::KeyPurged | Code::StaleGeneration | Code::NodeRejected)
+    matches!(
+        code,
+        Code::UnknownUser | Code::KeyPurged | Code::StaleGeneration | Code::NodeRejected | Code::TooMany
+    )
 }

@@ -337,6 +337,10 @@ pub enum SnapshotVerb {
     ///
     /// What is there now is kept first, as a snapshot of its own, so that this can be taken back. Outside of the cell nothing is
     /// undone: messages that it had answered since may be answered once more, approvals that were given are open again.
+    ///
+    /// The cell's disk has to hold the snapshot beside what is there. Where it does not, have the cell leave the disk first, with
+    /// `berth cell sleep USER` and `berth cell archive USER`, and restore then: what is there is the newest snapshot. A cell that is
+    /// always on is never archived.
     Restore {
         /// Whose.
         slug: String,

@@ -5,12 +5,13 @@ use axum::{Extension, Json};
 use berth_coordinator_core::fleet;
 use berth_coordinator_core::fleet::Home;
 use berth_coordinator_core::pending::Order;
-use berth_coordinator_core::{Actor, Command, Fleet, why::story};
+use berth_coordinator_core::{Actor, Command, Fleet, check_up, why::story};
 use berth_link::boot_now;
 use berth_shared::api::{
-    Cell, HoldRequest, List, Logs, Quarantine, QuarantineRequest, RestoreRequest, SleepRequest, Why,
+    Cell, CellRestored, HoldRequest, List, Logs, Quarantine, QuarantineRequest, RestoreRequest, SleepRequest,
+    Why,
 };
-use berth_shared::cell::CellEvent;
+use berth_shared::cell::{CellEvent, CellEventKind, SleepStatus};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::{Snapshot, SnapshotId};
 use berth_shared::time::Millis;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 use super::Api;
 use super::body::{JsonBody, Name, QueryOf};
+use super::doctor::used_at;
 use super::error::ApiError;
 use super::reading;
 use super::users::{known_slug, node_of, unknown};
@@ -126,11 +128,22 @@ pub(crate) async fn snapshot(
     snapshot_now(&api, &name).await.map(Json)
 }
 
-pub(super) async fn snapshot_now(api: &Api, name: &str) -> Result<Snapshot, ApiError> {
+async fn snapshot_now(api: &Api, name: &str) -> Result<Snapshot, ApiError> {
     match command(api, name, CommandVerb::Snapshot, SNAPSHOT_MAX).await? {
         CommandOutcome::Snapshot(snapshot) => Ok(*snapshot),
         CommandOutcome::Cell(_) | CommandOutcome::Logs(_) | CommandOutcome::Purged => Err(wrong_answer()),
     }
+}
+
+/// Takes a snapshot of what was just put in place, so that HEAD is that, and not what was there before. A note where none was
+/// taken.
+pub(super) async fn snapshot_behind(api: &Api, name: &str) -> Option<String> {
+    let ApiError(why) = snapshot_now(api, name).await.err()?;
+    let (code, detail) = (why.code, why.detail);
+    Some(format!(
+        "no snapshot of the cell was taken behind it ({code}: {detail}): until there is one, a lost node brings back what was \
+         there before"
+    ))
 }
 
 /// Has the stopped cell leave its node's disk.
@@ -151,7 +164,7 @@ pub(crate) async fn restore(
     Extension(actor): Extension<Actor>,
     Name(name): Name,
     JsonBody(request): JsonBody<RestoreRequest>,
-) -> Result<Json<Cell>, ApiError> {
+) -> Result<Json<CellRestored>, ApiError> {
     let slug = known_slug(&name)?;
     let image = api.store.fleet().user(&slug).ok_or_else(|| unknown(&slug))?.image.clone();
     let (id, taken_under) = reading::restorable(&api, &name, &request.snapshot).await?;
@@ -160,7 +173,9 @@ pub(crate) async fn restore(
         return Err(ApiError::new(Code::StateTooNew, detail));
     }
     tracing::warn!(user = %slug, %actor, snapshot = %id, "a cell's data is put back");
-    put_back(&api, &name, id).await.map(Json)
+    let cell = put_back(&api, &name, id).await?;
+    let notes = snapshot_behind(&api, &name).await.into_iter().collect();
+    Ok(Json(CellRestored { notes, cell }))
 }
 
 /// Has the cell's node put this snapshot in place.
@@ -280,6 +295,18 @@ fn cell(api: &Api, name: &str) -> Result<Cell, ApiError> {
     view(api, &fleet, user).ok_or_else(|| unknown(&slug).into())
 }
 
+/// What only the coordinator knows belongs to what the user should know, too.
+fn with_late(api: &Api, fleet: &Fleet, user: &fleet::User, mut sleep: SleepStatus) -> SleepStatus {
+    let age_max = api.config.snapshots.age_max;
+    let late =
+        check_up::late_since(fleet, user, used_at(api, user), age_max.0).filter(|_| api.kept.is_some());
+    if let Some(at) = late {
+        let detail = format!("it is in use and has had no new snapshot for {age_max}");
+        sleep.events.push(CellEvent { at, kind: CellEventKind::SnapshotLate, detail });
+    }
+    sleep.bounded()
+}
+
 fn view(api: &Api, fleet: &Fleet, user: &fleet::User) -> Option<Cell> {
     let home = user.home.as_ref()?;
     Some(Cell {
@@ -288,7 +315,8 @@ fn view(api: &Api, fleet: &Fleet, user: &fleet::User) -> Option<Cell> {
         node: node_of(fleet, user)?,
         connected: api.hub.is_connected(home.node),
         status: api.hub.cell(user),
-        sleep: api.hub.sleep_of(user),
+        sleep: api.hub.sleep_of(user).map(|sleep| with_late(api, fleet, user, sleep)),
+        snapshot_at: fleet.vault(user.id).and_then(|vault| vault.head.as_ref()).map(|head| head.taken_at),
         awake_until: user.terms.awake_until,
         quarantine: user
             .quarantine

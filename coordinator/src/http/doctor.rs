@@ -18,7 +18,7 @@ use crate::system::wall_now;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Until when the user's cell was in use, as far as its node has told.
-fn used_at(api: &Api, user: &User) -> Option<UnixMs> {
+pub(super) fn used_at(api: &Api, user: &User) -> Option<UnixMs> {
     let status = api.hub.cell(user)?;
     match status.state {
         CellState::Running | CellState::Freezing | CellState::Stopping => Some(wall_now()),

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::Api;
 use super::body::Name;
-use super::cells::{put_back, snapshot_now};
+use super::cells::{put_back, snapshot_behind};
 use super::error::ApiError;
 use super::snapshots::{no_key, off};
 use super::users::{known_slug, unknown};
@@ -63,14 +63,7 @@ pub(crate) async fn import(
         ApiError::new(Code::ImportNotPlaced, detail)
     })?;
     let Imported { taken, layout, left_out, rotated, mut notes } = imported;
-    // Until then HEAD is what was there before, and that is what another node would begin from.
-    if let Err(ApiError(why)) = snapshot_now(&api, &name).await {
-        let (code, detail) = (why.code, why.detail);
-        notes.push(format!(
-            "no snapshot of the cell was taken behind it ({code}: {detail}): until there is one, a lost node brings back what \
-             was there before"
-        ));
-    }
+    notes.extend(snapshot_behind(&api, &name).await);
     Ok(Json(Import {
         snapshot: id,
         bytes: Bytes(taken.bytes),
@@ -130,7 +123,6 @@ async fn take(
         sequence: IMPORT_SEQ,
         image: user.image.to_string(),
         workload: user.workload,
-        version: String::new(),
     };
     let bytes_max = user.size.disk.min(api.config.snapshots.import_max).0;
     let limits = ImportLimits { entries_max: ENTRIES_MAX, bytes_max };

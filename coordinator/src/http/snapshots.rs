@@ -82,6 +82,7 @@ pub(crate) async fn prune(
 /// Looks whether the repository is whole.
 pub(crate) async fn check(
     State(api): State<Api>,
+    Extension(actor): Extension<Actor>,
     Name(name): Name,
     JsonBody(request): JsonBody<CheckRepository>,
 ) -> Result<Json<RepositoryChecked>, ApiError> {
@@ -90,7 +91,7 @@ pub(crate) async fn check(
     if read_percent > 100 {
         return Err(ApiError::new(Code::BadRequest, "`read_percent` has to be from 0 to 100"));
     }
-    let checked = upkeep.check(user, read_percent).await?;
+    let checked = upkeep.check(user, actor, read_percent).await?;
     Ok(Json(RepositoryChecked { user, sound: checked.sound, findings: checked.findings }))
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use berth_shared::api::{Import, ImportedAs, SnapshotDetail, Snapshots, User};
+use berth_shared::api::{CellRestored, Import, ImportedAs, SnapshotDetail, Snapshots, User};
 use berth_shared::cell::{Assignment, CellState};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
@@ -187,9 +187,42 @@ async fn an_import_stands_behind_what_there_is_until_the_node_has_it_in_place() 
     let path = "/v1/cells/anna/restore";
     for id in [imported, anna.first.id] {
         let ask = world.post(path, json!({ "snapshot": id }));
-        let (answer, restored) = tokio::join!(ask, anna.node.restores(&assignment, Ok(())));
+        let restores = async {
+            let restored = anna.node.restores(&assignment, Ok(())).await;
+            anna.node.takes_none().await;
+            restored
+        };
+        let (answer, restored) = tokio::join!(ask, restores);
         assert_eq!((answer.status, restored), (200, id), "{}", answer.body);
+        let done: CellRestored = answer.json();
+        assert!(done.notes.iter().any(|note| note.contains("the bucket is away")), "{:?}", done.notes);
     }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn behind_a_restore_a_snapshot_is_taken_so_that_a_lost_node_does_not_undo_it() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let mut anna = anna(&bucket, &world).await;
+    let assignment = anna.node.desired.assignments[0].clone();
+    std::fs::write(anna.cell.join("new"), "as it was once").unwrap();
+    let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    let ask = world.post("/v1/cells/anna/restore", json!({ "snapshot": anna.first.id }));
+    let node = async {
+        let restored = anna.node.restores(&assignment, Ok(())).await;
+        let command = anna.node.command().await;
+        assert_eq!((command.verb, command.cell), (CommandVerb::Snapshot, assignment.spec.cell));
+        anna.node.takes(anna.user.id, &third).await;
+        let outcome = Ok(CommandOutcome::Snapshot(Box::new(third.clone())));
+        anna.node.send(&NodeFrame::CommandDone { seq: command.seq, outcome }).await;
+        restored
+    };
+    let (answer, restored) = tokio::join!(ask, node);
+    assert_eq!((answer.status, restored), (200, anna.first.id), "{}", answer.body);
+    assert_eq!(answer.json::<CellRestored>().notes, Vec::<String>::new());
+    let known: Snapshots = world.get("/v1/users/anna/snapshots").await.json();
+    assert_eq!(known.head.unwrap().id, third.id, "what another node would begin with");
     world.end().await;
 }
 

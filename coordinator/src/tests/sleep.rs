@@ -23,7 +23,7 @@ async fn sleepy_node(world: &World, name: &str, seed: u8) -> FakeNode {
     session(world, node, 2, SLEEP_SINCE).await
 }
 
-fn swap(freezes: Result<&str, &str>) -> NodeSwap {
+pub(super) fn swap(freezes: Result<&str, &str>) -> NodeSwap {
     NodeSwap {
         freezes: freezes.map(str::to_owned).map_err(str::to_owned),
         total: Bytes::gib(8),
@@ -33,7 +33,7 @@ fn swap(freezes: Result<&str, &str>) -> NodeSwap {
     }
 }
 
-fn asleep(cell: CellId) -> SleepStatus {
+pub(super) fn asleep(cell: CellId) -> SleepStatus {
     SleepStatus {
         cell,
         awake_because: None,

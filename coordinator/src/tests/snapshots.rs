@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use berth_shared::api::{KeyPurged, List, RepositoryAccess, Snapshots, User};
+use berth_shared::api::{Cell, KeyPurged, List, RepositoryAccess, Snapshots, User};
+use berth_shared::cell::{CellEvent, CellEventKind, CellState};
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::problem::Code;
 use berth_shared::repository::UserRepository;
@@ -12,7 +13,8 @@ use berth_shared::units::Bytes;
 use berth_shared::wire::{CoordinatorFrame, FRAMES_VERSION_MAX, Hello, NodeFrame, SNAPSHOTS_SINCE};
 use serde_json::{Value, json};
 
-use super::world::{FakeNode, World, config, hello};
+use super::sleep::{asleep, swap};
+use super::world::{FakeNode, World, config, hello, status};
 use crate::config::{Config, Snapshots as Section};
 use crate::daemon::start;
 use crate::keystore::{KeyStore, verbs};
@@ -414,4 +416,31 @@ async fn after_a_lost_disk_keys_and_heads_are_back_and_a_user_is_taken_over() {
     world.end().await;
     let refused = crate::heads::rebuild(&settings.data_dir, &from).unwrap_err();
     assert!(berth_daemon::exit::chain(&refused).contains("into an empty one only"));
+}
+
+#[tokio::test]
+async fn a_cell_in_use_without_a_new_snapshot_for_too_long_says_so_until_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::with(folder.path(), with_bucket(folder.path())).await;
+    let mut node = node(&world, "n1", 1).await;
+    let anna = create(&world, "anna").await;
+    node.repository_of(anna.id).await;
+    let assignment = node.desired.assignments[0].clone();
+    let old = snapshot(anna.cell, anna.generation, 10, 1);
+    assert_eq!(node.takes(anna.id, &old).await, SnapshotOutcome::Head);
+    node.heartbeat(vec![status(&assignment, CellState::Running)]).await;
+    node.send(&NodeFrame::Sleep { swap: swap(Ok("memory.reclaim")), cells: vec![asleep(anna.cell)] }).await;
+    let cell = world.until("/v1/cells/anna", |cell| cell["sleep"].is_object()).await;
+    let cell: Cell = serde_json::from_value(cell).unwrap();
+    assert_eq!(cell.snapshot_at, Some(old.taken_at));
+    let late = async || -> Vec<UnixMs> {
+        let events: List<CellEvent> = world.get("/v1/cells/anna/events").await.json();
+        let late = events.items.iter().filter(|event| event.kind == CellEventKind::SnapshotLate);
+        late.map(|event| event.at).collect()
+    };
+    assert_eq!(late().await, [old.taken_at.after(Millis::minutes(24 * 60))]);
+    let new = Snapshot { taken_at: wall_now(), ..snapshot(anna.cell, anna.generation, 11, 2) };
+    assert_eq!(node.takes(anna.id, &new).await, SnapshotOutcome::Head);
+    assert_eq!(late().await, []);
+    world.end().await;
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use berth_shared::cell::CellState;
+use berth_shared::cell::{CellState, ImageRef};
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::repository::{Bucket, REPOSITORIES_MAX, UserRepository};
 use berth_shared::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
@@ -132,6 +132,17 @@ impl Heads {
         // Alone for longer than it may be, this node cannot know whether the user was given to another.
         let aside = stale || !agent.lease().is_held();
         Some((Arc::clone(self.bucket.as_ref()?), repository, aside))
+    }
+
+    /// The newer image that a snapshot was taken under than the cell is to run, which could not read it. `None` also where
+    /// that is not known here: of whatever else is restored the coordinator has looked.
+    pub fn newer_image(&self, memory: &Memory, cell: &Cell, snapshot: SnapshotId) -> Option<ImageRef> {
+        let head = self.of(cell).and_then(|repository| repository.head.as_ref());
+        let kept = memory.repositories.cells.get(&cell.spec().cell);
+        // It may have become HEAD since that was told.
+        let newest = kept.and_then(|kept| kept.newest.as_ref());
+        let known = head.into_iter().chain(newest).find(|known| known.id == snapshot)?;
+        known.image.is_newer_than(&cell.spec().image).then(|| known.image.clone())
     }
 
     /// Where the next snapshot of a cell goes. That it is begun has to be written first: [`Next::begun`].
@@ -262,7 +273,7 @@ pub fn restore_ended(cell: &Cell, outcome: &Outcome) -> Option<Record> {
     let id = cell.spec().cell;
     let dropped = Step::RestoreDropped { cell: id };
     let step = match outcome {
-        Outcome::Restored => Step::Restored { cell: id, snapshot },
+        Outcome::Restored { .. } => Step::Restored { cell: id, snapshot },
         Outcome::NotRestored(_) | Outcome::Failed(_) if cell.begins_elsewhere() => dropped,
         Outcome::NotRestored(_) if over => dropped,
         _ => return None,

@@ -145,7 +145,7 @@ impl Report {
             | Outcome::Resumed
             | Outcome::Repaired
             | Outcome::Saved
-            | Outcome::Restored
+            | Outcome::Restored { .. }
             | Outcome::NotRestored(_)
             | Outcome::Verified
             | Outcome::Archived

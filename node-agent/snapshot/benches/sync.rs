@@ -325,7 +325,6 @@ fn round(bench: &mut Bench, tool: &str, base: &Path, round: u64) -> BTreeMap<&'s
                     sequence,
                     image: "bench".into(),
                     workload: Workload::Openclaw,
-                    version: String::new(),
                 },
                 parent: parent.clone(),
                 online: false,

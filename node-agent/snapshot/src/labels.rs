@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 
-/// Longest image reference or version, in bytes.
-const TEXT_BYTES_MAX: usize = 300;
+/// Longest image reference, in bytes.
+const IMAGE_BYTES_MAX: usize = 300;
 
 /// What is said of a snapshot by whoever has it taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,27 +23,20 @@ pub struct Labels {
     pub generation: Generation,
     /// Grows with each snapshot of the user.
     pub sequence: u64,
-    /// The image that the cell ran, by digest where it is known: a state fits its image.
+    /// The image that the cell ran, as the user was given it: a state fits its image.
     pub image: String,
     /// What the image holds.
     pub workload: Workload,
-    /// The workload's own version, where it is known.
-    #[serde(default)]
-    pub version: String,
 }
 
-/// Tags begin with one of these; a snapshot of Berth has all but `version=`.
+/// Tags begin with one of these.
 const MARK: &str = "berth";
 
 impl Labels {
     pub(crate) fn validate(&self) -> Result<(), Failure> {
-        for (name, text) in [("image", &self.image), ("version", &self.version)] {
-            // Restic's command line separates tags by commas.
-            if text.len() > TEXT_BYTES_MAX || text.chars().any(|c| c == ',' || c.is_control()) {
-                return Err(Failure::bad_job(format!(
-                    "{name} is too long, or has a comma or control character"
-                )));
-            }
+        // Restic's command line separates tags by commas.
+        if self.image.len() > IMAGE_BYTES_MAX || self.image.chars().any(|c| c == ',' || c.is_control()) {
+            return Err(Failure::bad_job("image is too long, or has a comma or control character"));
         }
         Ok(())
     }
@@ -58,7 +51,7 @@ impl Labels {
             Workload::Openclaw => "openclaw",
             Workload::Http => "http",
         };
-        let mut tags = vec![
+        vec![
             MARK.to_owned(),
             format!("user={}", self.user),
             format!("cell={}", self.cell),
@@ -67,11 +60,7 @@ impl Labels {
             format!("image={}", self.image),
             format!("workload={workload}"),
             format!("tree={tree}"),
-        ];
-        if !self.version.is_empty() {
-            tags.push(format!("version={}", self.version));
-        }
-        tags
+        ]
     }
 
     /// Reads tags back, with the tree hash; `None` where the snapshot is not Berth's, which has none that Berth would not
@@ -79,7 +68,7 @@ impl Labels {
     pub(crate) fn parse<'a>(tags: impl Iterator<Item = &'a String>) -> Option<(Self, String)> {
         let mut ours = false;
         let (mut user, mut cell, mut generation, mut sequence) = (None, None, None, None);
-        let (mut image, mut workload, mut tree, mut version) = (None, None, None, None);
+        let (mut image, mut workload, mut tree) = (None, None, None);
         for tag in tags {
             ours |= tag == MARK;
             let Some((name, value)) = tag.split_once('=') else { continue };
@@ -91,7 +80,6 @@ impl Labels {
                 "image" => image = Some(value.to_owned()),
                 "workload" => workload = parse_workload(value),
                 "tree" => tree = Some(value.to_owned()).filter(|hex| hex.parse::<TreeHash>().is_ok()),
-                "version" => version = Some(value.to_owned()),
                 _ => {}
             }
         }
@@ -102,7 +90,6 @@ impl Labels {
             sequence: sequence?,
             image: image?,
             workload: workload?,
-            version: version.unwrap_or_default(),
         };
         (ours && labels.validate().is_ok()).then_some((labels, tree?))
     }
@@ -133,7 +120,6 @@ mod tests {
             sequence: 5,
             image: "ghcr.io/openclaw/openclaw@sha256:00".into(),
             workload: Workload::Openclaw,
-            version: "2026.9.6".into(),
         }
     }
 
@@ -142,7 +128,10 @@ mod tests {
         let tree = "a".repeat(64);
         let tags = labels().tags(&tree);
         assert!(tags.iter().all(|tag| !tag.contains(',')));
-        assert_eq!(Labels::parse(tags.iter()), Some((labels(), tree)));
+        assert_eq!(Labels::parse(tags.iter()), Some((labels(), tree.clone())));
+        // More than we know of is there in a repository that a newer Berth has written.
+        let more = tags.iter().cloned().chain(["version=2026.9.6".to_owned()]).collect::<Vec<_>>();
+        assert_eq!(Labels::parse(more.iter()), Some((labels(), tree)));
         let without_mark: Vec<_> = tags.iter().skip(1).cloned().collect();
         assert_eq!(Labels::parse(without_mark.iter()), None);
         for (ours, strange) in [("tree=aa", "tree=xx"), ("image=ghcr", "image=\u{1b}ghcr")] {

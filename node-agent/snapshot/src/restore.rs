@@ -22,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use berth_shared::time::UnixMs;
 use rustix::fs::{AtFlags, Gid, Timespec, Timestamps, Uid, XattrFlags};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,8 @@ pub struct RestoreJob {
 pub struct Restored {
     /// The whole id of the snapshot.
     pub snapshot: String,
+    /// When it was taken.
+    pub taken_at: UnixMs,
     /// The tree hash of what is there now; `None` where single paths were restored.
     pub tree: Option<String>,
     /// Files, folders and links.
@@ -98,6 +101,8 @@ pub(crate) fn restore(
     let repository = open()?;
     let file = repository.snapshot(&job.snapshot)?;
     let snapshot = file.id.to_hex().as_str().to_owned();
+    // Before 1970 nobody took any, whatever it says.
+    let taken_at = UnixMs(u64::try_from(file.time.timestamp().as_millisecond()).unwrap_or(0));
     let labels = Labels::parse(file.tags.iter());
     let OpenRepository { store, inner, .. } = repository;
     let indexed = inner.to_indexed().map_err(|error| Failure::library(&store, &error))?;
@@ -116,8 +121,8 @@ pub(crate) fn restore(
             return Err(failure);
         }
     };
-    let restored =
-        Restored { snapshot, tree, entries: plan.items.len() as u64, bytes: plan.bytes, previous: false };
+    let (entries, bytes) = (plan.items.len() as u64, plan.bytes);
+    let restored = Restored { snapshot, taken_at, tree, entries, bytes, previous: false };
     staging.put_in_place(restored)
 }
 

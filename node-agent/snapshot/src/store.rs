@@ -214,9 +214,12 @@ impl S3Store {
                 tokio::time::sleep(wait).await;
             }
         });
-        if let Err(failed) = &done {
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(failed.clone());
-        }
-        done
+        done.map_err(|failed| self.noted(failed))
+    }
+
+    /// The library's own word for it says less.
+    fn noted(&self, failed: StoreError) -> StoreError {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(failed.clone());
+        failed
     }
 }

@@ -3,9 +3,11 @@
 
 use berth_node_agent_core::cell::Outcome;
 use berth_node_agent_core::heads;
+use berth_shared::cell::ImageRef;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
+use berth_shared::time::UnixMs;
 use tokio::sync::mpsc;
 
 use super::save::keep;
@@ -22,6 +24,8 @@ pub(super) struct Order {
     access: Option<Access>,
     snapshot: SnapshotId,
     over: bool,
+    /// It was taken under this one, which is newer than the cell's.
+    newer: Option<ImageRef>,
     /// The cell had left the disk: what is there still is no data of its.
     archived: bool,
     /// What is there now is kept first.
@@ -35,16 +39,17 @@ impl<R: Runtime> Driver<R> {
         let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
         let Some(machine) = self.agent.cell(cell) else { return };
         let archived = machine.archived_in().is_some();
+        let newer = self.snapshots.heads.newer_image(memory, machine, snapshot);
         turn.records.extend(heads::restore_begins(memory, machine));
         let save = if over { self.plan_take(cell, false, turn) } else { None };
-        let order = Order { access: self.access(cell), snapshot, over, archived, save };
+        let order = Order { access: self.access(cell), snapshot, over, newer, archived, save };
         self.restores.insert(cell, order);
     }
 
     /// What is written when it has ended.
     pub(super) fn restore_ended(&self, cell: CellId, outcome: &Outcome, turn: &mut Turn) {
         let Some(machine) = self.agent.cell(cell) else { return };
-        if let (Outcome::Restored, Some((snapshot, _))) = (outcome, machine.restores()) {
+        if let (Outcome::Restored { .. }, Some((snapshot, _))) = (outcome, machine.restores()) {
             tracing::info!(%cell, %snapshot, "the cell's data was restored");
         }
         turn.records.extend(heads::restore_ended(machine, outcome));
@@ -59,7 +64,7 @@ pub(super) async fn restore<R: Runtime>(
     tell: &mpsc::Sender<Input>,
 ) -> Outcome {
     match keep_and_restore(hands, job, order, tell).await {
-        Ok(()) => Outcome::Restored,
+        Ok(taken_at) => Outcome::Restored { taken_at },
         Err(problem) if hands.snapshots.is_half_restored(job.spec.cell) => {
             tracing::error!(cell = %job.spec.cell, %problem, "a restore was cut short, it is tried again");
             Outcome::Failed(problem)
@@ -68,19 +73,18 @@ pub(super) async fn restore<R: Runtime>(
     }
 }
 
-/// Keeps what is there, then puts the snapshot in its place.
+/// Keeps what is there, then puts the snapshot in its place. When that was taken.
 async fn keep_and_restore<R: Runtime>(
     hands: &Hands<R>,
     job: &Job,
     order: Order,
     tell: &mpsc::Sender<Input>,
-) -> Result<(), Problem> {
+) -> Result<UnixMs, Problem> {
     let unknown = |text| Problem::new(Code::RepositoryUnknown, text);
     let access =
         order.access.ok_or_else(|| unknown("the node was not told where the user's snapshots are"))?;
-    let head = access.repository.head.as_ref().filter(|head| head.id == order.snapshot);
-    if let Some(head) = head.filter(|head| head.image.is_newer_than(&job.spec.image)) {
-        let text = format!("the snapshot was taken under {}, the cell has {}", head.image, job.spec.image);
+    if let Some(newer) = order.newer {
+        let text = format!("the snapshot was taken under {newer}, the cell has {}", job.spec.image);
         return Err(Problem::new(Code::StateTooNew, text));
     }
     if order.archived {
@@ -92,8 +96,8 @@ async fn keep_and_restore<R: Runtime>(
     let is_half = || hands.snapshots.is_half_restored(job.spec.cell);
     if let Some(take) = order.save {
         let kept = keep(hands, &files, Box::new(take), tell).await;
-        if kept.is_err() && !is_half() {
-            return kept;
+        if !is_half() {
+            kept?;
         }
     } else if order.over && !is_half() {
         let text =
@@ -101,7 +105,7 @@ async fn keep_and_restore<R: Runtime>(
         return Err(unknown(text));
     }
     failpoint::RESTORE_BEGUN.reach();
-    hands.snapshots.restore(&files, &access, order.snapshot).await?;
+    let taken_at = hands.snapshots.restore(&files, &access, order.snapshot, order.over).await?;
     failpoint::RESTORE_DONE.reach();
-    Ok(())
+    Ok(taken_at)
 }

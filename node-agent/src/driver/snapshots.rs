@@ -228,7 +228,6 @@ impl<R: Runtime> Driver<R> {
             sequence: seq,
             image: machine.image_of_data().to_string(),
             workload: spec.workload,
-            version: String::new(),
         };
         Some(Take { access, labels, parent, online, at: (self.hands.wall)() })
     }

@@ -9,6 +9,7 @@ use crate::ids::CellId;
 use crate::problem::cut;
 use crate::time::{Millis, UnixMs};
 use crate::units::Bytes;
+use crate::wire::{SLEEP_SINCE, SNAPSHOTS_SINCE};
 
 /// How long a cell stays frozen at the most before it is stopped (T2), where its plan says nothing.
 pub const STOP_AFTER: Millis = Millis::minutes(7 * 24 * 60);
@@ -55,6 +56,11 @@ pub enum CellEventKind {
     KilledByKernel,
     /// It could not be frozen, and was stopped instead.
     NotFrozen,
+    /// Its data is that of a snapshot again: an operator wanted that, or the node did not hold the data. Since version 4 of
+    /// the frames.
+    DataRestored,
+    /// It has been in use for longer than it may be without a new snapshot. Said by the coordinator.
+    SnapshotLate,
 }
 
 impl CellEventKind {
@@ -66,6 +72,20 @@ impl CellEventKind {
             Self::NearMemoryLimit => "near-memory-limit",
             Self::KilledByKernel => "killed-by-kernel",
             Self::NotFrozen => "not-frozen",
+            Self::DataRestored => "data-restored",
+            Self::SnapshotLate => "snapshot-late",
+        }
+    }
+
+    /// Since which version of the frames it is told.
+    const fn since(self) -> u16 {
+        match self {
+            Self::CouldNotSleep
+            | Self::CouldNotWake
+            | Self::NearMemoryLimit
+            | Self::KilledByKernel
+            | Self::NotFrozen => SLEEP_SINCE,
+            Self::DataRestored | Self::SnapshotLate => SNAPSHOTS_SINCE,
         }
     }
 }
@@ -75,6 +95,11 @@ impl fmt::Display for CellEventKind {
         f.pad(self.as_str())
     }
 }
+
+/// What somebody has to know whose cell went back in time (OPENCLAW.md, section 9).
+pub const TIME_TRAVEL: &str = "Outside of the cell nothing was undone: messages that it had answered since may be answered once \
+    more, what it had sent stays sent, approvals that were given are open again, and channels whose keys change with each message \
+    (WhatsApp) may have to be linked anew.";
 
 /// Most events that are kept of a cell: the newest.
 pub const CELL_EVENTS_MAX: usize = 16;
@@ -122,6 +147,13 @@ impl SleepStatus {
         for event in &mut self.events {
             bounded_text(&mut event.detail);
         }
+        self
+    }
+
+    /// The same in words that a session of this version can read.
+    #[must_use]
+    pub(crate) fn for_version(mut self, version: u16) -> Self {
+        self.events.retain(|event| event.kind.since() <= version);
         self
     }
 }

@@ -450,6 +450,27 @@ fn a_session_of_an_older_version_carries_no_words_that_it_does_not_know() {
 }
 
 #[test]
+fn a_session_without_snapshots_is_told_of_no_restore() {
+    let kinds = [CellEventKind::DataRestored, CellEventKind::NotFrozen];
+    let told = |version| {
+        let of = of_nodes().into_iter().find_map(|frame| match frame {
+            NodeFrame::Sleep { swap, mut cells } => {
+                let events = kinds.map(|kind| CellEvent { kind, ..cells[0].events[0].clone() });
+                cells[0].events = events.to_vec();
+                Some(NodeFrame::Sleep { swap, cells })
+            }
+            _ => None,
+        });
+        let Some(NodeFrame::Sleep { cells, .. }) = of.map(|frame| frame.for_version(version)) else {
+            panic!("no sleep")
+        };
+        cells[0].events.iter().map(|event| event.kind).collect::<Vec<_>>()
+    };
+    assert_eq!(told(SLEEP_SINCE), [CellEventKind::NotFrozen]);
+    assert_eq!(told(SNAPSHOTS_SINCE), kinds);
+}
+
+#[test]
 fn a_frame_about_as_many_cells_as_it_may_tell_of_fits_with_all_texts_at_their_longest() {
     let text = "x".repeat(PAYLOAD_BYTES_MAX);
     let event = CellEvent { at: UnixMs(1), kind: CellEventKind::NotFrozen, detail: text.clone() };

@@ -189,7 +189,6 @@ fn labels() -> Labels {
         sequence: 5,
         image: made::image().as_str().to_owned(),
         workload: Workload::Openclaw,
-        version: "2026.9.6".into(),
     }
 }
 

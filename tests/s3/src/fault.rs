@@ -25,6 +25,10 @@ pub enum Fault {
     RefuseDeletes,
     /// There is no room: 507, as Garage and MinIO answer.
     Full,
+    /// Listings say that they go on, and not where.
+    CutList,
+    /// Listings say that they go on, each at the same place.
+    EndlessList,
     /// Nothing is answered: connections end as soon as they have sent a request.
     Gone,
 }
@@ -134,6 +138,7 @@ impl Faults {
             Fault::CutBody | Fault::WrongByte => asked == Asked::Read,
             Fault::RefuseWrites | Fault::Full => asked == Asked::Write,
             Fault::RefuseDeletes => asked == Asked::Delete,
+            Fault::CutList | Fault::EndlessList => asked == Asked::List,
         };
         if !applies {
             return None;

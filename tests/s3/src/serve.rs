@@ -84,7 +84,7 @@ async fn answer(
             tokio::time::sleep(delay).await;
             None
         }
-        Some(Fault::CutBody | Fault::WrongByte) | None => None,
+        Some(Fault::CutBody | Fault::WrongByte | Fault::CutList | Fault::EndlessList) | None => None,
     };
     if let Some((status, code)) = refusal {
         // Most stores read a body before they answer. Of one that did not, only a broken connection would be seen.
@@ -96,11 +96,19 @@ async fn answer(
         .await
         .map_err(|failed| io::Error::other(format!("{failed:?}")))?;
     let (mut head, body) = response.into_parts();
-    let spoils = head.status.is_success() && matches!(strikes, Some(Fault::CutBody | Fault::WrongByte));
-    if !spoils {
+    let spoils =
+        matches!(strikes, Some(Fault::CutBody | Fault::WrongByte | Fault::CutList | Fault::EndlessList));
+    if !spoils || !head.status.is_success() {
         return Ok(Response::from_parts(head, body.map_err(io::Error::other).boxed_unsync()));
     }
     let mut whole = body.collect().await.map_err(io::Error::other)?.to_bytes().to_vec();
+    match strikes {
+        Some(Fault::CutList) => goes_on(&mut whole, ""),
+        Some(Fault::EndlessList) => {
+            goes_on(&mut whole, "<NextContinuationToken>here</NextContinuationToken>")
+        }
+        _ => {}
+    }
     head.headers.insert(CONTENT_LENGTH, whole.len().into());
     let body = if strikes == Some(Fault::CutBody) {
         whole.truncate(whole.len() / 2);
@@ -108,12 +116,20 @@ async fn answer(
         StreamBody::new(stream::iter(frames)).boxed_unsync()
     } else {
         let middle = whole.len() / 2;
-        if let Some(byte) = whole.get_mut(middle) {
+        if strikes == Some(Fault::WrongByte)
+            && let Some(byte) = whole.get_mut(middle)
+        {
             *byte ^= 0x10;
         }
         Full::new(Bytes::from(whole)).map_err(|never| match never {}).boxed_unsync()
     };
     Ok(Response::from_parts(head, body))
+}
+
+/// Has a listing say that there is more of it.
+fn goes_on(listing: &mut Vec<u8>, token: &str) {
+    let (last, more) = ("<IsTruncated>false</IsTruncated>", "<IsTruncated>true</IsTruncated>");
+    *listing = String::from_utf8_lossy(listing).replace(last, &format!("{more}{token}")).into_bytes();
 }
 
 fn error(status: StatusCode, code: &str, message: &str) -> io::Result<Response<Body>> {

@@ -9,6 +9,7 @@ use berth_shared::ids::{CellId, Generation};
 use berth_shared::problem::Code;
 use berth_shared::repository::UserRepository;
 use berth_shared::snapshot::SnapshotId;
+use berth_shared::time::UnixMs;
 
 use crate::data::OnDisk;
 use crate::engine::{failed, short};
@@ -115,7 +116,7 @@ impl World {
     ) -> Result<Outcome, ()> {
         if order.half {
             self.put_in_place(machine, cell, order);
-            return Ok(Outcome::Restored);
+            return Ok(Outcome::Restored { taken_at: UnixMs(0) });
         }
         if matches!(seen, Seen::Running { .. } | Seen::Paused { .. }) {
             return Ok(failed(Code::DockerFailed));

@@ -109,6 +109,47 @@ async fn a_stopped_cell_is_archived_when_told_so_and_is_back_with_its_data_when_
 }
 
 #[tokio::test]
+async fn what_does_not_fit_beside_what_is_there_is_put_back_out_of_the_archive_as_the_refusal_says() {
+    let story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, NOT_IN_THIS_STORY).await;
+    // More than half of her disk of 24 MiB.
+    let large = "x".repeat(1_000_000);
+    for number in 0..12 {
+        write(&anna, &format!("large-{number}"), &large).await;
+    }
+    write(&anna, "letter", "dear world").await;
+    let first = story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    write(&anna, "letter", "later").await;
+    let back = || story.world.api.post("/v1/cells/anna/restore", json!({ "snapshot": first["id"] }));
+    let refused = back().await.ok(502);
+    assert_eq!(refused["code"], "restore_failed", "{refused}");
+    let advice = refused["detail"].as_str().unwrap();
+    assert!(advice.contains("berth cell archive USER"), "{advice}");
+    assert_eq!(read(&anna, "letter").await.as_deref(), Some("later"), "she goes on with what she has");
+
+    story.world.api.post("/v1/cells/anna/sleep", json!({})).await.ok(200);
+    let second = story.settles(&anna).await;
+    story.archive("anna").await;
+    let restored = back().await.ok(200);
+    assert_eq!(restored["notes"], json!([]), "{restored}");
+    assert_eq!(read(&anna, "letter").await.as_deref(), Some("dear world"));
+    let known = story.snapshots("anna").await;
+    assert_ne!(known["head"]["id"], second["id"], "another node would begin with what was put back");
+    let events = story.world.api.get("/v1/cells/anna/events").await.ok(200);
+    let told = events["items"].as_array().unwrap().iter().find(|event| event["kind"] == "data-restored");
+    let id: String = first["id"].as_str().unwrap().chars().take(8).collect();
+    assert!(told.is_some_and(|told| told["detail"].as_str().unwrap().contains(&id)), "{events}");
+    // What was there when she was archived is not lost.
+    story.world.api.post("/v1/cells/anna/sleep", json!({})).await.ok(200);
+    story.settles(&anna).await;
+    story.archive("anna").await;
+    let ask = json!({ "snapshot": second["id"] });
+    story.world.api.post("/v1/cells/anna/restore", ask).await.ok(200);
+    assert_eq!(read(&anna, "letter").await.as_deref(), Some("later"));
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
 async fn a_disk_that_is_short_is_left_by_whom_nobody_uses() {
     let short = ["disk_high_percent=1", "disk_low_percent=0", "disk_rest_s=0"].map(ToOwned::to_owned);
     let story = Story::with(Options { agent: short.to_vec(), ..Options::default() }).await;

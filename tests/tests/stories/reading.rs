@@ -1,19 +1,23 @@
 //! Reading without us: a user's own repository, by stock `restic`, through the front door of a cell that rests.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
 use berth_shared::cell::Workload;
 use berth_snapshot::{WalkLimits, tree_hash};
-use berth_test_s3::Fault;
+use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, Fault};
 use berth_tests::world::wait::eventually;
-use berth_tests::world::{BOUND, Member, Rest};
+use berth_tests::world::{BOUND, Member, Options, Rest};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::NOT_IN_THIS_STORY;
 use crate::snapshots::{Story, write};
+
+/// Wakes that a token has asked for.
+const WOKEN: &str = "berth_ingress_wakes_asked_total{cause=\"bearer\"}";
 
 /// Longer than `restic` waits before it tries again, with an agent that comes back within seconds.
 const RESTIC_MAX: Duration = Duration::from_secs(60);
@@ -127,6 +131,21 @@ fn objects(folder: &Path) -> Vec<(PathBuf, u64)> {
     found
 }
 
+/// The coordinator's settings for prunes that leave HEAD only.
+fn prunes(folder: &Path) -> Vec<String> {
+    let credential = folder.join("prune-credential");
+    let keys = format!("aws_access_key_id = {ADMIN_KEY}\naws_secret_access_key = {ADMIN_SECRET}\n");
+    std::fs::write(&credential, keys).unwrap();
+    std::fs::set_permissions(&credential, PermissionsExt::from_mode(0o600)).unwrap();
+    let mut settings = vec![
+        format!("snapshots.prune_credential_file={}", credential.display()),
+        "snapshots.keep_last=1".to_owned(),
+    ];
+    let spans = ["hourly", "daily", "weekly", "monthly"];
+    settings.extend(spans.map(|span| format!("snapshots.keep_{span}=0")));
+    settings
+}
+
 /// A member with something in their newest snapshot, whose cell is stopped.
 async fn at_rest(story: &Story, slug: &str) -> (Member, Value) {
     let member = story.world.create_running(slug, Rest::Stop, NOT_IN_THIS_STORY).await;
@@ -140,10 +159,19 @@ async fn at_rest(story: &Story, slug: &str) -> (Member, Value) {
 
 #[tokio::test]
 async fn owners_read_their_own_repository_with_stock_restic_and_nobody_is_woken_for_it() {
-    let mut story = Story::begin().await;
-    let (anna, head) = at_rest(&story, "anna").await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::with(Options { coordinator: prunes(folder.path()), ..Options::default() }).await;
+    let (anna, pruned) = at_rest(&story, "anna").await;
     let (bert, other) = at_rest(&story, "bert").await;
+    // What is read is what a prune has left.
+    write(&anna, "letter", "dear all").await;
+    story.world.api.post("/v1/cells/anna/sleep", json!({})).await.ok(200);
+    let head = story.settles(&anna).await;
+    assert_ne!(head["id"], pruned["id"]);
+    let gone = story.world.api.post("/v1/users/anna/prune", json!({})).await.ok(200);
+    assert!(gone["forgotten"].as_u64() > Some(0) && gone["kept"] == 1, "{gone}");
     let (owner, neighbour) = (Owner::of(&story, "anna").await, Owner::of(&story, "bert").await);
+    let woken = story.world.metrics(&story.world.ingress).await.value(WOKEN);
     let recorder = story.world.engine.record();
     let before = objects(&story.bucket().join("users"));
 
@@ -219,7 +247,7 @@ async fn owners_read_their_own_repository_with_stock_restic_and_nobody_is_woken_
     story.world.container_is(&anna.cell, "exited").await;
     let counted = story.world.metrics(&story.world.ingress).await;
     assert!(counted.value("berth_ingress_repository_requests_total{result=\"given\"}") > 10.0);
-    assert_eq!(counted.value("berth_ingress_wakes_asked_total{cause=\"bearer\"}"), 0.0);
+    assert_eq!(counted.value(WOKEN), woken);
     assert_eq!(objects(&story.bucket().join("users")), before);
 
     // Nor has anything to be left of a cell on the node. A token that is withdrawn opens nothing any more.

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use hyper::Method;
 use tokio::sync::{mpsc, oneshot};
 
-use super::snapshots::{TIME_TRAVEL, plain};
+use super::snapshots::{back_in_time, plain};
 use super::{Runner, confirm, of, show};
 use crate::cli::client::{Call, Upload};
 use crate::cli::failure::Failure;
@@ -253,7 +253,7 @@ fn imported(import: &Import, passed_over: u64) -> String {
     for note in &import.notes {
         text += &format!("note: {}\n", plain(note));
     }
-    text + &format!("\n{}\n{TIME_TRAVEL}\n", show::cell(&import.cell).trim_end())
+    text + &format!("\n{}\n{}", show::cell(&import.cell).trim_end(), back_in_time())
 }
 
 #[cfg(test)]

@@ -245,6 +245,7 @@ pub(super) fn cell(cell: &Cell) -> String {
         ("memory", or_dash(sleep.and_then(|sleep| sleep.resident))),
         ("in swap", or_dash(sleep.and_then(|sleep| sleep.swapped))),
         ("starts", or_dash(status.map(|status| status.starts))),
+        ("newest snapshot", or_dash(cell.snapshot_at)),
     ];
     if let Some(reason) = sleep.and_then(|sleep| sleep.stopped_because.as_ref()) {
         rows.push(("not frozen", reason.clone()));

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_shared::api::{
-    Cell, CheckRepository, EntryChange, List, RepositoryChecked, RepositoryPruned, RestoreRequest,
+    CellRestored, CheckRepository, EntryChange, List, RepositoryChecked, RepositoryPruned, RestoreRequest,
     SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots, UserRetention,
 };
+use berth_shared::cell::TIME_TRAVEL;
 use berth_shared::snapshot::Snapshot;
 use berth_shared::units::Bytes;
 use rustix::fs::{CWD, RenameFlags};
@@ -27,12 +28,6 @@ const LOOK: Duration = Duration::from_secs(180);
 
 /// How long a prune or a check may take: somewhat more than the coordinator allows.
 const CHORE: Duration = Duration::from_secs(2 * 60 * 60 + 60);
-
-/// What a user has to know whose cell went back in time (OPENCLAW.md, section 9).
-pub(super) const TIME_TRAVEL: &str = "\
-Its data is that of the snapshot; what was there is kept as the newest snapshot. Outside of the cell nothing was undone: messages
-that it had answered since may be answered once more, what it had sent stays sent, approvals that were given are open again, and
-channels whose keys change with each message (WhatsApp) may have to be linked anew.";
 
 /// How long a file's content may stand still.
 const STILL: Duration = Duration::from_secs(120);
@@ -77,8 +72,9 @@ impl Runner {
                 let path = of("/v1/cells", slug, "/restore");
                 let request = body(&RestoreRequest { snapshot: snapshot.clone() })?;
                 let call = Call { method: hyper::Method::POST, path: &path, body: request, wait: CHORE };
-                let cell: Cell = self.progress(&format!("restoring {slug}"), self.client.json(call)).await?;
-                self.show(&cell, |cell| format!("{}\n{TIME_TRAVEL}\n", show::cell(cell).trim_end()))
+                let done: CellRestored =
+                    self.progress(&format!("restoring {slug}"), self.client.json(call)).await?;
+                self.show(&done, restored)
             }
             SnapshotVerb::Retention { user, keep, default } => {
                 let path = of("/v1/users", user, "/retention");
@@ -217,6 +213,18 @@ fn time(text: &str) -> String {
     text.get(..19).map_or_else(|| plain(text), |text| format!("{}Z", plain(text)))
 }
 
+fn restored(done: &CellRestored) -> String {
+    let notes: String = done.notes.iter().map(|note| format!("note: {}\n", plain(note))).collect();
+    format!("{notes}{}\n{}", show::cell(&done.cell).trim_end(), back_in_time())
+}
+
+/// What an operator has to know, and to tell the user.
+pub(super) fn back_in_time() -> String {
+    format!(
+        "Its data is that of the snapshot; what was there is kept as a snapshot of its own. {TIME_TRAVEL}\n"
+    )
+}
+
 fn looked_at(checked: &RepositoryChecked) -> String {
     if checked.sound {
         return "sound, as far as it was looked at\n".to_owned();
@@ -257,7 +265,6 @@ fn shown(detail: &SnapshotDetail) -> String {
         ("generation, sequence", or_dash(place(detail))),
         ("image", plain(&or_dash(detail.image.as_deref()))),
         ("workload", or_dash(workload)),
-        ("version", plain(&or_dash(detail.version.as_deref()))),
         ("tree hash", or_dash(detail.tree.as_deref())),
         ("parent", or_dash(detail.parent.as_deref())),
     ])

@@ -1,8 +1,9 @@
 //! Where the cell's data is: on this disk, or in a snapshot that is restored before the cell starts.
 
-use berth_shared::cell::WakeCause;
+use berth_shared::cell::{CellEventKind, TIME_TRAVEL, WakeCause};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
+use berth_shared::time::UnixMs;
 
 use super::{Cell, Data, Depth, Effect, Now, OtherImage, Outcome, Phase, StartStep, Verb, Waiter};
 
@@ -58,7 +59,8 @@ impl Cell {
 
     pub(super) fn restore_done(&mut self, now: Now, outcome: Outcome, random: u64, out: &mut Vec<Effect>) {
         match (outcome, self.data) {
-            (Outcome::Restored, _) => {
+            (Outcome::Restored { taken_at }, _) => {
+                self.tell_of_restore(now, taken_at);
                 self.data = Data::Here;
                 // What is there now is in the store already.
                 self.other_image = OtherImage::Taken;
@@ -86,5 +88,15 @@ impl Cell {
         }
         self.want(now, WakeCause::Recovery);
         self.queue(out);
+    }
+
+    /// Its user should know, whoever wanted it so. What is back from the archive is what had left the disk.
+    fn tell_of_restore(&mut self, now: Now, taken_at: UnixMs) {
+        let back = matches!(self.data, Data::Archived { instead: None, .. });
+        if let Some((snapshot, _)) = self.restores().filter(|_| !back) {
+            let detail =
+                format!("its data is that of snapshot {snapshot:.8}, taken at {taken_at}. {TIME_TRAVEL}");
+            self.tell(now, CellEventKind::DataRestored, detail);
+        }
     }
 }

@@ -33,7 +33,7 @@ const NEAR_PERCENT: u128 = 90;
 const FAR_PERCENT: u128 = 80;
 
 /// Most characters of an event's text.
-const EVENT_CHARS_MAX: usize = 200;
+const EVENT_CHARS_MAX: usize = 500;
 
 impl Cell {
     /// How long nobody may have done anything, just now.

@@ -259,7 +259,10 @@ pub enum Outcome {
     /// A snapshot stands for what is on the disk, and that is written; or nobody keeps any.
     Saved,
     /// The cell's data is what the snapshot holds, durably.
-    Restored,
+    Restored {
+        /// When it was taken.
+        taken_at: UnixMs,
+    },
     /// It could not be restored. What was there before is there, untouched.
     NotRestored(Problem),
     /// The snapshot can be read back whole, and is what is on the disk.

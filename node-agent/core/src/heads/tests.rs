@@ -150,3 +150,25 @@ fn a_snapshot_is_told_of_again_in_a_new_session_and_after_a_while() {
     heads.welcomed();
     assert_eq!(due(&heads, 1), 1);
 }
+
+#[test]
+fn a_snapshot_of_a_newer_image_is_known_for_one_whenever_it_became_head() {
+    let (agent, mut memory) = stopped();
+    let cell = agent.cell(cell()).unwrap();
+    let of = |seed, image: &str| Snapshot { image: image.parse().unwrap(), ..snapshot(seed, seed.into()) };
+    let (older, newer) = (of(1, "a:2026.9.5"), of(2, "a:2026.9.7"));
+    let mut spec = cell.spec().clone();
+    spec.image = "a:2026.9.6".parse().unwrap();
+    let cell = Cell::new(now(), Assignment { generation: GENERATION, spec }, &Remembered::default());
+    let image = |heads: &Heads, memory: &Memory, snapshot: &Snapshot| {
+        heads.newer_image(memory, &cell, snapshot.id).map(|image| image.to_string())
+    };
+    let found = Some("a:2026.9.7".to_owned());
+    assert_eq!(image(&told(Some(newer.clone())), &memory, &newer), found);
+    assert_eq!(image(&told(Some(older.clone())), &memory, &older), None);
+    let heads = told(Some(older));
+    assert_eq!(image(&heads, &memory, &newer), None, "nobody here knows it");
+    // Taken here, and HEAD since.
+    memory.apply(taken(user(), newer.cell, Some(newer.clone()), true, false).unwrap());
+    assert_eq!(image(&heads, &memory, &newer), found);
+}

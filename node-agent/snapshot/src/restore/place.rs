@@ -19,7 +19,8 @@ use super::within::Within;
 use super::{RestoreJob, Restored};
 use crate::error::Failure;
 
-/// Kept free on the file system beside what a restore needs.
+/// Kept free on the file system beside what a restore needs. Not where a folder's content is exchanged: that may be a disk of
+/// its own, which a cell has filled to its end.
 const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How long a restore waits for another one in the same place, which may be one that is just being killed.
@@ -87,11 +88,8 @@ impl<'a> Staging<'a> {
         let free = rustix::fs::statvfs(parent)
             .map(|found| found.f_bavail.saturating_mul(found.f_frsize))
             .map_err(|errno| Failure::write("look at", parent, bytes, errno))?;
-        if free < bytes.saturating_add(RESERVE_BYTES) {
-            Err(Failure::NoSpace { needed: bytes })
-        } else {
-            Ok(())
-        }
+        let reserve = if self.within.is_some() { 0 } else { RESERVE_BYTES };
+        if free < bytes.saturating_add(reserve) { Err(Failure::NoSpace { needed: bytes }) } else { Ok(()) }
     }
 
     pub(super) fn make(&self) -> Result<(), Failure> {

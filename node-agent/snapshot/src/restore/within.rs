@@ -51,7 +51,7 @@ struct Record {
     mode: u32,
     mtime: (i64, i64),
     /// Folders in it that their owner may not write to, with their modes: they cannot be moved as they are.
-    closed: Vec<(String, u32)>,
+    closed: Vec<(OsString, u32)>,
 }
 
 /// The folder, its staging, and the record.
@@ -109,11 +109,8 @@ impl<'a> Within<'a> {
         for entry in fs::read_dir(self.tree()).map_err(|error| self.failed("read", error))? {
             let entry = entry.map_err(|error| self.failed("read", error))?;
             let meta = entry.metadata().map_err(|error| self.failed("look at", error))?;
-            if let Some(name) = entry.file_name().to_str()
-                && meta.is_dir()
-                && meta.mode() & OWNER_WRITES == 0
-            {
-                closed.push((name.to_owned(), meta.mode() & 0o7777));
+            if meta.is_dir() && meta.mode() & OWNER_WRITES == 0 {
+                closed.push((entry.file_name(), meta.mode() & 0o7777));
             }
         }
         let (mode, mtime) = (tree.mode() & 0o7777, (tree.mtime(), tree.mtime_nsec()));

@@ -1,5 +1,6 @@
 //! The requests themselves, each with its retries. Keys are without the user's prefix.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
@@ -42,7 +43,8 @@ impl S3Store {
         })
     }
 
-    /// What `take` finds on all pages of a listing.
+    /// What `take` finds on all pages of a listing. One that does not come to its end is an error: whoever takes it for whole
+    /// would take what is not in it for gone.
     fn pages<T>(
         &self,
         prefix: &str,
@@ -51,6 +53,7 @@ impl S3Store {
     ) -> Result<Vec<T>, StoreError> {
         let mut found = Vec::new();
         let mut token: Option<String> = None;
+        let mut tokens = BTreeSet::new();
         loop {
             let page = self.run(Operation::List, || async {
                 self.counters.lists.fetch_add(1, Ordering::Relaxed);
@@ -66,14 +69,17 @@ impl S3Store {
                     .map_err(|error| sdk_error(Operation::List, &self.bucket, "", &error))
             })?;
             take(&page, &mut found);
-            if found.len() > self.limits.objects_max {
-                return Err(StoreError::TooMany { objects_max: self.limits.objects_max });
+            if found.len().max(tokens.len()) > self.limits.objects_max {
+                return Err(self.noted(StoreError::TooMany { objects_max: self.limits.objects_max }));
             }
-            match page.next_continuation_token() {
-                Some(next) if page.is_truncated() == Some(true) && token.as_deref() != Some(next) => {
-                    token = Some(next.to_owned());
-                }
-                _ => return Ok(found),
+            if page.is_truncated() != Some(true) {
+                return Ok(found);
+            }
+            token = page.next_continuation_token().map(str::to_owned);
+            if token.as_ref().is_none_or(|token| !tokens.insert(token.clone())) {
+                let (operation, status) = (Operation::List.name(), 200);
+                let detail = "the listing is cut, and does not say where it goes on".to_owned();
+                return Err(self.noted(StoreError::Other { operation, status, detail }));
             }
         }
     }

@@ -18,7 +18,8 @@ pub(crate) fn keeps_what_it_is_given(world: &mut World, node_may_delete: DeleteR
     assert!(world.init().is_err(), "a repository is made once");
 
     let mut dice = Dice(0x6a3a);
-    // More than one part of a large upload.
+    // Packs of 16 MiB go up in more than one part each.
+    world.limits.part_bytes = 5 << 20;
     fs::write(world.cell().join("large"), dice.bytes(40_000_000)).unwrap();
     let mut taken = Vec::new();
     for _ in 0..6 {

@@ -4,10 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use berth_snapshot::Reason;
-use berth_snapshot::protocol::Job;
+use berth_snapshot::protocol::{Job, Line};
 use berth_test_s3::Fault;
 
-use crate::support::{Dice, World, hash};
+use crate::support::{Dice, World, hash, keep_last};
 
 /// A world with one snapshot, and a folder that has changed since.
 fn changed() -> (World, String, String) {
@@ -24,28 +24,44 @@ fn changed() -> (World, String, String) {
     (world, first.snapshot, first.tree)
 }
 
-#[test]
-fn each_fault_while_snapshotting_is_named_and_leaves_the_repository_as_it_was() {
-    let (mut world, first, tree) = changed();
-    for (fault, reason) in [
+/// Those that strike whoever only reads, and how they are called.
+fn faults_of_reads() -> [(Fault, Reason); 6] {
+    [
         (Fault::InternalError, Reason::StoreFailing),
         (Fault::SlowDown, Reason::StoreThrottled),
         (Fault::Slow(Duration::from_secs(5)), Reason::StoreUnreachable),
         (Fault::CutBody, Reason::StoreUnreachable),
         (Fault::WrongByte, Reason::StoreDamaged),
-        (Fault::RefuseWrites, Reason::StoreRefused),
-        (Fault::Full, Reason::StoreFull),
         (Fault::Gone, Reason::StoreUnreachable),
-    ] {
+    ]
+}
+
+/// Those that strike whoever writes or deletes.
+fn faults_of_writes() -> [(Fault, Reason); 3] {
+    [
+        (Fault::RefuseWrites, Reason::StoreRefused),
+        (Fault::RefuseDeletes, Reason::StoreRefused),
+        (Fault::Full, Reason::StoreFull),
+    ]
+}
+
+fn is(fault: Fault, reason: Reason, (found, said): &(Reason, String)) {
+    // The config is the first thing that is read, and it has no name to be compared with: a changed byte of it is not told
+    // from another key.
+    let config = fault == Fault::WrongByte && *found == Reason::WrongKey;
+    assert!(*found == reason || config, "{fault:?}: {found:?} {said}");
+}
+
+#[test]
+fn each_fault_while_snapshotting_is_named_and_leaves_the_repository_as_it_was() {
+    let (mut world, first, tree) = changed();
+    let all = faults_of_reads().into_iter().chain(faults_of_writes());
+    for (fault, reason) in all.filter(|(fault, _)| *fault != Fault::RefuseDeletes) {
         world.server.faults().set(fault);
         let job = world.snapshot_job();
         let failed = world.taken(job);
         world.server.faults().clear();
-        let (found, said) = failed.unwrap_err();
-        // The config is the first thing that is read, and it has no name to be compared with: a changed byte of it is
-        // not told from another key.
-        let config = fault == Fault::WrongByte && found == Reason::WrongKey;
-        assert!(found == reason || config, "{fault:?}: {found:?} {said}");
+        is(fault, reason, &failed.unwrap_err());
         assert_eq!(world.lines(Job::List).len(), 1, "{fault:?}");
     }
     world.limits.total_ms = 20_000;
@@ -87,22 +103,57 @@ fn faults_that_pass_are_not_noticed() {
 fn each_fault_while_restoring_leaves_the_target_as_it_was() {
     let (mut world, first, tree) = changed();
     let before = hash(&world.cell());
-    for (fault, reason) in [
-        (Fault::InternalError, Reason::StoreFailing),
-        (Fault::CutBody, Reason::StoreUnreachable),
-        (Fault::Gone, Reason::StoreUnreachable),
-    ] {
+    for (fault, reason) in faults_of_reads() {
         world.server.faults().set(fault);
         let failed = world.restored(world.restore_job(&first, "cell"));
         world.server.faults().clear();
-        assert_eq!(failed.unwrap_err().0, reason, "{fault:?}");
+        is(fault, reason, &failed.unwrap_err());
         assert_eq!(hash(&world.cell()), before);
         assert!(!world.path("cell.staging").exists() && !world.path("cell.previous").exists());
     }
     world.limits.total_ms = 20_000;
     world.limits.call_ms = 20_000;
+    for (fault, _) in faults_of_writes() {
+        world.server.faults().set(fault);
+        assert_eq!(world.restored_hash(&first), tree, "{fault:?}: nothing is written for it");
+        world.server.faults().clear();
+    }
     world.restored(world.restore_job(&first, "cell")).unwrap();
     assert_eq!(hash(&world.cell()), tree);
+}
+
+#[test]
+fn each_fault_while_pruning_is_named_every_snapshot_that_is_listed_restores_and_the_next_prune_succeeds() {
+    let (mut world, first, tree) = changed();
+    let mut trees = std::collections::BTreeMap::from([(first, tree)]);
+    let mut dice = Dice(21);
+    let soon_over = world.limits;
+    let well = berth_snapshot::store::Limits { total_ms: 20_000, call_ms: 20_000, ..soon_over };
+    for (fault, reason) in faults_of_reads().into_iter().chain(faults_of_writes()) {
+        world.limits = well;
+        for _ in 0..2 {
+            fs::write(world.cell().join("new"), dice.bytes(1_000_000)).unwrap();
+            let taken = world.snapshot();
+            trees.insert(taken.snapshot, taken.tree);
+        }
+        world.limits = soon_over;
+        world.server.faults().set(fault);
+        let failed = world.prune(keep_last(2));
+        world.server.faults().clear();
+        is(fault, reason, &failed.unwrap_err());
+        world.limits = well;
+        let listed = world.lines(Job::List).into_iter().map(|line| match line {
+            Line::Snapshot(snapshot) => snapshot.id,
+            other => panic!("{other:?}"),
+        });
+        let listed: Vec<String> = listed.collect();
+        assert!(listed.len() >= 2, "{fault:?}");
+        for id in &listed {
+            assert_eq!(world.restored_hash(id), trees[id], "{fault:?}");
+        }
+        assert_eq!(world.prune(keep_last(2)).unwrap().kept, 2, "{fault:?}");
+        world.check();
+    }
 }
 
 #[test]
@@ -181,6 +232,24 @@ fn a_disk_that_is_too_small_for_a_restore_is_told_and_left_empty() {
         drop(disk);
         fs::remove_dir(world.path("disk")).unwrap();
     }
+}
+
+#[test]
+fn a_disk_of_its_own_takes_back_what_has_almost_filled_it_and_not_beside_it() {
+    let mut world = World::new();
+    let disk = SmallDisk::new(world.path("disk"), 12 << 20, 1_000);
+    let mut dice = Dice(8);
+    fs::write(disk.0.join("large"), dice.bytes(9 << 20)).unwrap();
+    let mut job = world.snapshot_job();
+    job.folder = disk.0.clone();
+    let taken = world.taken(job).unwrap();
+    let mut job = world.restore_within(&taken.snapshot);
+    (job.target, job.staging) = (disk.0.clone(), disk.0.join(berth_snapshot::RESTORE_STAGING));
+    assert_eq!(world.restored(job.clone()).unwrap_err().0, Reason::NoSpace);
+    assert_eq!(hash(&disk.0), taken.tree, "what is there stays");
+    fs::remove_file(disk.0.join("large")).unwrap();
+    world.restored(job).unwrap();
+    assert_eq!(hash(&disk.0), taken.tree);
 }
 
 #[test]

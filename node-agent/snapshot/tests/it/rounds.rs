@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use crate::restic::Restic;
 use crate::support::{Dice, World, change, hash, keep_last};
 
 /// Rounds of changes: in the slow tier (`scripts/test --long`) fifty.
@@ -39,6 +40,15 @@ fn every_kept_snapshot_of_many_random_rounds_restores_exactly_after_a_prune() {
     assert_eq!(taken.len(), 10);
     for (id, (round, tree)) in &taken {
         assert_eq!(&world.restored_hash(id), tree, "round {round}");
+    }
+    // And by somebody else's hand.
+    let restic = Restic(&world);
+    assert!(restic.says(&["check", "--read-data"]).contains("no errors were found"));
+    for (id, (round, tree)) in &taken {
+        let to = world.path("by-restic");
+        restic.says(&["restore", id, "--target", to.to_str().unwrap()]);
+        assert_eq!(&hash(&to.join("data")), tree, "round {round}");
+        fs::remove_dir_all(to).unwrap();
     }
 }
 

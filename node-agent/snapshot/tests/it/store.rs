@@ -4,6 +4,7 @@ use berth_snapshot::Reason;
 use berth_snapshot::protocol::{Job, Outcome};
 use berth_snapshot::store::{DeleteRight, StoreConfig};
 use berth_snapshot::worker::perform_here;
+use berth_test_s3::Fault;
 
 use crate::support::World;
 
@@ -60,6 +61,25 @@ fn a_wrong_store_is_told_by_what_is_wrong() {
         let (reason, said) = reason(change);
         assert_eq!(reason, expected, "{said}");
         assert!(said.contains(text), "{said}");
+    }
+}
+
+#[test]
+fn a_listing_that_does_not_come_to_its_end_is_never_taken_for_whole() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        std::fs::write(world.cell().join("f"), world.sequence.to_string()).unwrap();
+        world.snapshot();
+    }
+    for fault in [Fault::CutList, Fault::EndlessList] {
+        world.server.faults().set(fault);
+        for job in [Job::List, Job::Folders, Job::Prune(crate::support::keep_last(1))] {
+            let (reason, said) = world.does(job.clone()).unwrap_err();
+            assert_eq!(reason, Reason::StoreFailing, "{job:?}: {said}");
+            assert!(said.contains("does not say where it goes on"), "{job:?}: {said}");
+        }
+        world.server.faults().clear();
+        assert_eq!(world.lines(Job::List).len(), 3, "{fault:?}");
     }
 }
 

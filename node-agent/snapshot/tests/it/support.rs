@@ -117,7 +117,6 @@ impl World {
             sequence,
             image: "test:1".into(),
             workload: Workload::Openclaw,
-            version: String::new(),
         }
     }
 

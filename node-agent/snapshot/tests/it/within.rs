@@ -1,6 +1,8 @@
 //! A restore into a folder that stays where it is, as a cell's disk does.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use berth_snapshot::Reason;
@@ -45,6 +47,19 @@ fn the_content_of_a_folder_is_exchanged_and_the_folder_stays() {
     fs::File::open(&cell).unwrap().set_modified(time).unwrap();
     assert_eq!(hash(&cell), first.tree, "as the definition of the hash has it");
     assert!(rustix::fs::getxattr(&cell, "user.other", &mut [0; 8]).is_err(), "an attribute of before");
+}
+
+#[test]
+fn a_closed_folder_comes_back_closed_whatever_its_name_is_made_of() {
+    let mut world = World::new();
+    let closed = world.cell().join(OsStr::from_bytes(b"\xff closed"));
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, Permissions::from_mode(0o555)).unwrap();
+    let first = world.snapshot();
+    fs::set_permissions(&closed, Permissions::from_mode(0o755)).unwrap();
+    world.restored(world.restore_within(&first.snapshot)).unwrap();
+    assert_eq!(fs::metadata(&closed).unwrap().mode() & 0o7777, 0o555);
+    assert!(world.snapshot().unchanged);
 }
 
 #[test]

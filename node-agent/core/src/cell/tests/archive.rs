@@ -34,7 +34,7 @@ impl Scene {
         assert!(self.cell.waits_for_permit());
         self.event(Event::Granted);
         assert_eq!((self.verb(), self.cell.restores()), (Some(Verb::Restore), Some((snapshot(), false))));
-        self.done(Outcome::Restored).started().done(Outcome::Ready);
+        self.done(Outcome::Restored { taken_at: UnixMs(9) }).started().done(Outcome::Ready);
         assert_eq!((self.cell.state(), self.cell.archived_in()), (CellState::Running, None));
     }
 }
@@ -225,9 +225,16 @@ fn another_snapshot_that_an_archived_cell_is_put_back_to_needs_nothing_of_the_di
     scene.event(Event::Restore { snapshot: other, waiter: Waiter(4) }).event(Event::Granted);
     assert_eq!(scene.cell.restores(), Some((other, false)));
     assert_eq!(scene.cell.archived_in(), Some(snapshot()), "until that is there, this is its data");
-    scene.done(Outcome::Restored).started().done(Outcome::Ready);
+    scene.done(Outcome::Restored { taken_at: UnixMs(9) }).started().done(Outcome::Ready);
     assert_eq!(scene.answers(), [(Waiter(4), Ok(()))]);
     assert_eq!(scene.cell.archived_in(), None);
+    let told = |scene: &Scene| scene.cell.sleep_status(scene.now).events;
+    assert_eq!(told(&scene)[0].kind, CellEventKind::DataRestored);
+    // What comes back as it has left did not go back in time.
+    let mut scene = Scene::archived();
+    scene.wake();
+    scene.comes_up_restored();
+    assert_eq!(told(&scene), []);
 }
 
 #[test]
@@ -245,7 +252,7 @@ fn an_archived_cell_that_cannot_be_put_back_to_another_snapshot_begins_from_its_
         assert_eq!(*told, Code::RestoreFailed);
         scene.event(Event::Granted);
         assert_eq!(scene.cell.restores(), Some((snapshot(), false)), "never later from the one that failed");
-        scene.done(Outcome::Restored).started().done(Outcome::Ready);
+        scene.done(Outcome::Restored { taken_at: UnixMs(9) }).started().done(Outcome::Ready);
         assert_eq!(scene.cell.state(), CellState::Running);
     }
 }
@@ -294,7 +301,7 @@ impl Node {
                 if reported {
                     self.archived = false;
                 }
-                Outcome::Restored
+                Outcome::Restored { taken_at: UnixMs(9) }
             }
             Verb::Restore => {
                 self.disk = Lies::Nothing;

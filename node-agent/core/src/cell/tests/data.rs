@@ -28,7 +28,7 @@ fn a_new_cell_with_a_snapshot_is_restored_before_it_is_started() {
     assert_eq!(scene.cell.restores(), Some((snapshot(1), false)));
     assert!(!scene.cell.has_its_data(), "nobody may take what is on the disk now for it");
     assert!(!scene.cell.holds_permit(), "others start meanwhile");
-    scene.done(Outcome::Restored);
+    scene.done(Outcome::Restored { taken_at: UnixMs(9) });
     assert!(scene.cell.waits_for_permit());
     scene.started().done(Outcome::Ready);
     assert_eq!((scene.cell.state(), scene.cell.restores()), (CellState::Running, None));
@@ -50,6 +50,32 @@ fn a_cell_does_not_begin_empty_while_its_data_may_be_elsewhere() {
 }
 
 #[test]
+fn whoever_goes_back_in_time_is_told_from_when_its_data_is_whoever_wanted_that() {
+    let told = |scene: &Scene| {
+        let events = scene.cell.sleep_status(scene.now).events.into_iter();
+        let restored = events.filter(|event| event.kind == CellEventKind::DataRestored);
+        restored.map(|event| event.detail).collect::<Vec<_>>()
+    };
+    // Another node had it before.
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    scene.event(Event::Granted).done(Outcome::Restored { taken_at: UnixMs(1_763_683_200_000) });
+    let [detail] = &told(&scene)[..] else { panic!("{:?}", told(&scene)) };
+    assert!(detail.contains("01010101") && detail.contains("2025-11-21T00:00:00"), "{detail}");
+    assert!(detail.ends_with(TIME_TRAVEL), "{detail}");
+    assert!(detail.len() <= SLEEP_TEXT_BYTES_MAX);
+    // An operator has ordered it, of one on the disk.
+    let mut scene = Scene::stopped();
+    ordered(&mut scene, 2);
+    scene.event(Event::Granted).done(Outcome::Restored { taken_at: UnixMs(9) });
+    assert!(told(&scene)[0].contains("02020202"));
+    // One that goes on with what it has did not go back.
+    let mut scene = Scene::stopped();
+    ordered(&mut scene, 2);
+    scene.event(Event::Granted).done(Outcome::NotRestored(Problem::new(Code::RestoreFailed, "no")));
+    assert_eq!(told(&scene), Vec::<String>::new());
+}
+
+#[test]
 fn a_restore_that_fails_is_tried_again_and_the_cell_never_begins_empty() {
     let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
     for _ in 0..5 {
@@ -60,7 +86,7 @@ fn a_restore_that_fails_is_tried_again_and_the_cell_never_begins_empty() {
         assert!(scene.cell.waits_for_permit(), "a new user is tried again by itself");
     }
     scene.event(Event::Granted);
-    scene.done(Outcome::Restored);
+    scene.done(Outcome::Restored { taken_at: UnixMs(9) });
     scene.started();
     assert_eq!(scene.verb(), Some(Verb::AwaitReady));
 }
@@ -73,7 +99,7 @@ fn an_ordered_restore_is_a_restart_with_a_restore_in_between() {
     assert_eq!(scene.verb(), Some(Verb::Stop));
     scene.done(Outcome::Ended { code: 0 }).event(Event::Granted);
     assert_eq!(scene.cell.restores(), Some((snapshot(1), true)));
-    scene.done(Outcome::Restored).started().done(Outcome::Ready);
+    scene.done(Outcome::Restored { taken_at: UnixMs(9) }).started().done(Outcome::Ready);
     assert_eq!(scene.answers(), [(Waiter(9), Ok(()))]);
 }
 

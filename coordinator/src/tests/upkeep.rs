@@ -1,0 +1,114 @@
+//! What is gone from a repository, whoever took it, is not in the history any more; HEAD that is gone is told.
+
+use std::path::PathBuf;
+
+use berth_shared::api::{RepositoryChecked, RepositoryPruned, Snapshots};
+use berth_shared::problem::Code;
+use berth_shared::snapshot::Snapshot;
+use serde_json::json;
+
+use super::repositories::{Anna, Bucket, anna, found, journal, keep_one};
+use super::world::World;
+
+const PRUNE: &str = "/v1/users/anna/prune";
+const CHECK: &str = "/v1/users/anna/check";
+
+impl Bucket {
+    /// Where something of Anna's repository lies.
+    fn of(&self, anna: &Anna, path: &str) -> PathBuf {
+        self.path("store/berth").join(&anna.told.prefix).join(path)
+    }
+
+    fn object(&self, anna: &Anna, snapshot: &Snapshot) -> PathBuf {
+        self.of(anna, &format!("snapshots/{}", snapshot.id))
+    }
+}
+
+async fn known(world: &World) -> Snapshots {
+    world.get("/v1/users/anna/snapshots").await.json()
+}
+
+#[tokio::test]
+async fn what_a_prune_took_before_it_failed_is_not_in_the_history_any_more() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    // Snapshots are deleted, and then what is left cannot be gone through.
+    let (data, aside) = (bucket.of(&anna, "data"), bucket.path("aside"));
+    std::fs::rename(&data, &aside).unwrap();
+    let failed = world.post(PRUNE, json!({})).await;
+    assert!(failed.status >= 400, "{}", failed.body);
+    assert!(!bucket.object(&anna, &anna.first).exists(), "its deletes come first");
+    let after = known(&world).await;
+    assert_eq!((after.head.map(|head| head.id), after.history), (Some(anna.second.id), vec![]));
+    // Nobody stops a cell for it.
+    let ask = json!({ "snapshot": anna.first.id });
+    assert_eq!(world.post("/v1/cells/anna/restore", ask).await.code(), Code::UnknownSnapshot);
+    std::fs::rename(&aside, &data).unwrap();
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (0, 1));
+    world.end().await;
+    let journal = journal(&bucket.config());
+    let forgotten: Vec<&str> = journal.lines().filter(|line| line.contains("SnapshotsForgotten")).collect();
+    assert_eq!(forgotten.len(), 1, "{journal}");
+    assert!(forgotten[0].contains("  op_") && forgotten[0].contains(&anna.first.id.to_string()));
+}
+
+#[tokio::test]
+async fn what_somebody_else_has_forgotten_is_found_gone_by_a_check_and_before_a_prune() {
+    let bucket = Bucket::new();
+    let mut config = bucket.config();
+    config.snapshots.prune_credential_file = None;
+    let world = World::with(bucket.folder.path(), config).await;
+    let mut anna = anna(&bucket, &world).await;
+    // As `restic forget` does.
+    std::fs::remove_file(bucket.object(&anna, &anna.first)).unwrap();
+    let checked: RepositoryChecked = world.post(CHECK, json!({})).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    assert_eq!(known(&world).await.history, vec![]);
+    std::fs::write(anna.cell.join("new"), "third").unwrap();
+    let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    anna.node.takes(anna.user.id, &third).await;
+    assert_eq!(known(&world).await.history.len(), 1);
+    world.end().await;
+
+    // A coordinator that was killed over a prune does not know either what it took.
+    std::fs::remove_file(bucket.object(&anna, &anna.second)).unwrap();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let off = world.post("/v1/nodes/n1/off", json!({ "node_is_off": true })).await;
+    assert_eq!(off.status, 200, "{}", off.body);
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (0, 1));
+    let after = known(&world).await;
+    assert_eq!((after.head.map(|head| head.id), after.history), (Some(third.id), vec![]));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn where_head_is_gone_nothing_is_pruned_or_forgotten_and_it_is_told_until_it_is_back() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    let (object, aside) = (bucket.object(&anna, &anna.second), bucket.path("aside"));
+    std::fs::rename(&object, &aside).unwrap();
+    let refused = world.post(PRUNE, json!({})).await;
+    assert_eq!(refused.code(), Code::RepositoryDamaged);
+    assert!(refused.body.contains(&anna.second.id.to_string()), "{}", refused.body);
+    assert!(bucket.object(&anna, &anna.first).exists(), "the only one that there is");
+    let told = found(&world, "repositories", "problem").await;
+    assert!(told["found"].as_str().unwrap().contains("HEAD is snapshot"), "{told}");
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 1"));
+    let checked: RepositoryChecked = world.post(CHECK, json!({})).await.json();
+    assert!(!checked.sound && checked.findings[0].contains("HEAD is snapshot"), "{:?}", checked.findings);
+    let after = known(&world).await;
+    assert_eq!((after.head.map(|head| head.id), after.history.len()), (Some(anna.second.id), 1));
+
+    std::fs::rename(&aside, &object).unwrap();
+    let checked: RepositoryChecked = world.post(CHECK, json!({})).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
+    found(&world, "repositories", "good").await;
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 0"));
+    world.end().await;
+}
