@@ -138,7 +138,7 @@ fn run(request: &Request, input: &mut dyn BufRead, out: &Out) -> Result<Line, Fa
     Ok(Line::Done { outcome, traffic: store.traffic(), memory_bytes_peak: memory_bytes_peak() })
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text =
         panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without a text").chars().take(200).collect()
