@@ -17,11 +17,11 @@ use berth_shared::cell::{Assignment, CellStatus, SleepStatus, SleepTerms, WakeCa
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::ids::{BootId, CellId, Generation};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::time::BootMs;
+use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
 
-use crate::cell::{self, Cell, Now, Rest, Waiter};
+use crate::cell::{self, Cell, Now, Outcome, Rest, Waiter};
 use crate::disk::{self, Cover, Disk};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
@@ -34,6 +34,9 @@ pub const ANSWERS_MAX: usize = 256;
 
 /// How many commands may wait for their end at a time.
 pub const COMMANDS_MAX: usize = 256;
+
+/// How long before its report a cell was thinned, at the least: it is left alone for a second behind that.
+const THINNED_BEFORE: Millis = Millis::secs(1);
 
 /// What has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,10 +295,8 @@ impl Agent {
                 }
             }
             Event::Cell(cell, event) => {
-                if let cell::Event::Done { outcome, .. } = &event
-                    && let Some(pushed) = outcome.pushed()
-                {
-                    self.swap.landed(pushed.before.saturating_sub(pushed.resident));
+                if let cell::Event::Done { outcome, .. } = &event {
+                    self.went_out(now, outcome);
                 }
                 self.give(now, cell, event, random, &mut out);
             }
@@ -349,6 +350,17 @@ impl Agent {
             self.lay_out_wakes(now);
         }
         out
+    }
+
+    /// What of a cell's memory is in swap now and was not when swap was looked at.
+    fn went_out(&mut self, now: Now, outcome: &Outcome) {
+        let Some(pushed) = outcome.pushed() else { return };
+        // Nothing is promised to a cell while it is thinned, which may take as long as from one look to the next: one in the
+        // middle of it shows most of that already, and to count all of it again would leave no room for its own freeze.
+        let begun = now.boot.0.saturating_sub(pushed.took.0 + THINNED_BEFORE.0);
+        if !matches!(outcome, Outcome::Observed(_)) || self.swap.is_older_than(BootMs(begun)) {
+            self.swap.landed(pushed.before.saturating_sub(pushed.resident));
+        }
     }
 
     /// Cells at rest whose jobs are due at the same time are woken one ahead of the other.

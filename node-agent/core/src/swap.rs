@@ -78,6 +78,7 @@ pub struct Swap {
     /// Why this node does not freeze, where it does not.
     off: Option<String>,
     sample: Option<Sample>,
+    sampled_at: BootMs,
     /// What had been written when, oldest first; at most a day and a mark.
     marks: VecDeque<(BootMs, Bytes)>,
     short: bool,
@@ -94,6 +95,7 @@ impl Swap {
             limits,
             off: Some("it has not been tried yet".to_owned()),
             sample: None,
+            sampled_at: BootMs(0),
             marks,
             short: false,
             landed: Bytes::ZERO,
@@ -108,6 +110,7 @@ impl Swap {
     /// Takes in what the kernel shows.
     pub fn sampled(&mut self, now: BootMs, sample: Sample) {
         self.sample = Some(sample);
+        self.sampled_at = now;
         self.landed = Bytes::ZERO;
         if self.marks.back().is_none_or(|(at, _)| now.since(*at) >= MARK_EVERY) {
             self.marks.push_back((now, sample.written));
@@ -129,6 +132,11 @@ impl Swap {
     /// What may be written in a day; `None` without end.
     pub const fn written_per_day(&self) -> Option<Bytes> {
         self.limits.written_per_day
+    }
+
+    /// Was the last look before this?
+    pub fn is_older_than(&self, moment: BootMs) -> bool {
+        self.sampled_at < moment
     }
 
     /// So much of a cell has been pushed out: it was promised, and shows in the next sample only.

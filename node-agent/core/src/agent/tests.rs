@@ -5,7 +5,6 @@ use berth_shared::ids::{Generation, UserId};
 use berth_shared::time::{Millis, UnixMs};
 
 use super::*;
-use crate::cell::Outcome;
 use crate::cell::{Seen, Verb};
 
 fn now() -> Now {

@@ -51,3 +51,21 @@ fn what_was_pushed_out_is_not_promised_again_before_the_next_look_at_swap() {
     step(&mut agent, Event::Swap(swap::Sample { free: Bytes::gib(3), ..sample }));
     assert_eq!(agent.swap().room(now().boot, Bytes::ZERO), Ok(Bytes::gib(2)));
 }
+
+#[test]
+fn what_a_cell_was_thinned_by_counts_once_also_where_swap_was_looked_at_meanwhile() {
+    let free = |gib| swap::Sample { total: Bytes::gib(10), free: Bytes::gib(gib), ..swap::Sample::default() };
+    let thinned = Pushed { before: Bytes::gib(3), took: Millis::secs(8), ..Pushed::default() };
+    let seen = cell::Observation { thinned: Some(thinned), ..cell::Observation::default() };
+    let done = cell::Event::Done { op: cell::OpId(99), outcome: Outcome::Observed(seen) };
+    // It began at 11 s.
+    for (looked_at, shown, room) in [(5_000, 4, 0), (15_000, 2, 1)] {
+        let mut agent = Agent::new(now(), &Memory::default(), 2);
+        step(&mut agent, desired(&[1]));
+        step(&mut agent, Event::Freezing(Ok(())));
+        agent.step(at(looked_at), Event::Swap(free(shown)), &mut || 7);
+        agent.step(at(20_000), Event::Cell(assignment(1).spec.cell, done.clone()), &mut || 7);
+        let left = agent.swap().room(at(20_000).boot, Bytes::ZERO);
+        assert_eq!(left, Ok(Bytes::gib(room)), "looked at after {looked_at} ms");
+    }
+}
