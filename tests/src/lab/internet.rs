@@ -57,7 +57,8 @@ impl Internet {
         for address in addresses {
             inside(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
             let far = FAR.to_string();
-            run("ip", &["route", "add", address, "via", &far, "dev", link, "table", TABLE]);
+            // What a test has left that was killed is over.
+            run("ip", &["route", "replace", address, "via", &far, "dev", link, "table", TABLE]);
         }
         internet.opens_for(&NODE_SIDE.to_string());
         for port in ports {
