@@ -345,10 +345,10 @@ impl Metrics {
                 wake.observe(after.to_std().as_secs_f64());
             }
             Note::Thinned(pushed) => {
-                self.pushed_bytes.inc_by(pushed.before.saturating_sub(pushed.resident).0);
+                self.pushed_bytes.inc_by(pushed.moved().0);
             }
             Note::Pushed(pushed) => {
-                self.pushed_bytes.inc_by(pushed.before.saturating_sub(pushed.resident).0);
+                self.pushed_bytes.inc_by(pushed.moved().0);
                 self.push_seconds.observe(pushed.took.to_std().as_secs_f64());
                 if pushed.fell_short() {
                     self.pushes_short.inc();

@@ -359,7 +359,7 @@ impl Agent {
         // middle of it shows most of that already, and to count all of it again would leave no room for its own freeze.
         let begun = now.boot.0.saturating_sub(pushed.took.0 + THINNED_BEFORE.0);
         if !matches!(outcome, Outcome::Observed(_)) || self.swap.is_older_than(BootMs(begun)) {
-            self.swap.landed(pushed.before.saturating_sub(pushed.resident));
+            self.swap.landed(pushed.moved());
         }
     }
 

@@ -270,8 +270,6 @@ pub struct Cell {
     granted_at: BootMs,
     /// How it rested that comes up.
     rose_from: Depth,
-    /// It is on its way to be frozen for the first time since it was started, see [`Self::thins`].
-    thins: bool,
     /// What it needs and what not was told apart since it was started.
     thinned: bool,
     /// The node's memory is short.
@@ -366,7 +364,6 @@ impl Cell {
             pushed: None,
             granted_at: now.boot,
             rose_from: Depth::Stopped,
-            thins: false,
             thinned: false,
             hurries: false,
             stopped_because: None,

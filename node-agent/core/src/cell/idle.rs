@@ -104,9 +104,6 @@ impl Cell {
     pub(super) fn begin_rest(&mut self, now: Now, rest: Rest, ordered: bool, out: &mut Vec<Effect>) {
         self.ordered = ordered;
         self.deeper = false;
-        self.thins =
-            rest == Rest::Frozen && !self.thinned && !self.restart_wanted && self.may_freeze().is_ok();
-        // No swap is promised for that: where it is full, nothing more goes out, and the look shows what is left.
         self.promised = false;
         self.phase = Phase::Resting { rest, step: RestStep::Observing };
         self.begin(now, Verb::Observe, out);
@@ -114,8 +111,12 @@ impl Cell {
 
     /// Is what it does not use to be pushed out while it runs? Then what it holds when it is paused is what it needs
     /// for a moment's work, and its first wake has that read back (docs/decisions/0005).
-    pub const fn thins(&self) -> bool {
-        self.thins
+    ///
+    /// No swap is promised for that: where it is full, nothing more goes out, and the look shows what is left.
+    pub fn thins(&self) -> bool {
+        let looked_at =
+            matches!(self.phase, Phase::Resting { rest: Rest::Frozen, step: RestStep::Observing });
+        looked_at && !self.thinned && !self.restart_wanted && self.may_freeze().is_ok()
     }
 
     /// What it does was looked at: does it really rest, and how will it?

@@ -198,6 +198,11 @@ pub const SHORT_BYTES: Bytes = Bytes::mib(16);
 pub const SHORT_PERCENT: u64 = 10;
 
 impl Pushed {
+    /// How much of the memory went out.
+    pub const fn moved(&self) -> Bytes {
+        self.before.saturating_sub(self.resident)
+    }
+
     /// Did it leave more than it should? Reported and counted, and not tried again: what could not be pushed out once,
     /// such as locked pages or a full swap, cannot be a moment later either.
     ///
