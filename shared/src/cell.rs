@@ -406,7 +406,7 @@ pub enum BusyReason {
         /// Their names.
         channels: String,
     },
-    /// The workload would rest, but its processes use CPU that it does not own up to.
+    /// Its processes use CPU, whatever the workload would say: it is looked at before that is asked.
     UndeclaredWork {
         /// How much, and by which processes.
         detail: String,
@@ -555,7 +555,7 @@ impl fmt::Display for BusyReason {
             Self::ScheduleUnclear { detail } => write!(f, "what it runs next is not certain: {detail}"),
             Self::DialsOut { channels } => write!(f, "nobody outside could wake it for: {channels}"),
             Self::UndeclaredWork { detail } => {
-                write!(f, "the workload says that it may rest, but it works: {detail}")
+                write!(f, "it is at work, whether its workload says so or not: {detail}")
             }
             Self::Held { until } => write!(f, "an operator holds it awake until {until}"),
         }

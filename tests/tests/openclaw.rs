@@ -40,23 +40,25 @@ async fn is(world: &World, state: &str) {
 /// *Prepare* is answered `busy` by the gateway itself while no request is open; its blockers are shown; and when the work
 /// is done it may rest.
 async fn its_own_work_keeps_it_awake(world: &World, model: &Model, front: &Front) {
-    leave_work_behind(model, front, "slow:20000").await;
+    leave_work_behind(model, front, "slow:30000").await;
     eventually("nothing is open at the front door", BOUND, async || {
         let counted = world.metrics(&world.ingress).await;
         (counted.sum("berth_ingress_open_sockets") == 0.0).then_some(())
     })
     .await;
-    let refused = world.api.post("/v1/cells/claw/sleep", json!({ "freeze": true })).await;
-    let told = refused.json();
-    assert_eq!((refused.status, &told["code"]), (409, &json!("cell_busy")), "{told}");
-    assert!(model.calls("begun").await > model.calls("finished").await, "the work was over too soon to tell");
-    let blockers = eventually("the status names the gateway's blockers", BOUND, async || {
+    // What it burns is looked at before it is asked, and a turn's beginning can be seen there on a busy machine.
+    let blockers = eventually("the gateway names its blockers, and the status them", BOUND, async || {
+        let refused = world.api.post("/v1/cells/claw/sleep", json!({ "freeze": true })).await;
+        let told = refused.json();
+        assert_eq!((refused.status, &told["code"]), (409, &json!("cell_busy")), "{told}");
+        assert!(model.calls("begun").await > model.calls("finished").await, "the work was over too soon to tell");
         let refusal = world.status("claw").await["last_refusal"]["reason"].clone();
-        (refusal["reason"] == "workload").then(|| refusal["detail"].as_str().unwrap().to_owned())
+        let blockers = refusal["detail"].as_str().unwrap_or_default().to_owned();
+        let both = refusal["reason"] == "workload" && told["detail"].as_str()?.contains(&blockers);
+        both.then_some(blockers)
     })
     .await;
     assert!(blockers.contains("embedded-run"), "{blockers}");
-    assert!(told["detail"].as_str().unwrap().contains(&blockers), "{told}");
     let why = world.api.cli(&["cell", "why", "claw"]).await;
     assert!(why.code == 0 && why.out.contains(&blockers), "{blockers}: {why:?}");
 
