@@ -106,8 +106,9 @@ fn backing_file(path: &Path) -> io::Result<Option<PathBuf>> {
             }
             Ok(Some(PathBuf::from(OsString::from_vec(text))))
         }
-        // A device in the middle of being detached answers ENXIO or vanishes.
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(6) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // A device in the middle of being detached answers ENXIO, its file when it vanishes while open ENODEV.
+        Err(error) if matches!(error.raw_os_error(), Some(6 | 19)) => Ok(None),
         Err(error) => Err(error),
     }
 }
