@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use berth_coordinator_core::{Actor, Command};
 use berth_daemon::durable;
-use berth_daemon::exit::{Exit, ExitError};
+use berth_daemon::exit::{Exit, ExitError, chain};
 use berth_daemon::listen::{self, LoopbackAddr};
 use berth_daemon::metrics::Readiness;
 use berth_daemon::tasks::Tasks;
@@ -23,6 +23,7 @@ use crate::key_backups::KeyBackups;
 use crate::keys::{Keys, KeysError};
 use crate::link::Link;
 use crate::metrics::Metrics;
+use crate::personal::Personal;
 use crate::repositories::Repositories;
 use crate::store::{CHECKED_AT_START, Places, Store, Writer, open_folder};
 use crate::system::wall_now;
@@ -99,7 +100,7 @@ pub async fn start(
     tasks.spawn_service("journal writer", move |stop| writer.run(of_writer, stop));
 
     keys.settle(store.fleet().coordinator_key()).map_err(keys_exit)?;
-    let vaults = open_vaults(&config, &store, tasks).await?;
+    let (vaults, personal) = open_vaults(&config, &store, tasks).await?;
     let readers = usize::try_from(config.snapshots.workers).unwrap_or(1);
     let repositories = vaults
         .clone()
@@ -164,23 +165,43 @@ pub async fn start(
     }
     of_link.spawn(Arc::clone(&link_listener), tasks);
     let public = key.public();
-    let api_state =
-        Api::new(config, store, hub, metrics, readiness.clone(), keys, kept_up, link_listener, link);
+    let api_state = Api::new(
+        config,
+        store,
+        hub,
+        metrics,
+        readiness.clone(),
+        keys,
+        personal,
+        kept_up,
+        link_listener,
+        link,
+    );
     http::serve(api_listener, api_state, tasks);
     readiness.set_ready();
     Ok(Coordinator { api, link, key: public, installed_now })
 }
 
-/// The key store, with its unfinished purges done, where there is a bucket.
-async fn open_vaults(config: &Config, store: &Store, tasks: &Tasks) -> Result<Option<Vaults>, ExitError> {
+/// The key store, with its unfinished purges done. Where there is a bucket, nothing starts without it; else sealed texts are
+/// all that depends on it.
+async fn open_vaults(
+    config: &Config,
+    store: &Store,
+    tasks: &Tasks,
+) -> Result<(Option<Vaults>, Personal), ExitError> {
     let (data_dir, snapshots) = (config.data_dir.clone(), config.snapshots.clone());
     let (fleet, of_vaults) = (store.fleet(), tasks.clone());
-    let open = move || -> Result<Option<Vaults>, ExitError> {
+    let open = move || -> Result<(Option<Vaults>, Personal), ExitError> {
         let vaults = Vaults::open(&data_dir, &snapshots, &of_vaults)?;
-        if let Some(vaults) = &vaults {
-            vaults.settle(&fleet).map_err(|error| error.exit().because(error))?;
+        let personal = Personal::new(&data_dir, vaults.is_some(), &of_vaults);
+        match personal.settle(&fleet) {
+            Ok(()) => {}
+            Err(error) if vaults.is_some() => return Err(error.exit().because(error)),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "sealed texts of the journal cannot be read")
+            }
         }
-        Ok(vaults)
+        Ok((vaults, personal))
     };
     tasks.blocking("key store", open).await.map_err(|lost| Exit::Software.because(lost))?
 }

@@ -46,6 +46,7 @@ use crate::hub::Hub;
 use crate::key_backups::KeyBackups;
 use crate::keys::Keys;
 use crate::metrics::{ApiLabels, Area, Metrics, Outcome};
+use crate::personal::Personal;
 use crate::repositories::Repositories;
 use crate::store::Store;
 use crate::system::random;
@@ -96,6 +97,7 @@ pub struct Shared {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     keys: Keys,
+    personal: Personal,
     /// Users' repositories, where there is a bucket.
     kept: Option<Kept>,
     /// Takes another key when the coordinator has one.
@@ -128,12 +130,14 @@ impl Api {
         metrics: Arc<Metrics>,
         readiness: Readiness,
         keys: Keys,
+        personal: Personal,
         kept: Option<Kept>,
         listener: Arc<Listener>,
         link: SocketAddr,
     ) -> Self {
         let dial_address = config.dial_address(link);
-        let shared = Shared { config, store, hub, metrics, readiness, keys, kept, listener, dial_address };
+        let shared =
+            Shared { config, store, hub, metrics, readiness, keys, personal, kept, listener, dial_address };
         Self(Arc::new(shared))
     }
 }

@@ -1,11 +1,11 @@
-//! The key store: users' repository keys, small, mutable and encrypted, beside the journal, which holds key ids only. So a
-//! key that is destroyed here is destroyed.
+//! The key store: users' repository keys and record keys, small, mutable and encrypted, beside the journal, which holds key
+//! ids, and texts sealed under record keys. So a key that is destroyed here is destroyed, and what it sealed is erased.
 //!
 //! Files below `keys/` in the data folder, all of mode 0600:
 //!
 //! | file | what |
 //! |---|---|
-//! | `store` | users' keys, wrapped by the fleet key; the fleet key, sealed to the recovery key's public half |
+//! | `store` | users' keys, wrapped by the fleet key; the fleet key, sealed to the recovery key's public half where there is one |
 //! | `fleet.key` | the fleet key |
 //! | `fleet.key.next` | only while it is being changed |
 //! | `lock` | held for the length of one call, so that commands may run beside the daemon |
@@ -24,6 +24,7 @@
 mod error;
 mod form;
 pub(crate) mod fuzz;
+mod record;
 pub mod verbs;
 mod wrap;
 
@@ -50,6 +51,7 @@ use wrap::{FleetKey, KEY_TEXT_BYTES_MAX};
 pub use error::KeyStoreError;
 pub use form::FormError;
 pub(crate) use form::{BackupMark, InBucket};
+pub(crate) use record::RecordKey;
 pub(crate) use wrap::RecoveryKey;
 pub use wrap::WrapError;
 
@@ -127,19 +129,35 @@ impl KeyStore {
     /// Can it be used? Looks at everything but users' own keys.
     ///
     /// # Errors
-    /// It is missing, damaged, or its fleet key is.
+    /// It is missing, damaged, or its fleet key is; or there is no recovery key.
     pub fn check(&self) -> Result<(), KeyStoreError> {
-        self.hold().map(drop)
+        self.hold().and_then(|held| self.must_be_recoverable(&held))
     }
 
-    /// Makes an empty store with a fresh fleet key, sealed to the recovery key.
+    fn must_be_recoverable(&self, held: &Held) -> Result<(), KeyStoreError> {
+        let none = || KeyStoreError::NoRecovery { folder: self.folder.clone() };
+        held.form.contents.recovery().map(drop).ok_or_else(none)
+    }
+
+    /// Makes an empty store with a fresh fleet key, sealed to the recovery key. One that was made without a recovery key is
+    /// given this one.
     fn init(&self, recovery: &RecoveryKey) -> Result<(), KeyStoreError> {
-        let _lock = self.lock(true)?;
-        self.must_be_empty()?;
+        let lock = self.lock(true)?;
+        let not_sealed = |source| key("the recovery key", source);
+        if self.folder.join(STORE_FILE).exists() {
+            let mut held = self.read(lock)?;
+            let Held { form, fleet, .. } = &mut held;
+            if form.contents.recovery().is_some() {
+                return Err(KeyStoreError::Exists { folder: self.folder.clone() });
+            }
+            let given = form.contents.give_recovery(fleet, recovery.public(), &recovery.proof_key());
+            given.map_err(not_sealed)?;
+            form.revision = form.revision.saturating_add(1);
+            return self.replace(STORE_FILE, &form.encode());
+        }
         let fleet = FleetKey::draw();
         let contents = Contents::new(&fleet, recovery.public(), &recovery.proof_key());
-        let contents = contents.map_err(|source| key("the recovery key", source))?;
-        self.put_first(&fleet, &StoreForm::new(contents))
+        self.put_first(&fleet, &StoreForm::new(contents.map_err(not_sealed)?))
     }
 
     /// The key's file before the store: one that lies there without a store is of a making that was cut short.
@@ -153,6 +171,16 @@ impl KeyStore {
         self.replace(name, line.as_bytes())
     }
 
+    /// There is no store, or one that can still be given a recovery key.
+    fn must_want_recovery(&self) -> Result<(), KeyStoreError> {
+        match self.hold() {
+            Ok(held) if held.form.contents.recovery().is_none() => Ok(()),
+            Err(KeyStoreError::Missing { .. }) => Ok(()),
+            Err(KeyStoreError::Busy) => Err(KeyStoreError::Busy),
+            Ok(_) | Err(_) => Err(KeyStoreError::Exists { folder: self.folder.clone() }),
+        }
+    }
+
     /// Nothing but a whole making or bringing back leaves the store's file.
     fn must_be_empty(&self) -> Result<(), KeyStoreError> {
         if self.folder.join(STORE_FILE).exists() {
@@ -161,7 +189,7 @@ impl KeyStore {
         Ok(())
     }
 
-    /// The users whose keys are there.
+    /// The users whose repository keys are there.
     ///
     /// # Errors
     /// The store cannot be used.
@@ -170,7 +198,7 @@ impl KeyStore {
         Ok(held.form.contents.entries.iter().map(|(user, entry)| (*user, entry.key)).collect())
     }
 
-    /// Sees to it that these users have keys, durably; gives their ids. A user's key is made once.
+    /// Sees to it that these users have repository keys, durably; gives their ids. A user's key is made once.
     ///
     /// # Errors
     /// The store cannot be used; no key was made then.
@@ -204,8 +232,8 @@ impl KeyStore {
         Ok(keys)
     }
 
-    /// Destroys the keys of these users, where they are there. Gives for each until when the last backup may be kept that
-    /// holds it; `None`: there is none. The same when it is asked again.
+    /// Destroys all keys of these users, where they are there. Gives for each until when the last backup may be kept that
+    /// holds one; `None`: there is none. The same when it is asked again.
     ///
     /// # Errors
     /// The store cannot be used or replaced; nothing is destroyed then.
@@ -218,17 +246,32 @@ impl KeyStore {
         let StoreForm { contents, backups, destroyed, .. } = &mut held.form;
         let mut removed = false;
         for user in users {
-            let Some(entry) = contents.entries.remove(user) else { continue };
+            let Some(first) = contents.of(*user).map(|entry| entry.made_at).min() else { continue };
+            contents.entries.remove(user);
+            contents.records.remove(user);
             removed = true;
-            let holds = backups.iter().filter(|backup| backup.made_at >= entry.made_at);
+            let holds = backups.iter().filter(|backup| backup.made_at >= first);
             let last = holds.map(|backup| backup.expires_at).filter(|at| *at > now).max();
-            destroyed.extend(last.map(|at| (*user, at)));
+            let known = destroyed.get(user).copied();
+            destroyed.extend(last.max(known).map(|at| (*user, at)));
         }
         if removed {
             self.change(&mut held, now)?;
         }
         let until = |user: &UserId| held.form.destroyed.get(user).copied().filter(|at| *at > now);
         Ok(users.iter().map(|user| (*user, until(user))).collect())
+    }
+
+    /// Removes the repository keys of these users, with which nothing was ever written.
+    ///
+    /// # Errors
+    /// The store cannot be used or replaced; nothing is removed then.
+    pub(crate) fn discard(&self, users: &[UserId], now: UnixMs) -> Result<(), KeyStoreError> {
+        let mut held = self.hold()?;
+        let entries = &mut held.form.contents.entries;
+        let before = entries.len();
+        entries.retain(|user, _| !users.contains(user));
+        if entries.len() < before { self.change(&mut held, now) } else { Ok(()) }
     }
 
     /// Wraps all keys anew, with a fresh fleet key. Cut short at any moment it is done or not begun.
@@ -254,7 +297,7 @@ impl KeyStore {
         done(Step::StoreReplaced)?;
         self.take_next()?;
         done(Step::KeyReplaced)?;
-        Ok(Rotated { fleet: next.id, users: held.form.contents.entries.len() })
+        Ok(Rotated { fleet: next.id, users: held.form.contents.users().len() })
     }
 
     /// A backup that may be kept for so long, as bytes of a file. It opens with the recovery key only.
@@ -268,6 +311,7 @@ impl KeyStore {
     /// The same for the bucket: [`KeyStore::backed_up`] is told once it is there.
     pub(crate) fn back_up(&self, now: UnixMs, kept: Millis) -> Result<Backup, KeyStoreError> {
         let mut held = self.hold()?;
+        self.must_be_recoverable(&held)?;
         let mark = BackupMark { made_at: now, expires_at: now.after(kept) };
         // Before anybody has it: what is said at a purge must not be too early.
         held.form.know(mark);
@@ -291,8 +335,11 @@ impl KeyStore {
         let newest = in_bucket.map(|taken| taken.mark);
         let is_current = in_bucket.is_some_and(|taken| taken.revision == revision);
         let is_missing = |made_at| newest.is_none_or(|newest| made_at > newest.made_at);
-        let missing = contents.entries.values().filter(|entry| !is_current && is_missing(entry.made_at));
-        Ok(BackedUp { users: contents.entries.len(), missing: missing.count(), is_current, newest })
+        let users = contents.users();
+        let missing = users
+            .iter()
+            .filter(|user| !is_current && contents.of(**user).any(|entry| is_missing(entry.made_at)));
+        Ok(BackedUp { missing: missing.count(), users: users.len(), is_current, newest })
     }
 
     /// Brings a backup back where there is no store. Gives how many users' keys that are. Beside it there can be newer ones
@@ -309,7 +356,7 @@ impl KeyStore {
         if now >= form.mark.expires_at && !also_expired {
             return Err(KeyStoreError::Expired { at: form.mark.expires_at });
         }
-        if form.store.contents.recovery != recovery.public() {
+        if form.store.contents.recovery() != Some(recovery.public()) {
             return Err(KeyStoreError::OtherRecovery);
         }
         if !form.is_of(recovery) {
@@ -322,9 +369,13 @@ impl KeyStore {
             let opened = fleet.unwrap(*user, entry);
             opened.map_err(|source| key(format!("the key of {user}"), source))?;
         }
+        for (user, entry) in &contents.records {
+            let opened = fleet.unwrap_record(*user, entry);
+            opened.map_err(|source| key(format!("the record key of {user}"), source))?;
+        }
         let _lock = self.lock(true)?;
         self.must_be_empty()?;
-        let users = contents.entries.len();
+        let users = contents.users().len();
         let mut form = StoreForm { in_bucket: None, ..store };
         // It goes on to be a backup, and so do those that it knew of.
         form.know(mark);
@@ -380,7 +431,10 @@ impl KeyStore {
     }
 
     fn hold(&self) -> Result<Held, KeyStoreError> {
-        let lock = self.lock(false)?;
+        self.lock(false).and_then(|lock| self.read(lock))
+    }
+
+    fn read(&self, lock: File) -> Result<Held, KeyStoreError> {
         let path = self.folder.join(STORE_FILE);
         let length = std::fs::metadata(&path).map(|found| found.len()).unwrap_or(0);
         if usize::try_from(length).map_or(true, |length| length > FILE_BYTES_MAX) {

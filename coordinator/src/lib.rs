@@ -20,8 +20,9 @@
 //! | [`hub`] | sessions, observations, commands that wait |
 //! | [`link`] | who may open a session, and what it is sent |
 //! | [`keys`] | the coordinator's own key and the one that is to follow it |
-//! | [`keystore`] | where users' repository keys lie, how they are wrapped, and how they end |
+//! | [`keystore`] | where users' repository keys and record keys lie, how they are wrapped, and how they end |
 //! | [`key_backups`] | when the key store is backed up in the bucket, and how it comes back from there |
+//! | [`personal`] | how personal texts of the journal are sealed, read and erased |
 //! | [`heads`] | HEADs rebuilt from a listing of the bucket |
 //! | [`vaults`] | users' repositories: keys made, told to nodes, destroyed |
 //! | [`repositories`] | workers that look into users' repositories, and what they may cost |
@@ -47,6 +48,7 @@ pub mod keys;
 pub mod keystore;
 pub mod link;
 pub mod metrics;
+pub mod personal;
 pub mod records;
 pub mod repositories;
 pub mod store;

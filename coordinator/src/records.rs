@@ -1,19 +1,26 @@
 //! `journal verify` and `journal show`: the journal as a person reads it, whether a coordinator runs or not.
 //!
-//! Both read only and take no lock. What is shown of a record is its event's debug form: every type that holds a
+//! Both only read the journal, and do not lock it. A text that is sealed is opened where its key is at hand. What is shown of a record is its event's debug form: every type that holds a
 //! secret, or the hash of one, shows `***` there.
 
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
 use berth_coordinator_core::fleet::FIRST_EPOCH;
+use berth_coordinator_core::personal::Field;
 use berth_coordinator_core::{Event, Fleet};
 use berth_daemon::exit::{Exit, ExitError};
 use berth_daemon::journal;
 use berth_journal::{JournalError, ReadError, Record, Seq, StdStorage, scan};
+use berth_shared::ids::UserId;
 use serde_json::json;
 
+use crate::keystore::{KeyStore, RecordKey};
+use crate::personal::{keys_in, shown};
 use crate::store::{ADVICE, replay_event};
 
 /// Looks at the whole journal and tells what it found: its bytes, and whether its events follow from each other.
@@ -46,7 +53,8 @@ enum Stop {
 ///
 /// # Errors
 /// There is no journal, it cannot be read, or it is damaged behind what was shown.
-pub fn show(folder: &Path, shown: Shown, out: &mut impl Write) -> Result<(), ExitError> {
+pub fn show(folder: &Path, keys: &KeyStore, shown: Shown, out: &mut impl Write) -> Result<(), ExitError> {
+    let texts = Texts { keys, folder, opened: OnceCell::new() };
     let storage = StdStorage::existing(folder).map_err(|error| Exit::NoInput.because(error))?;
     let mut left = shown.limit;
     let listed = scan(&storage, ADVICE, Seq::new(shown.from), |record| {
@@ -54,8 +62,9 @@ pub fn show(folder: &Path, shown: Shown, out: &mut impl Write) -> Result<(), Exi
             return Err(Stop::Enough);
         }
         left = left.map(|left| left.saturating_sub(1));
-        let line =
-            Line { record, event: Event::decode(record.kind.0, record.version.0, record.payload).ok() };
+        let event = Event::decode(record.kind.0, record.version.0, record.payload).ok();
+        let text = event.as_ref().and_then(|event| texts.of(event));
+        let line = Line { record, event, text };
         let written = if shown.as_json { writeln!(out, "{}", line.json()) } else { writeln!(out, "{line}") };
         written.map_err(Stop::Out)
     });
@@ -80,6 +89,47 @@ pub fn show(folder: &Path, shown: Shown, out: &mut impl Write) -> Result<(), Exi
 struct Line<'a> {
     record: Record<'a>,
     event: Option<Event>,
+    /// What is personal of it: what that is, and the text.
+    text: Option<(Field, String)>,
+}
+
+/// The texts of the journal that are sealed.
+struct Texts<'a> {
+    keys: &'a KeyStore,
+    folder: &'a Path,
+    opened: OnceCell<Opened>,
+}
+
+/// What opens them.
+#[derive(Default)]
+struct Opened {
+    keys: BTreeMap<UserId, RecordKey>,
+    purged: BTreeSet<UserId>,
+}
+
+impl Texts<'_> {
+    fn of(&self, event: &Event) -> Option<(Field, String)> {
+        let (user, field, sealed) = event.fact.personal()?;
+        let Opened { keys, purged } = self.opened.get_or_init(|| self.open());
+        Some((field, shown(keys, purged.contains(&user), user, field, sealed)))
+    }
+
+    /// Reads the journal once more, as far as it can be read: a purge comes behind what it erases.
+    fn open(&self) -> Opened {
+        let (mut users, mut purged) = (BTreeSet::new(), BTreeSet::new());
+        if let Ok(storage) = StdStorage::existing(self.folder) {
+            // Damage is told by the listing itself.
+            let _read = scan(&storage, ADVICE, Seq::FIRST, |record| {
+                if let Ok(event) = Event::decode(record.kind.0, record.version.0, record.payload) {
+                    users.extend(event.fact.personal().map(|(user, ..)| user));
+                    purged.extend(event.fact.purges());
+                }
+                Ok::<_, Infallible>(())
+            });
+        }
+        // Without keys there is a listing all the same: each text says that it cannot be read.
+        Opened { keys: keys_in(self.keys, &users).unwrap_or_default(), purged }
+    }
 }
 
 impl Line<'_> {
@@ -91,6 +141,7 @@ impl Line<'_> {
             "at": event.map(|event| event.at.to_string()),
             "actor": event.map(|event| event.actor.to_string()),
             "event": event.map(|event| format!("{:?}", event.fact)),
+            "personal": self.text.as_ref().map(|(field, text)| json!({ field.name(): text })),
             "kind": kind.0,
             "version": version.0,
             "bytes": payload.len(),
@@ -105,7 +156,10 @@ impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Record { seq, kind, version, payload, .. } = self.record;
         match &self.event {
-            Some(event) => write!(f, "{:>8}  {}  {}  {:?}", seq.get(), event.at, event.actor, event.fact),
+            Some(event) => {
+                write!(f, "{:>8}  {}  {}  {:?}", seq.get(), event.at, event.actor, event.fact)?;
+                self.text.as_ref().map_or(Ok(()), |(field, text)| write!(f, ", {}: {text}", field.name()))
+            }
             None => write!(
                 f,
                 "{:>8}  not readable by this release: kind {}, version {}, {} bytes",

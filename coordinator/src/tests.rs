@@ -7,6 +7,7 @@ mod imports;
 mod key_backups;
 mod keys;
 mod links;
+mod personal;
 pub(crate) mod repositories;
 mod restarts;
 mod sleep;

@@ -22,7 +22,7 @@ use berth_shared::ids::{Generation, KeyId, NodeId, NodeName, UserId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::{Bucket, REPOSITORIES_MAX, RepositoryKey, UserRepository};
 use berth_shared::secret::Secret;
-use berth_shared::time::{Millis, UnixMs};
+use berth_shared::time::Millis;
 use berth_shared::wire::CoordinatorFrame;
 use berth_snapshot::store::{StoreConfig, StoreCredential};
 
@@ -150,20 +150,6 @@ impl Vaults {
         Ok(Some(Self { keys, bucket, of_nodes, pruning, prefix, tasks: tasks.clone() }))
     }
 
-    /// Finishes purges that the journal has and the key store has not, before anything is served.
-    ///
-    /// # Errors
-    /// The key store cannot be used.
-    pub fn settle(&self, fleet: &Fleet) -> Result<(), KeyStoreError> {
-        let purged: Vec<UserId> =
-            self.keys.ids()?.into_keys().filter(|user| fleet.is_purged(*user)).collect();
-        if !purged.is_empty() {
-            self.keys.destroy(&purged, wall_now())?;
-            tracing::warn!(users = purged.len(), "keys were destroyed whose purge was in the journal");
-        }
-        Ok(())
-    }
-
     /// Spawns the task that makes keys.
     pub fn spawn(&self, store: Store, tasks: &Tasks) {
         tasks.spawn_essential("repository keys", self.clone().make_keys(store));
@@ -211,20 +197,11 @@ impl Vaults {
             }
         }
         if !gone.is_empty()
-            && let Err(problem) = self.call(move |keys| keys.destroy(&gone, wall_now())).await
+            && let Err(problem) = self.call(move |keys| keys.discard(&gone, wall_now())).await
         {
             tracing::warn!(%problem, "keys of users that are gone stay in the key store");
         }
         good
-    }
-
-    /// Destroys a user's key, after its purge was journaled. Gives until when the last backup of it may be kept.
-    ///
-    /// # Errors
-    /// The key store cannot be used: the next start, or the same call, destroys it.
-    pub(crate) async fn destroy(&self, user: UserId) -> Result<Option<UnixMs>, Problem> {
-        let until = self.call(move |keys| keys.destroy(&[user], wall_now())).await?;
-        Ok(until.into_values().next().flatten())
     }
 
     /// The ids of the keys that are there.

@@ -333,12 +333,12 @@ pub struct RepositoryAccess {
     pub url: Option<String>,
 }
 
-/// A user's key was destroyed: `POST /v1/users/{slug}/purge`.
+/// A user's keys were destroyed: `POST /v1/users/{slug}/purge`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPurged {
     /// Whose.
     pub user: UserId,
-    /// Until then a backup of the key store may be kept that holds the key; `None`: there is none.
+    /// Until then a backup of the key store may be kept that holds one; `None`: there is none.
     pub backups_until: Option<UnixMs>,
     /// Nobody removes backups from the bucket then: the coordinator has no credential that may delete.
     #[serde(default)]

@@ -20,6 +20,7 @@ use crate::fleet::{
 };
 use crate::keys::{KeyCommand, KeyRefusal};
 use crate::moves::{MoveCommand, MoveRefusal};
+use crate::personal::Sealed;
 use crate::placement::Policy;
 use crate::snapshots::{SnapshotCommand, SnapshotRefusal};
 
@@ -141,12 +142,12 @@ pub enum Command {
     Key(KeyCommand),
     /// About nodes that are away.
     Move(MoveCommand),
-    /// Cuts a user's cell off. No events when it is so already, for the same reason.
+    /// Cuts a user's cell off. No events when it is so already, with the same sealed bytes.
     Quarantine {
-        /// Whose.
-        slug: Slug,
-        /// In the operator's words.
-        reason: String,
+        /// Whose: the words are sealed for this one.
+        user: UserId,
+        /// The operator's words, a [`quarantine_reason`](crate::fleet::quarantine_reason).
+        reason: Sealed,
     },
     /// Ends a quarantine. No events when there is none.
     Release {

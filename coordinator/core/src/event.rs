@@ -23,6 +23,7 @@ use berth_shared::time::UnixMs;
 use berth_shared::wire::NodeFacts;
 
 use crate::actor::Actor;
+use crate::personal::{Field, Sealed};
 
 pub use keys::KeyFact;
 pub use moves::MoveFact;
@@ -282,6 +283,8 @@ pub enum Kind {
     ImageSet = 90,
     /// [`SnapshotFact::RetentionSet`].
     RetentionSet = 91,
+    /// [`SnapshotFact::RecordKeyPurged`].
+    RecordKeyPurged = 92,
 }
 
 impl Kind {
@@ -331,6 +334,7 @@ impl Kind {
         Self::SnapshotsForgotten,
         Self::ImageSet,
         Self::RetentionSet,
+        Self::RecordKeyPurged,
     ];
 
     /// The number in the journal.
@@ -421,6 +425,47 @@ impl Fact {
             Self::Snapshot(fact) => fact.kind(),
             Self::ImageSet { .. } => Kind::ImageSet,
         }
+    }
+
+    /// What of it is personal: whose, which text, and the text.
+    pub const fn personal(&self) -> Option<(UserId, Field, &Sealed)> {
+        match self {
+            Self::Quarantine(QuarantineFact::Quarantined { user, reason }) => {
+                Some((*user, Field::QuarantineReason, reason))
+            }
+            Self::Quarantine(QuarantineFact::Released { .. })
+            | Self::Installed { .. }
+            | Self::DomainSet { .. }
+            | Self::UserCreated { .. }
+            | Self::UserRemoved { .. }
+            | Self::Assigned { .. }
+            | Self::Unassigned { .. }
+            | Self::BearerIssued { .. }
+            | Self::BearersRevoked { .. }
+            | Self::SessionsRevoked { .. }
+            | Self::LoginLinkIssued { .. }
+            | Self::TokenCreated { .. }
+            | Self::TokenRevoked { .. }
+            | Self::TokenUsed { .. }
+            | Self::NodeJoined { .. }
+            | Self::NodeRemoved { .. }
+            | Self::SessionOpened { .. }
+            | Self::Key(_)
+            | Self::Move(_)
+            | Self::Sleep(_)
+            | Self::Snapshot(_)
+            | Self::ImageSet { .. } => None,
+        }
+    }
+
+    /// Whose record key is to be destroyed because of it.
+    pub const fn purges(&self) -> Option<UserId> {
+        let Self::Snapshot(SnapshotFact::KeyPurged { user, .. } | SnapshotFact::RecordKeyPurged { user }) =
+            self
+        else {
+            return None;
+        };
+        Some(*user)
     }
 }
 

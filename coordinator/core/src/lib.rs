@@ -19,6 +19,7 @@
 //! | [`moves`] | when users of a node that is away may be given to another one |
 //! | [`snapshots`] | what can be asked about users' repositories: keys, HEAD, orphans |
 //! | [`rebuild`] | HEADs out of a listing of the bucket |
+//! | [`personal`] | what of facts is personal, and how it is carried: sealed |
 //! | [`upkeep`] | when users' repositories are pruned and checked, and when a prune has to wait |
 //! | [`pending`] | commands that were sent to a node and wait for their answer |
 //! | [`check_up`] | what can be said of a node's and the fleet's health
@@ -33,6 +34,7 @@ pub mod keys;
 pub mod liveness;
 pub mod moves;
 pub mod pending;
+pub mod personal;
 pub mod placement;
 pub mod rebuild;
 pub mod silence;

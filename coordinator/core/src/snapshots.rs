@@ -62,7 +62,8 @@ pub enum SnapshotCommand {
         /// Which.
         snapshot: Box<Snapshot>,
     },
-    /// The key of a user that was removed is to be destroyed. No events when it was before.
+    /// The keys of a user that was removed are to be destroyed, its repository's where it has one and its record key. No
+    /// events when they were before.
     PurgeKey {
         /// Whose.
         user: UserId,

@@ -62,7 +62,8 @@ enum Verb {
 
 #[derive(Debug, Subcommand)]
 enum KeysVerb {
-    /// Makes the key store, and shows the recovery key once. Ends with 73 when there is one already.
+    /// Makes the key store, and shows the recovery key once. Ends with 73 when there is one already, unless it was made without
+    /// a recovery key, which it is given then.
     Init {
         #[command(flatten)]
         settings: Layers,
@@ -133,7 +134,8 @@ enum JournalVerb {
         #[command(flatten)]
         args: VerifyArgs,
     },
-    /// Lists the events, one per line. Secrets and their hashes are shown as ***.
+    /// Lists the events, one per line. Secrets and their hashes are shown as ***. What an operator wrote about a user is shown
+    /// where the user's record key is at hand, and reads `(erased)` once the user is purged.
     Show {
         #[command(flatten)]
         settings: Layers,
@@ -152,27 +154,22 @@ enum JournalVerb {
     },
 }
 
-/// The journal's folder: below the given data folder, or below the config's.
-fn journal_folder(settings: Layers, data: Option<PathBuf>, env: &Env) -> Result<PathBuf, ExitError> {
-    let data = match data {
-        Some(data) => data,
-        None => {
-            let loaded = settings.load(ENV_PREFIX, env, config::load);
-            loaded.map_err(|error| error.exit().because(error))?.data_dir
-        }
-    };
-    Ok(data.join(JOURNAL_FOLDER))
+/// The given data folder, or the config's.
+fn data_folder(settings: Layers, data: Option<PathBuf>, env: &Env) -> Result<PathBuf, ExitError> {
+    data.map_or_else(|| load(settings, env).map(|config| config.data_dir), Ok)
 }
 
 fn journal(verb: JournalVerb, env: &Env) -> Exit {
     let told = match verb {
         JournalVerb::Verify { settings, args } => {
-            journal_folder(settings, args.data, env).map(|folder| records::verify(&folder, args.json))
+            let folder = data_folder(settings, args.data, env);
+            folder.map(|folder| records::verify(&folder.join(JOURNAL_FOLDER), args.json))
         }
         JournalVerb::Show { settings, data, from, limit, json } => {
             let shown = Shown { from, limit, as_json: json };
-            journal_folder(settings, data, env).and_then(|folder| {
-                records::show(&folder, shown, &mut std::io::stdout().lock()).map(|()| Exit::Ok)
+            data_folder(settings, data, env).and_then(|folder| {
+                let (journal, keys) = (folder.join(JOURNAL_FOLDER), KeyStore::below(&folder));
+                records::show(&journal, &keys, shown, &mut std::io::stdout().lock()).map(|()| Exit::Ok)
             })
         }
     };

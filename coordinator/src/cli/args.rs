@@ -145,11 +145,11 @@ pub enum UserVerb {
         #[arg(long)]
         yes: bool,
     },
-    /// Destroys the repository key of a user that was removed: nobody can read its snapshots any more.
+    /// Destroys the keys of a user that was removed: nobody can read its snapshots any more, nor what the journal quotes of it.
     ///
-    /// Says when the last backup ends that holds the key. There is no way back.
+    /// Says when the last backup ends that holds one. There is no way back.
     Purge {
-        /// Who: its name, or its id where several users had the name.
+        /// Who: its name, or its id where several users had the name, or where there is no bucket.
         user: String,
         /// Does not ask.
         #[arg(long)]

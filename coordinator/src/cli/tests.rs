@@ -264,7 +264,7 @@ async fn snapshots_and_the_end_of_a_key_are_shown_as_people_read_them() {
     assert!(exit == 1 && text.contains("user_in_use"), "{text}");
     berth(&world, "user rm anna --yes").await.unwrap();
     let purged = berth(&world, "user purge anna --yes").await.unwrap();
-    assert!(purged.contains("is destroyed; no backup of the keys that may be kept holds it\n"), "{purged}");
+    assert!(purged.contains("are destroyed; no backup that may be kept holds one\n"), "{purged}");
     assert!(purged.contains("\nbackups in the bucket stay there until somebody removes them"), "{purged}");
     let (exit, text) = berth(&world, "user purge anna --yes").await.unwrap_err();
     assert!(exit == 1 && text.contains("unknown_user"), "{text}");

@@ -3,8 +3,9 @@
 use axum::extract::State;
 use axum::{Extension, Json};
 use berth_coordinator_core::fleet;
-use berth_coordinator_core::fleet::Home;
+use berth_coordinator_core::fleet::{Home, quarantine_reason};
 use berth_coordinator_core::pending::Order;
+use berth_coordinator_core::personal::Field;
 use berth_coordinator_core::{Actor, Command, Fleet, check_up, why::story};
 use berth_link::boot_now;
 use berth_shared::api::{
@@ -57,15 +58,17 @@ pub(crate) struct Nothing {}
 
 pub(crate) async fn list(State(api): State<Api>) -> Json<List<Cell>> {
     let fleet = api.store.fleet();
-    Json(List { items: fleet.users().filter_map(|user| view(&api, &fleet, user)).collect() })
+    let mut reasons = api.personal.reasons(&fleet, fleet.users()).await;
+    let items = fleet.users().filter_map(|user| view(&api, &fleet, user, reasons.remove(&user.id))).collect();
+    Json(List { items })
 }
 
 pub(crate) async fn show(State(api): State<Api>, Name(name): Name) -> Result<Json<Cell>, ApiError> {
-    Ok(Json(cell(&api, &name)?))
+    Ok(Json(cell(&api, &name).await?))
 }
 
 pub(crate) async fn why(State(api): State<Api>, Name(name): Name) -> Result<Json<Why>, ApiError> {
-    let cell = cell(&api, &name)?;
+    let cell = cell(&api, &name).await?;
     let mut lines = vec![];
     if !cell.connected {
         lines.push(format!("node {} is not connected: what follows was heard before", cell.node));
@@ -205,7 +208,7 @@ pub(crate) async fn events(
     State(api): State<Api>,
     Name(name): Name,
 ) -> Result<Json<List<CellEvent>>, ApiError> {
-    let sleep = cell(&api, &name)?.sleep;
+    let sleep = cell(&api, &name).await?.sleep;
     Ok(Json(List { items: sleep.map(|sleep| sleep.events).unwrap_or_default() }))
 }
 
@@ -220,7 +223,7 @@ pub(crate) async fn hold(
     let until = wall_now().after(span);
     api.store.submit(actor, Command::Hold { slug: slug.clone(), until }).await?;
     tracing::info!(user = %slug, %actor, %until, "cell held awake");
-    Ok(Json(cell(&api, &name)?))
+    Ok(Json(cell(&api, &name).await?))
 }
 
 pub(crate) async fn end_hold(
@@ -231,7 +234,7 @@ pub(crate) async fn end_hold(
     let slug = known_slug(&name)?;
     api.store.submit(actor, Command::EndHold { slug: slug.clone() }).await?;
     tracing::info!(user = %slug, %actor, "cell held awake no more");
-    Ok(Json(cell(&api, &name)?))
+    Ok(Json(cell(&api, &name).await?))
 }
 
 /// Cuts the cell off. The node does so as soon as it hears of it; what is there now is in the answer.
@@ -242,9 +245,18 @@ pub(crate) async fn quarantine(
     JsonBody(QuarantineRequest { reason }): JsonBody<QuarantineRequest>,
 ) -> Result<Json<Cell>, ApiError> {
     let slug = known_slug(&name)?;
-    api.store.submit(actor, Command::Quarantine { slug: slug.clone(), reason }).await?;
+    let fleet = api.store.fleet();
+    let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
+    let reason = quarantine_reason(&reason).map_err(|refusal| Problem::from(&refusal))?;
+    let before = api.personal.reasons(&fleet, std::iter::once(user)).await.remove(&user.id);
+    let reason = match &user.quarantine {
+        // The same words are the same bytes, so that nothing new comes into the journal.
+        Some(quarantine) if before.as_deref() == Some(reason) => quarantine.reason.clone(),
+        Some(_) | None => api.personal.seal(user.id, Field::QuarantineReason, reason.to_owned()).await,
+    };
+    api.store.submit(actor, Command::Quarantine { user: user.id, reason }).await?;
     tracing::info!(user = %slug, %actor, "cell quarantined");
-    Ok(Json(cell(&api, &name)?))
+    Ok(Json(cell(&api, &name).await?))
 }
 
 pub(crate) async fn release(
@@ -255,7 +267,7 @@ pub(crate) async fn release(
     let slug = known_slug(&name)?;
     api.store.submit(actor, Command::Release { slug: slug.clone() }).await?;
     tracing::info!(user = %slug, %actor, "cell released");
-    Ok(Json(cell(&api, &name)?))
+    Ok(Json(cell(&api, &name).await?))
 }
 
 async fn command_cell(
@@ -266,7 +278,7 @@ async fn command_cell(
 ) -> Result<Json<Cell>, ApiError> {
     match command(api, name, verb, wait).await? {
         CommandOutcome::Cell(status) => {
-            let cell = cell(api, name)?;
+            let cell = cell(api, name).await?;
             Ok(Json(Cell { status: Some(*status), ..cell }))
         }
         CommandOutcome::Logs(_) | CommandOutcome::Purged | CommandOutcome::Snapshot(_) => Err(wrong_answer()),
@@ -288,11 +300,12 @@ pub(crate) fn wrong_answer() -> ApiError {
     ApiError::new(Code::Internal, "the node's answer is of another command")
 }
 
-fn cell(api: &Api, name: &str) -> Result<Cell, ApiError> {
+async fn cell(api: &Api, name: &str) -> Result<Cell, ApiError> {
     let slug = known_slug(name)?;
     let fleet = api.store.fleet();
     let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
-    view(api, &fleet, user).ok_or_else(|| unknown(&slug).into())
+    let reason = api.personal.reasons(&fleet, std::iter::once(user)).await.remove(&user.id);
+    view(api, &fleet, user, reason).ok_or_else(|| unknown(&slug).into())
 }
 
 /// What only the coordinator knows belongs to what the user should know, too.
@@ -307,7 +320,8 @@ fn with_late(api: &Api, fleet: &Fleet, user: &fleet::User, mut sleep: SleepStatu
     sleep.bounded()
 }
 
-fn view(api: &Api, fleet: &Fleet, user: &fleet::User) -> Option<Cell> {
+/// `reason`: why it is quarantined, where it is.
+fn view(api: &Api, fleet: &Fleet, user: &fleet::User, reason: Option<String>) -> Option<Cell> {
     let home = user.home.as_ref()?;
     Some(Cell {
         user: user.slug.clone(),
@@ -321,6 +335,7 @@ fn view(api: &Api, fleet: &Fleet, user: &fleet::User) -> Option<Cell> {
         quarantine: user
             .quarantine
             .as_ref()
-            .map(|quarantine| Quarantine { since: quarantine.since, reason: quarantine.reason.clone() }),
+            .zip(reason)
+            .map(|(quarantine, reason)| Quarantine { since: quarantine.since, reason }),
     })
 }

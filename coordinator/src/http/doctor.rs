@@ -47,6 +47,7 @@ pub(crate) async fn show(State(api): State<Api>) -> Json<Doctor> {
     ];
     let connected = api.hub.connected().len();
     coordinator.extend(check_up::fleet(&fleet, connected, api.config.autonomy.of(fleet.nodes().count())));
+    coordinator.push(api.personal.finding(&fleet).await);
     if let Some(kept) = &api.kept {
         coordinator.extend(kept.bucket.findings());
         coordinator.extend(kept.upkeep.findings());

@@ -27,18 +27,19 @@ pub(crate) async fn list(State(api): State<Api>, Name(name): Name) -> Result<Jso
     Ok(Json(view(&api, &fleet, vault)))
 }
 
-/// Journals the purge, then destroys the key; asked again, it does what is left of it.
+/// Journals the purge, then destroys the user's keys, where there is no bucket the record key only; asked again, it does what
+/// is left of it.
 pub(crate) async fn purge(
     State(api): State<Api>,
     Extension(actor): Extension<Actor>,
     Name(name): Name,
 ) -> Result<Json<KeyPurged>, ApiError> {
-    let vaults = of(&api)?;
     let user = whose(&api.store.fleet(), &name)?;
     api.store.submit(actor, Command::Snapshot(SnapshotCommand::PurgeKey { user })).await?;
-    let backups_until = vaults.destroy(user).await?;
-    tracing::warn!(%user, %actor, "a user's repository key was destroyed");
-    Ok(Json(KeyPurged { user, backups_until, backups_stay: vaults.pruning_key_backups().is_none() }))
+    let backups_until = api.personal.destroy(user).await?;
+    tracing::warn!(%user, %actor, "a user's keys were destroyed");
+    let backups_stay = api.vaults().is_some_and(|vaults| vaults.pruning_key_backups().is_none());
+    Ok(Json(KeyPurged { user, backups_until, backups_stay }))
 }
 
 /// The place and the password of a user's repository. Written down before it is shown.
@@ -122,7 +123,10 @@ pub(super) fn no_key(api: &Api, fleet: &Fleet, user: UserId) -> ApiError {
 /// Who is meant by a name or an id in a path: the user of now; else the one that had the name, if it was one only.
 pub(super) fn whose(fleet: &Fleet, text: &str) -> Result<UserId, Problem> {
     if let Ok(id) = text.parse::<UserId>() {
-        let is_known = fleet.user_by_id(id).is_some() || fleet.vault(id).is_some() || fleet.is_purged(id);
+        let is_known = fleet.user_by_id(id).is_some()
+            || fleet.is_gone(id)
+            || fleet.vault(id).is_some()
+            || fleet.is_purged(id);
         let unknown = || Problem::new(Code::UnknownUser, format!("there is no user {id}"));
         return is_known.then_some(id).ok_or_else(unknown);
     }

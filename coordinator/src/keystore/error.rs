@@ -20,6 +20,12 @@ pub enum KeyStoreError {
         /// Where it would be.
         folder: PathBuf,
     },
+    /// It was made for record keys only.
+    #[error("the key store in {} has no recovery key: give it one with `berth-coordinator keys init`", folder.display())]
+    NoRecovery {
+        /// Where.
+        folder: PathBuf,
+    },
     /// There is one.
     #[error("there is a key store in {} already; nothing was changed", folder.display())]
     Exists {
@@ -89,7 +95,9 @@ impl KeyStoreError {
     /// The exit code for a command or a daemon that ends because of it.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Missing { .. } | Self::OtherRecovery | Self::Expired { .. } => Exit::Config,
+            Self::Missing { .. } | Self::NoRecovery { .. } | Self::OtherRecovery | Self::Expired { .. } => {
+                Exit::Config
+            }
             Self::Exists { .. } => Exit::CantCreate,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::NoInput,
             Self::File { .. } => Exit::Io,
@@ -110,6 +118,7 @@ impl KeyStoreError {
             | Self::OtherRecovery
             | Self::Expired { .. } => true,
             Self::Missing { .. }
+            | Self::NoRecovery { .. }
             | Self::Exists { .. }
             | Self::File { .. }
             | Self::Busy

@@ -6,7 +6,7 @@
 //!
 //! The hash tells damage; that nobody has put other keys in, the wrapping of each entry tells.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_shared::codec::{self, CodecError};
 use berth_shared::ids::{KeyId, UserId};
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::wrap::{Entry, FleetKey, ProofKey, RecoveryKey, RecoveryPublic, WrapError};
 
-/// Largest file that is read, in bytes: 20,000 users have 4 MiB.
+/// Largest file that is read, in bytes: 20,000 users have 4 MiB, and 6.3 MiB where each has a record key.
 pub(super) const FILE_BYTES_MAX: usize = 64 << 20;
 
 /// Ends the name of a backup.
@@ -37,12 +37,22 @@ const BACKUP_MAGIC: &[u8; MAGIC_BYTES] = b"BERTHKB1";
 pub(super) struct Contents {
     /// The fleet key that wraps the entries.
     pub(super) fleet: KeyId,
+    /// `None` in a store that was made for record keys only: nothing of it can be backed up.
+    recovery: Option<Recovery>,
+    /// Users' repository keys.
+    pub(super) entries: BTreeMap<UserId, Entry>,
+    /// Users' record keys.
+    pub(super) records: BTreeMap<UserId, Entry>,
+}
+
+/// What a recovery key is good for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Recovery {
     /// The fleet key is sealed to this.
-    pub(super) recovery: RecoveryPublic,
+    public: RecoveryPublic,
     sealed_fleet: Vec<u8>,
     /// What backups are proven with, wrapped by the fleet key.
     wrapped_proof: Vec<u8>,
-    pub(super) entries: BTreeMap<UserId, Entry>,
 }
 
 /// When a backup was made, and until when it may be kept.
@@ -121,32 +131,72 @@ impl Contents {
         recovery: RecoveryPublic,
         proof: &ProofKey,
     ) -> Result<Self, WrapError> {
-        let (sealed_fleet, wrapped_proof) = (recovery.seal(fleet)?, fleet.wrap_proof(proof));
-        Ok(Self { fleet: fleet.id, recovery, sealed_fleet, wrapped_proof, entries: BTreeMap::new() })
+        let mut contents = Self::without_recovery(fleet);
+        contents.give_recovery(fleet, recovery, proof)?;
+        Ok(contents)
+    }
+
+    pub(super) const fn without_recovery(fleet: &FleetKey) -> Self {
+        Self { fleet: fleet.id, recovery: None, entries: BTreeMap::new(), records: BTreeMap::new() }
+    }
+
+    pub(super) fn give_recovery(
+        &mut self,
+        fleet: &FleetKey,
+        public: RecoveryPublic,
+        proof: &ProofKey,
+    ) -> Result<(), WrapError> {
+        let (sealed_fleet, wrapped_proof) = (public.seal(fleet)?, fleet.wrap_proof(proof));
+        self.recovery = Some(Recovery { public, sealed_fleet, wrapped_proof });
+        Ok(())
+    }
+
+    /// The recovery key's public half, where there is one.
+    pub(super) fn recovery(&self) -> Option<RecoveryPublic> {
+        self.recovery.as_ref().map(|recovery| recovery.public)
+    }
+
+    /// All keys of a user's.
+    pub(super) fn of(&self, user: UserId) -> impl Iterator<Item = &Entry> {
+        self.entries.get(&user).into_iter().chain(self.records.get(&user))
+    }
+
+    /// Everybody who has a key.
+    pub(super) fn users(&self) -> BTreeSet<UserId> {
+        self.entries.keys().chain(self.records.keys()).copied().collect()
     }
 
     /// Of entries that nothing opens, for the fuzz targets.
     pub(super) fn sample(recovery: RecoveryPublic, entries: BTreeMap<UserId, Entry>) -> Self {
-        let (fleet, sealed_fleet, wrapped_proof) = (KeyId::from_random([5; 16]), vec![6; 80], vec![7; 72]);
-        Self { fleet, recovery, sealed_fleet, wrapped_proof, entries }
+        let recovery = Recovery { public: recovery, sealed_fleet: vec![6; 80], wrapped_proof: vec![7; 72] };
+        let records = entries.clone();
+        Self { fleet: KeyId::from_random([5; 16]), recovery: Some(recovery), entries, records }
     }
 
     /// The fleet key, by its recovery key.
     pub(super) fn open(&self, recovery: &RecoveryKey) -> Result<FleetKey, WrapError> {
-        recovery.open(self.fleet, &self.sealed_fleet)
+        let sealed = self.recovery.as_ref().ok_or(WrapError::Opens)?;
+        recovery.open(self.fleet, &sealed.sealed_fleet)
     }
 
     /// What backups are proven with.
     fn proof_key(&self, fleet: &FleetKey) -> Result<ProofKey, WrapError> {
-        fleet.unwrap_proof(&self.wrapped_proof)
+        fleet.unwrap_proof(&self.recovery.as_ref().ok_or(WrapError::Opens)?.wrapped_proof)
     }
 
     /// The same keys under another fleet key.
     pub(super) fn rewrapped(&self, from: &FleetKey, to: &FleetKey) -> Result<Self, WrapError> {
-        let mut next = Self::new(to, self.recovery, &self.proof_key(from)?)?;
+        let mut next = Self::without_recovery(to);
+        if let Some(public) = self.recovery() {
+            next.give_recovery(to, public, &self.proof_key(from)?)?;
+        }
         for (user, entry) in &self.entries {
             let key = from.unwrap(*user, entry)?;
             next.entries.insert(*user, to.wrap(*user, &key, entry.made_at));
+        }
+        for (user, entry) in &self.records {
+            let key = from.unwrap_record(*user, entry)?;
+            next.records.insert(*user, to.wrap_record(&key, entry.made_at));
         }
         Ok(next)
     }

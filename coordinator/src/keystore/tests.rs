@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 
+use berth_coordinator_core::personal::Field;
 use berth_daemon::exit::Exit;
 use berth_shared::repository::MASTER_KEY_BYTES;
 use proptest::prelude::*;
@@ -189,7 +190,9 @@ fn a_destroyed_key_is_gone_from_the_disk_and_its_last_backup_is_named() {
     place.store.ensure(&users(2), NOW).unwrap();
     let entry = place.store.hold().unwrap().form.contents.entries[&user(1)].clone();
     let wrapped = berth_shared::codec::encode(&entry).unwrap();
-    assert!(holds(&on_disk(&place), &wrapped));
+    place.store.record_key(user(1), NOW.after(Millis(1)), false).unwrap();
+    let record = place.store.hold().unwrap().form.contents.records[&user(1)].wrapped.clone();
+    assert!(holds(&on_disk(&place), &wrapped) && holds(&on_disk(&place), &record));
     place.store.backup(NOW, Millis(DAY.0 * 3)).unwrap();
     let later = NOW.after(DAY);
     place.store.backup(later, DAY).unwrap();
@@ -203,7 +206,8 @@ fn a_destroyed_key_is_gone_from_the_disk_and_its_last_backup_is_named() {
     assert_eq!(place.store.destroy(&both, at).unwrap(), told);
     assert_eq!(place.store.destroy(&both, at).unwrap(), told, "asked again");
     assert_eq!(place.store.ids().unwrap().keys().copied().collect::<Vec<_>>(), [user(2)]);
-    assert!(!holds(&on_disk(&place), &wrapped));
+    assert!(!holds(&on_disk(&place), &wrapped) && !holds(&on_disk(&place), &record));
+    assert_eq!(place.store.users().unwrap(), BTreeSet::from([user(2)]));
     // The blocks that held it are overwritten, though a reader still has them open.
     let mut left = vec![];
     io::Read::read_to_end(&mut io::BufReader::new(old), &mut left).unwrap();
@@ -422,8 +426,84 @@ fn a_recovery_key_is_shown_once_or_in_its_file_before_the_store_is_made() {
         written,
         "a making that was cut short takes the same"
     );
-    let public = other.store.hold().unwrap().form.contents.recovery;
-    assert_eq!(public, RecoveryKey::from_text(&written).unwrap().public());
+    let public = other.store.hold().unwrap().form.contents.recovery();
+    assert_eq!(public, Some(RecoveryKey::from_text(&written).unwrap().public()));
+}
+
+const FIELD: Field = Field::QuarantineReason;
+
+#[test]
+fn a_record_key_is_made_once_kept_over_rotation_backup_and_restore_and_gone_with_its_user() {
+    let here = place();
+    here.store.ensure(&[user(1)], NOW).unwrap();
+    assert!(
+        here.store.hold().unwrap().form.contents.records.is_empty(),
+        "made when something is to be sealed"
+    );
+    let made = here.store.record_key(user(1), NOW, false).unwrap();
+    let late = here.store.record_key(user(2), NOW, false).unwrap();
+    assert_eq!(here.store.record_key(user(2), NOW.after(DAY), false).unwrap().id, late.id);
+    assert_eq!(here.store.ids().unwrap().len(), 1, "a record key is no repository key");
+    let text = made.seal(FIELD, "mines").unwrap();
+    let late_text = late.seal(FIELD, "mines, too").unwrap();
+    let opens = |store: &KeyStore| {
+        let keys = store.record_keys(&BTreeSet::from([user(1), user(2), user(3)])).unwrap();
+        assert_eq!(keys.len(), 2, "the third has none");
+        assert_eq!(keys[&user(1)].open(FIELD, &text).unwrap(), "mines");
+        assert_eq!(keys[&user(2)].open(FIELD, &late_text).unwrap(), "mines, too");
+    };
+    assert_eq!(here.store.rotate(NOW).unwrap().users, 2);
+    opens(&here.store);
+    let backup = here.store.back_up(NOW, DAY).unwrap();
+    here.store.backed_up(backup.taken, NOW).unwrap();
+    let there = empty();
+    assert_eq!(there.store.restore(&backup.bytes, &here.recovery, NOW, false, DAY).unwrap(), 2);
+    opens(&there.store);
+    here.store.record_key(user(3), NOW.after(Millis(1)), false).unwrap();
+    let known = here.store.in_bucket().unwrap();
+    assert_eq!((known.users, known.missing, known.is_current), (3, 1, false));
+    // A repository's key with which nothing was written goes alone.
+    here.store.discard(&[user(1)], NOW).unwrap();
+    assert!(here.store.ids().unwrap().is_empty());
+    here.store.discard(&[user(1)], NOW).unwrap();
+    let until = here.store.destroy(&[user(1), user(3)], NOW.after(Millis(2))).unwrap();
+    assert_eq!(until, BTreeMap::from([(user(1), Some(NOW.after(DAY))), (user(3), None)]));
+    assert_eq!(here.store.users().unwrap(), BTreeSet::from([user(2)]));
+    // Made anew, it is another one.
+    let anew = here.store.record_key(user(1), NOW.after(Millis(3)), false).unwrap();
+    assert!(anew.id != made.id && anew.open(FIELD, &text).is_none());
+    let until = here.store.destroy(&[user(1)], NOW.after(Millis(4))).unwrap();
+    assert_eq!(until[&user(1)], Some(NOW.after(DAY)), "what was said of the first one still holds");
+}
+
+#[test]
+fn a_store_for_record_keys_only_is_made_where_that_is_allowed_and_is_given_its_recovery_key_later() {
+    let place = empty();
+    let refused = place.store.record_key(user(1), NOW, false).unwrap_err();
+    assert!(matches!(refused, KeyStoreError::Missing { .. }), "{refused}");
+    assert!(!place.folder.path().join(KEYS_FOLDER).exists());
+    let key = place.store.record_key(user(1), NOW, true).unwrap();
+    let text = key.seal(FIELD, "mines").unwrap();
+    let opened = || place.store.record_key(user(1), NOW, true).unwrap().open(FIELD, &text);
+    assert_eq!(opened().as_deref(), Some("mines"));
+    for refused in [place.store.check().unwrap_err(), place.store.backup(NOW, DAY).unwrap_err()] {
+        assert!(matches!(refused, KeyStoreError::NoRecovery { .. }), "{refused}");
+        assert_eq!(refused.exit(), Exit::Config);
+    }
+    place.store.rotate(NOW).unwrap();
+    assert_eq!(opened().as_deref(), Some("mines"));
+    let file = place.folder.path().join("recovery.key");
+    verbs::init(&place.store, Some(&file), &mut vec![]).unwrap();
+    place.store.check().unwrap();
+    assert_eq!(opened().as_deref(), Some("mines"));
+    assert_eq!(verbs::init(&place.store, Some(&file), &mut vec![]).unwrap_err().exit(), Exit::CantCreate);
+    place.store.rotate(NOW).unwrap();
+    let recovery = RecoveryKey::from_text(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let backup = place.store.backup(NOW, DAY).unwrap();
+    let there = empty();
+    assert_eq!(there.store.restore(&backup, &recovery, NOW, false, DAY).unwrap(), 1);
+    let key = there.store.record_key(user(1), NOW, false).unwrap();
+    assert_eq!(key.open(FIELD, &text).as_deref(), Some("mines"));
 }
 
 proptest! {

@@ -14,14 +14,14 @@ use super::form::{BACKUP_SUFFIX, FILE_BYTES_MAX};
 use super::wrap::{KEY_TEXT_BYTES_MAX, RecoveryKey, WrapError};
 use super::{FILE_MODE, KeyStore, KeyStoreError};
 
-/// Makes the key store. The recovery key is shown once, or written to a file, before anything depends on it; a key that is
+/// Makes the key store, or gives one that has no recovery key one. The recovery key is shown once, or written to a file, before anything depends on it; a key that is
 /// in the file already is taken, so that a making that was cut short is repeated with the same.
 ///
 /// # Errors
 /// There is a store already, or the recovery key could not be shown or written.
 pub fn init(store: &KeyStore, key_file: Option<&Path>, show: &mut dyn Write) -> Result<(), ExitError> {
     // Before a key is shown that would be none.
-    store.must_be_empty().map_err(fail)?;
+    store.must_want_recovery().map_err(fail)?;
     let recovery = match key_file {
         Some(path) => key_in_file(path)?,
         None => {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! recovery key (X25519, on paper) ──HPKE, RFC 9180──> fleet key ──XChaCha20-Poly1305──> each user's repository key
-//!        only its public half is kept                 fleet.key, mode 0600              an entry of the store
+//!        only its public half is kept                 fleet.key, mode 0600              and record key (`record`)
 //! ```
 //!
 //! Whoever has the public half can seal a fleet key of their own to it, and the public half is in every backup. So a backup
@@ -40,7 +40,7 @@ const ENTRY_LABEL: &[u8] = b"berth key store entry, form 1";
 const FLEET_LABEL: &[u8] = b"berth fleet key, form 1";
 /// The same for the key that backups are proven with, and what sets it apart from the recovery key it comes from.
 const PROOF_LABEL: &[u8] = b"berth key store backup proof, form 1";
-const NONCE_BYTES: usize = 24;
+pub(super) const NONCE_BYTES: usize = 24;
 /// Bytes of an encapsulated X25519 key.
 const ENCAPSULATED_BYTES: usize = 32;
 const SUM_BYTES: usize = 4;
@@ -78,13 +78,13 @@ impl fmt::Debug for FleetKey {
     }
 }
 
-/// A user's key, wrapped.
+/// A key of a user's, wrapped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) key: KeyId,
     /// No backup from before this holds it.
     pub(crate) made_at: UnixMs,
-    pub(super) nonce: [u8; 24],
+    pub(super) nonce: [u8; NONCE_BYTES],
     pub(super) wrapped: Vec<u8>,
 }
 
@@ -161,7 +161,7 @@ impl FleetKey {
         [PROOF_LABEL, self.id.bytes()].concat()
     }
 
-    fn cipher(&self) -> XChaCha20Poly1305 {
+    pub(super) fn cipher(&self) -> XChaCha20Poly1305 {
         cipher(&self.secret)
     }
 

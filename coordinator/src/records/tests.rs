@@ -59,9 +59,14 @@ fn append(journal: &Path, kind: u16, payload: &[u8]) {
     journal.close().unwrap();
 }
 
+/// Below no data folder of anybody's.
+fn no_keys(journal: &Path) -> KeyStore {
+    KeyStore::below(&journal.join("nowhere"))
+}
+
 fn shown(journal: &Path, shown: Shown) -> Vec<String> {
     let mut out = vec![];
-    show(journal, shown, &mut out).unwrap();
+    show(journal, &no_keys(journal), shown, &mut out).unwrap();
     String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
 }
 
@@ -119,7 +124,7 @@ fn what_can_be_shown_is_shown_before_the_damage_is_told() {
     bytes[512 * 3 + 70] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
     let mut out = vec![];
-    let error = show(&journal, ALL, &mut out).unwrap_err();
+    let error = show(&journal, &no_keys(&journal), ALL, &mut out).unwrap_err();
     assert_eq!(error.exit(), Exit::DataCorrupt);
     assert!(error.to_string().contains("sequence 3"), "{error}");
     assert_eq!(String::from_utf8(out).unwrap().lines().count(), 2);
@@ -152,7 +157,7 @@ fn where_there_is_no_journal_nothing_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let nowhere = folder.path().join("journal");
     assert_eq!(verify(&nowhere, false), Exit::NoInput);
-    let error = show(&nowhere, ALL, &mut vec![]).unwrap_err();
+    let error = show(&nowhere, &no_keys(&nowhere), ALL, &mut vec![]).unwrap_err();
     assert_eq!(error.exit(), Exit::NoInput);
     assert!(!nowhere.exists());
 }

@@ -25,7 +25,7 @@ fn names(bucket: &Bucket) -> Vec<String> {
 }
 
 /// Waits until the coordinator says that the bucket has all keys: then it has.
-async fn all_keys_in(bucket: &Bucket, world: &World) -> BackupMark {
+pub(super) async fn all_keys_in(bucket: &Bucket, world: &World) -> BackupMark {
     found(world, "key_backup", "good").await;
     let newest = KeyStore::below(&bucket.config().data_dir).in_bucket().unwrap().newest.unwrap();
     assert!(names(bucket).contains(&newest.name()), "{newest:?} is not there: {:?}", names(bucket));
@@ -33,14 +33,14 @@ async fn all_keys_in(bucket: &Bucket, world: &World) -> BackupMark {
 }
 
 /// The config of another machine, which has nothing but that.
-fn elsewhere(bucket: &Bucket, there: &Path) -> Config {
+pub(super) fn elsewhere(bucket: &Bucket, there: &Path) -> Config {
     let config = bucket.config_in(there);
     std::fs::remove_dir_all(&config.data_dir).unwrap();
     std::fs::remove_file(there.join("recovery.key")).unwrap();
     config
 }
 
-async fn brought_back(bucket: &Bucket, config: &Config) -> Result<Restored, ExitError> {
+pub(super) async fn brought_back(bucket: &Bucket, config: &Config) -> Result<Restored, ExitError> {
     restore(config, &bucket.path("recovery.key"), false).await
 }
 

@@ -171,7 +171,8 @@ pub(crate) async fn anna(bucket: &Bucket, world: &World) -> Anna {
 pub(crate) fn journal(config: &Config) -> String {
     let mut text = vec![];
     let all = crate::records::Shown { from: 1, limit: None, as_json: false };
-    crate::records::show(&config.data_dir.join("journal"), all, &mut text).unwrap();
+    let keys = crate::keystore::KeyStore::below(&config.data_dir);
+    crate::records::show(&config.data_dir.join("journal"), &keys, all, &mut text).unwrap();
     String::from_utf8(text).unwrap()
 }
 

@@ -272,7 +272,7 @@ async fn a_purge_that_the_journal_has_is_finished_by_the_next_start() {
     std::fs::write(&path, before).unwrap();
     assert!(store.ids().unwrap().contains_key(&anna.id));
     let world = World::with(folder.path(), with_bucket(folder.path())).await;
-    assert!(!store.ids().unwrap().contains_key(&anna.id));
+    assert!(!store.users().unwrap().contains(&anna.id), "neither of her keys");
     world.end().await;
 }
 
@@ -289,7 +289,8 @@ async fn users_of_before_get_keys_once_there_is_a_bucket_and_without_one_nothing
     node.next_desired().await;
     assert!(node.bucket.is_none());
     assert_eq!(world.get("/v1/users/anna/snapshots").await.code(), Code::SnapshotsOff);
-    assert_eq!(world.post("/v1/users/anna/purge", json!({})).await.code(), Code::SnapshotsOff);
+    assert_eq!(world.post("/v1/users/anna/check", json!({})).await.code(), Code::SnapshotsOff);
+    assert_eq!(world.post("/v1/users/anna/purge", json!({})).await.code(), Code::UserInUse);
     let later = node.takes(anna.id, &snapshot(anna.cell, anna.generation, 1, 1)).await;
     assert!(matches!(&later, SnapshotOutcome::Later(problem) if problem.code == Code::KeyMissing));
     world.end().await;

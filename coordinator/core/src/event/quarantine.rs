@@ -6,6 +6,7 @@ use berth_shared::codec::CodecError;
 use berth_shared::ids::UserId;
 
 use super::{Event, Fact, Kind, v1};
+use crate::personal::Sealed;
 
 /// What is true of a user's quarantine from an event on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub enum QuarantineFact {
         /// Whose.
         user: UserId,
         /// The operator's words.
-        reason: String,
+        reason: Sealed,
     },
     /// It is not any more.
     Released {
@@ -33,7 +34,7 @@ impl QuarantineFact {
     }
 }
 
-type Quarantined = (UserId, String);
+type Quarantined = (UserId, Sealed);
 type Released = UserId;
 
 pub(super) fn encode(event: &Event, fact: &QuarantineFact) -> Result<Vec<u8>, CodecError> {

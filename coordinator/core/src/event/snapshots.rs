@@ -1,4 +1,4 @@
-//! Facts about users' repository keys and snapshots. Kinds 70 to 79, and 91.
+//! Facts about users' repository keys and snapshots. Kinds 70 to 79, 91 and 92.
 //!
 //! Payloads are `(at, actor, body)` as in `v1`, whose rules hold here, too: once released, none is edited.
 
@@ -22,12 +22,18 @@ pub enum SnapshotFact {
         /// Which.
         key: KeyId,
     },
-    /// The key is to be destroyed in the key store; all that was known of the repository is forgotten.
+    /// The key is to be destroyed in the key store, and the user's record key with it; all that was known of the repository
+    /// is forgotten.
     KeyPurged {
         /// Whose.
         user: UserId,
         /// Which.
         key: KeyId,
+    },
+    /// The record key of a removed user that has no repository is to be destroyed in the key store.
+    RecordKeyPurged {
+        /// Whose.
+        user: UserId,
     },
     /// The repository's password was shown. For the audit: nothing else depends on it.
     PasswordShown {
@@ -43,7 +49,7 @@ pub enum SnapshotFact {
         user: UserId,
         /// Of which key.
         key: KeyId,
-        /// The snapshot, as it was asked for: an id or its beginning.
+        /// The snapshot, as it was asked for: digits of an id, or nothing.
         snapshot: String,
         /// What of it was shown.
         what: Opened,
@@ -109,6 +115,7 @@ impl SnapshotFact {
         match self {
             Self::KeyMade { .. } => Kind::RepositoryKeyMade,
             Self::KeyPurged { .. } => Kind::RepositoryKeyPurged,
+            Self::RecordKeyPurged { .. } => Kind::RecordKeyPurged,
             Self::PasswordShown { .. } => Kind::RepositoryPasswordShown,
             Self::FilesOpened { .. } => Kind::FilesOpened,
             Self::RetentionSet { .. } => Kind::RetentionSet,
@@ -123,6 +130,7 @@ impl SnapshotFact {
     pub const fn user(&self) -> UserId {
         let (Self::KeyMade { user, .. }
         | Self::KeyPurged { user, .. }
+        | Self::RecordKeyPurged { user }
         | Self::PasswordShown { user, .. }
         | Self::FilesOpened { user, .. }
         | Self::RetentionSet { user, .. }
@@ -182,6 +190,7 @@ impl From<Snapshot> for snapshot::Snapshot {
 }
 
 type Key = (UserId, KeyId);
+type RecordKeyPurged = UserId;
 type Taken = (UserId, Snapshot);
 type Files = (UserId, KeyId, String, Opened);
 /// Newest, hourly, daily, weekly, monthly.
@@ -194,6 +203,7 @@ pub(super) fn encode(event: &Event, fact: &SnapshotFact) -> Result<Vec<u8>, Code
         SnapshotFact::KeyMade { user, key }
         | SnapshotFact::KeyPurged { user, key }
         | SnapshotFact::PasswordShown { user, key } => v1::put::<Key>(event, (*user, *key)),
+        SnapshotFact::RecordKeyPurged { user } => v1::put::<RecordKeyPurged>(event, *user),
         SnapshotFact::FilesOpened { user, key, snapshot, what } => {
             v1::put::<Files>(event, (*user, *key, snapshot.clone(), *what))
         }
@@ -225,6 +235,9 @@ pub(super) fn decode(kind: Kind, payload: &[u8]) -> Option<Result<Event, CodecEr
     Some(match kind {
         Kind::RepositoryKeyMade => key(|user, key| SnapshotFact::KeyMade { user, key }),
         Kind::RepositoryKeyPurged => key(|user, key| SnapshotFact::KeyPurged { user, key }),
+        Kind::RecordKeyPurged => {
+            v1::take(payload, |user: RecordKeyPurged| Fact::Snapshot(SnapshotFact::RecordKeyPurged { user }))
+        }
         Kind::RepositoryPasswordShown => key(|user, key| SnapshotFact::PasswordShown { user, key }),
         Kind::FilesOpened => v1::take(payload, |(user, key, snapshot, what): Files| {
             Fact::Snapshot(SnapshotFact::FilesOpened { user, key, snapshot, what })

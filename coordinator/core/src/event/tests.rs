@@ -104,7 +104,10 @@ fn examples() -> Vec<Event> {
         Fact::Move(MoveFact::NodeDeclaredOff { node: node() }),
         Fact::Move(MoveFact::NodeReturned { node: node() }),
         Fact::Move(MoveFact::LeaseGiven { node: node(), autonomy: Some(Millis(600_000)) }),
-        Fact::Quarantine(QuarantineFact::Quarantined { user: user(), reason: "mining".into() }),
+        Fact::Quarantine(QuarantineFact::Quarantined {
+            user: user(),
+            reason: vec![0x5e; 46].try_into().unwrap(),
+        }),
         Fact::Quarantine(QuarantineFact::Released { user: user() }),
         Fact::Sleep(SleepFact::TermsSet {
             user: user(),
@@ -143,6 +146,7 @@ fn examples() -> Vec<Event> {
             user: user(),
             retention: Some(Retention { last: 1, hourly: 2, daily: 3, weekly: 4, monthly: 260 }),
         }),
+        Fact::Snapshot(SnapshotFact::RecordKeyPurged { user: user() }),
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -189,7 +193,7 @@ fn kinds_have_the_numbers_that_the_journal_holds() {
             .chain(60..=62)
             .chain(70..=75)
             .chain(78..=79)
-            .chain(90..=91)
+            .chain(90..=92)
             .collect::<Vec<u16>>()
     );
 }

@@ -98,7 +98,7 @@ impl Fleet {
             }
             Command::Key(command) => self.decide_key(now, command)?,
             Command::Move(command) => self.decide_move(command)?,
-            Command::Quarantine { slug, reason } => self.quarantine(slug, reason)?,
+            Command::Quarantine { user, reason } => self.quarantine(*user, reason)?,
             Command::Release { slug } => self.release(slug)?,
             Command::SetSleepTerms { slug, stop_after, dial_out_may_sleep } => {
                 self.set_terms(slug, *stop_after, *dial_out_may_sleep)?

@@ -1,14 +1,16 @@
 //! Cutting a user's cell off, and ending that. The assignment stays as it is: only what the node is told of it changes.
 
-use berth_shared::ids::Slug;
+use berth_shared::ids::{Slug, UserId};
 use berth_shared::time::UnixMs;
 use serde::{Deserialize, Serialize};
 
 use super::{Fleet, Misfit};
 use crate::command::Refusal;
 use crate::event::{Fact, QuarantineFact};
+use crate::personal::Sealed;
+use crate::snapshots::SnapshotRefusal;
 
-/// Longest reason, in bytes: it is kept in the journal.
+/// Longest reason, in bytes: it is kept in the journal, sealed.
 pub const REASON_BYTES_MAX: usize = 200;
 
 /// Why and since when a cell is cut off.
@@ -17,20 +19,28 @@ pub struct Quarantine {
     /// Since when.
     pub since: UnixMs,
     /// The operator's words.
-    pub reason: String,
+    pub reason: Sealed,
+}
+
+/// The reason of a quarantine, as it is to be sealed.
+///
+/// # Errors
+/// It is not one line of 1 to [`REASON_BYTES_MAX`] bytes.
+pub fn quarantine_reason(text: &str) -> Result<&str, Refusal> {
+    let reason = text.trim();
+    if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
+        return Err(Refusal::BadReason);
+    }
+    Ok(reason)
 }
 
 impl Fleet {
-    pub(super) fn quarantine(&self, slug: &Slug, reason: &str) -> Result<Vec<Fact>, Refusal> {
-        let user = self.known(slug)?;
-        let reason = reason.trim();
-        if reason.is_empty() || reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
-            return Err(Refusal::BadReason);
-        }
-        if user.quarantine.as_ref().is_some_and(|quarantine| quarantine.reason == reason) {
+    pub(super) fn quarantine(&self, user: UserId, reason: &Sealed) -> Result<Vec<Fact>, Refusal> {
+        let found = self.user_by_id(user).ok_or(SnapshotRefusal::UnknownUser { user })?;
+        if found.quarantine.as_ref().is_some_and(|quarantine| quarantine.reason == *reason) {
             return Ok(vec![]);
         }
-        let fact = QuarantineFact::Quarantined { user: user.id, reason: reason.to_owned() };
+        let fact = QuarantineFact::Quarantined { user, reason: reason.clone() };
         Ok(vec![Fact::Quarantine(fact)])
     }
 
@@ -69,8 +79,14 @@ mod tests {
     use crate::command::Command;
     use crate::fleet::tests::{World, slug};
 
-    fn cut_off(reason: &str) -> Command {
-        Command::Quarantine { slug: slug("anna"), reason: reason.to_owned() }
+    fn sealed(text: &str) -> Sealed {
+        text.as_bytes().to_vec().try_into().unwrap()
+    }
+
+    /// As the shell would ask for it, with bytes that stand for sealed ones.
+    fn cut_off(world: &World, reason: &str) -> Command {
+        let user = world.fleet.user(&slug("anna")).unwrap().id;
+        Command::Quarantine { user, reason: sealed(reason) }
     }
 
     fn told(world: &World, node: NodeId) -> (u64, bool) {
@@ -85,14 +101,14 @@ mod tests {
         let home = world.fleet.user(&slug("anna")).unwrap().home.clone().unwrap();
         let (before, quarantined) = told(&world, home.node);
         assert!(!quarantined);
-        world.run(&cut_off("sends mail to strangers")).unwrap();
+        world.run(&cut_off(&world, "sends mail to strangers")).unwrap();
         let (after, quarantined) = told(&world, home.node);
         assert!(quarantined && after > before);
-        assert_eq!(world.run(&cut_off(" sends mail to strangers ")).unwrap(), []);
+        assert_eq!(world.run(&cut_off(&world, "sends mail to strangers")).unwrap(), []);
         world.now = world.now.after(berth_shared::time::Millis::secs(9));
-        world.run(&cut_off("mines")).unwrap();
+        world.run(&cut_off(&world, "mines")).unwrap();
         let quarantine = world.fleet.user(&slug("anna")).unwrap().quarantine.clone().unwrap();
-        assert_eq!(quarantine.reason, "mines");
+        assert_eq!(quarantine.reason, sealed("mines"));
         assert!(quarantine.since < world.now, "another reason is no new quarantine");
         let end = Command::Release { slug: slug("anna") };
         world.run(&end).unwrap();
@@ -105,11 +121,15 @@ mod tests {
     #[test]
     fn a_quarantine_needs_a_user_and_a_reason_of_one_line() {
         let mut world = World::with_nodes(1);
-        assert_eq!(world.refused(&cut_off("x")), Code::UnknownUser);
-        world.run(&world.create("anna", 1)).unwrap();
+        let stranger = Command::Quarantine { user: UserId::from_random([99; 16]), reason: sealed("x") };
+        assert_eq!(world.refused(&stranger), Code::UnknownUser);
         for reason in ["", "  ", "two\nlines", &"x".repeat(REASON_BYTES_MAX + 1)] {
-            assert_eq!(world.refused(&cut_off(reason)), Code::BadRequest, "{reason}");
+            assert_eq!(quarantine_reason(reason), Err(Refusal::BadReason), "{reason}");
         }
-        world.run(&cut_off(&"x".repeat(REASON_BYTES_MAX))).unwrap();
+        let longest = "x".repeat(REASON_BYTES_MAX);
+        assert_eq!(quarantine_reason(&format!(" {longest} ")), Ok(longest.as_str()));
+        world.run(&world.create("anna", 1)).unwrap();
+        world.run(&cut_off(&world, "")).unwrap();
+        assert!(world.fleet.user(&slug("anna")).unwrap().quarantine.is_some(), "cut off without words, too");
     }
 }

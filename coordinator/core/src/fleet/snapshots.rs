@@ -24,7 +24,7 @@ use crate::snapshots::{
     Standing,
 };
 
-/// Longest name of a snapshot that is written down: a whole id.
+/// Most digits of a snapshot's id that are written down: a whole id.
 const SNAPSHOT_TEXT_MAX: usize = 64;
 
 /// Highest epoch that a listing is believed: there is one above it.
@@ -135,6 +135,11 @@ impl Fleet {
         self.purged.contains(&user)
     }
 
+    /// Was there a user of this id that was removed?
+    pub fn is_gone(&self, user: UserId) -> bool {
+        self.gone_users.contains(&user)
+    }
+
     /// Is there a user of this id now?
     pub fn user_by_id(&self, user: UserId) -> Option<&super::User> {
         self.users.get(&user).map(|user| &**user)
@@ -180,7 +185,9 @@ impl Fleet {
             }
             SnapshotCommand::OpenFiles { user, snapshot, what } => {
                 let key = self.known_vault(*user)?.key;
-                let snapshot = snapshot.chars().take(SNAPSHOT_TEXT_MAX).collect();
+                // Digits only: no words of anybody's come into the journal this way.
+                let digits = snapshot.chars().filter(char::is_ascii_hexdigit);
+                let snapshot = digits.take(SNAPSHOT_TEXT_MAX).collect();
                 vec![SnapshotFact::FilesOpened { user: *user, key, snapshot, what: *what }]
             }
             SnapshotCommand::SetRetention { user, retention } => {
@@ -309,8 +316,11 @@ impl Fleet {
         if let Some(found) = self.users.get(&user) {
             return Err(SnapshotRefusal::StillThere { slug: found.slug.clone() });
         }
-        let key = self.known_vault(user)?.key;
-        Ok(vec![SnapshotFact::KeyPurged { user, key }])
+        match self.vault(user) {
+            Some(vault) => Ok(vec![SnapshotFact::KeyPurged { user, key: vault.key }]),
+            None if self.gone_users.contains(&user) => Ok(vec![SnapshotFact::RecordKeyPurged { user }]),
+            None => Err(SnapshotRefusal::UnknownUser { user }),
+        }
     }
 
     fn rebuild(&self, rebuilt: &Rebuilt) -> Result<Vec<SnapshotFact>, SnapshotRefusal> {
@@ -366,6 +376,15 @@ impl Fleet {
                     return Err(Misfit::Missing { number, what: key.to_string() });
                 }
                 self.vaults.remove(&user);
+                self.purged.insert(user);
+            }
+            SnapshotFact::RecordKeyPurged { .. } => {
+                if self.vaults.contains_key(&user) || self.purged.contains(&user) {
+                    return Err(twice(format!("the end of {user}")));
+                }
+                if !self.gone_users.contains(&user) {
+                    return Err(Misfit::Missing { number, what: format!("a removed user {user}") });
+                }
                 self.purged.insert(user);
             }
             SnapshotFact::PasswordShown { .. } | SnapshotFact::FilesOpened { .. } => {

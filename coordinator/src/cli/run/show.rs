@@ -116,15 +116,15 @@ pub(super) fn repository_access(access: &RepositoryAccess) -> String {
 
 pub(super) fn key_purged(purged: &KeyPurged) -> String {
     let backups = match purged.backups_until {
-        Some(until) => format!("the last backup of the keys that holds it may be kept until {until}"),
-        None => "no backup of the keys that may be kept holds it".to_owned(),
+        Some(until) => format!("the last backup that holds one may be kept until {until}"),
+        None => "no backup that may be kept holds one".to_owned(),
     };
     let stay = if purged.backups_stay {
         "backups in the bucket stay there until somebody removes them: there is no credential for prunes\n"
     } else {
         ""
     };
-    format!("the key of {} is destroyed; {backups}\n{stay}", purged.user)
+    format!("the keys of {} are destroyed; {backups}\n{stay}", purged.user)
 }
 
 const fn yes_or_no(yes: bool) -> &'static str {

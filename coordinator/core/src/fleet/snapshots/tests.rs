@@ -246,10 +246,11 @@ fn what_a_prune_has_taken_leaves_the_history_and_head_stays_whatever_is_said() {
     world.run(&forget(&[1, 3, 4, 77])).unwrap();
     assert_eq!(vault(&world).history.iter().map(|kept| kept.seq).collect::<Vec<_>>(), [2]);
     assert_eq!(head(&world), Some(4), "not by a prune's word");
-    let open = SnapshotCommand::OpenFiles { user: ANNA, snapshot: "0".repeat(99), what: Opened::Content };
+    let snapshot = format!("of anna: {}", "0".repeat(99));
+    let open = SnapshotCommand::OpenFiles { user: ANNA, snapshot, what: Opened::Content };
     let opened = world.run(&Command::Snapshot(open)).unwrap();
     let Fact::Snapshot(SnapshotFact::FilesOpened { snapshot, .. }) = &opened[0].fact else { panic!() };
-    assert_eq!(snapshot.len(), 64);
+    assert!(snapshot.len() == 64 && snapshot.bytes().all(|digit| digit.is_ascii_hexdigit()), "{snapshot}");
     assert_eq!(world.replayed(), world.fleet);
 }
 
@@ -305,6 +306,22 @@ fn a_key_is_adopted_once_told_to_the_node_and_purged_after_its_user_is_gone() {
 }
 
 #[test]
+fn a_removed_user_without_a_repository_is_purged_once_too() {
+    let mut world = World::with_nodes(1);
+    assert_eq!(world.refused(&purge()), Code::UnknownUser);
+    world.run(&world.create("anna", 1)).unwrap();
+    assert_eq!(world.refused(&purge()), Code::UserInUse);
+    world.run(&Command::RemoveUser { slug: slug("anna") }).unwrap();
+    assert!(world.fleet.is_gone(ANNA) && !world.fleet.is_purged(ANNA));
+    let facts = world.run(&purge()).unwrap();
+    assert_eq!(facts[0].fact, Fact::Snapshot(SnapshotFact::RecordKeyPurged { user: ANNA }));
+    assert_eq!(facts[0].fact.purges(), Some(ANNA));
+    assert!(world.fleet.is_purged(ANNA));
+    assert_eq!(world.run(&purge()), Ok(vec![]));
+    assert_eq!(world.replayed(), world.fleet);
+}
+
+#[test]
 fn a_user_that_a_listing_told_of_is_taken_over_under_a_new_epoch_with_its_head() {
     let mut world = World::with_nodes(1);
     let rebuilt = Rebuilt {
@@ -350,6 +367,8 @@ fn facts_that_would_move_head_back_or_forget_are_misfits() {
         SnapshotFact::KeyMade { user: ANNA, key: KEY },
         SnapshotFact::KeyPurged { user: ANNA, key: KEY },
         SnapshotFact::KeyPurged { user: stranger, key: KEY },
+        SnapshotFact::RecordKeyPurged { user: ANNA },
+        SnapshotFact::RecordKeyPurged { user: stranger },
         SnapshotFact::PasswordShown { user: stranger, key: KEY },
         SnapshotFact::HeadMoved { user: ANNA, snapshot: snapshot(12, 1, 4) },
         SnapshotFact::HeadMoved { user: ANNA, snapshot: snapshot(12, 2, 1) },
