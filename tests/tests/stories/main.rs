@@ -25,6 +25,7 @@ mod reading;
 mod schedule;
 mod snapshots;
 mod tabs;
+mod two_nodes;
 mod walk;
 
 use std::time::Duration;

@@ -35,7 +35,7 @@ impl Story {
     }
 
     /// How many snapshots lie below this part of the bucket, of however many users.
-    fn stored_below(&self, part: &str) -> usize {
+    pub(crate) fn stored_below(&self, part: &str) -> usize {
         let mut folders = vec![self.bucket().join(part)];
         let mut count = 0;
         while let Some(folder) = folders.pop() {
