@@ -148,8 +148,9 @@ impl World {
             None => (None, [127, 0, 0, 1].into()),
         };
         let key_file = dir.join("operator.key");
-        let mut coordinator = Daemon::new("coordinator", &dir, place.program("berth-coordinator"), &["serve"])
-            .args(["--operator-key-file".to_owned(), text(&key_file)])
+        let key_file_word = text(&key_file);
+        let serve = ["serve", "--operator-key-file", &key_file_word];
+        let mut coordinator = Daemon::new("coordinator", &dir, place.program("berth-coordinator"), &serve)
             .port(Port::new("api_listen", dir.join("api-port"), "api_port_file"))
             .port(Port::new("link_listen", dir.join("link-port"), "link_port_file").on(link_ip))
             .set([
@@ -327,6 +328,26 @@ impl World {
         let file = self.dir().join("rejoin-token");
         place::write_secret(&file, token["token"].as_str().expect("a new token is shown"));
         self.agent.run_once("join", &["--token-file", &text(&file)]).await;
+        self.node_comes_up().await;
+    }
+
+    /// All machines are lost but the one with the front door; nothing runs of coordinator and agent.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub fn all_disks_are_lost(&mut self) {
+        self.wipe_node();
+        self.coordinator.kill9();
+        std::fs::remove_dir_all(self.dir().join("coordinator")).unwrap();
+    }
+
+    /// A machine with nothing on it joins as the node: one that the coordinator has never heard of.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub async fn node_is_made_anew(&mut self) {
+        self.node = machine::join(&self.api, &self.place, &self.agent, &self.node_name, None).await;
+        self.engine = Engine::connect().of_node(&self.node);
         self.node_comes_up().await;
     }
 

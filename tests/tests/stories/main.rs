@@ -19,6 +19,7 @@ mod ingress_away;
 mod keys;
 mod kills;
 mod lease;
+mod lost_coordinator;
 mod orphans;
 mod pull;
 mod reading;

@@ -77,7 +77,7 @@ impl Story {
         .await
     }
 
-    async fn restore(&self, slug: &str, snapshot: &Value) {
+    pub(crate) async fn restore(&self, slug: &str, snapshot: &Value) {
         let ask = json!({ "snapshot": snapshot["id"] });
         self.world.api.post(&format!("/v1/cells/{slug}/restore"), ask).await.ok(200);
     }
