@@ -12,6 +12,7 @@
 mod archive;
 mod asked_meanwhile;
 mod coordinator_away;
+mod databases;
 mod frozen;
 mod image;
 mod import;
