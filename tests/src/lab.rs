@@ -6,6 +6,7 @@
 //! | [`engine_proxy`] | Docker's API through a socket of the test: counted, refused on demand, gone on demand |
 //! | [`tap`] | counts the bytes between ingress and agent |
 //! | [`internet`] | a network namespace with addresses of everywhere, reachable from cells and by nobody else |
+//! | [`relay`] | the line between one node and the coordinator, to be cut |
 //! | [`small_disk`] | a file system that can be filled |
 //! | [`raw`] | HTTP/1.1 by hand: connections that are kept, requests that no library would send |
 //! | [`shell`] | programs of the machine |
@@ -13,6 +14,7 @@
 pub mod engine_proxy;
 pub mod internet;
 pub mod raw;
+pub mod relay;
 pub mod shell;
 pub mod small_disk;
 pub mod tap;

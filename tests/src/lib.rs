@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`world`] | coordinator, ingress, agent and users on a folder of their own; cleans up whatever happens |
+//! | [`world::machine`] | one more machine with a node: Docker, agent and front door of its own |
 //! | [`world::daemon`] | one program: killed, ended, started again, its words read |
 //! | [`world::api`] | the coordinator's HTTP API, and the command line |
 //! | [`world::front`] | what a user's browser and programs do: requests, streams, WebSockets, logins |

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod engine;
 pub mod front;
 pub mod http;
+pub mod machine;
 pub mod metrics;
 pub mod model;
 mod place;
@@ -138,15 +139,7 @@ impl World {
         let engine = Engine::connect();
         engine.need_image(TEST_IMAGE, "scripts/image test").await;
         let dir = place.dir().to_path_buf();
-        let door = dir.join("door/door.sock");
-        let door_setting = format!("door_socket={}", text(&door));
-
-        let mut ingress = Daemon::new("ingress", &dir, place.own_program("berth-ingress"), &["run"])
-            .run_as(INGRESS_UID)
-            .port(Port::new("listen", dir.join("ingress/port"), "port_file"))
-            .port(Port::new("metrics_listen", dir.join("ingress/metrics-port"), "metrics_port_file"))
-            .set([door_setting.clone(), format!("state_dir={}", text(&dir.join("ingress")))])
-            .set(options.ingress.clone());
+        let mut ingress = machine::front_door(&place, options.ingress.clone());
         ingress.spawn().await;
         let front = ingress.address("listen");
 
@@ -155,19 +148,19 @@ impl World {
             None => (None, [127, 0, 0, 1].into()),
         };
         let key_file = dir.join("operator.key");
-        let mut coordinator =
-            Daemon::new("coordinator", &dir, place.program("berth-coordinator"), &["serve"])
-                .args(["--operator-key-file".to_owned(), text(&key_file)])
-                .port(Port::new("api_listen", dir.join("api-port"), "api_port_file"))
-                .port(Port::new("link_listen", dir.join("link-port"), "link_port_file").on(link_ip))
-                .set([
-                    format!("data_dir={}", text(&dir.join("coordinator"))),
-                    format!("link_address={link_ip}:0"),
-                    "domain=localhost".to_owned(),
-                    format!("public_port={}", front.port()),
-                    format!("default_image={TEST_IMAGE}"),
-                ])
-                .set(options.coordinator.clone());
+        let key_file_word = text(&key_file);
+        let serve = ["serve", "--operator-key-file", &key_file_word];
+        let mut coordinator = Daemon::new("coordinator", &dir, place.program("berth-coordinator"), &serve)
+            .port(Port::new("api_listen", dir.join("api-port"), "api_port_file"))
+            .port(Port::new("link_listen", dir.join("link-port"), "link_port_file").on(link_ip))
+            .set([
+                format!("data_dir={}", text(&dir.join("coordinator"))),
+                format!("link_address={link_ip}:0"),
+                "domain=localhost".to_owned(),
+                format!("public_port={}", front.port()),
+                format!("default_image={TEST_IMAGE}"),
+            ])
+            .set(options.coordinator.clone());
         if let Some(namespace) = &namespace {
             coordinator = coordinator.in_namespace(namespace);
         }
@@ -196,29 +189,9 @@ impl World {
         coordinator.spawn().await;
         let api = Api::new(coordinator.address("api_listen"), key_file, place.program("berth"), namespace);
 
-        let mut agent = Daemon::new("agent", &dir, place.program("berth-node-agent"), &["run"])
-            .port(Port::new("metrics_listen", dir.join("agent-metrics"), "metrics_port_file"))
-            .set([
-                format!("data_dir={}", text(&dir.join("agent"))),
-                // This kernel may have no device mapper. That it is needed elsewhere is a test of its own.
-                "insecure_swap=true".to_owned(),
-                // Nor does how full its disk is decide what becomes of cells.
-                "disk_high_percent=0".to_owned(),
-                door_setting,
-                format!("ingress_uid={INGRESS_UID}"),
-                format!("public_port={}", front.port()),
-                "grace_s=5".to_owned(),
-            ])
-            .set(place.own_names())
-            .set(options.agent.clone());
+        let mut agent = machine::node_agent(&place, front, options.agent.clone());
         let node_name = place.node_name();
-        let token = api.post("/v1/tokens", json!({ "node": node_name })).await.ok(201);
-        let token_file = dir.join("join-token");
-        place::write_secret(&token_file, token["token"].as_str().expect("a new token is shown"));
-        agent.run_once("join", &["--token-file", &text(&token_file)]).await;
-        let node = api.get(&format!("/v1/nodes/{node_name}")).await.ok(200);
-        let node = node["id"].as_str().expect("a node has an id").to_owned();
-        place.remember_node(&node);
+        let node = machine::join(&api, &place, &agent, &node_name, None).await;
         agent.spawn().await;
         let engine = engine.of_node(&node);
         let world = Self { coordinator, ingress, agent, api, engine, node_name, node, place };
@@ -265,12 +238,7 @@ impl World {
     /// Waits until agent and coordinator have a session, by the word of both: each may not have noticed yet that the
     /// other is a new one.
     pub async fn agent_is_connected(&self) {
-        eventually("the agent is connected to the coordinator", BOUND, async || {
-            let counted = metrics::try_scrape(self.agent.address("metrics_listen")).await?;
-            let node = self.api.get(&format!("/v1/nodes/{}", self.node_name)).await.ok(200);
-            (counted.value("berth_agent_link_connected") == 1.0 && node["connected"] == true).then_some(())
-        })
-        .await;
+        is_connected(&self.api, &self.agent, &self.node_name).await;
     }
 
     /// Waits until agent and ingress see each other.
@@ -287,11 +255,20 @@ impl World {
 
     /// Creates a user of the test workload with a bearer token, and does not wait for the cell.
     pub async fn create(&self, slug: &str, rest: Rest, idle_after: Duration) -> Member {
+        self.create_with(slug, rest, idle_after, json!({})).await
+    }
+
+    /// The same with more said of the user than that, such as `node` or `take_over`.
+    ///
+    /// # Panics
+    /// When `more` is no object.
+    pub async fn create_with(&self, slug: &str, rest: Rest, idle_after: Duration, more: Value) -> Member {
         let idle_after = u64::try_from(idle_after.as_millis()).unwrap();
-        let user = json!({
+        let mut user = json!({
             "slug": slug, "image": TEST_IMAGE, "workload": "openclaw", "memory": "128MiB", "cpus": 1000,
             "disk": "24MiB", "rest": rest.as_str(), "idle_after": idle_after,
         });
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let user = self.api.post("/v1/users", user).await.ok(201);
         let token = self.api.post(&format!("/v1/users/{slug}/bearers"), json!({})).await.ok(201);
         Member {
@@ -330,12 +307,7 @@ impl World {
     /// Waits until Docker itself has exactly one container of the cell, in this state of Docker's (`running`,
     /// `paused`, `exited`).
     pub async fn container_is(&self, cell: &str, state: &str) {
-        eventually(&format!("the one container of {cell} is {state}"), BOUND, async || {
-            let all = self.engine.containers_of(cell).await;
-            assert!(all.len() <= 1, "the cell {cell} has {} containers: {all:?}", all.len());
-            all.first().is_some_and(|one| one.state == state).then_some(())
-        })
-        .await;
+        container_is(&self.engine, cell, state).await;
     }
 
     /// Mount points of the node's cells.
@@ -348,11 +320,7 @@ impl World {
     /// # Panics
     /// When that does not work.
     pub async fn node_loses_its_disk(&mut self) {
-        self.agent.kill9();
-        place::remove_containers(&self.node);
-        let dir = self.dir().join("agent");
-        place::unmount_below(&dir);
-        std::fs::remove_dir_all(&dir).unwrap();
+        self.wipe_node();
         // Its key may be anywhere.
         self.api.post(&format!("/v1/nodes/{}/revoke", self.node_name), json!({})).await.ok(200);
         let token =
@@ -360,6 +328,38 @@ impl World {
         let file = self.dir().join("rejoin-token");
         place::write_secret(&file, token["token"].as_str().expect("a new token is shown"));
         self.agent.run_once("join", &["--token-file", &text(&file)]).await;
+        self.node_comes_up().await;
+    }
+
+    /// All machines are lost but the one with the front door; nothing runs of coordinator and agent.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub fn all_disks_are_lost(&mut self) {
+        self.wipe_node();
+        self.coordinator.kill9();
+        std::fs::remove_dir_all(self.dir().join("coordinator")).unwrap();
+    }
+
+    /// A machine with nothing on it joins as the node: one that the coordinator has never heard of.
+    ///
+    /// # Panics
+    /// When that does not work.
+    pub async fn node_is_made_anew(&mut self) {
+        self.node = machine::join(&self.api, &self.place, &self.agent, &self.node_name, None).await;
+        self.engine = Engine::connect().of_node(&self.node);
+        self.node_comes_up().await;
+    }
+
+    fn wipe_node(&mut self) {
+        self.agent.kill9();
+        place::remove_containers(&self.node);
+        let dir = self.dir().join("agent");
+        place::unmount_below(&dir);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    async fn node_comes_up(&mut self) {
         self.agent.spawn().await;
         self.agent_is_connected().await;
         self.door_is_connected().await;
@@ -395,6 +395,26 @@ impl World {
         }
         self.assert_no_errors(expected);
     }
+}
+
+/// See [`World::agent_is_connected`].
+async fn is_connected(api: &Api, agent: &Daemon, node_name: &str) {
+    eventually("the agent is connected to the coordinator", BOUND, async || {
+        let counted = metrics::try_scrape(agent.address("metrics_listen")).await?;
+        let node = api.get(&format!("/v1/nodes/{node_name}")).await.ok(200);
+        (counted.value("berth_agent_link_connected") == 1.0 && node["connected"] == true).then_some(())
+    })
+    .await;
+}
+
+/// See [`World::container_is`].
+async fn container_is(engine: &Engine, cell: &str, state: &str) {
+    eventually(&format!("the one container of {cell} is {state}"), BOUND, async || {
+        let all = engine.containers_of(cell).await;
+        assert!(all.len() <= 1, "the cell {cell} has {} containers: {all:?}", all.len());
+        all.first().is_some_and(|one| one.state == state).then_some(())
+    })
+    .await;
 }
 
 impl Drop for World {

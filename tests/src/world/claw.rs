@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::front::{Front, Socket};
+use super::http::{Failed, Reply};
 use super::model::Model;
 use super::wait::{eventually, within};
 use super::{BOUND, World, http};
@@ -63,10 +64,22 @@ pub async fn leave_work_behind(model: &Model, front: &Front, text: &str) {
 
 /// A call of the gateway's admin RPC, which is open to the node's own users only.
 pub async fn rpc(world: &World, slug: &str, cell: &str, method: &str, params: Value) -> Value {
+    let answer = asked(world, slug, cell, method, params).await.unwrap().ok(200);
+    assert_eq!(answer["ok"], true, "{method}: {answer}");
+    answer["payload"].clone()
+}
+
+/// The same; `None` where the gateway does not answer such calls yet.
+pub async fn try_rpc(world: &World, slug: &str, cell: &str, method: &str, params: Value) -> Option<Value> {
+    let answer = asked(world, slug, cell, method, params).await.ok().filter(|answer| answer.status == 200)?;
+    Some(answer.json()["payload"].clone())
+}
+
+async fn asked(world: &World, slug: &str, cell: &str, method: &str, params: Value) -> Result<Reply, Failed> {
     let config = world.dir().join(format!("agent/cells/{cell}/data/openclaw.json"));
     let settings: Value = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
     let owner = settings["gateway"]["auth"]["trustedProxy"]["allowUsers"][0].as_str().unwrap();
-    // The first cell of a node has the first subnet of its network: its bridge is the proxy, the cell comes behind it.
+    // Each cell has a subnet of its own: its bridge is the proxy, the cell comes behind it.
     let proxy: Ipv4Addr = settings["gateway"]["trustedProxies"][0].as_str().unwrap().parse().unwrap();
     let address = (Ipv4Addr::from_bits(proxy.to_bits() + 1), 18789).into();
     let request = ::http::Request::post("/api/v1/admin/rpc")
@@ -78,7 +91,5 @@ pub async fn rpc(world: &World, slug: &str, cell: &str, method: &str, params: Va
         .header("x-forwarded-user", owner)
         .body(Full::new(Bytes::from(json!({ "method": method, "params": params }).to_string())))
         .unwrap();
-    let answer = http::send(address, None, request, BOUND).await.unwrap().ok(200);
-    assert_eq!(answer["ok"], true, "{method}: {answer}");
-    answer["payload"].clone()
+    http::send(address, None, request, BOUND).await
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,6 +16,9 @@ use super::wait::eventually;
 
 /// Lines of the log that are shown when a test fails.
 const LINES_SHOWN: usize = 60;
+
+/// Pause between two looks at one that is to end.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A listening address of a daemon: port 0 at the first start, the same port at every later one, because clients and
 /// nodes have it written down.
@@ -236,6 +239,19 @@ impl Daemon {
     pub async fn term(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait_exit(BOUND).await
+    }
+
+    /// SIGTERM, and waits for its end without anybody else's doing: for where nothing can be awaited. One that does not
+    /// end within [`BOUND`] is killed.
+    pub(super) fn end_now(&mut self) {
+        if self.is_running() {
+            self.signal(Signal::TERM);
+            let begun = Instant::now();
+            while self.is_running() && begun.elapsed() < BOUND {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+        }
+        self.kill9();
     }
 
     /// Sends it a signal.

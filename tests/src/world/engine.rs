@@ -93,8 +93,13 @@ pub struct Happened {
 impl Engine {
     /// Docker at its usual socket.
     pub fn connect() -> Self {
+        Self::connect_at("/var/run/docker.sock")
+    }
+
+    /// Docker at another socket.
+    pub(super) fn connect_at(socket: &str) -> Self {
         let docker = Docker::connect_with_unix(
-            "/var/run/docker.sock",
+            socket,
             TIMEOUT_S,
             &bollard::ClientVersion { major_version: 1, minor_version: 41 },
         );
@@ -112,6 +117,11 @@ impl Engine {
     /// The client, for whatever a test asks beside.
     pub const fn docker(&self) -> &Docker {
         &self.docker
+    }
+
+    /// Does it answer?
+    pub(super) async fn answers(&self) -> bool {
+        self.docker.ping().await.is_ok()
     }
 
     /// Fails with the command that makes the image where it is missing.

@@ -33,6 +33,13 @@ impl Front {
         Self { address, host: format!("{host}:{}", address.port()), bearer: None, cookie: None }
     }
 
+    /// The same way in at the front door of another node.
+    #[must_use]
+    pub fn at(&self, address: SocketAddr) -> Self {
+        let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
+        Self { address, host: format!("{name}:{}", address.port()), ..self.clone() }
+    }
+
     /// With a bearer token.
     #[must_use]
     pub fn bearer(mut self, token: &str) -> Self {

@@ -1,5 +1,6 @@
 //! The folder, the programs and the turn of one world, and how all that it made is removed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
@@ -7,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::INGRESS_UID;
 use super::wait::eventually;
+use super::{INGRESS_UID, machine};
 
 /// Not below a home: the ingress's own uid has to reach its program and its socket. Not the temporary folder of the
 /// environment: every world of the machine has to find the same locks.
@@ -38,7 +39,8 @@ const TURN: Duration = Duration::from_secs(900);
 pub(super) struct Place {
     dir: PathBuf,
     seat: Seat,
-    _turn: File,
+    /// A place beside another has that one's.
+    _turn: Option<File>,
 }
 
 /// A number that no other living world has: it decides what is the machine's, not a folder's.
@@ -58,6 +60,11 @@ impl Seat {
     fn bridges(&self) -> String {
         format!("bt{}", char::from(b'i' + self.number))
     }
+
+    /// The default bridge of this place's own dockerd, where it has one.
+    fn engine_bridge(&self) -> String {
+        format!("bengine{}", self.number)
+    }
 }
 
 impl Place {
@@ -67,7 +74,15 @@ impl Place {
             rustix::process::getuid().is_root(),
             "these tests need root (containers, packet rules, loop disks): sudo scripts/test"
         );
-        let turn = turn(alone).await;
+        Self::with(Some(turn(alone).await)).await
+    }
+
+    /// One more of the same world: for another machine of it. To be given up before the world's own is.
+    pub(super) async fn beside() -> Self {
+        Self::with(None).await
+    }
+
+    async fn with(turn: Option<File>) -> Self {
         let seat = eventually("a seat is free for another world", TURN, async || free_seat()).await;
         remove_leftovers(&seat);
         let dir = tempfile::Builder::new().prefix(&seat.prefix()).tempdir_in(WORLDS).unwrap().keep();
@@ -155,6 +170,21 @@ impl Place {
         format!("10.{}.{}.0/20", 232 + self.seat.number, std::process::id() % 16 * 16)
     }
 
+    /// Makes the default bridge of a dockerd of this place's own, and gives its name.
+    ///
+    /// It has to have one: a dockerd that is to have none removes the one of the machine's own Docker.
+    pub(super) fn make_engine_bridge(&self) -> String {
+        let bridge = self.seat.engine_bridge();
+        let address = format!("10.{}.0.1/24", 240 + self.seat.number);
+        for words in
+            [["link", "add", &bridge, "type", "bridge"], ["address", "add", &address, "dev", &bridge]]
+        {
+            let status = Command::new("ip").args(words).status().unwrap();
+            assert!(status.success(), "ip {words:?} ended with {status}");
+        }
+        bridge
+    }
+
     /// The table of packet rules of this world's node, of the family `inet`.
     pub(super) fn table(&self) -> String {
         format!("berth_{}", self.seat.bridges())
@@ -238,6 +268,7 @@ fn remove_leftovers(seat: &Seat) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.starts_with(&seat.prefix()) && path.is_dir() {
             say(&format!("removing what an earlier world left behind in {}", path.display()));
+            machine::kill_leftovers(&path);
             remove(&path, seat);
         }
     }
@@ -257,6 +288,7 @@ fn remove(dir: &Path, seat: &Seat) {
         }
     }
     unmount_below(dir);
+    run("ip", &["link", "delete", &seat.engine_bridge()]);
     run("nft", &["delete", "table", "inet", &format!("berth_{}", seat.bridges())]);
     if let Err(error) = fs::remove_dir_all(dir) {
         say(&format!("{} was not removed: {error}", dir.display()));
@@ -265,14 +297,24 @@ fn remove(dir: &Path, seat: &Seat) {
 
 /// Removes containers and networks of a node.
 pub(super) fn remove_containers(node: &str) {
+    remove_containers_at(None, node);
+}
+
+/// The same of the Docker at this socket.
+pub(super) fn remove_containers_at(socket: Option<&Path>, node: &str) {
+    let host = socket.map(|socket| format!("--host=unix://{}", socket.display()));
+    let docker = |words: &[&'static str], last: &str| -> Vec<String> {
+        let words = host.iter().cloned().chain(words.iter().map(|word| (*word).to_owned()));
+        words.chain([last.to_owned()]).collect()
+    };
     let label = format!("label=berth.node={node}");
-    for id in lines("docker", &["ps", "-aq", "--filter", &label]) {
+    for id in lines("docker", &docker(&["ps", "-aq", "--filter"], &label)) {
         // A paused container is killed only once it is thawed.
-        run("docker", &["unpause", &id]);
-        run("docker", &["rm", "-fv", &id]);
+        run("docker", &docker(&["unpause"], &id));
+        run("docker", &docker(&["rm", "-fv"], &id));
     }
-    for id in lines("docker", &["network", "ls", "-q", "--filter", &label]) {
-        run("docker", &["network", "rm", &id]);
+    for id in lines("docker", &docker(&["network", "ls", "-q", "--filter"], &label)) {
+        run("docker", &docker(&["network", "rm"], &id));
     }
 }
 
@@ -293,13 +335,13 @@ pub(super) fn mounts_below(dir: &Path) -> Vec<String> {
     found
 }
 
-fn lines(program: &str, args: &[&str]) -> Vec<String> {
+fn lines(program: &str, args: &[impl AsRef<OsStr>]) -> Vec<String> {
     let output = Command::new(program).args(args).stderr(Stdio::null()).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
 }
 
-fn run(program: &str, args: &[&str]) {
+fn run(program: &str, args: &[impl AsRef<OsStr>]) {
     // What was there no more is fine, too.
     let _ended = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }

@@ -12,6 +12,7 @@
 mod archive;
 mod asked_meanwhile;
 mod coordinator_away;
+mod databases;
 mod frozen;
 mod image;
 mod import;
@@ -19,12 +20,14 @@ mod ingress_away;
 mod keys;
 mod kills;
 mod lease;
+mod lost_coordinator;
 mod orphans;
 mod pull;
 mod reading;
 mod schedule;
 mod snapshots;
 mod tabs;
+mod two_nodes;
 mod walk;
 
 use std::time::Duration;

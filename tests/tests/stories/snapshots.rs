@@ -35,7 +35,7 @@ impl Story {
     }
 
     /// How many snapshots lie below this part of the bucket, of however many users.
-    fn stored_below(&self, part: &str) -> usize {
+    pub(crate) fn stored_below(&self, part: &str) -> usize {
         let mut folders = vec![self.bucket().join(part)];
         let mut count = 0;
         while let Some(folder) = folders.pop() {
@@ -77,7 +77,7 @@ impl Story {
         .await
     }
 
-    async fn restore(&self, slug: &str, snapshot: &Value) {
+    pub(crate) async fn restore(&self, slug: &str, snapshot: &Value) {
         let ask = json!({ "snapshot": snapshot["id"] });
         self.world.api.post(&format!("/v1/cells/{slug}/restore"), ask).await.ok(200);
     }
