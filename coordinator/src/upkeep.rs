@@ -25,6 +25,7 @@ use berth_daemon::tasks::Tasks;
 use berth_shared::doctor::{Finding, Level};
 use berth_shared::ids::UserId;
 use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::Snapshot;
 use berth_shared::time::{Millis, UnixMs};
 use berth_snapshot::protocol::{Job, Outcome};
 use berth_snapshot::{Checked, PruneJob, Pruned};
@@ -212,6 +213,7 @@ impl Upkeep {
             weekly: kept.weekly,
             monthly: kept.monthly,
             keep: newest.take(kept.last.into()).map(|kept| kept.id.to_string()).collect(),
+            head: vault.and_then(|vault| vault.head.as_ref()).map(Snapshot::place),
             unneeded_hours: UNNEEDED_HOURS,
             strangers: false,
         };
