@@ -87,12 +87,13 @@ own_address() {
 
 has() { case " $BERTH_ROLES " in *" $1 "*) true ;; *) false ;; esac; }
 
-# 5. Config that only this machine knows; what is there already is the operator's.
+# 5. Config that only this machine knows, in the release's own, with all its words; what is there already is the operator's.
 write_config() {
     mkdir -p /etc/berth
     if has coordinator && [ ! -e /etc/berth/coordinator.toml ]; then
-        printf '%s\n' "link_address = \"$BERTH_ADDRESS:7443\"" "domain = \"$BERTH_DOMAIN\"" 'public_port = 8080' \
-            "default_image = \"$BERTH_IMAGE\"" >/etc/berth/coordinator.toml
+        sed -e "s|^link_address = .*|link_address = \"$BERTH_ADDRESS:7443\"|" -e "s|^domain = .*|domain = \"$BERTH_DOMAIN\"|" \
+            -e "s|^default_image = .*|default_image = \"$BERTH_IMAGE\"|" "$release/systemd/coordinator.toml" >/etc/berth/.new
+        mv /etc/berth/.new /etc/berth/coordinator.toml
     fi
 }
 
@@ -151,6 +152,9 @@ main() {
         join_node
     fi
     wipe $token /post_install.log
+    if has coordinator && ! grep -q '^bucket' /etc/berth/coordinator.toml; then
+        step "there are no snapshots until a bucket is named: /usr/local/share/doc/berth/INSTALL.md, The bucket and its keys"
+    fi
     step "this machine is ready: $BERTH_ROLES"
 }
 

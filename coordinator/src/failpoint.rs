@@ -19,4 +19,10 @@ berth_failpoint::points! {
     PUSH_MADE = "push:made", Plain;
     /// A node's joining is durable, and the node is not told.
     JOIN_WRITTEN = "join:written", Plain;
+    /// That a prune begins is in the file, and its worker is not started.
+    PRUNE_BEGINS = "prune:begins", Plain;
+    /// The worker has ended: the repository has forgotten snapshots, and the journal knows nothing of it.
+    PRUNE_ENDED = "prune:ended", Plain;
+    /// What is gone is in the journal; that it was listed is not in the file.
+    PRUNE_RECORDED = "prune:recorded", Plain;
 }

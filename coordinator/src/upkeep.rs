@@ -2,10 +2,11 @@
 //! when a prune has to wait is decided in `berth-coordinator-core`; this does it, and remembers it in a file.
 //!
 //! ```text
-//! due, or asked for ──> safe? ──> a worker ──> journal: what is gone ──> the file: when, how it ended
+//! due, or asked for ──> safe? ──> the file: it begins ──> a worker ──> journal: what is gone ──> the file: when, how it ended
 //! ```
 //!
-//! What is gone is told by what the repository lists ([`gone`]), not by a prune that went well.
+//! What is gone is told by what the repository lists ([`gone`]), not by a prune that went well. A start that finds a prune
+//! begun, and nothing listed behind it, lists the repository before it does anything else.
 //!
 //! The file may be removed: then everything is due within its span.
 
@@ -24,6 +25,7 @@ use berth_daemon::tasks::Tasks;
 use berth_shared::doctor::{Finding, Level};
 use berth_shared::ids::UserId;
 use berth_shared::problem::{Code, Problem};
+use berth_shared::snapshot::Snapshot;
 use berth_shared::time::{Millis, UnixMs};
 use berth_snapshot::protocol::{Job, Outcome};
 use berth_snapshot::{Checked, PruneJob, Pruned};
@@ -31,6 +33,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Snapshots;
+use crate::failpoint;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::repositories::{Repositories, something_else};
@@ -66,6 +69,8 @@ pub struct Upkeep(Arc<Inner>);
 struct Inner {
     file: PathBuf,
     book: Mutex<Book>,
+    /// Held by whoever writes the file, so that no older state is written over a newer one.
+    writing: tokio::sync::Mutex<()>,
     turn: Semaphore,
     config: Snapshots,
     repositories: Repositories,
@@ -87,7 +92,9 @@ impl Upkeep {
         let file = data_dir.join(FILE);
         let book = Mutex::new(read(&file));
         let turn = Semaphore::new(1);
-        let this = Self(Arc::new(Inner { file, book, turn, config, repositories, store, hub, metrics }));
+        let writing = tokio::sync::Mutex::new(());
+        let this =
+            Self(Arc::new(Inner { file, book, writing, turn, config, repositories, store, hub, metrics }));
         this.measure();
         this
     }
@@ -104,6 +111,11 @@ impl Upkeep {
                 let now = wall_now();
                 if self.book().settle(now, &with_repository(&self.0.store.fleet()), self.every()) {
                     self.remember().await;
+                }
+                let unlisted = self.book().unlisted(now);
+                if let Some(user) = unlisted {
+                    self.list_behind_a_prune(user).await;
+                    continue;
                 }
                 let due = self.book().due(now);
                 let Some((user, chore)) = due else {
@@ -201,16 +213,21 @@ impl Upkeep {
             weekly: kept.weekly,
             monthly: kept.monthly,
             keep: newest.take(kept.last.into()).map(|kept| kept.id.to_string()).collect(),
+            head: vault.and_then(|vault| vault.head.as_ref()).map(Snapshot::place),
             unneeded_hours: UNNEEDED_HOURS,
             strangers: false,
         };
+        self.book().prune_begins(wall_now(), user);
+        self.remember().await;
+        failpoint::PRUNE_BEGINS.reach();
         let done = repositories.keep_up(place.clone(), Some(user), Job::Prune(job), CHORE_MAX, |_| {}).await;
+        failpoint::PRUNE_ENDED.reach();
         let done = done.and_then(|done| match done.outcome {
             Outcome::Pruned(pruned) => Ok(pruned),
             outcome => Err(something_else(&outcome)),
         });
         let told = done.iter().flat_map(|pruned| &pruned.forgotten).filter_map(|id| id.parse().ok());
-        // One that failed may have taken some all the same. What a stop leaves is found before the next one.
+        // One that failed may have taken some all the same. What a stop leaves is found at the next start.
         let forgotten = match &done {
             Err(problem) if problem.code == Code::Starting => Ok(()),
             Ok(_) | Err(_) => self.forget_gone(user, actor, &place, told.collect()).await,
@@ -222,6 +239,22 @@ impl Upkeep {
         );
         forgotten?;
         Ok(pruned)
+    }
+
+    /// Finds out what a prune has taken whose end nobody saw.
+    async fn list_behind_a_prune(&self, user: UserId) {
+        let _turn = self.0.turn.acquire().await;
+        // The prune may have been under way, and have listed it itself.
+        if self.book().unlisted(wall_now()) != Some(user) {
+            return;
+        }
+        let vaults = self.0.repositories.vaults();
+        let place = vaults.store(vaults.prefix(user));
+        if let Err(problem) = self.forget_gone(user, Actor::System, &place, BTreeSet::new()).await {
+            tracing::warn!(%user, %problem, "what a prune took is not known yet, will retry");
+            self.book().not_listed(wall_now(), user);
+            self.remember().await;
+        }
     }
 
     async fn checked(&self, user: UserId, actor: Actor, read_percent: u8) -> Result<Checked, Problem> {
@@ -268,6 +301,7 @@ impl Upkeep {
     /// Writes the file. One that cannot be written costs work that was done before, at the next start.
     async fn remember(&self) {
         self.measure();
+        let _alone = self.0.writing.lock().await;
         let book = self.book().clone();
         let file = self.0.file.clone();
         let write = move || {

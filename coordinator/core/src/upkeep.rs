@@ -8,6 +8,9 @@
 //! A prune waits while a node of another generation of the user is unheard: that node may still believe that the user is its
 //! own, and write a snapshot on top of what the prune removes. Which nodes a user lived on before, the fleet does not
 //! remember; so where a user ever lived elsewhere, no node at all may be unheard.
+//!
+//! What a prune has taken is known once the repository was listed behind it. Where that did not come to be, because the
+//! coordinator was killed meanwhile or the bucket was gone, it is listed as soon as it can be; that waits for no node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,6 +83,9 @@ impl Every {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Book {
     users: BTreeMap<UserId, BTreeMap<Chore, Entry>>,
+    /// Users of whose repository a prune may have taken something and that was not listed since; when to do so.
+    #[serde(default)]
+    unlisted: BTreeMap<UserId, UnixMs>,
 }
 
 impl Book {
@@ -87,6 +93,11 @@ impl Book {
     pub fn settle(&mut self, now: UnixMs, users: &BTreeSet<UserId>, every: Every) -> bool {
         let before = self.clone();
         self.users.retain(|user, _| users.contains(user));
+        self.unlisted.retain(|user, _| users.contains(user));
+        for due in self.unlisted.values_mut() {
+            // A clock that was ahead.
+            *due = (*due).min(now.after(RETRY_MAX));
+        }
         for user in users {
             let chores = self.users.entry(*user).or_default();
             for chore in Chore::ALL {
@@ -111,7 +122,30 @@ impl Book {
 
     /// When something is due.
     pub fn next_deadline(&self) -> Option<UnixMs> {
-        self.next().map(|(due, ..)| due)
+        self.next().map(|(due, ..)| due).into_iter().chain(self.unlisted.values().copied()).min()
+    }
+
+    /// A prune takes something from now on. To be kept before it does.
+    pub fn prune_begins(&mut self, now: UnixMs, user: UserId) {
+        self.unlisted.insert(user, now);
+    }
+
+    /// The repository was listed, and what is gone is written down. Says whether anybody waited for that.
+    pub fn listed(&mut self, user: UserId) -> bool {
+        self.unlisted.remove(&user).is_some()
+    }
+
+    /// The repository could not be listed: soon again, where that is waited for.
+    pub fn not_listed(&mut self, now: UnixMs, user: UserId) {
+        if let Some(due) = self.unlisted.get_mut(&user) {
+            *due = now.after(RETRY_MAX);
+        }
+    }
+
+    /// Whose repository is to be listed now, because nobody knows what a prune has taken of it.
+    pub fn unlisted(&self, now: UnixMs) -> Option<UserId> {
+        let (user, due) = self.unlisted.iter().min_by_key(|(user, due)| (**due, **user))?;
+        (*due <= now).then_some(*user)
     }
 
     fn next(&self) -> Option<(UnixMs, UserId, Chore)> {

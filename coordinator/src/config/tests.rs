@@ -86,6 +86,26 @@ fn a_credential_of_the_bucket_is_found_where_the_service_manager_put_it() {
 }
 
 #[test]
+fn the_config_that_is_installed_is_one_and_so_it_is_with_the_section_of_the_bucket() {
+    let installed = include_str!("../../../systemd/coordinator.toml");
+    let config = load(installed, &[], &[]).unwrap();
+    assert_eq!((&config.default_image, config.snapshots.bucket), (&Config::default().default_image, None));
+    // As an operator makes it: what is a comment from the section's head on is none any more.
+    let (before, section) = installed.split_once("# [snapshots]").expect("it is there, as a comment");
+    let file = format!("{before}[snapshots]{}", section.replace("\n# ", "\n"));
+    let of_service = [("CREDENTIALS_DIRECTORY", "/run/credentials/x")];
+    let snapshots = load(&file, &of_service, &[]).unwrap().snapshots;
+    assert_eq!(snapshots.bucket.as_deref(), Some("berth"));
+    let found = [snapshots.credential_file, snapshots.prune_credential_file];
+    assert_eq!(
+        found,
+        ["bucket", "prune"].map(|name| Some(format!("/run/credentials/x/coordinator_{name}").into()))
+    );
+    // A person who only checks it has no such folder.
+    load(&file, &[], &[]).unwrap();
+}
+
+#[test]
 fn retention_and_upkeep_have_their_bounds() {
     let with = |key: &str, value: &str| load("link_listen = '127.0.0.1:1'", &[], &[(key, value)]);
     for (key, good, bad) in [

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use berth_coordinator_core::upkeep::Book;
 use berth_shared::api::{RepositoryChecked, RepositoryPruned, Snapshots};
 use berth_shared::problem::Code;
-use berth_shared::snapshot::Snapshot;
+use berth_shared::snapshot::{Snapshot, SnapshotOutcome};
+use berth_test_s3::Fault;
 use serde_json::json;
 
 use super::repositories::{Anna, Bucket, anna, found, journal, keep_one};
-use super::world::World;
+use super::world::{BOUND, World};
 
 const PRUNE: &str = "/v1/users/anna/prune";
 const CHECK: &str = "/v1/users/anna/check";
@@ -110,5 +112,64 @@ async fn where_head_is_gone_nothing_is_pruned_or_forgotten_and_it_is_told_until_
     assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
     found(&world, "repositories", "good").await;
     assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 0"));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_a_prune_took_that_a_stop_has_cut_is_found_gone_at_the_next_start_without_any_node() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    let object = bucket.object(&anna, &anna.first);
+    let faults = bucket.server.faults();
+    faults.set(Fault::Slow(std::time::Duration::from_millis(100)));
+    let cut = async {
+        while object.exists() {
+            tokio::task::yield_now().await;
+        }
+        // Whatever the worker asks for behind its deletes is not answered before the stop.
+        faults.set(Fault::Slow(BOUND));
+        world.tasks.ask_to_stop();
+    };
+    let asked = async { tokio::join!(world.post(PRUNE, json!({})), cut).0 };
+    let asked = tokio::time::timeout(BOUND, asked).await.expect("it deletes, and a stop waits for nobody");
+    assert_eq!(asked.code(), Code::Starting);
+    drop(anna.node);
+    world.end().await;
+    faults.clear();
+    // The file of before had none of that.
+    let before: Book = serde_json::from_str(r#"{"users": {}}"#).unwrap();
+    assert_eq!(before, Book::default());
+    let written = journal(&bucket.config());
+    assert!(!written.contains("SnapshotsForgotten"), "{written}");
+
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let told = |known: &serde_json::Value| known["history"].as_array().is_some_and(Vec::is_empty);
+    let after = world.until("/v1/users/anna/snapshots", told).await;
+    assert_eq!(after["head"]["id"], json!(anna.second.id));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_nobody_has_told_of_yet_stays_whatever_the_clock_of_its_node_says() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let mut anna = anna(&bucket, &world).await;
+    // By its time the one behind HEAD is older than HEAD is.
+    std::fs::write(anna.cell.join("new"), "behind").unwrap();
+    let behind = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 4).await;
+    std::fs::write(anna.cell.join("new"), "head").unwrap();
+    let head = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    assert_eq!(anna.node.takes(anna.user.id, &head).await, SnapshotOutcome::Head);
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (2, 2));
+    assert!(bucket.object(&anna, &behind).exists() && bucket.object(&anna, &head).exists());
+    assert_eq!(anna.node.takes(anna.user.id, &behind).await, SnapshotOutcome::Head);
+    let file = world.get("/v1/users/anna/snapshots/latest/file?path=new").await.dechunked();
+    assert_eq!((file.status, file.body.as_str()), (200, "behind"));
+    // HEAD by now, and by its time still not the newest.
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (0, 2));
+    assert!(bucket.object(&anna, &behind).exists());
     world.end().await;
 }

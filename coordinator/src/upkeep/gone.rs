@@ -17,6 +17,7 @@ use berth_snapshot::protocol::{Job, Line};
 use berth_snapshot::store::StoreConfig;
 
 use super::Upkeep;
+use crate::failpoint;
 
 /// How long a listing may take: each snapshot is an object that is read.
 const LIST_MAX: Duration = Duration::from_secs(20 * 60);
@@ -39,8 +40,14 @@ impl Upkeep {
             tracing::info!(%user, %actor, gone = gone.len(), "snapshots are gone from a repository");
             let forget = SnapshotCommand::Forget { user, gone };
             self.0.store.submit(actor, Command::Snapshot(forget)).await?;
+            failpoint::PRUNE_RECORDED.reach();
         }
-        unlisted.map(drop)
+        unlisted?;
+        let waited = self.book().listed(user);
+        if waited {
+            self.remember().await;
+        }
+        Ok(())
     }
 
     /// Of the user's history, what is not there.

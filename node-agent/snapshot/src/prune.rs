@@ -4,11 +4,14 @@
 //! is old enough (30 days). So a snapshot that is being written meanwhile, by a node that is not heard of, keeps what it
 //! relies on. Needs a credential that may delete.
 
+use berth_shared::ids::Generation;
 use rustic_core::jiff::{Span, Zoned};
+use rustic_core::repofile::SnapshotFile;
 use rustic_core::{KeepOptions, PruneOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
+use crate::labels::Labels;
 use crate::repository::OpenRepository;
 
 /// How long marked data stays, in hours.
@@ -37,6 +40,10 @@ pub struct PruneJob {
     /// These stay whatever the rule says: HEADs, by their whole ids.
     #[serde(default)]
     pub keep: Vec<String>,
+    /// Generation and sequence of HEAD: snapshots behind it stay, too. Nobody has told of them yet, the rule goes by the clock
+    /// of the node that took them, and the newest of them is HEAD as soon as it is told of.
+    #[serde(default)]
+    pub head: Option<(Generation, u64)>,
     /// How long data that no snapshot needs stays, in hours. Default 30 days.
     #[serde(default = "keep_hours")]
     pub unneeded_hours: u32,
@@ -94,6 +101,14 @@ pub(crate) fn prune(repository: &OpenRepository, job: &PruneJob) -> Result<Prune
             kept += group.len() as u64;
             continue;
         }
+        let is_untold = |snapshot: &SnapshotFile| {
+            let labels = Labels::parse(snapshot.tags.iter()).map(|(labels, _)| labels);
+            let place = labels.map(|labels| (labels.generation, labels.sequence));
+            job.head.is_some_and(|head| place > Some(head))
+        };
+        // They take no place of what the rule keeps.
+        let (untold, group): (Group, Group) = group.into_iter().partition(is_untold);
+        kept += untold.len() as u64;
         let judged = rule.apply(group, &now).map_err(|error| repository.failed(&error))?;
         let gone = judged.iter().filter(|snapshot| !snapshot.keep).map(|snapshot| snapshot.snapshot.id);
         forgotten.extend(gone);
@@ -128,7 +143,7 @@ fn refused(repository: &OpenRepository) -> Result<(), Failure> {
     repository.store.take_error().map_or(Ok(()), |error| Err(error.into()))
 }
 
-type Group = Vec<rustic_core::repofile::SnapshotFile>;
+type Group = Vec<SnapshotFile>;
 
 /// Snapshots by the cell that they are of; `true` where they are not Berth's.
 fn by_cell(repository: &OpenRepository) -> Result<Vec<(bool, Group)>, Failure> {

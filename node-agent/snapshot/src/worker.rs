@@ -29,6 +29,8 @@ const WORKER_OOM_SCORE: &str = "500";
 
 /// Does the one job that comes on standard input. This is all of `berth-node-agent worker`.
 pub fn main() -> Exit {
+    // The daemon may be one that the kernel should spare. Written first: below, what is in /proc/self comes to be root's.
+    let _as_it_was = std::fs::write("/proc/self/oom_score_adj", WORKER_OOM_SCORE);
     // Other processes of this uid, the cell's among them, may not look into this one's memory: there are keys in it.
     let _older_kernel = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
@@ -97,8 +99,6 @@ fn limit(limits: ProcessLimits) {
     let _told_by_nobody =
         rustix::process::setrlimit(Resource::Data, Rlimit { current: bound, maximum: bound });
     let _no_core = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    // The daemon may be one that the kernel should spare.
-    let _as_it_was = std::fs::write("/proc/self/oom_score_adj", WORKER_OOM_SCORE);
     let _as_it_was = rustix::process::nice(limits.nice.min(19).into());
 }
 

@@ -51,7 +51,7 @@ impl Server {
             std::fs::create_dir_all(root.join(bucket))?;
         }
         let files = FileSystem::new(root).map_err(|error| io::Error::other(format!("{error:?}")))?;
-        let mut builder = S3ServiceBuilder::new(listing::EmptyDelimiter(files));
+        let mut builder = S3ServiceBuilder::new(listing::Corrected { store: files, root: root.to_owned() });
         let mut auth = SimpleAuth::new();
         auth.register(ADMIN_KEY.to_owned(), ADMIN_SECRET.into());
         auth.register(NODE_KEY.to_owned(), NODE_SECRET.into());

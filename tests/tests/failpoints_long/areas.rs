@@ -130,6 +130,7 @@ pub(crate) const COORDINATOR: Map = Map {
             "first start",
             "key:created key:written key:synced key:named install:keyed journal:synced:created",
         ),
+        ("pruning", "prune:begins prune:ended prune:recorded"),
     ],
     nowhere: &[
         ("journal:drop:said journal:drop:removed", "the coordinator keeps its whole journal"),

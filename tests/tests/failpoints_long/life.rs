@@ -12,6 +12,7 @@ use crate::areas::AGENT;
 use crate::armory::{Armory, left_behind_by, verify_journal, wanted};
 use crate::steps::{At, ON_THE_NODE, Step, WITH_A_BUCKET, leading_to, walk_to};
 use bucket::Bucket;
+pub(crate) use bucket::settle;
 
 mod acting;
 mod bucket;
@@ -103,7 +104,7 @@ impl Life {
         world.container_is(&other.cell, "exited").await;
         if bucket.is_some() {
             // Nothing of its rest is left to be kept beside what is looked at.
-            bucket::settle(&world, "other").await;
+            settle(&world, "other").await;
         }
         let others_container = world.engine.containers_of(&other.cell).await.remove(0);
         let docker = world.engine.record();

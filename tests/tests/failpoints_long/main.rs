@@ -26,6 +26,7 @@ mod armory;
 mod first;
 mod keys;
 mod life;
+mod pruning;
 mod serving;
 mod steps;
 

@@ -54,6 +54,29 @@ fn what_failed_or_waits_is_due_again_soon_and_what_is_damaged_is_not_hammered() 
     assert_eq!(book.next_deadline(), None, "users that are gone are forgotten");
 }
 
+#[test]
+fn what_a_prune_took_is_asked_for_until_it_is_known() {
+    let user = *users(1).first().unwrap();
+    let never = Every { prune: None, check: None };
+    let mut book = Book::default();
+    book.settle(UnixMs(0), &users(1), never);
+    assert_eq!(book.unlisted(UnixMs(1)), None);
+    book.prune_begins(UnixMs(100), user);
+    // A prune that failed says nothing of it.
+    book.tried(UnixMs(200), user, Chore::Prune, Ended::Failed("away".into()), never);
+    assert_eq!((book.unlisted(UnixMs(99)), book.unlisted(UnixMs(200))), (None, Some(user)));
+    assert_eq!(book.next_deadline(), Some(UnixMs(100)));
+    book.not_listed(UnixMs(300), user);
+    assert_eq!(book.unlisted(UnixMs(300)), None);
+    assert_eq!(book.unlisted(UnixMs(300).after(RETRY_MAX)), Some(user));
+    assert!(book.settle(UnixMs(0), &users(1), never), "a clock that was ahead");
+    assert_eq!(book.unlisted(UnixMs(0).after(RETRY_MAX)), Some(user));
+    assert!(book.listed(user) && !book.listed(user));
+    assert_eq!(book.unlisted(UnixMs(u64::MAX)), None);
+    book.not_listed(UnixMs(300), user);
+    assert_eq!(book.unlisted(UnixMs(u64::MAX)), None, "nobody waits for it");
+}
+
 proptest! {
     #[test]
     fn nothing_is_ever_due_later_than_a_span_from_now(starts: [u64; 8], spans: [u32; 8]) {

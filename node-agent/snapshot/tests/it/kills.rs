@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
 use crate::support::{Dice, World, change, hash, keep_last};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_berth-snapshot-worker");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_berth-snapshot-worker");
 /// How often a worker is killed: in the slow tier (`scripts/test --long`) at fifty moments.
 const KILLS: u32 = if cfg!(feature = "long") { 50 } else { 12 };
 const LONG: Duration = Duration::from_secs(60);

@@ -1,6 +1,7 @@
 //! Snapshots and restores against an S3 server in the same process; `contract` also against a real one.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic in a test is its report")]
 
+mod bounds;
 mod contract;
 mod faults;
 #[cfg(feature = "long")]

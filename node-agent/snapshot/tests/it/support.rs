@@ -207,6 +207,7 @@ pub(crate) fn keep_last(last: u16) -> PruneJob {
         weekly: 0,
         monthly: 0,
         keep: Vec::new(),
+        head: None,
         unneeded_hours: 0,
         strangers: false,
     }

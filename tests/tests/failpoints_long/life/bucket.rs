@@ -38,7 +38,7 @@ impl Bucket {
 }
 
 /// Waits until what the cell holds is kept, and nothing of that is under way any more. Gives HEAD.
-pub(super) async fn settle(world: &World, slug: &str) -> Value {
+pub(crate) async fn settle(world: &World, slug: &str) -> Value {
     let newest = commanded(world, "POST", &format!("/v1/cells/{slug}/snapshot"), json!({})).await.json();
     eventually("that snapshot is HEAD", BOUND, async || {
         let told = world.api.get(&format!("/v1/users/{slug}/snapshots")).await.ok(200);
