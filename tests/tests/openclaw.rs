@@ -51,7 +51,10 @@ async fn its_own_work_keeps_it_awake(world: &World, model: &Model, front: &Front
         let refused = world.api.post("/v1/cells/claw/sleep", json!({ "freeze": true })).await;
         let told = refused.json();
         assert_eq!((refused.status, &told["code"]), (409, &json!("cell_busy")), "{told}");
-        assert!(model.calls("begun").await > model.calls("finished").await, "the work was over too soon to tell");
+        assert!(
+            model.calls("begun").await > model.calls("finished").await,
+            "the work was over too soon to tell"
+        );
         let refusal = world.status("claw").await["last_refusal"]["reason"].clone();
         let blockers = refusal["detail"].as_str().unwrap_or_default().to_owned();
         let both = refusal["reason"] == "workload" && told["detail"].as_str()?.contains(&blockers);
