@@ -214,6 +214,11 @@ impl Upkeep {
             monthly: kept.monthly,
             keep: newest.take(kept.last.into()).map(|kept| kept.id.to_string()).collect(),
             head: vault.and_then(|vault| vault.head.as_ref()).map(Snapshot::place),
+            aside: vault
+                .iter()
+                .flat_map(|vault| &vault.orphans)
+                .map(|orphan| orphan.snapshot.id.to_string())
+                .collect(),
             unneeded_hours: UNNEEDED_HOURS,
             strangers: false,
         };

@@ -173,3 +173,23 @@ async fn what_nobody_has_told_of_yet_stays_whatever_the_clock_of_its_node_says()
     assert!(bucket.object(&anna, &behind).exists());
     world.end().await;
 }
+
+#[tokio::test]
+async fn an_orphan_in_the_users_own_repository_outlives_prunes() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let mut anna = anna(&bucket, &world).await;
+    let mut before = anna.told.clone();
+    before.generation.number -= 1;
+    std::fs::write(anna.cell.join("new"), "orphan").unwrap();
+    let orphan = bucket.take(&before, &anna.told.prefix, &anna.cell, 7).await;
+    let outcome = anna.node.takes(anna.user.id, &orphan).await;
+    assert!(matches!(outcome, SnapshotOutcome::Orphan { .. }), "{outcome:?}");
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (1, 2));
+    assert!(bucket.object(&anna, &orphan).exists());
+    let path = format!("/v1/users/anna/snapshots/{}/file?path=new", orphan.id);
+    let file = world.get(&path).await.dechunked();
+    assert_eq!((file.status, file.body.as_str()), (200, "orphan"));
+    world.end().await;
+}

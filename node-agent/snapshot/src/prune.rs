@@ -2,7 +2,10 @@
 //!
 //! In two steps that are far apart: data that no snapshot needs is marked, and removed by a later prune when the mark
 //! is old enough (30 days). So a snapshot that is being written meanwhile, by a node that is not heard of, keeps what it
-//! relies on. Needs a credential that may delete.
+//! relies on. Snapshots that the coordinator may not have heard of yet, and those that are set aside, no rule judges. Needs
+//! a credential that may delete.
+
+use std::collections::BTreeMap;
 
 use berth_shared::ids::Generation;
 use rustic_core::jiff::{Span, Zoned};
@@ -44,6 +47,10 @@ pub struct PruneJob {
     /// of the node that took them, and the newest of them is HEAD as soon as it is told of.
     #[serde(default)]
     pub head: Option<(Generation, u64)>,
+    /// Orphans, by their whole ids: they stay, and take no place of what the rule keeps. A node that worked alone inside its
+    /// lease, while its user was given away, has put them here.
+    #[serde(default)]
+    pub aside: Vec<String>,
     /// How long data that no snapshot needs stays, in hours. Default 30 days.
     #[serde(default = "keep_hours")]
     pub unneeded_hours: u32,
@@ -101,14 +108,9 @@ pub(crate) fn prune(repository: &OpenRepository, job: &PruneJob) -> Result<Prune
             kept += group.len() as u64;
             continue;
         }
-        let is_untold = |snapshot: &SnapshotFile| {
-            let labels = Labels::parse(snapshot.tags.iter()).map(|(labels, _)| labels);
-            let place = labels.map(|labels| (labels.generation, labels.sequence));
-            job.head.is_some_and(|head| place > Some(head))
-        };
         // They take no place of what the rule keeps.
-        let (untold, group): (Group, Group) = group.into_iter().partition(is_untold);
-        kept += untold.len() as u64;
+        let (spared, group) = spare(job, group);
+        kept += spared;
         let judged = rule.apply(group, &now).map_err(|error| repository.failed(&error))?;
         let gone = judged.iter().filter(|snapshot| !snapshot.keep).map(|snapshot| snapshot.snapshot.id);
         forgotten.extend(gone);
@@ -145,9 +147,36 @@ fn refused(repository: &OpenRepository) -> Result<(), Failure> {
 
 type Group = Vec<SnapshotFile>;
 
+/// How many no rule judges, and those that it does.
+fn spare(job: &PruneJob, group: Group) -> (u64, Group) {
+    let placed: Vec<_> = group.into_iter().map(|snapshot| (place(&snapshot), snapshot)).collect();
+    let mut begun = BTreeMap::new();
+    for ((generation, _), snapshot) in placed.iter().filter_map(|(place, file)| Some(((*place)?, file))) {
+        let at = begun.entry(generation).or_insert_with(|| snapshot.time.timestamp());
+        *at = (*at).min(snapshot.time.timestamp());
+    }
+    let is_spared = |place: Option<(Generation, u64)>, snapshot: &SnapshotFile| {
+        let is_untold = job.head.is_some_and(|head| place > Some(head));
+        // Its node worked alone while the user lived elsewhere already, and may not have told of it yet.
+        let newer = begun.iter().filter(|(generation, _)| place.is_some_and(|(own, _)| **generation > own));
+        let is_late = newer.map(|(_, at)| *at).min().is_some_and(|at| at <= snapshot.time.timestamp());
+        is_untold || is_late || job.aside.iter().any(|id| id == snapshot.id.to_hex().as_str())
+    };
+    let before = placed.len();
+    let judged = placed.into_iter().filter(|(place, snapshot)| !is_spared(*place, snapshot));
+    let judged: Group = judged.map(|(_, snapshot)| snapshot).collect();
+    ((before - judged.len()) as u64, judged)
+}
+
+/// Generation and sequence; `None` where it is not Berth's.
+fn place(snapshot: &SnapshotFile) -> Option<(Generation, u64)> {
+    let (labels, _) = Labels::parse(snapshot.tags.iter())?;
+    Some((labels.generation, labels.sequence))
+}
+
 /// Snapshots by the cell that they are of; `true` where they are not Berth's.
 fn by_cell(repository: &OpenRepository) -> Result<Vec<(bool, Group)>, Failure> {
-    let mut groups = std::collections::BTreeMap::<_, Group>::new();
+    let mut groups = BTreeMap::<_, Group>::new();
     for (file, labels) in repository.snapshots()? {
         groups.entry(labels.map(|(labels, _)| labels.cell)).or_default().push(file);
     }

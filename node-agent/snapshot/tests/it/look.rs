@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use berth_shared::api::{EntryChange, SnapshotChange};
+use berth_shared::ids::Generation;
 use berth_snapshot::Reason;
 use berth_snapshot::protocol::{Job, Line, Outcome};
 
@@ -126,6 +127,33 @@ fn a_prune_keeps_what_the_rule_says_and_data_that_nobody_needs_for_its_time() {
         fs::remove_dir_all(world.path("back")).unwrap();
     }
     assert_eq!(world.prune(keep_last(0)).unwrap_err().0, Reason::BadJob);
+}
+
+#[test]
+fn no_rule_judges_what_another_generation_left_behind_beside_the_line_or_has_not_told_of() {
+    let mut world = World::new();
+    let generation = |number| Generation { epoch: 0, number };
+    let mut taken_under = |number| {
+        let mut job = world.snapshot_job();
+        fs::write(job.folder.join("f"), Dice(job.labels.sequence).bytes(10_000)).unwrap();
+        job.labels.generation = generation(number);
+        world.taken(job).unwrap().snapshot
+    };
+    // The user was given away behind the first; the second was told of, and is listed as an orphan; the last was not yet.
+    let (line, orphan, head, late) = (taken_under(1), taken_under(1), taken_under(2), taken_under(1));
+    let mut rule = keep_last(1);
+    rule.head = Some((generation(2), 3));
+    rule.aside = vec![orphan.clone()];
+    let pruned = world.prune(rule.clone()).unwrap();
+    assert_eq!((pruned.forgotten, pruned.kept), (vec![line], 3));
+    for id in [&orphan, &head, &late] {
+        world.restored(world.restore_job(id, "back")).unwrap();
+        fs::remove_dir_all(world.path("back")).unwrap();
+    }
+    // Nobody lists it any more: only then it goes.
+    rule.aside = vec![];
+    let pruned = world.prune(rule).unwrap();
+    assert_eq!((pruned.forgotten, pruned.kept), (vec![orphan], 2));
 }
 
 #[test]

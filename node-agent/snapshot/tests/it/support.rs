@@ -208,6 +208,7 @@ pub(crate) fn keep_last(last: u16) -> PruneJob {
         monthly: 0,
         keep: Vec::new(),
         head: None,
+        aside: Vec::new(),
         unneeded_hours: 0,
         strangers: false,
     }
