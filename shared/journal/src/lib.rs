@@ -104,11 +104,11 @@
 //! | `synced` removed or not copied, last group damaged | **taken for torn and cut** |
 //!
 //! The two bold rows are the limit. The first needs a media fault in the newest sectors and a power cut within the
-//! same half minute. Closing it would cost a second `fdatasync` per commit; the coordinator has a stronger witness
-//! (signed checkpoints seen by nodes and the bucket) and compares it with [`Journal::head`].
+//! same half minute. Closing it would cost a second `fdatasync` per commit; a stronger witness would be
+//! signed checkpoints that nodes and the bucket have seen, compared with [`Journal::head`]. There are none yet.
 //!
 //! Assumed of the disk: a sector is written or not, and writing one sector does not harm others. A disk that lies
-//! about `fdatasync` loses the end of the journal; `synced` cannot show that, checkpoints can.
+//! about `fdatasync` loses the end of the journal; `synced` cannot show that, checkpoints could.
 //!
 //! # Copies and restores
 //!
