@@ -8,7 +8,7 @@
 # Starts a coordinator, a node agent, an ingress and a model (release builds) on loopback, makes N cells of OpenClaw and
 # freezes all of them. After --frozen seconds, in which two of them are woken and freeze again, the others are woken one by
 # one through the front door, each timed until the first byte of /v1/models: the first wakes after their first freeze. Then
-# the same once more: later ones. Then some for a chat turn. The control arm pauses and unpauses the container directly, with
+# the same once more: later ones. Then some for a chat turn. The control arm, before all that, pauses and unpauses the container directly, with
 # the node agent stopped (SIGSTOP) meanwhile; the cold arm stops and wakes. Berth's own part is the sum of its spans.
 #
 #   --cells N          cells of OpenClaw, 3 or more (default 12: two are the others that are woken in between)
@@ -70,18 +70,20 @@ state_is() { [[ $(docker inspect --format '{{.State.Status}}' "${CONTAINER[$1]}"
 falls_asleep() { berth cell sleep "$@" >>"$run_dir/sleep.log" 2>&1; }
 
 # freezes USER TURN: puts it to sleep, reads back what it holds, and records what that cost. A gateway says that it is busy
-# just after its start, and 30 questions in a minute are all that it answers: so it is asked every few seconds.
+# just after its start, and 30 questions in a minute are all that it answers: so it is asked every few seconds. What it cost
+# counts from the first question on: a cell that then says that it is busy may have had memory pushed out already.
 freezes() {
-    local user=$1 used out begun until=$((SECONDS + 180))
+    local user=$1 used out begun asked=0 until=$((SECONDS + 180))
+    used=$(used_kb) out=$(pages_out)
     while :; do
-        used=$(used_kb) out=$(pages_out) begun=$EPOCHREALTIME
+        begun=$EPOCHREALTIME asked=$((asked + 1))
         falls_asleep "$user" --freeze && break
         ((SECONDS < until)) || fail "$user did not fall asleep: $(tail -n 2 "$run_dir/sleep.log")" "berth cell why $user"
         sleep 3
     done
     record freeze "$(probe held --container "${CONTAINER[$user]}" | jq -c --arg turn "$2" --argjson used "$used" --argjson now "$(used_kb)" \
         --argjson out "$out" --argjson out_now "$(pages_out)" --argjson begun "$begun" --argjson ended "$EPOCHREALTIME" \
-        --argjson page "$(getconf PAGESIZE)" '. + {turn: $turn, freed_mb: (($used - $now) / 1024), freeze_ms: (($ended - $begun) * 1000),
+        --argjson page "$(getconf PAGESIZE)" --argjson asked "$asked" '. + {turn: $turn, asked: $asked, freed_mb: (($used - $now) / 1024), freeze_ms: (($ended - $begun) * 1000),
             written_mb: (($out_now - $out) * $page / 1048576)}')"
 }
 
@@ -153,6 +155,23 @@ for ((n = 1; n <= cells; n++)); do
 done
 # As long as a cell has to be idle by default before it is frozen: a gateway's first minutes have jobs of their own.
 sleep 300
+
+# Before anything was ever pushed out of them.
+say "the control: paused without the push, $control times, for $idle_s s"
+for ((n = 1; n <= control; n++)); do
+    kill -STOP "${PID_OF[agent]}"
+    probe pause --container "${CONTAINER[c$n]}" >/dev/null || { kill -CONT "${PID_OF[agent]}" && fail "c$n was not paused" "docker ps"; }
+    sleep "$idle_s"
+    record control_held "$(probe held --container "${CONTAINER[c$n]}")"
+    got=$(probe unpause --container "${CONTAINER[c$n]}" --host "c$n.localhost:$port" --user "${USER_ID[c$n]}") || got=
+    kill -CONT "${PID_OF[agent]}"
+    [[ -n $got ]] || fail "c$n did not go on" "docker ps"
+    record control "$got"
+    told "c$n" "$got"
+    wait_for "the node" 60 node_connected
+done
+
+say "all are frozen"
 for ((n = 1; n <= cells; n++)); do freezes "c$n" first; done
 
 rest_meanwhile
@@ -166,21 +185,6 @@ for ((n = 1; n <= chat; n++)); do
     got=$(wake_probe thaw "c$n" --path /v1/chat/completions --post "$CHAT")
     record chat "$got"
     told "c$n" "$got"
-done
-
-say "the control: paused without the push, $control times, for $idle_s s"
-for ((n = 1; n <= control; n++)); do
-    ((n <= chat)) || wake_probe thaw "c$n" >/dev/null
-    kill -STOP "${PID_OF[agent]}"
-    probe pause --container "${CONTAINER[c$n]}" >/dev/null || { kill -CONT "${PID_OF[agent]}" && fail "c$n was not paused" "docker ps"; }
-    sleep "$idle_s"
-    record control_held "$(probe held --container "${CONTAINER[c$n]}")"
-    got=$(probe unpause --container "${CONTAINER[c$n]}" --host "c$n.localhost:$port" --user "${USER_ID[c$n]}") || got=
-    kill -CONT "${PID_OF[agent]}"
-    [[ -n $got ]] || fail "c$n did not go on" "docker ps"
-    record control "$got"
-    told "c$n" "$got"
-    wait_for "the node" 60 node_connected
 done
 
 say "the cold arm: stopped, $cold times, for $idle_s s"

@@ -175,7 +175,7 @@ fn parts(facts: &NodeFacts) -> Vec<Finding> {
         Finding::new(
             "swap",
             Level::Warning,
-            "there is none: a frozen cell keeps its RAM",
+            "there is none: idle cells are stopped instead of frozen",
             "Make an encrypted one; `berth-node-agent doctor` there tells how.",
         )
     } else {

@@ -32,7 +32,12 @@ fn judge(swaps: &[(Swap, Kind)]) -> Finding {
     };
     let all = swaps.iter().fold(Bytes::ZERO, |sum, (swap, _)| sum.saturating_add(swap.size));
     if swaps.is_empty() {
-        return Finding::new(CHECK, Level::Warning, "there is none: a frozen cell keeps its RAM", HOW);
+        return Finding::new(
+            CHECK,
+            Level::Warning,
+            "there is none: idle cells are stopped instead of frozen",
+            HOW,
+        );
     }
     if let Some(names) = named(Kind::Open) {
         let found = format!("{names} is not encrypted: cells' memory would lie there readable");
