@@ -10,6 +10,7 @@ use berth_coordinator_core::fleet::Standing;
 use berth_coordinator_core::liveness::Liveness;
 use berth_coordinator_core::pending::Pending;
 use berth_coordinator_core::silence::Silence;
+use berth_coordinator_core::upkeep::Book;
 use berth_coordinator_core::{Actor, Command, Event, Fact, Fleet};
 use berth_journal::sim::{SimDisk, SimStorage};
 use berth_journal::{Chain, Journal, KindId, KindVersion, NewRecord, Options};
@@ -36,6 +37,10 @@ pub(crate) struct Coordinator {
     pub(crate) cut_until: At,
     /// The newest event that somebody was told of: its number, and the chain up to it.
     acknowledged: (u64, Chain),
+    /// What its file remembers of prunes.
+    pub(crate) book: Book,
+    /// Which life has a repository pruned or listed just now: one at a time.
+    pub(crate) pruning: Option<u64>,
     /// The state of the life before, to be compared with what its journal gives.
     before: Option<Fleet>,
 }
@@ -75,6 +80,8 @@ pub(crate) enum Asker {
     NewKey(usize, PublicKey),
     /// A node that told of a snapshot.
     Snapshot(NodeId, UserId, SnapshotId),
+    /// What is gone from this user's repository.
+    Listed(UserId),
     Nobody,
 }
 
@@ -99,6 +106,8 @@ impl Coordinator {
             lives: 0,
             cut_until: 0,
             acknowledged: (0, Chain::GENESIS),
+            book: Book::default(),
+            pruning: None,
             before: None,
         }
     }
@@ -178,6 +187,7 @@ impl World {
         });
         self.keys_wanted();
         self.later(SECOND, Happening::Expire { life });
+        self.later(SECOND, Happening::LookBehindPrunes { life });
     }
 
     /// `power`: the machine loses it, and with it whatever was not synced.
@@ -379,7 +389,7 @@ impl World {
         if is_new {
             self.check_fact(event);
         }
-        self.check_snapshot(event);
+        self.check_snapshot(event, is_new);
         let cell = match &event.fact {
             Fact::BearerIssued { user, .. } | Fact::BearersRevoked { user } => self.truth.cell_of(*user),
             _ => None,

@@ -1,6 +1,6 @@
 //! Cells' data as it truly is: on the disks of machines, and in the bucket. No code of Berth's own looks in here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::snapshot::SnapshotId;
@@ -75,6 +75,8 @@ pub(crate) struct Object {
 pub(crate) struct Bucket {
     pub(crate) objects: BTreeMap<SnapshotId, Object>,
     pub(crate) down_until: At,
+    /// What prunes have taken.
+    pub(crate) pruned: BTreeSet<SnapshotId>,
 }
 
 impl Bucket {

@@ -48,6 +48,12 @@ impl World {
                 self.send_down(connection, CoordinatorFrame::KeyJudged { key, outcome });
             }
             Asker::Snapshot(node, user, id) => self.snapshot_decided((node, user, id), outcome),
+            Asker::Listed(user) => {
+                self.coordinator.pruning = None;
+                if outcome.is_ok() {
+                    self.coordinator.book.listed(user);
+                }
+            }
             Asker::Nobody => {}
         }
     }

@@ -79,6 +79,7 @@ impl World {
             Stage::Settling => {
                 self.judge_convergence(true);
                 self.judge_kept();
+                self.judge_pruned();
                 self.judge_answers();
                 let cells: Vec<CellId> = self.truth.cells.keys().copied().collect();
                 for cell in cells {

@@ -13,10 +13,10 @@ use crate::world::World;
 
 impl World {
     /// Something new is true of a snapshot. Comes before it is written down.
-    pub(crate) fn check_snapshot(&mut self, event: &Event) {
+    pub(crate) fn check_snapshot(&mut self, event: &Event, is_new: bool) {
         let wrong = match (&event.fact, &event.actor) {
             (Fact::Snapshot(SnapshotFact::HeadMoved { snapshot, .. }), Actor::Node(node)) => {
-                self.check_head(snapshot, *node).err()
+                self.check_head(snapshot, *node, is_new).err()
             }
             (Fact::Snapshot(SnapshotFact::HeadMoved { .. }), _) => {
                 Some("HEAD is moved by no node".to_owned())
@@ -28,10 +28,14 @@ impl World {
         }
     }
 
-    fn check_head(&self, snapshot: &Snapshot, node: NodeId) -> Result<(), String> {
+    fn check_head(&self, snapshot: &Snapshot, node: NodeId, is_new: bool) -> Result<(), String> {
         let (cell, id) = (snapshot.cell, tell(snapshot.id));
         let known = self.truth.cells.get(&cell).ok_or_else(|| format!("{id} is of nobody"))?;
         let Some(object) = self.bucket.found(known.user, snapshot.id) else {
+            // It was HEAD once, and what replays the journal reads that again.
+            if !is_new && self.bucket.pruned.contains(&snapshot.id) {
+                return Ok(());
+            }
             return Err(format!("{id} is HEAD of {} and does not lie in its repository", short(cell)));
         };
         if (object.generation, object.seq) != snapshot.place() {
@@ -115,7 +119,9 @@ impl World {
             let Some(believed) = life.agent.cell(cell) else { continue };
             let head = self.head_state(cell);
             let on = self.machines[machine].disk.disks.cells.get(&cell);
-            let excused = on.is_some_and(|on| on.excused) || head.is_some_and(|head| head.excused);
+            // A disk of an old image knows of nothing newer, whether its data lies on it or in a snapshot.
+            let is_old = believed.archived_in().is_some() && self.machines[machine].disk.doubted;
+            let excused = is_old || on.is_some_and(|on| on.excused) || head.is_some_and(|head| head.excused);
             // Of what is still to be put on a disk, HEAD has had the last.
             let before = self.machines[machine].disk.before.get(&cell).copied();
             let is_head = match believed.state() {

@@ -12,11 +12,12 @@ use berth_node_agent_core::snapshots::Snapshots;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::link::node::NodeLink;
 use berth_shared::signing::{PublicKey, SigningKey};
+use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::BootMs;
 use berth_shared::wire::{FRAMES_VERSION_MIN, NodeFrame};
 
 use crate::clock::Clock;
-use crate::data::{Disks, State};
+use crate::data::{Disks, Object, State};
 use crate::engine::{Engine, Run};
 use crate::net::Toward;
 use crate::plan::{At, MINUTE, NODES, SECOND};
@@ -51,6 +52,8 @@ pub(crate) struct Disk {
     pub(crate) doubted: bool,
     /// What was there before a restore that is half done.
     pub(crate) before: BTreeMap<CellId, State>,
+    /// What such a restore puts in place, and of which snapshot that is.
+    pub(crate) half: BTreeMap<CellId, (SnapshotId, Object)>,
     /// What it was truly told, and when.
     pub(crate) told: Told,
 }
@@ -125,6 +128,7 @@ impl Disk {
             disks: Disks::default(),
             doubted: false,
             before: BTreeMap::new(),
+            half: BTreeMap::new(),
             told: Told::default(),
         }
     }

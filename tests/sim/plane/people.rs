@@ -1,6 +1,6 @@
 //! What operators want, and what they do about nodes in trouble.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_coordinator_core::Command;
 use berth_coordinator_core::command::NewUser;
@@ -29,7 +29,8 @@ impl World {
         self.bring_tokens();
         self.look_after_nodes(300);
         self.look_after_lost(300);
-        match self.dice.between(0, 25) {
+        match self.dice.between(0, 28) {
+            26.. => self.prune_somebody(),
             25 => self.purge_key(),
             0..6 => self.create_user(),
             6 => self.remove_user(),
@@ -99,7 +100,11 @@ impl World {
 
     /// What operators do about nodes that will never come back: they say so, give the users to others, and forget the node.
     pub(crate) fn look_after_lost(&mut self, per_mille: u64) {
-        let lost: Vec<NodeId> = self.operators.lost.iter().copied().collect();
+        let mut lost: BTreeSet<NodeId> = self.operators.lost.iter().copied().collect();
+        if !self.faulty() {
+            // Its machine had two tokens, and has joined as another node since.
+            lost.extend(self.truth.nodes.keys().filter(|node| self.machine_of(**node).is_none()));
+        }
         for node in lost {
             let Some(off) = self.truth.nodes.get(&node).map(|member| member.off) else {
                 self.operators.lost.remove(&node);

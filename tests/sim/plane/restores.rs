@@ -11,7 +11,7 @@ use berth_shared::repository::UserRepository;
 use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::UnixMs;
 
-use crate::data::OnDisk;
+use crate::data::{Object, OnDisk};
 use crate::engine::{failed, short};
 use crate::plan::{MINUTE, SECOND};
 use crate::snaps::{Taking, tell};
@@ -28,8 +28,8 @@ pub(crate) struct Order {
     save: Option<Taking>,
     /// What was there is kept.
     saved: bool,
-    /// Half of it is done.
-    half: bool,
+    /// Half of it is done: what is put in place, out of the store's reach by then.
+    half: Option<Object>,
 }
 
 impl World {
@@ -46,7 +46,7 @@ impl World {
         turn.records.extend(heads::restore_begins(&life.memory, believed));
         let save = if over { self.plan_take(machine, cell, false, turn) } else { None };
         let repository = self.repository(machine, cell);
-        let order = Order { repository, snapshot, over, archived, save, saved: false, half: false };
+        let order = Order { repository, snapshot, over, archived, save, saved: false, half: None };
         if let Some(life) = &mut self.machines[machine].life {
             life.orders.insert(cell, order);
         }
@@ -56,7 +56,7 @@ impl World {
         let repository = self.repository(machine, cell);
         let Some(life) = &mut self.machines[machine].life else { return };
         let Some(snapshot) = life.agent.cell(cell).and_then(|cell| cell.verifies()) else { return };
-        let (over, archived, saved, half) = (false, false, false, false);
+        let (over, archived, saved, half) = (false, false, false, None);
         life.orders.insert(cell, Order { repository, snapshot, over, archived, save: None, saved, half });
     }
 
@@ -114,8 +114,8 @@ impl World {
         seen: &Seen,
         order: &mut Order,
     ) -> Result<Outcome, ()> {
-        if order.half {
-            self.put_in_place(machine, cell, order);
+        if let Some(object) = order.half {
+            self.put_in_place(machine, cell, order, object);
             return Ok(Outcome::Restored { taken_at: UnixMs(0) });
         }
         if matches!(seen, Seen::Running { .. } | Seen::Paused { .. }) {
@@ -155,10 +155,13 @@ impl World {
         }
         let reached = self.bucket.down_until <= self.at && !self.strikes(self.plan.store_fails);
         let found = self.bucket.found(user, order.snapshot).filter(|object| reached && !object.rotten);
-        if found.is_none() {
+        // Whoever finds an exchange half-done has all of it beside the disk.
+        let beside = self.machines[machine].disk.half.get(&cell).filter(|(id, _)| *id == order.snapshot);
+        let Some(object) = beside.map(|(_, object)| *object).filter(|_| was_half(self)).or(found) else {
             return Ok(no(self));
-        }
-        order.half = true;
+        };
+        order.half = Some(object);
+        self.machines[machine].disk.half.insert(cell, (order.snapshot, object));
         self.note_before(machine, cell, order);
         Err(())
     }
@@ -173,8 +176,8 @@ impl World {
         self.note(|| format!("machine {machine}: {} is half restored", short(cell)));
     }
 
-    fn put_in_place(&mut self, machine: usize, cell: CellId, order: &Order) {
-        let Some(object) = self.bucket.objects.get(&order.snapshot).copied() else { return };
+    fn put_in_place(&mut self, machine: usize, cell: CellId, order: &Order, object: Object) {
+        self.machines[machine].disk.half.remove(&cell);
         let head = self.truth.head_of(cell).and_then(|head| self.bucket.objects.get(&head)).map(|o| o.state);
         let ordered = self.operators.ordered(cell, order.snapshot, object_generation(order));
         let before = self.machines[machine].disk.before.remove(&cell);

@@ -14,6 +14,7 @@ use crate::machine::Machine;
 use crate::net::{Connection, Toward};
 use crate::operators::Operators;
 use crate::plan::{At, MINUTE, NODES, Plan};
+use crate::prunes::Pruning;
 use crate::requests::Requests;
 use crate::snaps::{Taken, Taking};
 use crate::truth::Truth;
@@ -33,6 +34,8 @@ pub(crate) enum Happening {
     CoordinatorStarts,
     Commit { life: u64 },
     MakeKeys { life: u64 },
+    LookBehindPrunes { life: u64 },
+    PruneTakes(Box<Pruning>),
     PeerAlarm { life: u64, connection: usize },
     Expire { life: u64 },
     // The machines.
@@ -265,6 +268,8 @@ impl World {
             Happening::CoordinatorStarts => self.coordinator_starts(),
             Happening::Commit { life } => self.commit(life),
             Happening::MakeKeys { life } => self.make_keys(life),
+            Happening::LookBehindPrunes { life } => self.look_behind_prunes(life),
+            Happening::PruneTakes(pruning) => self.prune_takes(&pruning),
             Happening::PeerAlarm { life, connection } => self.peer_alarm(life, connection),
             Happening::Expire { life } => self.expire(life),
             Happening::PowerOn { machine } => self.power_on(machine),
