@@ -256,6 +256,10 @@ impl Upkeep {
         let vaults = self.0.repositories.vaults();
         let place = vaults.store(vaults.prefix(user));
         if let Err(problem) = self.forget_gone(user, Actor::System, &place, BTreeSet::new()).await {
+            if problem.code == Code::Starting {
+                // A stop: the next start is to do it at once, so nothing is put off. This ends with the stop.
+                return tokio::time::sleep(LOOK_EVERY).await;
+            }
             tracing::warn!(%user, %problem, "what a prune took is not known yet, will retry");
             self.book().not_listed(wall_now(), user);
             self.remember().await;
