@@ -397,6 +397,23 @@ impl World {
     }
 }
 
+/// The coordinator's settings for prunes that leave HEAD only, with their credential, which is written into this folder.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn prunes(folder: &Path) -> Vec<String> {
+    let credential = folder.join("prune-credential");
+    let (key, secret) = (berth_test_s3::ADMIN_KEY, berth_test_s3::ADMIN_SECRET);
+    let keys = format!("aws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
+    place::write_secret(&credential, &keys);
+    let mut settings = vec![
+        format!("snapshots.prune_credential_file={}", credential.display()),
+        "snapshots.keep_last=1".to_owned(),
+    ];
+    settings.extend(["hourly", "daily", "weekly", "monthly"].map(|span| format!("snapshots.keep_{span}=0")));
+    settings
+}
+
 /// See [`World::agent_is_connected`].
 async fn is_connected(api: &Api, agent: &Daemon, node_name: &str) {
     eventually("the agent is connected to the coordinator", BOUND, async || {

@@ -2,13 +2,12 @@
 //! themselves, and HEAD is never touched.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, Server};
+use berth_test_s3::Server;
 use berth_tests::world::wait::eventually;
-use berth_tests::world::{BOUND, Options, Rest, World};
+use berth_tests::world::{BOUND, Options, Rest, World, prunes};
 use serde_json::{Value, json};
 
 use crate::areas::COORDINATOR;
@@ -17,18 +16,8 @@ use crate::life::settle;
 
 /// Prunes by hand only, which leave HEAD alone.
 fn settings(folder: &Path) -> Vec<String> {
-    let credential = folder.join("prune-credential");
-    let keys = format!("aws_access_key_id = {ADMIN_KEY}\naws_secret_access_key = {ADMIN_SECRET}\n");
-    std::fs::write(&credential, keys).unwrap();
-    std::fs::set_permissions(&credential, PermissionsExt::from_mode(0o600)).unwrap();
-    let mut settings = vec![
-        format!("snapshots.prune_credential_file={}", credential.display()),
-        "snapshots.prune_every=365d".to_owned(),
-        "snapshots.check_every=365d".to_owned(),
-        "snapshots.keep_last=1".to_owned(),
-    ];
-    settings.extend(["hourly", "daily", "weekly", "monthly"].map(|span| format!("snapshots.keep_{span}=0")));
-    settings
+    let by_hand = ["snapshots.prune_every=365d", "snapshots.check_every=365d"].map(str::to_owned);
+    prunes(folder).into_iter().chain(by_hand).collect()
 }
 
 /// What the journal knows: HEAD, and all snapshots with it.

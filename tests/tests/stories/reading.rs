@@ -1,15 +1,14 @@
 //! Reading without us: a user's own repository, by stock `restic`, through the front door of a cell that rests.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
 use berth_shared::cell::Workload;
 use berth_snapshot::{WalkLimits, tree_hash};
-use berth_test_s3::{ADMIN_KEY, ADMIN_SECRET, Fault};
+use berth_test_s3::Fault;
 use berth_tests::world::wait::eventually;
-use berth_tests::world::{BOUND, Member, Options, Rest};
+use berth_tests::world::{BOUND, Member, Options, Rest, prunes};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -129,21 +128,6 @@ fn objects(folder: &Path) -> Vec<(PathBuf, u64)> {
     }
     found.sort();
     found
-}
-
-/// The coordinator's settings for prunes that leave HEAD only.
-fn prunes(folder: &Path) -> Vec<String> {
-    let credential = folder.join("prune-credential");
-    let keys = format!("aws_access_key_id = {ADMIN_KEY}\naws_secret_access_key = {ADMIN_SECRET}\n");
-    std::fs::write(&credential, keys).unwrap();
-    std::fs::set_permissions(&credential, PermissionsExt::from_mode(0o600)).unwrap();
-    let mut settings = vec![
-        format!("snapshots.prune_credential_file={}", credential.display()),
-        "snapshots.keep_last=1".to_owned(),
-    ];
-    let spans = ["hourly", "daily", "weekly", "monthly"];
-    settings.extend(spans.map(|span| format!("snapshots.keep_{span}=0")));
-    settings
 }
 
 /// A member with something in their newest snapshot, whose cell is stopped.
