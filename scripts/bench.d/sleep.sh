@@ -8,8 +8,9 @@
 # Starts a coordinator, a node agent, an ingress and a model (release builds) on loopback, makes N cells of OpenClaw and
 # freezes all of them. After --frozen seconds, in which two of them are woken and freeze again, the others are woken one by
 # one through the front door, each timed until the first byte of /v1/models: the first wakes after their first freeze. Then
-# the same once more: later ones. Then some for a chat turn. The control arm, before all that, pauses and unpauses the container directly, with
-# the node agent stopped (SIGSTOP) meanwhile; the cold arm stops and wakes. Berth's own part is the sum of its spans.
+# the same once more: later ones. Then some for a chat turn. The control arm, before all that, pauses and unpauses the
+# container directly, with the node agent stopped (SIGSTOP) meanwhile; the cold arm stops and wakes. Berth's own part is the
+# sum of its spans.
 #
 #   --cells N          cells of OpenClaw, 3 or more (default 12: two are the others that are woken in between)
 #   --frozen SECONDS   how long they stay frozen before they are woken, each time (default 300)
