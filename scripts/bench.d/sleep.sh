@@ -10,7 +10,9 @@
 # one through the front door, each timed until the first byte of /v1/models: the first wakes after their first freeze. Then
 # the same once more: later ones. Then some for a chat turn. The control arm, before all that, pauses and unpauses the
 # container directly, with the node agent stopped (SIGSTOP) meanwhile; the cold arm stops and wakes. Berth's own part is the
-# sum of its spans.
+# sum of its spans: `added_ms` is what Berth puts between, `added_with_read_back_ms` with the pages of the last wake that it
+# reads back before the cell goes on (those reads are the cell's own page faults otherwise). What a frozen cell holds is told
+# in whole (`frozen_resident_mb`), and apart as pages and what the kernel keeps for it.
 #
 #   --cells N          cells of OpenClaw, 3 or more (default 12: two are the others that are woken in between)
 #   --frozen SECONDS   how long they stay frozen before they are woken, each time (default 300)
@@ -209,6 +211,8 @@ readonly SUMMARY='
     | ($all | of("freeze")) as $freeze
     | {frozen_resident_mb: ($all | of("held") | map(.resident) | mb | at(0.5)),
        frozen_resident_max_mb: ($all | of("held") | map(.resident) | mb | at(1)),
+       frozen_pages_mb: ($all | of("held") | map(.resident - .kernel) | mb | at(0.5)),
+       frozen_kernel_mb: ($all | of("held") | map(.kernel) | mb | at(0.5)),
        frozen_swapped_mb: ($all | of("held") | map(.swapped) | mb | at(0.5)),
        control_resident_mb: ($all | of("control_held") | map(.resident) | mb | at(0.5)),
        ram_freed_mb: ($freeze | map(select(.turn == "first") | .freed_mb) | at(0.5)),
@@ -221,6 +225,7 @@ readonly SUMMARY='
        cold_wake_p50_ms: ($cold | at(0.5)), cold_wakes: ($cold | length),
        speedup: (if $wake == [] or $cold == [] then null else (($cold | at(0.5)) / ($wake | at(0.5)) * 10 | round / 10) end),
        added_ms: ($thaw | map(.added_ms) | at(0.5)), added_p95_ms: ($thaw | map(.added_ms) | at(0.95)),
+       added_with_read_back_ms: ($thaw | map(.added_ms + .read_back_ms) | at(0.5)),
        resident_after_wake_mb: ($thaw | map(.resident) | mb | at(0.5)),
        swap_written_mb_per_sleep: ($freeze | map(select(.turn == "again") | .written_mb) | at(0.5)),
        swap_written_mb_first_sleep: ($freeze | map(select(.turn == "first") | .written_mb) | at(0.5))}

@@ -84,16 +84,21 @@ impl Running {
 pub(crate) struct Held {
     /// In memory, caches and its part of the swap cache included.
     pub(crate) resident: u64,
+    /// Of that, what the kernel keeps for it, page tables for the most part: what no push brings out (decision 0005).
+    pub(crate) kernel: u64,
     /// In swap.
     pub(crate) swapped: u64,
 }
 
 impl Running {
-    /// What it holds now, by its memory group: `memory.usage_in_bytes` and `memory.stat` on cgroup v1, `memory.current` and
-    /// `memory.swap.current` on v2.
+    /// What it holds now, by its memory group: `memory.usage_in_bytes`, `memory.kmem.usage_in_bytes` and `memory.stat` on
+    /// cgroup v1, `memory.current`, `memory.stat` and `memory.swap.current` on v2.
     pub(crate) fn held(&self) -> Result<Held> {
         let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid))
             .context("the container's groups")?;
+        let of_stat = |stat: &str, name: &str| {
+            stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
+        };
         for line in groups.lines() {
             let mut parts = line.splitn(3, ':').skip(1);
             let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
@@ -103,15 +108,17 @@ impl Running {
             if controllers.split(',').any(|controller| controller == "memory") {
                 let folder = below("/sys/fs/cgroup/memory");
                 let resident = number(folder.join("memory.usage_in_bytes")).context("what it holds")?;
+                let kernel = number(folder.join("memory.kmem.usage_in_bytes")).context("the kernel's share")?;
                 let stat = read(folder.join("memory.stat")).unwrap_or_default();
-                let swap = stat.lines().find_map(|line| line.strip_prefix("swap ")?.trim().parse().ok());
-                return Ok(Held { resident, swapped: swap.unwrap_or(0) });
+                return Ok(Held { resident, kernel, swapped: of_stat(&stat, "swap").unwrap_or(0) });
             }
             if controllers.is_empty() {
                 let folder = below("/sys/fs/cgroup");
                 let Some(resident) = number(folder.join("memory.current")) else { continue };
+                let stat = read(folder.join("memory.stat")).unwrap_or_default();
+                let kernel = of_stat(&stat, "kernel").context("the kernel's share")?;
                 let swapped = number(folder.join("memory.swap.current")).unwrap_or(0);
-                return Ok(Held { resident, swapped });
+                return Ok(Held { resident, kernel, swapped });
             }
         }
         bail!("the container's memory is nowhere to be read")

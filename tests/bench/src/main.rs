@@ -154,7 +154,7 @@ fn main() -> Result<()> {
         }
         Way::Held { container, engine } => {
             let held = Engine { socket: engine }.running(&container)?.held()?;
-            json!({"resident": held.resident, "swapped": held.swapped})
+            json!({"resident": held.resident, "kernel": held.kernel, "swapped": held.swapped})
         }
         Way::Websocket(socket) => websocket(&socket)?,
     };
