@@ -81,6 +81,9 @@ pub struct Config {
     pub cpu_notice_after_s: u64,
     /// Freeze cells onto swap that is not encrypted, too: whoever gets at the disk can read their secrets. Default false.
     pub insecure_swap: bool,
+    /// Push out to swap what running cells do not need, while nobody uses them. Only where the kernel has `memory.reclaim` and
+    /// PSI for each cgroup, and where cells can be frozen. Default true.
+    pub cold_pages: bool,
     /// What may be written to swap in a day, in GiB, before cells are stopped instead of frozen, 1 to 100000; 0: without
     /// end. Default 200: a disk that stands 300 full writes of 250 GB a year does so for a year.
     pub swap_gib_per_day: u32,
@@ -139,6 +142,7 @@ impl Default for Config {
             cpu_notice_percent: 80,
             cpu_notice_after_s: 1800,
             insecure_swap: false,
+            cold_pages: true,
             swap_gib_per_day: 200,
             swap_high_percent: 85,
             swap_low_percent: 75,

@@ -28,8 +28,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use crate::config::Config;
 use crate::door::{DoorEvent, DoorSocket};
 use crate::driver::{
-    Driver, EXAMINE_EVERY, INPUTS_MAX, Input, LOOK_AT_DISK_EVERY, LOOK_AT_SWAP_EVERY, NUDGE_EVERY,
-    SWEEP_EVERY, Wiring, wall_now,
+    Driver, EXAMINE_EVERY, INPUTS_MAX, Input, LOOK_AT_COLD_EVERY, LOOK_AT_DISK_EVERY, LOOK_AT_SWAP_EVERY,
+    NUDGE_EVERY, SWEEP_EVERY, Wiring, wall_now,
 };
 use crate::facts::{self, Sensors};
 use crate::hands::{Hands, LOOKS_MAX};
@@ -221,6 +221,9 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     tasks.spawn_essential("swap", tick(LOOK_AT_SWAP_EVERY, || Input::LookAtSwap));
     if let Some(threshold) = hands.config.cpu_threshold() {
         tasks.spawn_essential("cpu use", tick(threshold.look_every(), || Input::LookAtCpu));
+    }
+    if hands.config.cold_pages {
+        tasks.spawn_essential("cold pages", tick(LOOK_AT_COLD_EVERY, || Input::LookAtCold));
     }
     tasks.spawn_essential("engine events", watch_engine(Arc::clone(&hands), inputs, Arc::clone(&metrics)));
     tasks.spawn_essential("packet rules", keep_rules(hands));

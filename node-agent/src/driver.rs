@@ -15,6 +15,7 @@ use berth_link::clock::{BootClock, Clock};
 use berth_link::drive::node::LinkStatus;
 use berth_node_agent_core::agent::{self, Agent};
 use berth_node_agent_core::cell::{self, Now, OpId, Outcome, Seen, Verb};
+use berth_node_agent_core::cold::{Cooled, Held};
 use berth_node_agent_core::disk;
 use berth_node_agent_core::lease::ASKS_FOR;
 use berth_node_agent_core::memory::Record;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 mod archive;
 mod carry;
 mod check_up;
+mod cold;
 mod cpu;
 mod desired;
 mod door;
@@ -50,6 +52,7 @@ mod swap;
 mod sweep;
 
 pub use archive::LOOK_AT_DISK_EVERY;
+pub use berth_node_agent_core::cold::LOOK_EVERY as LOOK_AT_COLD_EVERY;
 pub use check_up::EXAMINE_EVERY;
 pub use snapshots::Ended;
 pub use swap::LOOK_AT_SWAP_EVERY;
@@ -116,6 +119,19 @@ pub enum Input {
         /// What.
         usage: Usage,
     },
+    /// It is time to look at the cold pages of the running cells.
+    LookAtCold,
+    /// What one of them holds.
+    Held {
+        /// Which.
+        cell: CellId,
+        /// When that was read.
+        at: BootMs,
+        /// What.
+        held: Held,
+    },
+    /// A little of one was pushed out.
+    Cooled(Cooled),
     /// The kernel has ended processes of a cell for want of memory.
     OutOfMemory(CellId),
     /// The engine says whether containers survive its restart.
@@ -224,6 +240,8 @@ pub struct Driver<R> {
     looking: Round,
     /// The reading of the cells' CPU time, while it is under way.
     cpu_round: Option<AbortHandle>,
+    /// What is known of running cells' cold pages.
+    cold: cold::Side,
     /// The look at swap.
     swap_round: Round,
     /// The look at the disk, while it is under way.
@@ -333,6 +351,7 @@ impl<R: Runtime> Driver<R> {
             sweeping: None,
             looking: Round::default(),
             cpu_round: None,
+            cold: cold::Side::default(),
             swap_round: Round::default(),
             disk_round: None,
             live_restore: None,
@@ -514,6 +533,9 @@ impl<R: Runtime> Driver<R> {
             Input::Examine => self.examine_again(),
             Input::LookAtCpu => self.look_at_cpu(),
             Input::Used { cell, at, usage } => self.used(cell, at, usage, turn),
+            Input::LookAtCold => self.look_at_cold(),
+            Input::Held { cell, at, held } => self.held(cell, at, held),
+            Input::Cooled(cooled) => self.cooled(cooled, turn),
             Input::OutOfMemory(cell) => {
                 self.step(agent::Event::Cell(cell, cell::Event::OutOfMemory), turn);
             }

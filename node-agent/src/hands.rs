@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::cell::{OpId, OtherImage, Outcome, Seen, SuspendAnswer, UNDECLARED_PERCENT, Verb};
+use berth_node_agent_core::cold::{self, Cooled};
 use berth_node_agent_core::memory::Remembered;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_node_agent_core::workload::{self, Probe, openclaw};
@@ -20,6 +21,7 @@ use berth_shared::ids::{CellId, Generation, NodeId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::{Secret, redact};
 use berth_shared::time::{Millis, UnixMs};
+use berth_shared::units::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -198,6 +200,22 @@ impl<R: Runtime> Hands<R> {
     /// The engine does not answer, or what is there is not ours.
     pub async fn usage(&self, job: &Job) -> Result<Option<Usage>, RuntimeError> {
         self.runtime.usage(&self.key(job)).await
+    }
+
+    /// What the cold pages of a cell that runs are judged by; `None` where nothing tells.
+    ///
+    /// # Errors
+    /// The engine does not answer, or what is there is not ours.
+    pub async fn held(&self, job: &Job) -> Result<Option<cold::Held>, RuntimeError> {
+        self.runtime.held(&self.key(job)).await
+    }
+
+    /// Pushes at most `step` of a running cell's memory out.
+    ///
+    /// # Errors
+    /// It does not run any more, or the kernel refuses.
+    pub async fn cool(&self, job: &Job, step: Bytes) -> Result<Cooled, RuntimeError> {
+        self.runtime.cool(&self.key(job), step).await
     }
 
     fn key(&self, job: &Job) -> ContainerKey {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use berth_daemon::metrics::{register, registered};
 use berth_link::clock::{BootClock, Clock};
 use berth_node_agent_core::cell::{Cell, Leave, Note, Rest, Verb};
+use berth_node_agent_core::cold::Cooled;
 use berth_node_agent_core::lease::Lease;
 use berth_node_agent_core::snapshots::Snapshots;
 use berth_node_agent_core::swap::{Sample, Swap};
@@ -95,6 +96,9 @@ pub struct Metrics {
     pushed_bytes: Counter,
     push_seconds: Histogram,
     pushes_short: Counter,
+    cold_pushed_bytes: Counter,
+    /// Looks at quiet cells that showed that they had waited for memory.
+    pub(crate) cold_stalls: Counter,
     disk_total_bytes: Gauge,
     disk_free_bytes: Gauge,
     swap_total_bytes: Gauge,
@@ -177,6 +181,16 @@ impl Metrics {
             ),
             push_seconds: register(of, "push_seconds", "Pushes of a frozen cell's memory", seconds()),
             pushes_short: registered(of, "pushes_short", "Pushes that left more in memory than they should"),
+            cold_pushed_bytes: registered(
+                of,
+                "cold_pushed_out_bytes",
+                "Memory of cells that run and are not used that was pushed out, to swap or back to its files",
+            ),
+            cold_stalls: registered(
+                of,
+                "cold_stalls",
+                "How often such a cell was seen to wait for memory, so that no more was pushed out",
+            ),
             disk_total_bytes: registered(of, "disk_total_bytes", "The file system that cells' disks lie on"),
             disk_free_bytes: registered(of, "disk_free_bytes", "What may be written to it still"),
             swap_total_bytes: registered(of, "swap_total_bytes", "Swap of the node"),
@@ -391,6 +405,11 @@ impl Metrics {
         self.swap_read_bytes.set(shown(sample.read));
         self.swap_written_bytes.set(shown(sample.written));
         self.swap_day_bytes.set(shown(swap.written_in_a_day(BootClock.now())));
+    }
+
+    /// Counts a step of a running cell's cold pages.
+    pub fn cooled(&self, cooled: Cooled) {
+        self.cold_pushed_bytes.inc_by(cooled.out.0);
     }
 
     /// Shows how full the disk is.

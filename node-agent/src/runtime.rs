@@ -4,7 +4,8 @@
 //! tests run against both. [`failing`] puts failpoints around either.
 //!
 //! Rules of every implementation:
-//! - Nothing is remembered between calls: each verb finds its container anew, by label *and* id (invariant 8).
+//! - Nothing is remembered between calls: each verb finds its container anew, by label *and* id (invariant 8). Only the kernel's
+//!   group of a container that was found so is, for [`Runtime::held`] and [`Runtime::cool`]: it is named by that id.
 //! - A container is ours only if node, cell and the number of a journaled create match ([`ContainerKey`]). What is
 //!   not ours is never started, stopped, paused, removed or otherwise touched, whatever its name.
 //! - Verbs can be repeated: what is already so succeeds.
@@ -17,6 +18,7 @@ use std::time::Instant;
 
 use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_node_agent_core::cold::{self, Cooled};
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
@@ -210,6 +212,21 @@ pub trait Runtime: Send + Sync + 'static {
     /// Pushes the memory of a running container out to swap, all that it does not take back at once. Ends at once when nobody
     /// waits for it any more. One that does not run is refused.
     fn thin(&self, key: &ContainerKey) -> impl Future<Output = Result<Pushed, RuntimeError>> + Send;
+
+    /// What the cold pages of a running container are judged by; `None` where it does not run, or where the kernel does not
+    /// tell, or has no small steps. Asks the engine only where it was not asked before.
+    fn held(
+        &self,
+        key: &ContainerKey,
+    ) -> impl Future<Output = Result<Option<cold::Held>, RuntimeError>> + Send;
+
+    /// Pushes at most `step` of a running container's memory out to swap. One that [`Runtime::held`] did not show is refused.
+    /// Ends at once when nobody waits for it any more.
+    fn cool(
+        &self,
+        key: &ContainerKey,
+        step: Bytes,
+    ) -> impl Future<Output = Result<Cooled, RuntimeError>> + Send;
 
     /// Pushes the memory of a paused container out to swap, and reads back what is left in memory. One that is not paused
     /// is refused. Ends at once when nobody waits for it any more; what is out by then is out.

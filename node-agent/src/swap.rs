@@ -11,7 +11,7 @@ use berth_node_agent_core::swap::Sample;
 use berth_shared::units::Bytes;
 use rustix::fs::{FileType, major, minor, stat};
 
-use crate::runtime::docker::memory::way_here;
+use crate::runtime::docker::memory::{cools_here, way_here};
 
 mod plan;
 pub mod setup;
@@ -84,6 +84,8 @@ pub struct Reading {
     pub memory: ram::Sample,
     /// By which file of the kernel memory is pushed out, such as `memory.reclaim`; or why no cell can be frozen here.
     pub able: Result<&'static str, String>,
+    /// Does the kernel have what it takes to push out cold pages of cells that run? `Err`: what it lacks.
+    pub cools: Result<(), &'static str>,
 }
 
 /// Reads the machine. `live_restore`: what the engine says of itself; `None` while it does not answer. `insecure`: swap that
@@ -108,9 +110,10 @@ pub fn read(live_restore: Option<bool>, insecure: bool) -> Reading {
         Err(error) => Err(format!("/proc/swaps cannot be read: {error}")),
         Ok(swaps) => judge(swaps, live_restore, insecure),
     };
-    let way = || way_here(Path::new("/sys/fs/cgroup")).ok_or("the kernel has no way to push memory out");
+    let cgroups = Path::new("/sys/fs/cgroup");
+    let way = || way_here(cgroups).ok_or("the kernel has no way to push memory out");
     let memory = memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default());
-    Reading { sample, memory, able: able.and_then(|()| Ok(way()?.as_str())) }
+    Reading { sample, memory, able: able.and_then(|()| Ok(way()?.as_str())), cools: cools_here(cgroups) }
 }
 
 /// Can cells be frozen here, as far as engine and swap go?

@@ -65,6 +65,8 @@ pub enum Event {
     Freezing(Result<(), String>),
     /// What the kernel shows of the node's swap.
     Swap(swap::Sample),
+    /// So much of a running cell went to swap.
+    Cooled(Bytes),
     /// What the kernel shows of the node's memory.
     Ram(ram::Sample),
     /// What stands in the store for what is on cells' disks. Holds for the next event, and no longer.
@@ -305,6 +307,7 @@ impl Agent {
                 self.swap.sampled(now.boot, sample);
                 self.relieve_swap(now, random, &mut out);
             }
+            Event::Cooled(swapped) => self.swap.landed(swapped),
             Event::Ram(sample) => {
                 self.ram.sampled(sample);
                 let short = self.ram.is_short();
@@ -410,6 +413,13 @@ impl Agent {
         if let Some((_, _, _, id, by)) = stopped.min() {
             self.give(now, id, cell::Event::Archive { snapshot: Some(by), waiter: None }, random, out);
         }
+    }
+
+    /// How much of running cells may go to swap now, beside what is promised to those that are being frozen; zero: nothing.
+    pub fn room_for_cold(&self, now: BootMs) -> Bytes {
+        let promised =
+            self.cells.values().fold(Bytes::ZERO, |sum, cell| sum.saturating_add(cell.swap_promised()));
+        self.swap.room_for_cold(now, promised)
     }
 
     /// How much memory this cell may have to be frozen now, beside those that are just being frozen; or why none can be.

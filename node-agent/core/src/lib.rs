@@ -20,6 +20,7 @@
 pub mod agent;
 pub mod burn;
 pub mod cell;
+pub mod cold;
 pub mod disk;
 pub mod frames;
 pub mod front;

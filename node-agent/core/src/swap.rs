@@ -20,6 +20,10 @@ pub const DAY: Millis = Millis::minutes(24 * 60);
 /// How often a mark is kept of what was written: 24 of them cover the day, and the oldest is an hour too old at most.
 const MARK_EVERY: Millis = Millis::minutes(60);
 
+/// Cold pages of running cells get such a part of the day's budget, in percent: the rest is for cells that are frozen, which
+/// give up ten times as much for what they write.
+const COLD_BUDGET_PERCENT: u64 = 50;
+
 /// What the kernel shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sample {
@@ -188,6 +192,23 @@ impl Swap {
         let reserve = part(sample.total, u64::from(self.limits.reserve_percent), 100);
         Ok(sample.free.saturating_sub(reserve).saturating_sub(self.landed).saturating_sub(promised))
     }
+
+    /// How much of cells that run may go to swap now; zero: nothing. Frozen cells come first: never so much that one of them
+    /// would have to leave, and never all of the day's budget. `promised` as in [`Self::room`].
+    pub fn room_for_cold(&self, now: BootMs, promised: Bytes) -> Bytes {
+        let Some(sample) = self.sample else { return Bytes::ZERO };
+        let spent = self
+            .limits
+            .written_per_day
+            .is_some_and(|budget| self.written_in_a_day(now) >= part(budget, COLD_BUDGET_PERCENT, 100));
+        let Limits { high_percent, low_percent, .. } = self.limits;
+        let most = if high_percent > 0 { u64::from(low_percent) } else { 100 };
+        let taken = sample.total.saturating_sub(sample.free);
+        let taken = taken.saturating_add(self.landed).saturating_add(promised);
+        let below_mark = part(sample.total, most, 100).saturating_sub(taken);
+        let room = self.room(now, promised).unwrap_or_default();
+        if spent || self.short { Bytes::ZERO } else { room.min(below_mark) }
+    }
 }
 
 /// `of` times `times` by `by`, which is not zero.
@@ -294,7 +315,48 @@ mod tests {
         assert_eq!(swap.written_in_a_day(ten_days), Bytes::gib(2));
     }
 
+    #[test]
+    fn cold_pages_have_room_below_the_low_mark_and_half_of_the_days_budget() {
+        let mut swap = Swap::new(Limits { written_per_day: Some(Bytes::gib(10)), ..Limits::default() });
+        let room = |swap: &Swap| swap.room_for_cold(BootMs(1), Bytes::gib(1));
+        assert_eq!(room(&swap), Bytes::ZERO, "nobody has looked");
+        let total = Bytes::gib(20);
+        let shown = |free, written| Sample {
+            total,
+            free: Bytes::gib(free),
+            written: Bytes::gib(written),
+            ..Sample::default()
+        };
+        swap.sampled(BootMs(1), shown(20, 0));
+        assert_eq!(room(&swap), Bytes::ZERO, "this node does not freeze");
+        swap.freezes(Ok(()));
+        assert_eq!(room(&swap), Bytes::gib(14), "three quarters, less what is promised");
+        swap.landed(Bytes::gib(2));
+        assert_eq!(room(&swap), Bytes::gib(12));
+        swap.sampled(BootMs(1), shown(6, 0));
+        assert_eq!(room(&swap), Bytes::ZERO, "frozen cells would have to leave");
+        assert!(swap.room(BootMs(1), Bytes::gib(1)).unwrap() > Bytes::ZERO, "and may still come");
+        swap.sampled(BootMs(1), shown(20, 4));
+        assert!(room(&swap) > Bytes::ZERO);
+        swap.sampled(BootMs(1), shown(20, 5));
+        assert_eq!(room(&swap), Bytes::ZERO, "half of the budget");
+        assert!(swap.room(BootMs(1), Bytes::ZERO).is_ok());
+        swap.sampled(BootMs(1), shown(2, 0));
+        assert_eq!(room(&swap), Bytes::ZERO, "swap is short");
+    }
+
     proptest! {
+        #[test]
+        fn cold_pages_never_have_more_room_than_a_frozen_cell(
+            total in 0_u64..1 << 40, free in 0_u64..1 << 40, written in 0_u64..1 << 40, promised in 0_u64..1 << 40
+        ) {
+            let mut swap = swap(Limits { written_per_day: Some(Bytes::gib(200)), ..Limits::default() });
+            let (total, free, written) = (Bytes(total), Bytes(free.min(total)), Bytes(written));
+            swap.sampled(BootMs(5), Sample { total, free, written, ..Sample::default() });
+            let cold = swap.room_for_cold(BootMs(5), Bytes(promised));
+            prop_assert!(cold <= swap.room(BootMs(5), Bytes(promised)).unwrap_or_default());
+        }
+
         #[test]
         fn what_is_promised_never_exceeds_what_is_free(
             total in 0_u64..1 << 40, free in 0_u64..1 << 40, cells in prop::collection::vec(0_u64..1 << 34, 0..50)

@@ -203,6 +203,8 @@ impl<R: Runtime> Driver<R> {
             }
             _ => {}
         }
+        // What an operation sets of a container's swap is not to be changed by a step that ends behind it.
+        self.cold.cut_off(cell);
         let (hands, loopback, metrics) =
             (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
         let stop = self.tasks.stopping();

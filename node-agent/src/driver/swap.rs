@@ -33,7 +33,8 @@ impl<R: Runtime> Driver<R> {
     }
 
     pub(super) fn swap_read(&mut self, reading: Reading, turn: &mut Turn) {
-        let Reading { sample, memory, able } = reading;
+        let Reading { sample, memory, able, cools } = reading;
+        self.cools(cools);
         if self.freezes.as_ref() != Some(&able) {
             match &able {
                 Ok(way) => tracing::info!(way, swap = %sample.total, "cells can be frozen here"),

@@ -487,6 +487,26 @@ async fn what_a_running_container_does_not_use_is_pushed_out_and_it_goes_on<B: B
     assert_eq!(bench.state(&id).await.as_deref(), Some("running"));
 }
 
+async fn a_little_of_a_running_container_goes_out_and_nothing_of_one_that_is_paused<B: Bench>(bench: B) {
+    let (runtime, plan) = (bench.runtime(), bench.plan());
+    assert!(matches!(runtime.held(&plan.key).await, Err(RuntimeError::Gone)));
+    let id = up(&bench, &plan).await;
+    bench.hold(&plan, Bytes::mib(64)).await;
+    // Cgroup v1 has no small steps.
+    if let Some(before) = runtime.held(&plan.key).await.unwrap() {
+        assert!(before.resident >= Bytes::mib(64), "{before:?}");
+        let cooled = runtime.cool(&plan.key, Bytes::mib(4)).await.unwrap();
+        assert!(cooled.out > Bytes::ZERO && cooled.out <= Bytes::mib(16), "{cooled:?}");
+        let after = runtime.held(&plan.key).await.unwrap().unwrap();
+        assert!(after.cpu >= before.cpu && after.stalled >= before.stalled, "{after:?}");
+        bench.hold(&plan, Bytes::mib(1)).await;
+    }
+    runtime.pause(&plan.key).await.unwrap();
+    assert_eq!(runtime.held(&plan.key).await.unwrap(), None);
+    runtime.cool(&plan.key, Bytes::mib(4)).await.unwrap_err();
+    assert_eq!(bench.state(&id).await.as_deref(), Some("paused"));
+}
+
 /// Runs every contract against one kind of engine.
 macro_rules! contract {
     ($bench:expr) => {
@@ -515,6 +535,7 @@ macro_rules! contract {
             what_a_running_container_does_and_holds_is_seen
             the_memory_of_a_paused_container_is_pushed_out_and_it_goes_on_after_the_thaw
             what_a_running_container_does_not_use_is_pushed_out_and_it_goes_on
+            a_little_of_a_running_container_goes_out_and_nothing_of_one_that_is_paused
         );
     };
     ($bench:expr; $($name:ident)*) => {

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use berth_daemon::exit::chain;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_node_agent_core::cold::{self, Cooled};
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::Millis;
@@ -94,16 +95,23 @@ pub struct DockerRuntime {
     engine: Engine,
     /// Of each cell that was thawed, or is to be frozen, until its container ends.
     touched: Mutex<BTreeMap<CellId, Known>>,
+    /// Of each cell whose cold pages were looked at: the group of its container, which has the same name for as long as that
+    /// container is there, so that the engine need not be asked each time.
+    groups: Mutex<BTreeMap<CellId, memory::Group>>,
 }
 
 impl DockerRuntime {
     /// Docker at this socket. Nothing is asked of it yet: it may be down, now and later.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { engine: Engine::new(socket.into()), touched: Mutex::default() }
+        Self { engine: Engine::new(socket.into()), touched: Mutex::default(), groups: Mutex::default() }
     }
 
     fn touched(&self) -> MutexGuard<'_, BTreeMap<CellId, Known>> {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<CellId, memory::Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cell's container, for a verb that needs one.
@@ -318,6 +326,31 @@ impl Runtime for DockerRuntime {
         Ok(thinned)
     }
 
+    async fn held(&self, key: &ContainerKey) -> Result<Option<cold::Held>, RuntimeError> {
+        // A panic ends the process by itself.
+        let look = |group: memory::Group| tokio::task::spawn_blocking(move || group.cold());
+        let known = self.groups().get(&key.cell).cloned();
+        if let Some(group) = known {
+            if let Some(held) = look(group).await.ok().flatten() {
+                return Ok(Some(held));
+            }
+            self.groups().remove(&key.cell);
+        }
+        let mine = self.mine(key).await?;
+        let (Up::Running, Some(first)) = (mine.up(), mine.first_process()) else { return Ok(None) };
+        let Some(group) = memory::Group::of(first, &mine.id) else { return Ok(None) };
+        let held = look(group.clone()).await.ok().flatten();
+        if held.is_some() {
+            self.groups().insert(key.cell, group);
+        }
+        Ok(held)
+    }
+
+    async fn cool(&self, key: &ContainerKey, step: Bytes) -> Result<Cooled, RuntimeError> {
+        let group = self.groups().get(&key.cell).cloned();
+        group.ok_or(RuntimeError::NoMemoryGroup)?.cool(step).await.map_err(RuntimeError::Push)
+    }
+
     async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
         let mine = self.mine(key).await?;
         match mine.up() {
@@ -388,6 +421,7 @@ impl Runtime for DockerRuntime {
 
     async fn remove(&self, key: &ContainerKey, network: &str) -> Result<(), RuntimeError> {
         self.touched().remove(&key.cell);
+        self.groups().remove(&key.cell);
         match self.mine(key).await {
             Ok(mine) => {
                 if matches!(mine.up(), Up::Running | Up::Paused) {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use berth_failpoint::Point;
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_node_agent_core::cold::{self, Cooled};
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
@@ -88,6 +89,14 @@ impl<R: Runtime> Runtime for Failing<R> {
 
     async fn thin(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
         self.0.thin(key).await
+    }
+
+    async fn held(&self, key: &ContainerKey) -> Result<Option<cold::Held>, RuntimeError> {
+        self.0.held(key).await
+    }
+
+    async fn cool(&self, key: &ContainerKey, step: Bytes) -> Result<Cooled, RuntimeError> {
+        self.0.cool(key, step).await
     }
 
     async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {

@@ -223,6 +223,23 @@ fn a_repeated_command_to_take_a_snapshot_takes_one() {
 }
 
 #[test]
+fn what_running_cells_give_up_takes_room_until_swap_is_looked_at_again() {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    let look = || {
+        let sample = swap::Sample { total: Bytes::gib(4), free: Bytes::gib(4), ..swap::Sample::default() };
+        Event::Swap(sample)
+    };
+    step(&mut agent, look());
+    assert_eq!(agent.room_for_cold(now().boot), Bytes::ZERO, "this node does not freeze");
+    step(&mut agent, Event::Freezing(Ok(())));
+    assert_eq!(agent.room_for_cold(now().boot), Bytes::gib(3));
+    step(&mut agent, Event::Cooled(Bytes::gib(1)));
+    assert_eq!(agent.room_for_cold(now().boot), Bytes::gib(2));
+    step(&mut agent, look());
+    assert_eq!(agent.room_for_cold(now().boot), Bytes::gib(3));
+}
+
+#[test]
 fn a_cell_that_is_not_desired_any_more_is_removed_and_its_route_taken_away() {
     let mut agent = Agent::new(now(), &Memory::default(), 2);
     let mut effects = step(&mut agent, desired(&[1]));

@@ -44,6 +44,12 @@ impl Cell {
         damped.min(DAMPED_IDLE_MAX).max(plan)
     }
 
+    /// When somebody has used it last, for as long as it runs and is not being put to rest: then what it does not need may be
+    /// pushed out ([`crate::cold`]).
+    pub fn runs_unused_since(&self) -> Option<BootMs> {
+        matches!(self.phase, Phase::Running).then_some(self.last_active)
+    }
+
     /// Was it told that the node's memory is short?
     pub const fn hurries(&self) -> bool {
         self.hurries

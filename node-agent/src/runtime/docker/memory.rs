@@ -6,6 +6,8 @@
 //! | [`Way::High`] | `memory.high` of cgroup v2, set to zero for the time of the push | 4.5 |
 //! | [`Way::ForceEmpty`] | `memory.force_empty` of cgroup v1 | any with the v1 controller |
 //!
+//! A running cell's cold pages go out in small steps, by the first way only: the others push out all or nothing.
+//!
 //! (Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.) A write to one of these goes on in the kernel until the
 //! memory is out, and ends early only when the writer gets a signal. So a small program of the system does the writing: it
 //! is killed when nobody waits for it any more, such as when the cell is woken. `process_madvise` would need a call per
@@ -17,7 +19,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use berth_daemon::program::command;
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Pushed;
+use berth_node_agent_core::cold::{self, Cooled};
 use berth_shared::time::Millis;
 use berth_shared::units::Bytes;
 use tokio::io::AsyncWriteExt as _;
@@ -43,6 +47,12 @@ const ROUND_PAUSE_MAX: Millis = Millis(3200);
 
 /// The longest that a running container's memory is pushed out for: one that is at work takes back what went.
 const THIN_MAX: Duration = Duration::from_secs(10);
+
+/// The longest that one step of a running container's cold pages may take: a disk that is so busy is wanted by others.
+const COOL_MAX: Duration = Duration::from_secs(2);
+
+/// Before each of its rounds, the first of which is most often enough.
+const COOL_PAUSES: [Millis; 3] = [Millis(0), Millis(50), Millis(200)];
 
 /// What a running container may have in swap on cgroup v2, so that a runaway cannot thrash the disk.
 const ALLOWANCE: Bytes = Bytes::mib(64);
@@ -93,6 +103,22 @@ pub(crate) fn way_here(cgroups: &Path) -> Option<Way> {
     }
     let groups = std::fs::read_dir(cgroups).ok()?;
     groups.flatten().take(256).find_map(|group| Way::of(&group.path()))
+}
+
+/// Can cold pages of running containers be pushed out here, step by step and with an eye on who waits for them? `Err`: why
+/// not.
+pub(crate) fn cools_here(cgroups: &Path) -> Result<(), &'static str> {
+    match way_here(cgroups) {
+        Some(Way::Reclaim) => {}
+        Some(Way::ForceEmpty) => return Err("cgroup v1 pushes out all of a cell or nothing"),
+        Some(Way::High) | None => {
+            return Err("the kernel has no `memory.reclaim`, which came with Linux 5.19");
+        }
+    }
+    // Where PSI is off some kernels have the file all the same, and it cannot be read.
+    let shows = |group: std::fs::DirEntry| std::fs::read(group.path().join("memory.pressure")).is_ok();
+    let mut groups = std::fs::read_dir(cgroups).into_iter().flatten().flatten().take(256);
+    if groups.any(shows) { Ok(()) } else { Err("the kernel does not show who waits for memory (`psi=1`)") }
 }
 
 /// What a container of so much memory may have in swap while it runs. On cgroup v1 as much again: memory and swap have one
@@ -166,6 +192,52 @@ impl Group {
         std::fs::write(self.folder.join("memory.swap.max"), most)
     }
 
+    /// What a running container's cold pages are judged by. `None` where it does not run, or the kernel does not tell.
+    pub(super) fn cold(&self) -> Option<cold::Held> {
+        if self.way != Way::Reclaim || !runs(&self.read("cgroup.events")?) {
+            return None;
+        }
+        let Held { resident, swapped } = self.held()?;
+        let stalled = stalled(&self.read("memory.pressure")?)?;
+        let cpu = cgroup::of_v2(&self.read("cpu.stat")?)?;
+        Some(cold::Held { resident, swapped, stalled, cpu })
+    }
+
+    /// Pushes so much of a running container out, at most. What it may have in swap grows by that for as long as this takes,
+    /// and is the small allowance again behind it, however much lies there by then: what it grows by itself finds no more
+    /// room in swap than before. Dropped in the middle, it leaves the little more that it has set.
+    pub(super) async fn cool(&self, step: Bytes) -> io::Result<Cooled> {
+        let gone =
+            || io::Error::other("the container does not run, or the kernel does not tell what it holds");
+        let before = self.cold().ok_or_else(gone)?;
+        let most = before.swapped.saturating_add(step).max(ALLOWANCE);
+        std::fs::write(self.folder.join("memory.swap.max"), most.0.to_string())?;
+        let taken = tokio::time::timeout(COOL_MAX, self.cool_rounds(before.resident, step)).await;
+        self.limit_swap(true)?;
+        if let Ok(taken) = taken {
+            taken?;
+        }
+        let after = self.held().ok_or_else(gone)?;
+        Ok(Cooled {
+            out: before.resident.saturating_sub(after.resident),
+            swapped: after.swapped.saturating_sub(before.swapped),
+        })
+    }
+
+    /// What is being written to swap in one round can be given up in the next.
+    async fn cool_rounds(&self, before: Bytes, step: Bytes) -> io::Result<()> {
+        for pause in COOL_PAUSES {
+            tokio::time::sleep(pause.to_std()).await;
+            let Some(held) = self.held() else { break };
+            let left = step.saturating_sub(before.saturating_sub(held.resident));
+            if left.0 <= step.0 / 4 {
+                break;
+            }
+            self.write("memory.reclaim", &left.0.to_string()).await?;
+        }
+        Ok(())
+    }
+
     /// Pushes out what a running container does not take back at once, for so long at the most.
     pub(super) async fn thin(&self) -> io::Result<Pushed> {
         let begun = Instant::now();
@@ -236,6 +308,19 @@ impl Group {
     }
 }
 
+/// Does a group's `cgroup.events` show processes, and that they are not frozen?
+fn runs(events: &str) -> bool {
+    let has = |wanted: &str| events.lines().any(|line| line == wanted);
+    has("populated 1") && has("frozen 0")
+}
+
+/// For how long at least one process has waited, by a file of PSI (Documentation/accounting/psi.rst).
+pub(crate) fn stalled(pressure: &str) -> Option<Micros> {
+    let some = pressure.lines().find_map(|line| line.strip_prefix("some "))?;
+    let total = some.split_ascii_whitespace().find_map(|word| word.strip_prefix("total="))?;
+    total.parse().ok().map(Micros)
+}
+
 /// How long to wait before the next round; `None`: there is none. `idle`: how many of the last rounds in a row brought out
 /// next to nothing.
 fn pause_before(round: u32, idle: u32, so_far: &Pushed) -> Option<Millis> {
@@ -255,6 +340,8 @@ pub(crate) fn of_stat(stat: &str, name: &str) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     fn group(files: &[(&str, &str)]) -> (tempfile::TempDir, Option<Group>) {
@@ -296,6 +383,83 @@ mod tests {
         assert_eq!(v2.anonymous(), Some(Bytes(12)));
         let (_folder, odd) = group(&[("memory.reclaim", ""), ("memory.current", "max\n")]);
         assert_eq!(odd.unwrap().held(), None);
+    }
+
+    const PRESSURE: &str = "some avg10=0.00 avg60=0.12 avg300=0.02 total=7312\n\
+                            full avg10=0.00 avg60=0.10 avg300=0.01 total=5100\n";
+
+    #[test]
+    fn a_kernels_stall_is_what_at_least_one_process_waited() {
+        assert_eq!(stalled(PRESSURE), Some(Micros(7312)));
+        for odd in ["", "some", "some total=", "some total=-1", "full total=5", "some avg10=0.00\n"] {
+            assert_eq!(stalled(odd), None, "{odd}");
+        }
+    }
+
+    /// What `tee` writes to the files of this group stays there, and nothing else happens.
+    fn running() -> [(&'static str, &'static str); 7] {
+        [
+            ("memory.reclaim", ""),
+            ("memory.current", "300000000\n"),
+            ("memory.swap.current", "200000000\n"),
+            ("memory.swap.max", "max\n"),
+            ("memory.pressure", PRESSURE),
+            ("cgroup.events", "populated 1\nfrozen 0\n"),
+            ("cpu.stat", "usage_usec 99\nuser_usec 1\n"),
+        ]
+    }
+
+    #[test]
+    fn only_a_container_that_runs_is_judged_by_what_it_holds() {
+        let (folder, group) = group(&running());
+        let group = group.unwrap();
+        let held = cold::Held {
+            resident: Bytes(300_000_000),
+            swapped: Bytes(200_000_000),
+            stalled: Micros(7312),
+            cpu: Micros(99),
+        };
+        assert_eq!(group.cold(), Some(held));
+        for events in ["populated 1\nfrozen 1\n", "populated 0\nfrozen 0\n", ""] {
+            std::fs::write(folder.path().join("cgroup.events"), events).unwrap();
+            assert_eq!(group.cold(), None, "{events}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_leaves_the_small_allowance_and_one_that_is_cut_off_a_little_more() {
+        let (folder, group) = group(&running());
+        let read = |file: &str| std::fs::read_to_string(folder.path().join(file)).unwrap();
+        let group = group.unwrap();
+        let cooled = group.cool(Bytes::mib(3)).await.unwrap();
+        assert_eq!(cooled, Cooled::default(), "nothing reclaims here");
+        assert_eq!(read("memory.reclaim"), Bytes::mib(3).0.to_string());
+        assert_eq!(read("memory.swap.max"), ALLOWANCE.0.to_string());
+        // The program that writes has not ended when it is looked at for the first time.
+        assert!(group.cool(Bytes::mib(3)).now_or_never().is_none());
+        assert_eq!(read("memory.swap.max"), (200_000_000 + Bytes::mib(3).0).to_string());
+        std::fs::write(folder.path().join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
+        group.cool(Bytes::mib(3)).await.unwrap_err();
+    }
+
+    #[test]
+    fn cold_pages_go_out_where_the_kernel_has_small_steps_and_shows_stalls() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |file: &str| {
+            let file = root.path().join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        };
+        let why = || cools_here(root.path()).unwrap_err();
+        assert!(why().contains("memory.reclaim"), "{}", why());
+        put("system.slice/memory.high");
+        assert!(why().contains("memory.reclaim"), "{}", why());
+        put("system.slice/memory.reclaim");
+        assert!(why().contains("psi=1"), "{}", why());
+        put("system.slice/memory.pressure");
+        assert_eq!(cools_here(root.path()), Ok(()));
+        put("memory/memory.force_empty");
+        assert!(why().contains("v1"), "{}", why());
     }
 
     #[test]

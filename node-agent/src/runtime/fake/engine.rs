@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use berth_node_agent_core::cell::{Observation, Pushed, Seen};
+use berth_node_agent_core::cold::{self, Cooled};
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::NodeId;
 use berth_shared::time::Millis;
@@ -164,6 +165,29 @@ impl Runtime for FakeRuntime {
         let held = world.doings.entry(key.cell).or_default().resident.replace(Bytes::ZERO);
         let before = held.unwrap_or_default();
         Ok(Pushed { before, resident: Bytes::ZERO, swapped: before, took: Millis(1) })
+    }
+
+    async fn held(&self, key: &ContainerKey) -> Result<Option<cold::Held>, RuntimeError> {
+        let world = self.world();
+        let id = world.mine(key)?;
+        let runs = world.containers.get(&id).is_some_and(|container| container.state == State::Running);
+        Ok(runs.then(|| cold::Held {
+            resident: world.doings.get(&key.cell).and_then(|doing| doing.resident).unwrap_or_default(),
+            cpu: world.cpu.get(&key.cell).copied().unwrap_or_default(),
+            ..cold::Held::default()
+        }))
+    }
+
+    async fn cool(&self, key: &ContainerKey, step: Bytes) -> Result<Cooled, RuntimeError> {
+        let mut world = self.world();
+        let id = world.mine(key)?;
+        if world.containers.get(&id).map(|container| container.state) != Some(State::Running) {
+            return Err(RuntimeError::NotUp);
+        }
+        let resident = world.doings.entry(key.cell).or_default().resident.get_or_insert_default();
+        let out = step.min(*resident);
+        *resident = resident.saturating_sub(out);
+        Ok(Cooled { out, swapped: out })
     }
 
     async fn push(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {

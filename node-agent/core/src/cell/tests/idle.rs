@@ -34,6 +34,18 @@ fn work_that_the_workload_does_not_own_up_to_keeps_it_awake() {
 }
 
 #[test]
+fn it_runs_unused_since_its_last_use_until_it_is_put_to_rest() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let up = scene.now.boot;
+    assert_eq!(scene.cell.runs_unused_since(), Some(up));
+    scene.later(Millis::secs(61));
+    assert_eq!(scene.verb(), Some(Verb::Observe));
+    assert_eq!(scene.cell.runs_unused_since(), None, "nothing else is done to it meanwhile");
+    scene.done(look(97, "ffmpeg (95 %)"));
+    assert_eq!(scene.cell.runs_unused_since(), Some(up), "that it works by itself is another matter");
+}
+
+#[test]
 fn a_restart_is_not_refused_by_the_work_that_it_is_to_end() {
     let mut scene = Scene::running(IdleRest::Freeze);
     scene.event(Event::Restart { waiter: Waiter(1) });
