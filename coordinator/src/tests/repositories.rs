@@ -508,6 +508,7 @@ async fn a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journ
     assert!(checked.sound, "{:?}", checked.findings);
     found(&world, "prunes", "good").await;
     found(&world, "repositories", "good").await;
+    found(&world, "snapshot_lines", "good").await;
     assert_eq!(
         world.post("/v1/users/anna/check", json!({ "read_percent": 101 })).await.code(),
         Code::BadRequest

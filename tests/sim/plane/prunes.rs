@@ -179,16 +179,27 @@ impl World {
         }
     }
 
-    /// Quiet: what is known is there.
+    /// Quiet: what is known is there, each from the one before.
     pub(crate) fn judge_pruned(&mut self) {
         let Some(process) = &self.coordinator.process else { return };
-        let mut wrong = None;
+        let (mut wrong, mut forks) = (None, 0);
         for vault in process.fleet.vaults() {
             let known = vault.head.iter().chain(&vault.history).map(|kept| kept.id);
             let gone = known.into_iter().find(|id| !self.bucket.objects.contains_key(id));
             if let Some(id) = gone {
                 wrong = Some(format!("{} of {} is known, and is gone", tell(id), vault.user));
             }
+            // Nobody is suspected of an older disk who has none.
+            let is_doubted = |id| self.bucket.objects.get(&id).is_none_or(|object| object.excused);
+            if let Some((left, came)) = vault.fork() {
+                forks += 1;
+                if !is_doubted(left.id) && !is_doubted(came.id) {
+                    wrong = Some(format!("{} is a fork behind {}", tell(came.id), tell(left.id)));
+                }
+            }
+        }
+        for _ in 0..forks {
+            self.count("forks told");
         }
         if let Some(wrong) = wrong {
             self.broken("pruned", &wrong);
