@@ -49,7 +49,7 @@ impl Personal {
         let may_make_store = self.may_make_store;
         let sealed = self
             .call(move |keys| {
-                let key = keys.record_key(user, wall_now(), may_make_store)?;
+                let key = once_more(|| keys.record_key(user, wall_now(), may_make_store))?;
                 Ok(key.seal(field, &text))
             })
             .await;
@@ -171,6 +171,14 @@ impl Personal {
     }
 }
 
+/// A second try where somebody else had the key store for as long as one is waited for: the words would be lost.
+fn once_more<T>(mut call: impl FnMut() -> Result<T, KeyStoreError>) -> Result<T, KeyStoreError> {
+    match call() {
+        Err(KeyStoreError::Busy) => call(),
+        done => done,
+    }
+}
+
 fn reasons_of<'a>(users: impl Iterator<Item = &'a User>) -> BTreeMap<UserId, Sealed> {
     users.filter_map(|user| Some((user.id, user.quarantine.as_ref()?.reason.clone()))).collect()
 }
@@ -201,4 +209,27 @@ pub(crate) fn shown(
         return NOT_KEPT.to_owned();
     }
     keys.get(&user).and_then(|key| key.open(field, sealed)).unwrap_or_else(|| UNREADABLE.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_store_that_is_busy_is_asked_once_more_and_no_other_failure_is_tried_again() {
+        let missing = || KeyStoreError::Missing { folder: "keys".into() };
+        for (answers, asked, is_good) in [
+            (vec![Ok(())], 1, true),
+            (vec![Err(KeyStoreError::Busy), Ok(())], 2, true),
+            (vec![Err(KeyStoreError::Busy), Err(KeyStoreError::Busy), Ok(())], 2, false),
+            (vec![Err(missing()), Ok(())], 1, false),
+        ] {
+            let (mut calls, mut answers) = (0, answers.into_iter());
+            let done = once_more(|| {
+                calls += 1;
+                answers.next().unwrap()
+            });
+            assert_eq!((calls, done.is_ok()), (asked, is_good));
+        }
+    }
 }

@@ -22,6 +22,7 @@ use berth_coordinator_core::upkeep::{self, Book, Chore, Ended, Every};
 use berth_coordinator_core::{Actor, Fleet};
 use berth_daemon::durable;
 use berth_daemon::tasks::Tasks;
+use berth_link::boot_now;
 use berth_shared::doctor::{Finding, Level};
 use berth_shared::ids::UserId;
 use berth_shared::problem::{Code, Problem};
@@ -195,8 +196,13 @@ impl Upkeep {
         let place = vaults.pruning_store(vaults.prefix(user));
         let place =
             place.ok_or_else(|| Problem::new(Code::PruneOff, "the config names no credential for prunes"))?;
-        if let Some(node) = upkeep::unheard(&store.fleet(), user, |node| hub.is_connected(node)) {
-            let detail = format!("node `{node}` is not connected, and {user} may have lived there before");
+        let (now, fleet) = (boot_now(), store.fleet());
+        let silent_for = |node| {
+            let known = hub.evidence(now, &fleet, node);
+            (!known.connected).then_some(known.silent_for)
+        };
+        if let Some(unheard) = upkeep::unheard(&fleet, user, silent_for) {
+            let detail = format!("{unheard}, and {user} may have lived there before");
             return Err(Problem::new(Code::PruneUnsafe, detail));
         }
         // Those that are gone would take the places of those that have to stay.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use berth_shared::doctor::{Finding, Level};
 use berth_shared::ids::{KeyId, UserId};
+use berth_shared::snapshot::Snapshot;
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
 use berth_shared::wire::NodeFacts;
@@ -19,6 +20,9 @@ pub const CLOCK_WARNING: Millis = Millis::secs(30);
 
 /// A node whose clock is further off than this is refused tokens and receipts (DESIGN, section 4).
 pub const CLOCK_PROBLEM: Millis = Millis::minutes(5);
+
+/// How long it is told that a node went on from an older disk.
+const FORK_TOLD_FOR: Millis = Millis::minutes(7 * 24 * 60);
 
 /// The checks that compare a node with the coordinator.
 const OURS: [&str; 3] = [SESSION, CLOCK_OFFSET, VERSIONS];
@@ -120,6 +124,32 @@ pub fn repositories(
     vec![keys, ages]
 }
 
+/// Examines whether users' snapshots were taken each from the one before, as far as they are remembered and new.
+pub fn snapshot_lines(fleet: &Fleet, now: UnixMs) -> Finding {
+    let is_new = |came: &Snapshot| came.taken_at.after(FORK_TOLD_FOR) > now;
+    let forks = fleet.vaults().filter_map(|vault| Some((vault, vault.fork()?)));
+    let forks: Vec<_> = forks.filter(|(_, (_, came))| is_new(came)).collect();
+    let Some((vault, (left, came))) = forks.first() else {
+        return Finding::good("snapshot_lines", "no node went on from an older disk");
+    };
+    let name = vault.slug.as_ref().map_or_else(|| vault.user.to_string(), |slug| format!("`{slug}`"));
+    Finding::new(
+        "snapshot_lines",
+        Level::Warning,
+        format!(
+            "the nodes of {} users went on from older disks, such as that of {name}: snapshot {:.8} of {} was not taken from \
+             {:.8} of {}, which was the newest",
+            forks.len(),
+            came.id,
+            came.taken_at,
+            left.id,
+            left.taken_at
+        ),
+        "What came between is not on the cell's disk. `berth snapshot diff` tells what it is; `berth snapshot restore` with \
+         the latter brings it back, and keeps what is there first. Told for a week.",
+    )
+}
+
 fn session(seen: Option<&Seen>) -> Finding {
     const CHECK: &str = SESSION;
     const HOW: &str = "Look whether the machine runs, and at its log: `journalctl -u berth-node-agent`.";
@@ -195,8 +225,9 @@ fn parts(facts: &NodeFacts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use berth_shared::credential::SecretHash;
-    use berth_shared::ids::{BootId, JoinCounter, NodeId, SessionNonce, TokenId};
+    use berth_shared::ids::{BootId, CellId, Generation, JoinCounter, NodeId, SessionNonce, TokenId};
     use berth_shared::signing::PublicKey;
+    use berth_shared::snapshot::{SnapshotId, TreeHash};
     use berth_shared::time::UnixMs;
     use berth_shared::wire::Hello;
 
@@ -206,6 +237,7 @@ mod tests {
     use crate::actor::Actor;
     use crate::event::{Event, Fact};
     use crate::fleet::FIRST_EPOCH;
+    use crate::snapshots::SnapshotCommand;
 
     fn facts() -> NodeFacts {
         NodeFacts {
@@ -327,7 +359,7 @@ mod tests {
         let mut world = crate::fleet::tests::World::with_nodes(1);
         world.run(&world.create("anna", 1)).unwrap();
         let (user, key) = (UserId::from_random([1; 16]), KeyId::from_random([2; 16]));
-        let adopt = crate::snapshots::SnapshotCommand::AdoptKey { user, key };
+        let adopt = SnapshotCommand::AdoptKey { user, key };
         world.run(&crate::command::Command::Snapshot(adopt)).unwrap();
         let created = world.fleet.user_by_id(user).unwrap().created_at;
         let (keys, age_max) = (BTreeMap::from([(user, key)]), Millis::minutes(60));
@@ -342,6 +374,35 @@ mod tests {
         assert_eq!(found(&BTreeMap::new(), None), (Level::Problem, Level::Good));
         let other = BTreeMap::from([(user, KeyId::from_random([3; 16]))]);
         assert_eq!(found(&other, None), (Level::Problem, Level::Good));
+    }
+
+    #[test]
+    fn a_node_that_went_on_from_an_older_disk_is_told_for_a_week() {
+        let mut world = crate::fleet::tests::World::with_nodes(1);
+        world.run(&world.create("anna", 1)).unwrap();
+        let (user, key) = (UserId::from_random([1; 16]), KeyId::from_random([2; 16]));
+        let mut run = |command| world.run(&crate::command::Command::Snapshot(command)).unwrap();
+        run(SnapshotCommand::AdoptKey { user, key });
+        let (node, at) = (NodeId::from_random([1; 16]), UnixMs(1_763_683_200_000));
+        for (seq, parent) in [(1, 0), (2, 1), (3, 2), (4, 1)] {
+            let snapshot = Snapshot {
+                id: SnapshotId::from_bytes([seq; 32]),
+                cell: CellId::from_random([1; 16]),
+                generation: Generation { epoch: 1, number: 1 },
+                seq: seq.into(),
+                taken_at: at,
+                bytes: Bytes::mib(1),
+                tree: TreeHash::from_bytes([seq; 32]),
+                image: "berth/test:1".parse().unwrap(),
+                parent: Some(SnapshotId::from_bytes([parent; 32])),
+            };
+            run(SnapshotCommand::Take { node, user, snapshot: Box::new(snapshot), aside: false });
+        }
+        let found = snapshot_lines(&world.fleet, at.after(Millis(FORK_TOLD_FOR.0 - 1)));
+        assert_eq!(found.level, Level::Warning);
+        assert!(found.found.contains("`anna`: snapshot 04040404 of"), "{}", found.found);
+        assert!(found.found.contains("from 03030303 of"), "{}", found.found);
+        assert_eq!(snapshot_lines(&world.fleet, at.after(FORK_TOLD_FOR)).level, Level::Good);
     }
 
     #[test]

@@ -9,6 +9,10 @@
 //! own, and write a snapshot on top of what the prune removes. Which nodes a user lived on before, the fleet does not
 //! remember; so where a user ever lived elsewhere, no node at all may be unheard.
 //!
+//! A node is heard while it is connected. One that was declared off is as good as heard once its lease is over: an operator's
+//! word may be wrong, and what was switched on again goes on inside its lease without asking. With a lease without end that
+//! never comes by itself: the node says hello, or is removed.
+//!
 //! What a prune has taken is known once the repository was listed behind it. Where that did not come to be, because the
 //! coordinator was killed meanwhile or the bucket was gone, it is listed as soon as it can be; that waits for no node.
 
@@ -19,6 +23,7 @@ use berth_shared::time::{Millis, UnixMs};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{FIRST_EPOCH, Fleet};
+use crate::moves::{Term, safe_after};
 
 /// How soon something that failed is tried again, at the latest.
 pub const RETRY_MAX: Millis = Millis::minutes(60);
@@ -189,20 +194,55 @@ fn share(user: UserId, chore: Chore, span: Millis) -> Millis {
     Millis(number.checked_rem(span.0).unwrap_or_default())
 }
 
-/// A node that has to be heard before the user's repository is pruned; `None`: none.
-pub fn unheard(fleet: &Fleet, user: UserId, is_connected: impl Fn(NodeId) -> bool) -> Option<&NodeName> {
+/// Why a prune has to wait for a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unheard<'a> {
+    /// Nobody knows what it does.
+    #[error("node `{0}` is not connected")]
+    Away(&'a NodeName),
+    /// It was declared off, and may write if that was wrong.
+    #[error("node `{name}` was declared off, and its lease is over for certain in {more}")]
+    InsideLease {
+        /// Which.
+        name: &'a NodeName,
+        /// How long it has to be silent from now on.
+        more: Millis,
+    },
+    /// It was declared off, and may write for ever if that was wrong.
+    #[error("node `{0}` was declared off, and its lease has no end: it has to come back, or to be removed")]
+    Endless(&'a NodeName),
+}
+
+/// A node that has to be heard before the user's repository is pruned, and why; `None`: none.
+///
+/// `silent_for`: how long a node was not heard, by the coordinator's boot clock; `None`: it is connected.
+pub fn unheard(
+    fleet: &Fleet,
+    user: UserId,
+    silent_for: impl Fn(NodeId) -> Option<Millis>,
+) -> Option<Unheard<'_>> {
     let home = fleet.user_by_id(user).and_then(|user| user.home.as_ref());
     let only_home = home.filter(|home| home.generation.epoch == FIRST_EPOCH && home.generation.number == 1);
-    let may_write = fleet.nodes().filter(|node| match (only_home, home) {
+    let mut may_write = fleet.nodes().filter(|node| match (only_home, home) {
         // It has never lived elsewhere.
         (Some(_), _) => false,
         // What the node of now writes is in force.
         (None, Some(home)) => home.node != node.id,
         (None, None) => true,
     });
-    // One that is off says hello before it does anything.
-    let mut unheard = may_write.filter(|node| node.off_since.is_none() && !is_connected(node.id));
-    unheard.next().map(|node| &node.name)
+    may_write.find_map(|node| {
+        let silent_for = silent_for(node.id)?;
+        let name = &node.name;
+        if node.off_since.is_none() {
+            return Some(Unheard::Away(name));
+        }
+        // Nobody knows of a node that was given no lease what it may do.
+        let Some(needed) = safe_after(node.lease.unwrap_or(Term::Endless)) else {
+            return Some(Unheard::Endless(name));
+        };
+        let more = Millis(needed.0.saturating_sub(silent_for.0));
+        (more > Millis(0)).then_some(Unheard::InsideLease { name, more })
+    })
 }
 
 #[cfg(test)]

@@ -91,7 +91,13 @@ impl Runner {
             }
             UserVerb::Rm { slug, yes } => {
                 confirm(*yes, &format!("Remove user {slug}, with its cell?"))?;
-                self.done(Method::DELETE, &of("/v1/users", slug, ""), &format!("user {slug} removed")).await
+                let path = of("/v1/users", slug, "");
+                // Its name says nothing any more.
+                let user = self.get::<User>(&path).await?;
+                self.client
+                    .call(Call { method: Method::DELETE, path: &path, body: None, wait: SHORT })
+                    .await?;
+                self.show(&user, show::removed)
             }
             UserVerb::Purge { user, yes } => {
                 confirm(
@@ -241,7 +247,7 @@ impl Runner {
             }
             NodeVerb::Unlock { name } => {
                 let node: Node = self.send(Method::POST, &of("/v1/nodes", name, "/unlock"), None).await?;
-                self.show(&node, |node| format!("node {} unlocked\n", node.name))
+                self.show(&node, show::unlocked)
             }
             NodeVerb::Rm { name, yes } => {
                 confirm(*yes, &format!("Remove node {name}? It is not let in any more."))?;

@@ -111,7 +111,11 @@ async fn users_and_tokens_are_shown_as_people_read_them() {
     let token = berth(&world, "token create n2 --ttl 1h").await.unwrap();
     assert!(token.lines().next().unwrap().parse::<berth_shared::credential::JoinToken>().is_ok(), "{token}");
     assert!(berth(&world, "token ls").await.unwrap().contains("  n2    "));
-    assert_eq!(berth(&world, "user rm anna --yes").await.unwrap(), "user anna removed\n");
+    let id = world.get("/v1/users/anna").await.json::<User>().id;
+    let removed = berth(&world, "user rm anna --yes").await.unwrap();
+    let told =
+        format!("user anna removed; what is kept of it is {id}'s, and `berth user purge {id}` ends that\n");
+    assert_eq!(removed, told);
     assert_eq!(berth(&world, "node rm n1 --yes").await.unwrap(), "node n1 removed\n");
     assert_eq!(berth(&world, "health").await.unwrap(), "healthy, ready\n");
     let json = berth(&world, "user ls --json").await.unwrap();

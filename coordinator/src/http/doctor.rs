@@ -51,6 +51,7 @@ pub(crate) async fn show(State(api): State<Api>) -> Json<Doctor> {
     if let Some(kept) = &api.kept {
         coordinator.extend(kept.bucket.findings());
         coordinator.extend(kept.upkeep.findings());
+        coordinator.push(check_up::snapshot_lines(&fleet, wall_now()));
         coordinator.extend(kept.key_backups.findings().await);
         let vaults = kept.repositories.vaults();
         coordinator.extend(match vaults.ids().await {

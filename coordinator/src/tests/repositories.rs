@@ -508,6 +508,7 @@ async fn a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journ
     assert!(checked.sound, "{:?}", checked.findings);
     found(&world, "prunes", "good").await;
     found(&world, "repositories", "good").await;
+    found(&world, "snapshot_lines", "good").await;
     assert_eq!(
         world.post("/v1/users/anna/check", json!({ "read_percent": 101 })).await.code(),
         Code::BadRequest
@@ -578,8 +579,13 @@ async fn nothing_is_pruned_while_a_node_that_had_the_user_is_unheard() {
     let late = found(&world, "prunes", "warning").await;
     assert!(late["found"].as_str().unwrap().contains("`n1` is not connected"), "{late}");
     assert!(world.get("/metrics").await.body.contains("berth_prunes_overdue 1"));
-    // Its operator says that it is off: when it comes back, it asks before it does anything.
+    // Its operator says that it is off. Where that is wrong it goes on inside its lease of an hour.
     assert_eq!(world.post("/v1/nodes/n1/off", json!({ "node_is_off": true })).await.status, 200);
+    let refused = world.post(&path, json!({})).await;
+    assert_eq!(refused.code(), Code::PruneUnsafe);
+    assert!(refused.body.contains("`n1` was declared off"), "{}", refused.body);
+    assert_eq!(world.get(&shown).await.status, 200);
+    assert_eq!(world.delete("/v1/nodes/n1").await.status, 204);
     let pruned: RepositoryPruned = world.post(&path, json!({})).await.json();
     assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
     found(&world, "prunes", "good").await;

@@ -5,12 +5,14 @@ use std::path::Path;
 use berth_shared::api::{Cell, KeyPurged, List, RepositoryAccess, Snapshots, User};
 use berth_shared::cell::{CellEvent, CellEventKind, CellState};
 use berth_shared::ids::{CellId, Generation, UserId};
-use berth_shared::problem::Code;
+use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::UserRepository;
 use berth_shared::snapshot::{Snapshot, SnapshotId, SnapshotOutcome, TreeHash};
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
-use berth_shared::wire::{CoordinatorFrame, FRAMES_VERSION_MAX, Hello, NodeFrame, SNAPSHOTS_SINCE};
+use berth_shared::wire::{
+    CommandVerb, CoordinatorFrame, FRAMES_VERSION_MAX, Hello, NodeFrame, SNAPSHOTS_SINCE,
+};
 use serde_json::{Value, json};
 
 use super::sleep::{asleep, swap};
@@ -443,5 +445,51 @@ async fn a_cell_in_use_without_a_new_snapshot_for_too_long_says_so_until_there_i
     let new = Snapshot { taken_at: wall_now(), ..snapshot(anna.cell, anna.generation, 11, 2) };
     assert_eq!(node.takes(anna.id, &new).await, SnapshotOutcome::Head);
     assert_eq!(late().await, []);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_state_newer_than_the_cells_image_is_not_put_back_and_the_node_is_not_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::with(folder.path(), with_bucket(folder.path())).await;
+    let mut node = node(&world, "n1", 1).await;
+    let body = json!({ "slug": "anna", "image": "berth/test:2026.9.6" });
+    let anna: User = world.post("/v1/users", body).await.json();
+    node.repository_of(anna.id).await;
+    let newer = Snapshot {
+        image: "berth/test:2026.9.10".parse().unwrap(),
+        ..snapshot(anna.cell, anna.generation, 7, 1)
+    };
+    assert_eq!(node.takes(anna.id, &newer).await, SnapshotOutcome::Head);
+    let body = json!({ "snapshot": newer.id.to_string() });
+    let refused = world.post("/v1/cells/anna/restore", body.clone()).await;
+    assert_eq!(refused.code(), Code::StateTooNew);
+    for named in ["berth/test:2026.9.10", "berth/test:2026.9.6"] {
+        assert!(refused.body.contains(named), "{}", refused.body);
+    }
+    // The first that the node hears of it is when she has that image.
+    let image = json!({ "image": "berth/test:2026.9.10" });
+    assert_eq!(world.put("/v1/users/anna/image", image).await.status, 200);
+    for (path, body, verb) in [
+        ("wake", json!({}), CommandVerb::Wake),
+        ("restore", body, CommandVerb::Restore { snapshot: newer.id }),
+    ] {
+        let path = format!("/v1/cells/anna/{path}");
+        let (answer, ()) = tokio::join!(world.post(&path, body), async {
+            let command = loop {
+                match node.receive().await {
+                    CoordinatorFrame::Command(command) => break command,
+                    CoordinatorFrame::Desired(_)
+                    | CoordinatorFrame::Terms { .. }
+                    | CoordinatorFrame::Repositories { .. } => {}
+                    other => panic!("not what is awaited: {other:?}"),
+                }
+            };
+            assert_eq!(command.verb, verb);
+            let outcome = Err(Problem::new(Code::CellBusy, "not now"));
+            node.send(&NodeFrame::CommandDone { seq: command.seq, outcome }).await;
+        });
+        assert_eq!(answer.code(), Code::CellBusy);
+    }
     world.end().await;
 }

@@ -49,8 +49,12 @@ impl World {
     fn prune(&mut self, user: UserId) {
         let now = self.coordinator.clock.wall(self.at);
         let Some(process) = &self.coordinator.process else { return };
-        let is_connected = |node| process.live.is_connected(node);
-        if upkeep::unheard(&process.fleet, user, is_connected).is_some() {
+        let boot = self.coordinator.clock.boot(self.at);
+        let silent_for = |node| {
+            let connected = process.live.is_connected(node);
+            (!connected).then(|| process.silence.silent_for(boot, node))
+        };
+        if upkeep::unheard(&process.fleet, user, silent_for).is_some() {
             return self.count("prunes refused");
         }
         let Some(vault) = process.fleet.vault(user) else { return };
@@ -155,8 +159,11 @@ impl World {
             let present = &self.machines[machine];
             let believes = present.disk.told.here.contains_key(&cell) && home != Some(machine);
             let member = present.node.filter(|node| self.machine_of(*node) == Some(machine));
-            let is_off = member.and_then(|node| self.truth.nodes.get(&node)).is_none_or(|node| node.off);
-            if believes && !is_off && self.silence(machine) > SILENCE_SEEN {
+            let Some(member) = member.and_then(|node| self.truth.nodes.get(&node)) else { continue };
+            let silence = self.silence(machine);
+            // That it is off may be wrong: only its lease's end keeps it from writing.
+            let may_write = silence > SILENCE_SEEN && (!member.off || silence < self.plan.autonomy);
+            if believes && may_write {
                 let text =
                     format!("{} is pruned while machine {machine} may believe it its own", short(cell));
                 return self.broken("pruned", &text);
@@ -172,16 +179,27 @@ impl World {
         }
     }
 
-    /// Quiet: what is known is there.
+    /// Quiet: what is known is there, each from the one before.
     pub(crate) fn judge_pruned(&mut self) {
         let Some(process) = &self.coordinator.process else { return };
-        let mut wrong = None;
+        let (mut wrong, mut forks) = (None, 0);
         for vault in process.fleet.vaults() {
             let known = vault.head.iter().chain(&vault.history).map(|kept| kept.id);
             let gone = known.into_iter().find(|id| !self.bucket.objects.contains_key(id));
             if let Some(id) = gone {
                 wrong = Some(format!("{} of {} is known, and is gone", tell(id), vault.user));
             }
+            // Nobody is suspected of an older disk who has none.
+            let is_doubted = |id| self.bucket.objects.get(&id).is_none_or(|object| object.excused);
+            if let Some((left, came)) = vault.fork() {
+                forks += 1;
+                if !is_doubted(left.id) && !is_doubted(came.id) {
+                    wrong = Some(format!("{} is a fork behind {}", tell(came.id), tell(left.id)));
+                }
+            }
+        }
+        for _ in 0..forks {
+            self.count("forks told");
         }
         if let Some(wrong) = wrong {
             self.broken("pruned", &wrong);

@@ -178,8 +178,8 @@ const ELSEWHERE: [(Code, &str, &str); 37] = [
     ),
     (
         Code::StateTooNew,
-        "node-agent/core/src/cell/tests/data.rs",
-        "what_was_there_goes_on_when_a_restore_did_not_touch_it",
+        "coordinator/src/tests/snapshots.rs",
+        "a_state_newer_than_the_cells_image_is_not_put_back_and_the_node_is_not_asked",
     ),
     // Needs a bug, or an impossible answer.
     (Code::Internal, "coordinator/src/tests/stores.rs", ""),

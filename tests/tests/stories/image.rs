@@ -30,6 +30,13 @@ impl Tag {
         tag
     }
 
+    /// One whose tag is a version.
+    fn release(version: &str) -> Self {
+        let tag = Self(format!("berth/story-cell-{}:{version}", std::process::id()));
+        tag.means(version);
+        tag
+    }
+
     /// From now on it names other bytes.
     fn means(&self, build: &str) {
         let file = format!("FROM {TEST_IMAGE}\nLABEL berth.story={build}-{}\n", std::process::id());
@@ -120,6 +127,20 @@ async fn a_cell_comes_to_another_image_with_its_data_and_a_way_back() {
     story.kept_under("anna", &newer.0, second["seq"].as_u64().unwrap()).await;
     assert_eq!(story.image_of(&anna).await, (newer.0.clone(), newer.id()));
     assert_eq!(read(&anna, "letter").await.as_deref(), Some("once more"));
+
+    // What a newer release has written is not put back under an older one.
+    let (release, older) = (Tag::release("2026.9.10"), Tag::release("2026.9.9"));
+    story.give(&anna, &release.0).await;
+    story.restart(&anna).await;
+    write(&anna, "letter", "of a release").await;
+    story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    let taken = story.kept_under("anna", &release.0, 0).await;
+    story.give(&anna, &older.0).await;
+    let body = json!({ "snapshot": taken["id"] });
+    let refused = story.world.api.post("/v1/cells/anna/restore", body).await.ok(409);
+    assert_eq!(refused["code"], "state_too_new", "{refused}");
+    assert_eq!(read(&anna, "letter").await.as_deref(), Some("of a release"));
+    assert_eq!(story.image_of(&anna).await.0, release.0, "nothing was done to her");
     story.world.end(&[]).await;
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use berth_tests::lab::relay::Relay;
 use berth_tests::world::machine::Machine;
 use berth_tests::world::wait::eventually;
-use berth_tests::world::{BOUND, Member, Options, Rest};
+use berth_tests::world::{BOUND, Member, Options, Rest, prunes};
 use serde_json::{Value, json};
 
 use crate::snapshots::{Story, read, write};
@@ -168,7 +168,8 @@ async fn of_two_nodes_that_believe_they_own_a_user_the_old_ones_data_goes_aside_
 
 #[tokio::test]
 async fn what_the_old_node_keeps_inside_its_lease_is_not_head_either_and_can_be_had() {
-    let story = Story::begin().await;
+    let folder = tempfile::tempdir().unwrap();
+    let story = Story::with(Options { coordinator: prunes(folder.path()), ..Options::default() }).await;
     let world = &story.world;
     let line = Relay::to(world.coordinator.address("link_listen")).await;
     let old = Machine::beside(world, Some(line.address())).await;
@@ -200,6 +201,11 @@ async fn what_the_old_node_keeps_inside_its_lease_is_not_head_either_and_can_be_
     .await;
     assert_eq!((&orphans[0]["node"], &orphans[0]["current"]), (&json!(old.node_name), &head["generation"]));
     assert_eq!(story.snapshots("anna").await["head"], head);
+    // By a rule that leaves HEAD only: what was before is gone, and what the old node has kept is not.
+    let pruned = world.api.post("/v1/users/anna/prune", json!({})).await.ok(200);
+    assert!(pruned["forgotten"].as_u64() > Some(0), "{pruned}");
+    let shown = story.snapshots("anna").await;
+    assert_eq!((&shown["head"], &shown["history"], &shown["orphans"]), (&head, &json!([]), &orphans));
     assert_eq!(story.got("anna", &head).await, "of the new node");
     assert_eq!(story.got("anna", &orphans[0]["snapshot"]).await, "of the old node");
     assert_eq!(read(&anna, "letter").await.as_deref(), Some("of the new node"));

@@ -98,6 +98,22 @@ impl Vault {
         self.orphans.iter().find(|orphan| orphan.snapshot.id == id).map(|orphan| Err(orphan.why()))
     }
 
+    /// A snapshot that was the newest, and the one behind which it is although that was not taken from it: the node that took
+    /// the other went on from an older disk. The newest such pair of what is remembered.
+    pub fn fork(&self) -> Option<(&Snapshot, &Snapshot)> {
+        let all = self.head.iter().chain(&self.history);
+        // An import is of no line.
+        let line: Vec<&Snapshot> = all.filter(|kept| kept.seq != IMPORT_SEQ).collect();
+        line.windows(2).find_map(|pair| {
+            let &[came, left] = pair else { return None };
+            let parent = line.iter().find(|kept| Some(kept.id) == came.parent)?;
+            let is_passed_over = came.generation == left.generation && parent.place() < left.place();
+            // Two that were begun at a time: one that was under way, and what is kept before a restore.
+            let is_beside = came.parent == left.parent;
+            (is_passed_over && !is_beside).then_some((left, came))
+        })
+    }
+
     /// The highest generation that is known to have left anything here. Not by the word of a node that told of an orphan:
     /// it may name any.
     fn highest(&self) -> Option<Generation> {

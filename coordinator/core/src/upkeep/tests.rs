@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::Command;
 use crate::fleet::tests::{World, slug};
+use crate::moves::{Evidence, MoveCommand};
 
 const DAY: Millis = Millis::minutes(24 * 60);
 const EVERY: Every = Every { prune: Some(Millis(7 * DAY.0)), check: Some(DAY) };
@@ -95,18 +96,59 @@ fn a_prune_waits_for_every_node_that_may_have_had_the_user() {
     world.run(&world.create("anna", 1)).unwrap();
     let anna = world.fleet.user(&slug("anna")).unwrap().id;
     let nodes: Vec<NodeId> = world.fleet.nodes().map(|node| node.id).collect();
-    assert_eq!(unheard(&world.fleet, anna, |_| false), None, "it was never elsewhere");
+    let long = Millis(100 * DAY.0);
+    assert_eq!(unheard(&world.fleet, anna, |_| Some(long)), None, "it was never elsewhere");
     // Created anew under the same name: another one, whose generation is higher all the same.
     world.run(&Command::RemoveUser { slug: slug("anna") }).unwrap();
-    assert!(unheard(&world.fleet, anna, |_| false).is_some(), "its node is not told yet, maybe");
-    assert_eq!(unheard(&world.fleet, anna, |_| true), None);
+    assert!(unheard(&world.fleet, anna, |_| Some(long)).is_some(), "its node is not told yet, maybe");
+    assert_eq!(unheard(&world.fleet, anna, |_| None), None);
     world.run(&world.create("anna", 2)).unwrap();
     let anna = world.fleet.user(&slug("anna")).unwrap();
     let (id, home) = (anna.id, anna.home.clone().unwrap());
     assert!(home.generation.number > 1);
-    assert_eq!(unheard(&world.fleet, id, |node| node != home.node), None, "the node of now may be away");
+    let only = |away: NodeId| move |node| (node == away).then_some(long);
+    assert_eq!(unheard(&world.fleet, id, only(home.node)), None, "the node of now may be away");
     for away in nodes.into_iter().filter(|node| *node != home.node) {
         let name = world.fleet.node(away).unwrap().name.clone();
-        assert_eq!(unheard(&world.fleet, id, |node| node != away), Some(&name));
+        assert_eq!(unheard(&world.fleet, id, only(away)), Some(Unheard::Away(&name)));
     }
+}
+
+#[test]
+fn a_prune_waits_for_the_end_of_the_lease_of_a_node_that_was_declared_off() {
+    let mut world = World::with_nodes(2);
+    world.run(&world.create("anna", 1)).unwrap();
+    let anna = world.fleet.user(&slug("anna")).unwrap().id;
+    world.run(&Command::RemoveUser { slug: slug("anna") }).unwrap();
+    let node = world.fleet.nodes().next().unwrap().id;
+    let name = world.fleet.node(node).unwrap().name.clone();
+    let off = |world: &mut World, silent_for| {
+        let evidence = Evidence { connected: false, silent_for, mark: None };
+        let command = MoveCommand::DeclareOff { name: name.clone(), evidence };
+        world.run(&Command::Move(command)).unwrap();
+    };
+    let silent = |span| move |id| (id == node).then_some(span);
+    off(&mut world, Millis(0));
+    let ages = Millis(1_000 * DAY.0);
+    assert_eq!(
+        unheard(&world.fleet, anna, silent(ages)),
+        Some(Unheard::Endless(&name)),
+        "it was given no lease"
+    );
+    for autonomy in [None, Some(DAY)] {
+        world.run(&Command::Move(MoveCommand::GreetNode { node, autonomy })).unwrap();
+        assert_eq!(unheard(&world.fleet, anna, silent(Millis(0))), Some(Unheard::Away(&name)), "it is back");
+        off(&mut world, Millis(0));
+        assert_eq!(unheard(&world.fleet, anna, silent(ages)), Some(Unheard::Endless(&name)));
+    }
+    // The shorter lease counts once the node holds it.
+    let (told, held) = (Some(DAY), Some(DAY));
+    world.run(&Command::Move(MoveCommand::LeaseConfirmed { node, told, held })).unwrap();
+    let needed = safe_after(Term::For(DAY)).unwrap();
+    let more = Millis(1);
+    let early = unheard(&world.fleet, anna, silent(Millis(needed.0 - 1)));
+    assert_eq!(early, Some(Unheard::InsideLease { name: &name, more }));
+    assert_eq!(unheard(&world.fleet, anna, silent(needed)), None);
+    world.run(&Command::RemoveNode { name: name.clone() }).unwrap();
+    assert_eq!(unheard(&world.fleet, anna, silent(Millis(0))), None, "removed");
 }

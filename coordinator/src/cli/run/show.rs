@@ -166,6 +166,21 @@ pub(super) fn events(events: &List<CellEvent>) -> String {
     table(["WHEN", "WHAT", "DETAIL"], rows.collect())
 }
 
+/// The id is all that names it from now on.
+pub(super) fn removed(user: &User) -> String {
+    let User { slug, id, .. } = user;
+    format!("user {slug} removed; what is kept of it is {id}'s, and `berth user purge {id}` ends that\n")
+}
+
+/// What is on the node's disks may be older than what was kept of its users, and nobody but a person can know.
+pub(super) fn unlocked(node: &Node) -> String {
+    let Node { name, .. } = node;
+    format!(
+        "node {name} unlocked\n  where its disk is that of an earlier time, `berth snapshot restore` each of its users before they \
+         work there\n"
+    )
+}
+
 pub(super) fn created(user: &User) -> String {
     let mut text = format!("user {} created on node {}: {}\n", user.slug, user.node, user.host);
     for line in &user.placement {

@@ -539,3 +539,37 @@ fn an_import_of_another_cell_or_time_is_refused() {
     }
     assert!(world.fleet.vault(ANNA).unwrap().head.is_none());
 }
+
+#[test]
+fn a_snapshot_that_was_not_taken_from_the_newest_one_is_a_fork_until_one_of_both_is_forgotten() {
+    let of = |id: u8, seq, parent: u8| Snapshot {
+        parent: Some(SnapshotId::from_bytes([parent; 32])),
+        ..snapshot(id, 1, seq)
+    };
+    let forked = |world: &World| vault(world).fork().map(|(left, came)| (left.seq, came.seq));
+    let mut world = world();
+    let first = home(&world);
+    // Each from the one before; two at a time; from one that is not known; from one that was told of later.
+    for snapshot in [of(1, 1, 90), of(2, 2, 1), of(3, 3, 1), of(4, 4, 91), of(6, 6, 5), of(5, 5, 4)] {
+        world.run(&take(first, snapshot)).unwrap();
+        assert_eq!(forked(&world), None);
+    }
+    // A disk of the time of the second one.
+    world.run(&take(first, of(7, 7, 2))).unwrap();
+    world.run(&take(first, of(8, 8, 7))).unwrap();
+    assert_eq!(forked(&world), Some((6, 7)));
+    let gone = BTreeSet::from([SnapshotId::from_bytes([6; 32])]);
+    world.run(&Command::Snapshot(SnapshotCommand::Forget { user: ANNA, gone })).unwrap();
+    assert_eq!(forked(&world), Some((5, 7)), "what was taken before is not in it either");
+
+    // Another node begins from HEAD, and an import has no place in that.
+    let mut world = self::world();
+    let first = home(&world);
+    world.run(&take(first, of(1, 1, 90))).unwrap();
+    let second = moved(&mut world);
+    world.run(&take(second, Snapshot { generation: generation(2), ..of(2, 1, 1) })).unwrap();
+    let (cell, of_now) = world.fleet.imports_as(ANNA).unwrap();
+    let imported = Snapshot { cell, generation: of_now, ..snapshot(3, 2, IMPORT_SEQ) };
+    world.run(&import(imported)).unwrap();
+    assert_eq!((vault(&world).history[0].seq, forked(&world)), (IMPORT_SEQ, None));
+}
