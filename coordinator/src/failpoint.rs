@@ -19,6 +19,14 @@ berth_failpoint::points! {
     PUSH_MADE = "push:made", Plain;
     /// A node's joining is durable, and the node is not told.
     JOIN_WRITTEN = "join:written", Plain;
+    /// A file of the key store is replaced, durably; what it held is not overwritten.
+    KEYSTORE_REPLACED = "keystore:replaced", Plain;
+    /// What a file of the key store held is overwritten.
+    KEYSTORE_OVERWRITTEN = "keystore:overwritten", Plain;
+    /// The next fleet key has the name of the one in force, which is not durable.
+    KEYSTORE_NEXT_TAKEN = "keystore:next:taken", Plain;
+    /// A next fleet key that the store does not know of is gone, which is not durable.
+    KEYSTORE_NEXT_UNDONE = "keystore:next:undone", Plain;
     /// That a prune begins is in the file, and its worker is not started.
     PRUNE_BEGINS = "prune:begins", Plain;
     /// The worker has ended: the repository has forgotten snapshots, and the journal knows nothing of it.

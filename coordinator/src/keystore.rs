@@ -44,6 +44,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
+use crate::failpoint;
 use error::{damaged_backup, file, key};
 use form::{BackupForm, Contents, FILE_BYTES_MAX, StoreForm};
 use wrap::{FleetKey, KEY_TEXT_BYTES_MAX};
@@ -461,6 +462,7 @@ impl KeyStore {
                 let path = self.folder.join(NEXT_FLEET_FILE);
                 shred(&path).map_err(|source| file(&path, "overwritten", source))?;
                 std::fs::remove_file(&path).map_err(|source| file(&path, "removed", source))?;
+                failpoint::KEYSTORE_NEXT_UNDONE.reach();
                 Ok(present)
             }
             (None, Some(next)) if next.id == expected => {
@@ -487,6 +489,7 @@ impl KeyStore {
         let take = || {
             let old = open_old(&path)?;
             std::fs::rename(&next, &path)?;
+            failpoint::KEYSTORE_NEXT_TAKEN.reach();
             File::open(&self.folder)?.sync_all()?;
             old.map_or(Ok(()), overwrite)
         };
@@ -510,6 +513,7 @@ impl KeyStore {
         let replace = || {
             let old = open_old(&path)?;
             durable::write_atomic(&path, bytes, FILE_MODE)?;
+            failpoint::KEYSTORE_REPLACED.reach();
             old.map_or(Ok(()), overwrite)
         };
         replace().map_err(|source| file(&path, "replaced", source))
@@ -538,7 +542,9 @@ fn overwrite(mut old: File) -> io::Result<()> {
         old.write_all(zeros.get(..part).unwrap_or(&zeros))?;
         left -= u64::try_from(part).unwrap_or(u64::MAX).min(left);
     }
-    old.sync_all()
+    old.sync_all()?;
+    failpoint::KEYSTORE_OVERWRITTEN.reach();
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_coordinator::keystore::KeyStore;
@@ -407,4 +409,72 @@ async fn kills_while_snapshots_are_written_lose_nothing_that_was_acknowledged() 
     let all = starts("");
     assert_eq!(all, TOKEN_ROUNDS);
     assert!(all - starts("snapshot=0") >= TOKEN_ROUNDS / 3, "too few starts began at a snapshot:\n{log}");
+}
+
+/// The command of docs/INSTALL.md, from one data folder to another place.
+fn copy_command(from: &Path, to: &Path) -> String {
+    let docs = include_str!("../../docs/INSTALL.md");
+    let mut blocks = docs.split("```sh\n").filter_map(|block| block.split("```").next());
+    let command = blocks.find(|block| block.contains("journal/synced")).expect("INSTALL.md has the command");
+    let places = [("/var/backups/berth/$(date +%F-%H%M%S)", to), ("/var/lib/berth-coordinator", from)];
+    places.into_iter().fold(command.to_owned(), |command, (docs, here)| {
+        assert!(command.contains(docs), "{docs} is not in {command}");
+        command.replace(docs, &here.display().to_string())
+    })
+}
+
+impl Api {
+    /// Makes tokens and takes most of them back, until it is told to end: then nothing is under way any more.
+    async fn tokens_come_and_go(&self, name: String, end: &AtomicBool) {
+        for number in 0_u64.. {
+            if end.load(Ordering::Relaxed) {
+                return;
+            }
+            let body = format!(r#"{{"node":"{name}-{number}"}}"#);
+            let (status, made) = self.ask("POST", "/v1/tokens", &body).await.unwrap();
+            assert_eq!(status, 201, "{made}");
+            if number % 100 > 0 {
+                let id = serde_json::from_str::<Token>(&made).unwrap().id;
+                let (status, _) = self.ask("DELETE", &format!("/v1/tokens/{id}"), "").await.unwrap();
+                assert_eq!(status, 204);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_is_made_as_the_docs_say_under_load_is_whole_and_starts_a_coordinator() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::on(folder.path()).await;
+    let mut callers = tokio::task::JoinSet::new();
+    let end = Arc::new(AtomicBool::new(false));
+    for caller in 0..CALLERS {
+        let (api, end) = (daemon.api.clone(), Arc::clone(&end));
+        callers.spawn(async move { api.tokens_come_and_go(format!("c{caller}"), &end).await });
+    }
+    let mut copies = vec![];
+    for round in 0..ROUNDS {
+        let before = daemon.api.tokens().await;
+        let copy = folder.path().join(format!("copy-{round}"));
+        let command = copy_command(&folder.path().join("data"), &copy.join("data"));
+        let copying = move || Command::new("sh").args(["-c", &command]).output().unwrap();
+        let copied = tokio::task::spawn_blocking(copying).await.unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        assert_eq!(verified(&copy)["whole"], true);
+        std::fs::copy(folder.path().join("key"), copy.join("key")).unwrap();
+        let again = Daemon::on(&copy).await;
+        copies.push((before, again.api.tokens().await));
+    }
+    end.store(true, Ordering::Relaxed);
+    while let Some(ended) = callers.join_next().await {
+        ended.expect("nobody was refused meanwhile");
+    }
+    // What is taken back may be so in a copy before anybody is told; what was never taken back is in each copy behind it.
+    let kept = daemon.api.tokens().await;
+    for (round, (before, in_copy)) in copies.iter().enumerate() {
+        let lost: Vec<&String> = before.intersection(&kept).filter(|id| !in_copy.contains(*id)).collect();
+        assert!(lost.is_empty(), "round {round}: acknowledged before the copy and not in it: {lost:?}");
+    }
+    let last = &copies.last().expect("there are rounds").0;
+    assert!(last.intersection(&kept).count() >= CALLERS, "too little was kept to tell anything");
 }

@@ -14,7 +14,7 @@ use berth_shared::units::Bytes;
 use crate::config::Config;
 use crate::facts::Sensors;
 use crate::hands::Hands;
-use crate::netrules::{NetRules, NetRulesError, RulesConfig, Standing};
+use crate::netrules::{HOST_TABLE, HostFilter, NetRules, NetRulesError, RulesConfig, Standing};
 use crate::quota::{Backend, Quota};
 use crate::runtime::docker::DockerRuntime;
 use crate::runtime::{EngineFacts, Runtime};
@@ -33,14 +33,18 @@ const MEMORY_MIN: Bytes = Bytes::gib(1);
 
 const QUOTA: &str = "quota";
 const FIREWALL: &str = "firewall";
+const HOST_FIREWALL: &str = "host_firewall";
 
 /// Examines this machine from outside, whether or not an agent runs here.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let runtime = DockerRuntime::new(&config.docker_socket);
     let quota = try_quota(config).await;
     let rules = match net_rules(config) {
-        Some(rules) => Some(judge_rules(&rules.table(), &rules.check().await)),
-        None => None,
+        Some(rules) => vec![
+            judge_rules(&rules.table(), &rules.check().await),
+            judge_host_filter(&rules.host_filter().await),
+        ],
+        None => vec![],
     };
     machine(config, &runtime, quota, rules).await
 }
@@ -55,15 +59,18 @@ pub async fn examine_running<R: Runtime>(hands: &Hands<R>) -> Vec<Finding> {
             Finding::good(QUOTA, found)
         }
     };
-    let rules = judge_own_rules(&hands.rules.table(), &hands.rules.check().await);
-    machine(&hands.config, &hands.runtime, quota, Some(rules)).await
+    let rules = vec![
+        judge_own_rules(&hands.rules.table(), &hands.rules.check().await),
+        judge_host_filter(&hands.rules.host_filter().await),
+    ];
+    machine(&hands.config, &hands.runtime, quota, rules).await
 }
 
 async fn machine<R: Runtime>(
     config: &Config,
     runtime: &R,
     quota: Finding,
-    rules: Option<Finding>,
+    rules: Vec<Finding>,
 ) -> Vec<Finding> {
     let mut findings = vec![judge_rights(rustix::process::geteuid().is_root())];
     match runtime.engine().await {
@@ -286,6 +293,23 @@ fn rules_unknown(error: &NetRulesError) -> Finding {
     )
 }
 
+/// The machine's own filter, which holds for everything that is no cell. Somebody may have another one instead, so it is no
+/// more than a warning.
+fn judge_host_filter(seen: &Result<HostFilter, NetRulesError>) -> Finding {
+    const HOW: &str = "`systemctl enable --now berth-firewall`, after a look at /etc/berth/firewall.nft; leave it where the \
+                       provider or another program closes the ports that nobody needs.";
+    let found = match seen {
+        Ok(HostFilter::Drops) => {
+            let found = format!("the table `inet {HOST_TABLE}` is there and drops what it does not let in");
+            return Finding::good(HOST_FIREWALL, found);
+        }
+        Ok(HostFilter::Missing) => format!("the table `inet {HOST_TABLE}` is not there: every port is open"),
+        Ok(HostFilter::Open) => format!("the table `inet {HOST_TABLE}` lets in whatever it does not name"),
+        Err(error) => format!("whether the machine's own filter is there cannot be told: {}", chain(error)),
+    };
+    Finding::new(HOST_FIREWALL, Level::Warning, found, HOW)
+}
+
 /// The first two numbers of a version such as `20.10.24+dfsg1` or `6.1.0-28-cloud-amd64`.
 fn major_minor(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit());
@@ -346,6 +370,9 @@ mod tests {
             judge_rules("berth", &Ok(Standing::Missing)),
             judge_own_rules("berth", &Ok(Standing::Missing)),
             judge_own_rules("berth", &Ok(Standing::Altered)),
+            judge_host_filter(&Ok(HostFilter::Missing)),
+            judge_host_filter(&Ok(HostFilter::Open)),
+            judge_host_filter(&Err(NetRulesError::Timeout)),
             no_quota("no loop device"),
             judge_rights(false),
         ];
@@ -354,6 +381,7 @@ mod tests {
             assert!(!finding.advice.is_empty(), "{finding:?}");
         }
         assert_eq!(judge_kernel("6.1.0-28-cloud-amd64", 2).level, Level::Good);
+        assert_eq!(judge_host_filter(&Ok(HostFilter::Drops)).level, Level::Good);
     }
 
     #[test]

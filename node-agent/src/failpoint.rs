@@ -165,6 +165,8 @@ agent_points! {
         QUOTA_MOVED = "quota:image:moved", Fallible;
         /// What was on an archived cell's disk is gone, its directories are not.
         QUOTA_DISCARDED = "quota:disk:discarded", Plain;
+        /// A disk that was left behind is gone, which is not durable.
+        QUOTA_PURGED = "quota:left:purged", Plain;
         /// A removed cell's directories are gone.
         QUOTA_EMPTIED = "quota:place:removed", Plain;
 

@@ -272,6 +272,20 @@ pub enum Standing {
     Altered,
 }
 
+/// The table of the machine's own packet filter, `systemd/firewall.nft`. It is not ours to keep.
+pub const HOST_TABLE: &str = "berth_host";
+
+/// What a look at the machine's own packet filter told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostFilter {
+    /// The table is there, and drops what comes in unless a rule of it lets that in.
+    Drops,
+    /// The table is there, and lets in whatever none of its rules drops.
+    Open,
+    /// The table is not there.
+    Missing,
+}
+
 /// Keeps the table in place.
 ///
 /// How the kernel shows our rules back differs from how they are written, between versions of nft too. So the shown
@@ -371,6 +385,17 @@ impl NetRules {
 
     fn to_quarantine(&self) -> BTreeSet<Slot> {
         self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the machine's own packet filter ([`HOST_TABLE`]).
+    ///
+    /// # Errors
+    /// `nft` could not be asked.
+    pub async fn host_filter(&self) -> Result<HostFilter, NetRulesError> {
+        let shown = self.nft.list(HOST_TABLE).await?;
+        Ok(shown.map_or(HostFilter::Missing, |shown| {
+            if shown.drops_what_comes_in() { HostFilter::Drops } else { HostFilter::Open }
+        }))
     }
 
     /// Packets refused so far, by reason ([`REFUSALS`]), since the rules were last put in place.

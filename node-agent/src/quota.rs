@@ -359,6 +359,7 @@ impl Quota {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => {
                 counted::remove_tree(&files)?;
+                failpoint::QUOTA_PURGED.reach();
                 std::fs::File::open(folder)?.sync_all()
             }
         };

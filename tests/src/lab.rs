@@ -1,5 +1,5 @@
 //! What some stories need beside a [`World`](crate::world::World): Docker behind a proxy that can be closed, the door's
-//! wire tapped, an internet of one's own, small disks, and raw HTTP.
+//! wire tapped, an internet and a registry of one's own, small disks, and raw HTTP.
 //!
 //! | module | what |
 //! |---|---|
@@ -7,13 +7,17 @@
 //! | [`tap`] | counts the bytes between ingress and agent |
 //! | [`internet`] | a network namespace with addresses of everywhere, reachable from cells and by nobody else |
 //! | [`relay`] | the line between one node and the coordinator, to be cut |
+//! | [`kills`] | how often daemons are killed at each failpoint, written down for `scripts/kills` |
+//! | [`registry`] | a registry of images, and images that only it has |
 //! | [`small_disk`] | a file system that can be filled |
 //! | [`raw`] | HTTP/1.1 by hand: connections that are kept, requests that no library would send |
 //! | [`shell`] | programs of the machine |
 
 pub mod engine_proxy;
 pub mod internet;
+pub mod kills;
 pub mod raw;
+pub mod registry;
 pub mod relay;
 pub mod shell;
 pub mod small_disk;

@@ -186,6 +186,13 @@ impl Listing {
             .and_then(|item| item.get("packets")?.as_u64())
     }
 
+    /// Has it a chain for packets to the machine whose last word is to drop them?
+    pub(crate) fn drops_what_comes_in(&self) -> bool {
+        let is = |chain: &Value, key: &str, word: &str| chain.get(key).and_then(Value::as_str) == Some(word);
+        let mut chains = self.0.iter().filter_map(|item| item.get("chain"));
+        chains.any(|chain| is(chain, "hook", "input") && is(chain, "policy", "drop"))
+    }
+
     /// Leaves out handles, counts, the elements that packets put into sets, and nft's own version.
     pub(crate) fn normal(&self) -> Normal {
         let mut items = self.0.clone();

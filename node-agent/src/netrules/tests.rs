@@ -232,11 +232,15 @@ async fn one_cell_cannot_send_or_receive_more_than_its_bandwidth() {
     let narrow = RulesConfig { mbit_per_second: 1, ..config() };
     let rules = lab.rules(&narrow);
     rules.ensure().await.unwrap();
-    // One second's worth, 125 kB, passes at once; the echo of what is sent comes back through the other cap.
-    let wide = lab.open("cell1", "203.0.113.2", 80);
-    let seconds = wide.echo_takes(600_000);
-    assert!(seconds > 2.0, "600 kB there and back took {seconds} s at 125 kB/s");
-    assert!(rules.refused().await.unwrap()["cell_over_bandwidth"] > 0);
+    let (cell, far) = lab.both_ends("cell1", "internet", "203.0.113.2");
+    // Each way by itself: both ways at once would take as long through either cap alone.
+    for (way, from, to) in [("sent", &cell, &far), ("received", &far, &cell)] {
+        let before = rules.refused().await.unwrap()["cell_over_bandwidth"];
+        // One second's worth, 125 kB, passes at once.
+        let seconds = from.flow_takes(to, 600_000);
+        assert!(seconds > 2.0, "600 kB {way} took {seconds} s at 125 kB/s");
+        assert!(rules.refused().await.unwrap()["cell_over_bandwidth"] > before, "{way}");
+    }
     let other = lab.open("cell2", "203.0.113.2", 80);
     assert!(other.echoes(), "the other cell has its own cap");
 }
@@ -372,12 +376,31 @@ async fn two_agents_of_one_machine_leave_each_others_rules_alone() {
 }
 
 #[tokio::test]
+async fn the_machines_own_filter_is_told_apart_from_one_that_lets_everything_in() {
+    let lab = Lab::new();
+    let rules = lab.rules(&config());
+    rules.ensure().await.unwrap();
+    let seen = async || rules.host_filter().await.unwrap();
+    assert_eq!(seen().await, HostFilter::Missing, "the table of cells is another one");
+    lab.nft(&["-f", concat!(env!("CARGO_MANIFEST_DIR"), "/../systemd/firewall.nft")]);
+    assert_eq!(seen().await, HostFilter::Drops);
+    lab.nft(&["add", "chain", "inet", HOST_TABLE, "input", "{ policy accept; }"]);
+    assert_eq!(seen().await, HostFilter::Open);
+    lab.nft(&["delete", "chain", "inet", HOST_TABLE, "input"]);
+    assert_eq!(seen().await, HostFilter::Open);
+    lab.nft(&["delete", "table", "inet", HOST_TABLE]);
+    assert_eq!(seen().await, HostFilter::Missing);
+    assert_eq!(rules.check().await.unwrap(), Standing::InPlace);
+}
+
+#[tokio::test]
 async fn when_nft_fails_nothing_counts_as_in_place() {
     for (command, expected) in
         [("/nonexistent/nft", "could not be run"), ("false", "failed (exit status: 1)")]
     {
         let rules = NetRules::with(&config(), Nft::through(&[command]));
         assert!(rules.check().await.is_err());
+        assert!(rules.host_filter().await.is_err());
         let error = rules.ensure().await.unwrap_err();
         assert_eq!(error.problem().code, berth_shared::problem::Code::FirewallMissing);
         assert!(error.problem().detail.contains(expected), "{error:?}");

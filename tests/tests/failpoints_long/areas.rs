@@ -4,17 +4,13 @@
 //! below, which runs in every `scripts/test`, says so at once.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use berth_tests::lab::kills;
+
 /// What is armed, or `list`.
 pub(crate) const VARIABLE: &str = "BERTH_FAILPOINT";
-
-/// A file that gets a line for each kill: daemon, point, pass, step, milliseconds; and one with pass 0 for each point, with
-/// the reason where none is expected. Several tests append to it.
-const REPORT_VARIABLE: &str = "BERTH_KILLS_REPORT";
 
 /// The failpoints of a daemon.
 pub(crate) struct Map {
@@ -79,6 +75,9 @@ pub(crate) const AGENT: Map = Map {
         ("joining", "key:created key:written key:synced key:named join:answered journal:synced:created"),
         ("rotating", "key:created key:written key:synced key:named key:replaced"),
         ("joining again", "key:removed key:replaced join:answered"),
+        ("pulling", "intent:pull done:pull report:pull docker:pull:sent docker:pull:answered"),
+        // By `stories/image.rs`.
+        ("changing the image", "intent:save done:save report:save image:saved"),
     ],
     nowhere: &[
         (
@@ -95,12 +94,8 @@ pub(crate) const AGENT: Map = Map {
             "only where the file system itself counts what each user has",
         ),
         (
-            "intent:pull done:pull report:pull docker:pull:sent docker:pull:answered",
-            "every image is on the machine; a pull changes nothing of the cell",
-        ),
-        (
-            "intent:save done:save report:save image:saved",
-            "no image is changed here; `stories/image.rs` kills at each of them",
+            "quota:left:purged",
+            "nobody is given to another node here; `stories/lease.rs` kills once where such a disk is destroyed",
         ),
         (
             "quota:image:extended quota:resize:running quota:resize:done",
@@ -131,6 +126,10 @@ pub(crate) const COORDINATOR: Map = Map {
             "key:created key:written key:synced key:named install:keyed journal:synced:created",
         ),
         ("pruning", "prune:begins prune:ended prune:recorded"),
+        (
+            "key store",
+            "keystore:replaced keystore:overwritten keystore:next:taken keystore:next:undone",
+        ),
     ],
     nowhere: &[
         ("journal:drop:said journal:drop:removed", "the coordinator keeps its whole journal"),
@@ -163,13 +162,6 @@ pub(crate) fn listed(program: &Path) -> BTreeSet<String> {
     points.map(|(name, _)| name.to_owned()).collect()
 }
 
-/// Appends a line to the report, where one is wanted.
-pub(crate) fn report(line: &str) {
-    let Some(path) = std::env::var_os(REPORT_VARIABLE) else { return };
-    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-    file.write_all(format!("{line}\n").as_bytes()).unwrap();
-}
-
 #[test]
 fn at_every_failpoint_some_test_kills_or_a_reason_says_why_none_does() {
     for map in [AGENT, COORDINATOR] {
@@ -181,11 +173,11 @@ fn at_every_failpoint_some_test_kills_or_a_reason_says_why_none_does() {
         for (points, reason) in map.nowhere {
             for point in points.split_whitespace() {
                 assert!(known.insert(point.to_owned()), "{daemon}: {point} is killed at, although: {reason}");
-                report(&format!("{daemon}\t{point}\t0\t{reason}\t0"));
+                kills::point(daemon, point, reason);
             }
         }
         for point in &killed {
-            report(&format!("{daemon}\t{point}\t0\t\t0"));
+            kills::point(daemon, point, "");
         }
         let new: Vec<&String> = listed.difference(&known).collect();
         assert!(

@@ -5,22 +5,16 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use berth_tests::lab::kills::killed;
+pub(crate) use berth_tests::lab::kills::wanted;
 use berth_tests::world::daemon::Daemon;
 
-use crate::areas::{Map, VARIABLE, listed, program, report};
+use crate::areas::{Map, VARIABLE, listed, program};
 
 const TRACE_VARIABLE: &str = "BERTH_FAILPOINT_TRACE";
 
-/// How often each point kills.
-const WANTED_VARIABLE: &str = "BERTH_KILLS_PER_POINT";
-
 /// Parts of names, with commas between them: only points with one of them kill.
 const ONLY_VARIABLE: &str = "BERTH_KILLS_ONLY";
-
-/// How often each point shall kill: once, or what the environment says.
-pub(crate) fn wanted() -> u64 {
-    std::env::var(WANTED_VARIABLE).map_or(1, |text| text.parse().expect("BERTH_KILLS_PER_POINT is a number"))
-}
 
 fn is_chosen(point: &str) -> bool {
     std::env::var(ONLY_VARIABLE).map_or(true, |only| only.split(',').any(|part| point.contains(part)))
@@ -112,7 +106,7 @@ impl Armory {
         self.told += 1;
         let ms = begun.elapsed().as_millis();
         eprintln!("{:4}  {:<28} pass {pass:<3} {step:<16} {ms:>6} ms", self.told, point);
-        report(&format!("{}\t{point}\t{pass}\t{step}\t{ms}", self.map.daemon));
+        killed(self.map.daemon, point, pass, step, begun);
     }
 
     /// Fails unless each point of this area has killed as often as wanted.

@@ -12,7 +12,9 @@
 //! passes spread over those that were counted. `scripts/kills` runs this with five each and prints what was covered.
 //!
 //! What is killed by which test is said in `areas`, point by point. Six tests for the agent on real Docker, by areas, so that
-//! some go on at a time; first starts, joins and changes of a node's key (`first`, `keys`) need no container.
+//! some go on at a time; first starts, joins and changes of a node's key (`first`, `keys`) need no container. The few that a
+//! life has no place for: prunes (`pruning`), the fleet key (`keystore`), images that are pulled (`pulling`), and in
+//! `stories/image.rs` those that are changed.
 #![cfg(debug_assertions)]
 #![expect(
     clippy::unwrap_used,
@@ -25,8 +27,10 @@ mod areas;
 mod armory;
 mod first;
 mod keys;
+mod keystore;
 mod life;
 mod pruning;
+mod pulling;
 mod serving;
 mod steps;
 

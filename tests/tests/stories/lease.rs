@@ -1,6 +1,8 @@
-//! A node that works alone for longer than it may, and a user who is given to another node.
+//! A node that works alone for longer than it may, one that is restored from an old image, and a user who is given to
+//! another node.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use berth_link::{Connected, Target, dial, join};
 use berth_shared::credential::JoinToken;
@@ -12,12 +14,13 @@ use berth_shared::units::Bytes;
 use berth_shared::wire::{
     CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, NodeFacts, NodeFrame, NodeLoad,
 };
+use berth_tests::lab::shell::run;
 use berth_tests::world::api::Spoken;
 use berth_tests::world::front::Front;
 use berth_tests::world::metrics::page;
 use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Options, Rest, World};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
@@ -99,6 +102,79 @@ async fn a_node_works_alone_until_its_lease_is_over_and_again_when_the_coordinat
     world.end(&["was not heard for as long as this node may work alone"]).await;
 }
 
+/// Puts a copy of one folder where another one is or was.
+fn put_in_place(from: &Path, to: &Path) {
+    let (from, to) = (from.display().to_string(), to.display().to_string());
+    run("rm", &["-rf", &to]);
+    run("cp", &["-a", &from, &to]);
+}
+
+/// The machine itself goes on here, so its cells still run, as they do not after a boot: what counts is that its refused hello
+/// gives the lease no time, and that it takes an operator to let it in again.
+#[tokio::test]
+async fn a_node_restored_from_an_old_image_serves_what_was_left_of_its_lease_until_it_is_unlocked() {
+    let autonomy = format!("autonomy={}s", LEASE.as_secs());
+    let mut world = World::start(Options { coordinator: vec![autonomy], ..Options::default() }).await;
+    let anna = world.create_running("anna", Rest::AlwaysOn, NOT_IN_THIS_STORY).await;
+    let before = whoami(&anna.front).await;
+    let path = format!("/v1/nodes/{}", world.node_name);
+    let (journal, image) = (world.dir().join("agent/journal"), world.dir().join("journal-of-the-image"));
+
+    world.agent.term().await;
+    put_in_place(&journal, &image);
+    // Nothing was heard by that image since.
+    let taken = Instant::now();
+    world.agent.spawn().await;
+    world.agent_is_connected().await;
+    world.agent.term().await;
+    put_in_place(&image, &journal);
+    world.agent.spawn().await;
+    eventually("its hello is refused and it is locked", BOUND, async || {
+        let node = world.api.get(&path).await.ok(200);
+        let refused = world.agent.log().contains(Code::CounterReplayed.as_str());
+        (refused && node["standing"] == "locked" && node["connected"] == false).then_some(())
+    })
+    .await;
+
+    // It serves whom it knows, inside what is left.
+    world.door_is_connected().await;
+    let most = LEASE.saturating_sub(taken.elapsed()).as_secs_f64();
+    let left = agent_counts(&world, "berth_agent_lease_remaining_seconds").await;
+    assert!(left > 0.0 && left <= most, "{left} s are left, {most} at the most");
+    let served = whoami(&anna.front).await;
+    assert_eq!((&served["bootId"], &served["dataId"]), (&before["bootId"], &before["dataId"]));
+    is_turned_away(&anna.front).await;
+    world.container_is(&anna.cell, "exited").await;
+    assert_eq!(agent_counts(&world, "berth_agent_lease_held").await, 0.0);
+    assert_eq!(world.api.get(&path).await.ok(200)["standing"], "locked", "nobody but an operator unlocks it");
+
+    let docker = world.engine.record();
+    let unlocked = world.api.cli(&["node", "unlock", &world.node_name]).await;
+    assert!(unlocked.code == 0 && unlocked.out.contains("unlocked"), "{unlocked:?}");
+    world.agent_is_connected().await;
+    world.cell_is("anna", "running").await;
+    let reply = eventually("she is let in again", BOUND, async || {
+        let reply = anna.front.try_get("/whoami").await.ok()?;
+        (reply.status == 200).then_some(reply)
+    })
+    .await;
+    assert_eq!(reply.json()["dataId"], before["dataId"]);
+    assert_ne!(reply.json()["bootId"], before["bootId"]);
+    assert_eq!(docker.count(&anna.cell, "start").await, 1);
+
+    // From here on it counts on, like any other.
+    world.agent.restart().await;
+    world.agent_is_connected().await;
+    assert_eq!(world.api.get(&path).await.ok(200)["standing"], "active");
+    assert_eq!(whoami(&anna.front).await["dataId"], before["dataId"]);
+    let expected = [
+        "the coordinator refuses this node",
+        "a join counter repeated",
+        "was not heard for as long as this node may work alone",
+    ];
+    world.end(&expected).await;
+}
+
 fn facts() -> NodeFacts {
     NodeFacts {
         agent_version: "0.1.0".into(),
@@ -167,6 +243,15 @@ async fn a_second_node(world: &World, name: &str) -> JoinSet<()> {
     node
 }
 
+/// Waits until a node tells of what this cell has left behind, and gives the node.
+async fn tells_of_the_disk(world: &World, path: &str, cell: &str) -> Value {
+    eventually("the node tells of the disk", BOUND, async || {
+        let node = world.api.get(path).await.ok(200);
+        (node["left_behind"][0]["cell"] == cell).then_some(node)
+    })
+    .await
+}
+
 fn refused(spoken: &Spoken, code: Code) {
     assert_eq!(spoken.code, 1, "{spoken:?}");
     assert!(spoken.err.contains(code.as_str()), "{code}: {spoken:?}");
@@ -211,12 +296,8 @@ async fn a_user_of_a_node_that_is_off_is_given_to_another_and_its_disk_stays_whe
     world.agent_is_connected().await;
     world.cell_leaves_nothing(&anna.cell).await;
     let path = format!("/v1/nodes/{first}");
-    let node = eventually("the node tells of the disk", BOUND, async || {
-        let node = world.api.get(&path).await.ok(200);
-        (node["left_behind"][0]["cell"] == anna.cell.as_str()).then_some(node)
-    })
-    .await;
-    assert_eq!(node["off_since"], serde_json::Value::Null, "its hello has taken the word back");
+    let node = tells_of_the_disk(&world, &path, &anna.cell).await;
+    assert_eq!(node["off_since"], Value::Null, "its hello has taken the word back");
     assert_eq!(node["left_behind"][0]["generation"]["number"], 1);
     let image = world.dir().join("agent/left-behind").join(format!("{}-1.1.img", anna.cell));
     assert!(image.is_file(), "{} is not there", image.display());
@@ -224,9 +305,27 @@ async fn a_user_of_a_node_that_is_off_is_given_to_another_and_its_disk_stays_whe
     assert!(shown.out.contains("left behind") && shown.out.contains("anna"), "{shown:?}");
     assert_ne!(anna.front.get("/").await.status, 200, "she does not live here any more");
 
+    // An agent that dies over it has told nobody: the node has the disk still, as far as anybody knows, and is asked again.
+    world.agent.kill9();
+    world.agent.with_env("BERTH_FAILPOINT", "quota:left:purged").spawn().await;
+    world.agent_is_connected().await;
+    tells_of_the_disk(&world, &path, &anna.cell).await;
+    let api = world.api.clone();
+    let asked = format!("{path}/left-behind?user=anna");
+    let asking = async {
+        drop(api.call("DELETE", &asked, None).await);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = asking => {}
+        () = world.agent.wait_killed(BOUND) => {}
+    }
+    assert!(!image.exists());
+    world.agent.without_env("BERTH_FAILPOINT").spawn().await;
+    world.agent_is_connected().await;
+    tells_of_the_disk(&world, &path, &anna.cell).await;
     let purged = world.api.cli(&["node", "purge-left-behind", &first, "--user", "anna", "--yes"]).await;
     assert!(purged.code == 0 && purged.out.starts_with("1 disks destroyed"), "{purged:?}");
-    assert!(!image.exists());
     eventually("the node tells of no disk any more", BOUND, async || {
         (world.api.get(&path).await.ok(200)["left_behind"] == json!([])).then_some(())
     })

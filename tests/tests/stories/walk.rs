@@ -42,7 +42,7 @@ async fn a_cell_falls_asleep_wakes_with_its_data_and_leaves_nothing_when_its_use
         findings.iter().any(|finding| finding["check"] == "live_restore").then_some(findings)
     })
     .await;
-    for check in ["session", "engine", "quota", "firewall", "swap"] {
+    for check in ["session", "engine", "quota", "firewall", "host_firewall", "swap"] {
         let of_check = found.iter().filter(|finding| finding["check"] == check).count();
         assert_eq!(of_check, 1, "{check}: {found:?}");
     }

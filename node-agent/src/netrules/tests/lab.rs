@@ -60,8 +60,8 @@ impl Open {
         !self.answers_within(LOST_AFTER)
     }
 
-    /// How many seconds it takes until so many bytes are sent and have come back.
-    pub(super) fn echo_takes(&self, bytes: usize) -> f64 {
+    /// How many seconds it takes until so many bytes that are sent here have come out at the other end.
+    pub(super) fn flow_takes(&self, other_end: &Self, bytes: usize) -> f64 {
         let begun = std::time::Instant::now();
         let mut sending = self.0.try_clone().unwrap();
         let send = move || {
@@ -70,11 +70,13 @@ impl Open {
             }
         };
         let sender = thread::Builder::new().name("send".to_owned()).spawn(send).unwrap();
-        self.0.set_read_timeout(Some(CONNECTED_WITHIN)).unwrap();
+        other_end.0.set_read_timeout(Some(CONNECTED_WITHIN)).unwrap();
         let mut left = bytes;
         let mut buffer = [0; 16 * 1024];
         while left > 0 {
-            left -= (&self.0).read(&mut buffer).unwrap();
+            let read = (&other_end.0).read(&mut buffer).unwrap();
+            assert!(read > 0, "it ended with {left} bytes on the way");
+            left -= read;
         }
         sender.join().unwrap();
         begun.elapsed().as_secs_f64()
@@ -283,6 +285,14 @@ impl Lab {
             TcpStream::connect_timeout(&to, CONNECTED_WITHIN)
         };
         Open(self.within(from, open).unwrap())
+    }
+
+    /// Both ends of one connection, where nobody echoes.
+    pub(super) fn both_ends(&self, from: &str, to: &str, address: &str) -> (Open, Open) {
+        let listener = self.within(to, || TcpListener::bind((address, 0)).unwrap());
+        let near = self.open(from, address, listener.local_addr().unwrap().port());
+        let (far, _) = listener.accept().unwrap();
+        (near, Open(far))
     }
 
     /// Bound in the namespace.
