@@ -390,6 +390,7 @@ impl<R: Runtime> Driver<R> {
             if !moved.is_empty() {
                 self.keep_room();
             }
+            self.keep_events(&moved, &mut turn);
             self.go_on_from_disk(moved.iter(), &mut turn);
             self.snapshots_follow(&moved, &mut turn);
             if self.snapshots.next_deadline().is_some_and(|due| due <= at.boot) {

@@ -1,7 +1,7 @@
 //! What the coordinator and the node say to each other about sleep: the node tells of its swap and of its cells' sleep,
 //! the coordinator of what plans and operators want of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_node_agent_core::agent;
 use berth_node_agent_core::memory::{Memory, Record};
@@ -50,6 +50,14 @@ impl<R: Runtime> Driver<R> {
                 return;
             }
             self.told.sent(again);
+        }
+    }
+
+    /// What the users of these cells should know outlives the agent.
+    pub(super) fn keep_events(&self, moved: &BTreeSet<CellId>, turn: &mut Turn) {
+        let Some(memory) = self.store.as_ref().map(|store| store.memory()) else { return };
+        for cell in moved.iter().filter_map(|cell| self.agent.cell(*cell)) {
+            turn.records.extend(memory.happened(cell.spec().cell, cell.events()));
         }
     }
 

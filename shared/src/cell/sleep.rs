@@ -104,6 +104,15 @@ pub const TIME_TRAVEL: &str = "Outside of the cell nothing was undone: messages 
 /// Most events that are kept of a cell: the newest.
 pub const CELL_EVENTS_MAX: usize = 16;
 
+/// Keeps an event behind those of before, the newest [`CELL_EVENTS_MAX`]. Of those of one kind and text only the newest is
+/// there: the same again and again would push out everything else.
+pub fn keep_event(events: &mut Vec<CellEvent>, event: CellEvent) {
+    events.retain(|old| old.kind != event.kind || old.detail != event.detail);
+    events.push(event);
+    let too_many = events.len().saturating_sub(CELL_EVENTS_MAX);
+    events.drain(..too_many);
+}
+
 /// Longest text about a cell's sleep, in bytes; longer ones are cut.
 pub const SLEEP_TEXT_BYTES_MAX: usize = 512;
 
@@ -147,6 +156,17 @@ impl SleepStatus {
         for event in &mut self.events {
             bounded_text(&mut event.detail);
         }
+        self
+    }
+
+    /// The same with its events behind those that were told before, see [`keep_event`]: a list that is told again does not
+    /// grow. Their times are not looked at, as clocks are set back.
+    #[must_use]
+    pub fn behind(mut self, mut earlier: Vec<CellEvent>) -> Self {
+        for event in self.events {
+            keep_event(&mut earlier, event);
+        }
+        self.events = earlier;
         self
     }
 
