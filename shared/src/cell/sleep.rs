@@ -77,6 +77,19 @@ impl CellEventKind {
         }
     }
 
+    /// The kind as its cell's owner reads it.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::CouldNotSleep => "it could not go to sleep",
+            Self::CouldNotWake => "it could not be woken",
+            Self::NearMemoryLimit => "its memory was almost at its limit",
+            Self::KilledByKernel => "the system ended a process of it",
+            Self::NotFrozen => "it was stopped and not frozen",
+            Self::DataRestored => "its data was put back to that of a snapshot",
+            Self::SnapshotLate => "its newest snapshot is late",
+        }
+    }
+
     /// Since which version of the frames it is told.
     const fn since(self) -> u16 {
         match self {
