@@ -61,7 +61,7 @@ use crate::failpoint::{self, Place};
 use crate::hands::Hands;
 use crate::metrics::Metrics;
 use crate::projection::{Endpoint, List};
-use crate::reading::May;
+use crate::reading::{May, Tell};
 use crate::runtime::{Owned, Runtime, Usage};
 use crate::snapshots::Take;
 use crate::store::{Store, StoreError};
@@ -167,6 +167,8 @@ pub enum Input {
     },
     /// Somebody wants to read a user's repository.
     MayRead(May),
+    /// A cell's owner wants to know what it is doing.
+    Tell(Tell),
     /// The ingress.
     Door(DoorEvent),
     /// The coordinator.
@@ -488,6 +490,7 @@ impl<R: Runtime> Driver<R> {
                 self.step(agent::Event::Cell(cell, cell::Event::DialsOut(channels)), turn);
             }
             Input::MayRead(may) => self.may_read(may),
+            Input::Tell(tell) => self.tell_owner(tell),
             Input::Door(event) => self.door(event, turn),
             Input::Frame(CoordinatorFrame::Desired(desired)) => self.desired(desired, turn),
             Input::Frame(CoordinatorFrame::Command(command)) => {

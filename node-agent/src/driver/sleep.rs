@@ -8,9 +8,11 @@ use berth_node_agent_core::memory::{Memory, Record};
 use berth_shared::cell::{SleepStatus, SleepTerms};
 use berth_shared::ids::CellId;
 use berth_shared::time::{Millis, UnixMs};
+use berth_shared::why::OwnView;
 use berth_shared::wire::{NodeFrame, NodeSwap, SLEEP_CELLS_MAX, SLEEP_SINCE, TERMS_MAX};
 
 use super::{Driver, Turn, now};
+use crate::reading::Tell;
 use crate::runtime::Runtime;
 
 /// A time that is told of a cell is computed from boot time at each look; so much apart it is the same.
@@ -72,6 +74,18 @@ impl<R: Runtime> Driver<R> {
             budget: swap.written_per_day(),
         };
         Some(told.bounded())
+    }
+
+    /// What a cell's owner is told of it, whatever it is doing: only what is known here is asked, and nothing of the cell.
+    pub(super) fn tell_owner(&self, Tell { cell: id, answer }: Tell) {
+        let at = now(self.hands.wall);
+        let cell = self.agent.cell(id).filter(|cell| !cell.is_retired());
+        let told = cell.map(|cell| {
+            let (quarantined, snapshot_at) = (cell.spec().quarantined, self.newest_taken_at(id));
+            OwnView::of(at.wall, &cell.status(at), cell.sleep_status(at), quarantined, snapshot_at)
+        });
+        // Whoever asked may be gone; then nobody misses the answer.
+        let _ = answer.send(told);
     }
 
     /// What plans and operators say of sleep: written before anything follows from it.
