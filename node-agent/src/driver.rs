@@ -64,7 +64,7 @@ use crate::failpoint::{self, Place};
 use crate::hands::Hands;
 use crate::metrics::Metrics;
 use crate::projection::{Endpoint, List};
-use crate::reading::May;
+use crate::reading::{May, Tell};
 use crate::runtime::{Owned, Runtime, Usage};
 use crate::snapshots::Take;
 use crate::store::{Store, StoreError};
@@ -183,6 +183,8 @@ pub enum Input {
     },
     /// Somebody wants to read a user's repository.
     MayRead(May),
+    /// A cell's owner wants to know what it is doing.
+    Tell(Tell),
     /// The ingress.
     Door(DoorEvent),
     /// The coordinator.
@@ -409,6 +411,7 @@ impl<R: Runtime> Driver<R> {
             if !moved.is_empty() {
                 self.keep_room();
             }
+            self.keep_events(&moved, &mut turn);
             self.go_on_from_disk(moved.iter(), &mut turn);
             self.snapshots_follow(&moved, &mut turn);
             if self.snapshots.next_deadline().is_some_and(|due| due <= at.boot) {
@@ -506,6 +509,7 @@ impl<R: Runtime> Driver<R> {
                 self.step(agent::Event::Cell(cell, cell::Event::DialsOut(channels)), turn);
             }
             Input::MayRead(may) => self.may_read(may),
+            Input::Tell(tell) => self.tell_owner(tell),
             Input::Door(event) => self.door(event, turn),
             Input::Frame(CoordinatorFrame::Desired(desired)) => self.desired(desired, turn),
             Input::Frame(CoordinatorFrame::Command(command)) => {

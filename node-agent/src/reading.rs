@@ -7,6 +7,9 @@
 //! reads nothing of whoever has not come to it.
 //!
 //! The cell is not asked and not woken; what is read is the store's.
+//!
+//! The same socket tells what a cell's owner sees on their own page ([`OwnView`]): from what the agent knows. Who may see it
+//! the ingress alone judges, since sessions of browsers are its own; it knows of each cell's doings much already.
 
 mod readers;
 
@@ -20,14 +23,16 @@ use std::time::Duration;
 use berth_daemon::exit::chain;
 use berth_daemon::tasks::Tasks;
 use berth_node_agent_core::restic::{self, Part, Refusal, Want};
+use berth_shared::door::OWN_VIEW;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::Secret;
+use berth_shared::why::OwnView;
 use berth_snapshot::protocol::{Ask, Line};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Frame};
 use hyper::header::{self, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -56,6 +61,15 @@ pub struct May {
     pub token: Secret,
     /// Where the answer goes: where the repository is, and as which user of the machine it is read.
     pub answer: oneshot::Sender<Result<(Access, u32), Problem>>,
+}
+
+/// What is a cell's owner told of it?
+#[derive(Debug)]
+pub struct Tell {
+    /// Which cell.
+    pub cell: CellId,
+    /// Where the answer goes; `None`: there is no such cell here.
+    pub answer: oneshot::Sender<Option<OwnView>>,
 }
 
 /// The socket, bound.
@@ -134,7 +148,7 @@ fn full(body: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Cut> {
     Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-async fn answer(desk: &Desk, request: &Request<Incoming>) -> Reply {
+async fn answer<B>(desk: &Desk, request: &Request<B>) -> Reply {
     match read(desk, request).await {
         Ok(reply) => reply,
         Err(problem) => {
@@ -148,12 +162,15 @@ async fn answer(desk: &Desk, request: &Request<Incoming>) -> Reply {
     }
 }
 
-async fn read(desk: &Desk, request: &Request<Incoming>) -> Result<Reply, Problem> {
+async fn read<B>(desk: &Desk, request: &Request<B>) -> Result<Reply, Problem> {
     let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let none = || Problem::new(Code::NotFound, "there is no such object");
     let (cell, path) =
         request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/')).ok_or_else(none)?;
     let cell: CellId = cell.parse().map_err(|_| none())?;
+    if path == OWN_VIEW {
+        return own_view(desk, cell, request.method()).await;
+    }
     let want = restic::want(request.method().as_str(), path, text(header::RANGE));
     let (ask, part) = ask(want.map_err(refused)?).ok_or_else(none)?;
     let token = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
@@ -185,11 +202,27 @@ fn ask(want: Want) -> Option<(Ask, Option<Part>)> {
 }
 
 async fn may_read(desk: &Desk, cell: CellId, token: Secret) -> Result<(Access, u32), Problem> {
-    let ending = |()| Problem::new(Code::Starting, "the agent is ending");
+    asked(desk, |answer| Input::MayRead(May { cell, token, answer })).await?
+}
+
+/// Asks the driver.
+async fn asked<T>(desk: &Desk, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Problem> {
+    let ending = || Problem::new(Code::Starting, "the agent is ending");
     let (answer, told) = oneshot::channel();
-    let asked = desk.inputs.send(Input::MayRead(May { cell, token, answer })).await;
-    asked.map_err(|_| ending(()))?;
-    told.await.map_err(|_| ending(()))?
+    desk.inputs.send(input(answer)).await.map_err(|_| ending())?;
+    told.await.map_err(|_| ending())
+}
+
+async fn own_view(desk: &Desk, cell: CellId, method: &Method) -> Result<Reply, Problem> {
+    if method != Method::GET {
+        return Err(Problem::new(Code::MethodNotAllowed, "this is only read"));
+    }
+    let view = asked(desk, |answer| Input::Tell(Tell { cell, answer })).await?;
+    let view = view.ok_or_else(|| Problem::new(Code::NotFound, "there is no such cell here"))?;
+    let wrong = |_| Problem::new(Code::Internal, "what is told of the cell cannot be written");
+    let mut reply = Response::new(full(serde_json::to_vec(&view).map_err(wrong)?));
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(reply)
 }
 
 fn reply(answer: Answer, part: Option<Part>, head_only: bool) -> Result<Reply, Problem> {
@@ -398,5 +431,64 @@ mod tests {
     fn locks_are_no_business_of_a_workers() {
         assert_eq!(ask(Want::NoLocks), None);
         assert_eq!(ask(Want::Lock), None);
+    }
+
+    #[tokio::test]
+    async fn a_view_is_that_of_the_cell_that_is_named_and_nothing_else_is_asked() {
+        use berth_shared::cell::{CellEvent, CellEventKind, CellState};
+        use berth_shared::time::UnixMs;
+        let cell = |seed| CellId::from_random([seed; 16]);
+        let view = OwnView {
+            state: CellState::Frozen,
+            since: UnixMs(1_000),
+            awake_because: None,
+            sleeps_at: None,
+            wakes_at: Some(UnixMs(9_000)),
+            stops_at: None,
+            quarantined: false,
+            snapshot_at: None,
+            events: vec![CellEvent {
+                at: UnixMs(500),
+                kind: CellEventKind::CouldNotSleep,
+                detail: "<b>busy</b>".into(),
+            }],
+            lines: vec!["it is frozen".into()],
+        };
+        let (inputs, mut asked) = mpsc::channel(8);
+        let tasks = Tasks::new();
+        let readers = Readers::new(PathBuf::from("/nowhere"), 1, tasks.clone());
+        let desk = Desk { readers, inputs };
+        let known = view.clone();
+        let driver = async {
+            let mut cells = vec![];
+            while let Some(input) = asked.recv().await {
+                let Input::Tell(Tell { cell: id, answer }) = input else { panic!("{input:?}") };
+                cells.push(id);
+                answer.send((id == cell(1)).then(|| known.clone())).unwrap();
+            }
+            cells
+        };
+        let request =
+            |method: &str, path: String| Request::builder().method(method).uri(path).body(()).unwrap();
+        let asking = async {
+            let reply = answer(&desk, &request("GET", format!("/{}/own", cell(1)))).await;
+            assert_eq!(reply.headers()[header::CONTENT_TYPE], "application/json");
+            let body = reply.into_body().collect().await.map_err(|cut| cut.to_string()).unwrap().to_bytes();
+            assert_eq!(serde_json::from_slice::<OwnView>(&body).unwrap(), view);
+            for (method, path, status) in [
+                ("GET", format!("/{}/own", cell(2)), 404),
+                ("POST", format!("/{}/own", cell(1)), 405),
+                ("GET", format!("/{}/own/", cell(1)), 404),
+                ("GET", format!("/{}/%6fwn", cell(1)), 404),
+                ("GET", "/own".to_owned(), 404),
+                ("GET", "/x/own".to_owned(), 404),
+            ] {
+                let reply = answer(&desk, &request(method, path.clone())).await;
+                assert_eq!(reply.status().as_u16(), status, "{method} {path}");
+            }
+            drop(desk);
+        };
+        let (cells, ()) = tokio::join!(driver, asking);
+        assert_eq!(cells, [cell(1), cell(2)]);
     }
 }

@@ -18,7 +18,7 @@ use crate::wire::{FRAMES_VERSION_MIN, SLEEP_SINCE};
 pub(crate) use sleep::bounded_text;
 pub use sleep::{
     CELL_EVENTS_MAX, CellEvent, CellEventKind, SLEEP_TEXT_BYTES_MAX, STOP_AFTER, SleepStatus, SleepTerms,
-    TIME_TRAVEL,
+    TIME_TRAVEL, keep_event,
 };
 
 /// Longest image reference, in bytes.

@@ -32,12 +32,16 @@ pub const WAKE_REPEAT: Millis = Millis::secs(2);
 pub const ACTIVITY_EVERY: Millis = Millis(1_000);
 
 /// The agent's other socket, beside that of these frames: there the ingress asks for objects of a user's repository, in
-/// HTTP/1.1, `GET` or `HEAD` of `/CELL/config`, `/CELL/KIND/NAME` or `/CELL/KIND/`, with the user's token.
+/// HTTP/1.1, `GET` or `HEAD` of `/CELL/config`, `/CELL/KIND/NAME` or `/CELL/KIND/`, with the user's token; and for what
+/// a cell's owner is told of it, `GET` of `/CELL/own` ([`OWN_VIEW`]), which is a [`crate::why::OwnView`] in JSON.
 pub fn repositories_socket(door_socket: &Path) -> PathBuf {
     let mut path = door_socket.as_os_str().to_owned();
     path.push(".repositories");
     path.into()
 }
+
+/// What stands behind the cell's id in a request for a [`crate::why::OwnView`]. No part of a repository has this name.
+pub const OWN_VIEW: &str = "own";
 
 /// One user's way in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,7 @@
 //! | [`doctor`] | the words of a check-up: findings, how bad, what to do
 //! | [`door`] | what the node agent and its ingress say to each other |
 //! | [`json5_value`] | configuration that users write, read without trust |
+//! | [`why`] | how a cell's state is told to a person: an operator, or whose cell it is |
 //! | [`backoff`] | how long to wait before trying again |
 //! | [`api`] | the JSON of the coordinator's HTTP API |
 
@@ -36,4 +37,5 @@ pub mod signing;
 pub mod snapshot;
 pub mod time;
 pub mod units;
+pub mod why;
 pub mod wire;

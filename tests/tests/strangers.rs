@@ -76,13 +76,14 @@ fn unknown_host(number: usize) -> (String, u16) {
 /// Somebody at a host of somebody who is there, with nothing that opens it.
 fn no_credential(number: usize) -> (String, u16) {
     let host = format!("{}.localhost", KNOWN_HOSTS[number % KNOWN_HOSTS.len()]);
-    let request = match number / KNOWN_HOSTS.len() % 7 {
+    let request = match number / KNOWN_HOSTS.len() % 8 {
         0 => head("GET", "/", &host, "accept: text/html\r\nsec-fetch-mode: navigate\r\n"),
         1 => head("POST", "/echo", &host, "content-length: 2\r\n") + "hi",
         2 => head("GET", "/whoami", &host, &format!("authorization: Bearer berth_user_{number:032}\r\n")),
         3 => head("GET", "/", &host, &format!("cookie: berth_session={number:064}\r\n")),
         4 => head("GET", "/sw.js", &host, "sec-fetch-mode: same-origin\r\n"),
         5 => head("GET", "/.berth/restic/config", &host, "authorization: Basic b3duZXI6YmVydGhfdXNlcl8=\r\n"),
+        6 => head("GET", "/.berth/cell", &host, "accept: text/html\r\nsec-fetch-mode: navigate\r\n"),
         _ => head(
             "GET",
             "/ws",

@@ -23,7 +23,6 @@
 //! | [`upkeep`] | when users' repositories are pruned and checked, and when a prune has to wait |
 //! | [`pending`] | commands that were sent to a node and wait for their answer |
 //! | [`check_up`] | what can be said of a node's and the fleet's health
-//! | [`why`] | how a cell's state is told to a person |
 
 pub mod actor;
 pub mod check_up;
@@ -40,7 +39,6 @@ pub mod rebuild;
 pub mod silence;
 pub mod snapshots;
 pub mod upkeep;
-pub mod why;
 
 pub use actor::Actor;
 pub use command::{Command, Refusal};

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_shared::cell::{CellStatus, SleepStatus};
+use berth_shared::cell::{CellEvent, CellStatus, SleepStatus};
 use berth_shared::doctor::{FINDINGS_MAX, Finding};
 use berth_shared::ids::{CellId, NodeId};
 use berth_shared::time::UnixMs;
@@ -42,6 +42,8 @@ pub struct Seen {
     pub swap: Option<NodeSwap>,
     cells: BTreeMap<CellId, CellStatus>,
     sleep: BTreeMap<CellId, SleepStatus>,
+    /// Events of cells of whose sleep was told before the last look at everything, and not since.
+    told_before: BTreeMap<CellId, Vec<CellEvent>>,
 }
 
 /// What was last heard of everybody.
@@ -78,6 +80,7 @@ impl Liveness {
             // What was heard before stays until the node has said anew what it sees.
             swap: before.as_ref().and_then(|seen| seen.swap.clone()),
             sleep: before.as_ref().map(|seen| seen.sleep.clone()).unwrap_or_default(),
+            told_before: before.as_ref().map(|seen| seen.told_before.clone()).unwrap_or_default(),
             cells: before.map(|seen| seen.cells).unwrap_or_default(),
         };
         self.nodes.insert(hello.node, seen);
@@ -108,8 +111,10 @@ impl Liveness {
             Some(seen) => {
                 seen.heard_at = now;
                 seen.cells.clear();
-                // Told anew behind this by whoever speaks a version that can.
-                seen.sleep.clear();
+                // Told anew behind this by whoever speaks a version that can: but an agent that was restarted does not know
+                // any more what happened before.
+                let told = std::mem::take(&mut seen.sleep).into_iter();
+                seen.told_before.extend(told.map(|(cell, status)| (cell, status.events)));
                 seen.swap = None;
                 seen.keep(fleet, node, cells)
             }
@@ -160,7 +165,8 @@ impl Liveness {
         }
     }
 
-    /// The node's swap, and what there is to say of its cells' sleep. Bounded here, whatever it sent.
+    /// The node's swap, and what there is to say of its cells' sleep. Bounded here, whatever it sent. Events that were told
+    /// of a cell before stay, as far as they are among its newest.
     pub fn sleep(
         &mut self,
         now: UnixMs,
@@ -177,7 +183,9 @@ impl Liveness {
         for status in cells {
             if lives_on(fleet, status.cell, node) {
                 heard.kept += 1;
-                seen.sleep.insert(status.cell, status.bounded());
+                let held = seen.sleep.remove(&status.cell).map(|before| before.events);
+                let held = held.or_else(|| seen.told_before.remove(&status.cell)).unwrap_or_default();
+                seen.sleep.insert(status.cell, status.bounded().behind(held));
             } else {
                 heard.stale += 1;
             }
@@ -304,6 +312,7 @@ impl Seen {
     fn forget_moved(&mut self, fleet: &Fleet, node: NodeId) {
         self.cells.retain(|cell, _| lives_on(fleet, *cell, node));
         self.sleep.retain(|cell, _| lives_on(fleet, *cell, node));
+        self.told_before.retain(|cell, _| lives_on(fleet, *cell, node));
     }
 }
 

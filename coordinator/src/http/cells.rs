@@ -6,7 +6,7 @@ use berth_coordinator_core::fleet;
 use berth_coordinator_core::fleet::{Home, quarantine_reason};
 use berth_coordinator_core::pending::Order;
 use berth_coordinator_core::personal::Field;
-use berth_coordinator_core::{Actor, Command, Fleet, check_up, why::story};
+use berth_coordinator_core::{Actor, Command, Fleet, check_up};
 use berth_link::boot_now;
 use berth_shared::api::{
     Cell, CellRestored, HoldRequest, List, Logs, Quarantine, QuarantineRequest, RestoreRequest, SleepRequest,
@@ -16,6 +16,7 @@ use berth_shared::cell::{CellEvent, CellEventKind, SleepStatus};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::{Snapshot, SnapshotId};
 use berth_shared::time::Millis;
+use berth_shared::why::{Reader, story};
 use berth_shared::wire::{CommandOutcome, CommandVerb};
 use serde::Deserialize;
 
@@ -79,7 +80,7 @@ pub(crate) async fn why(State(api): State<Api>, Name(name): Name) -> Result<Json
     match &cell.status {
         Some(status) => {
             let held_until = cell.awake_until.filter(|until| *until > wall_now());
-            lines.extend(story(status, cell.sleep.as_ref(), held_until));
+            lines.extend(story(status, cell.sleep.as_ref(), held_until, Reader::Operator));
         }
         None => lines.push("nothing was heard of the cell yet".to_owned()),
     }

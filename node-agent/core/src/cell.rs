@@ -367,7 +367,7 @@ impl Cell {
             thinned: false,
             hurries: false,
             stopped_because: None,
-            events: vec![],
+            events: remembered.events.clone(),
             near_limit: false,
             data: Data::Here,
             restore_ordered: None,

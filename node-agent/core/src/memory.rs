@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_shared::cell::{Assignment, ImageRef, SleepTerms};
+use berth_shared::cell::{Assignment, CellEvent, ImageRef, SleepTerms};
 use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
@@ -16,9 +16,11 @@ use crate::lease::Mark;
 use crate::schedule::Schedule;
 use crate::slot::Slot;
 
+mod happened;
 mod kept;
 mod record;
 
+pub use happened::EVENTS_EVERY;
 pub use kept::{Kept, Repositories, Step, UNTOLD_MAX, Untold};
 pub use record::RecordError;
 
@@ -191,6 +193,9 @@ pub struct Remembered {
     /// What it was started with last, as far as was written: what is on its disk is of that image. Has records of its own.
     #[serde(skip)]
     pub ran: Option<ImageRef>,
+    /// What its user should know, oldest first, as far as it was written. Has records of its own, also at a snapshot.
+    #[serde(skip)]
+    pub events: Vec<CellEvent>,
 }
 
 /// How many unreported creates of one cell are remembered.
@@ -259,6 +264,10 @@ pub enum Record {
     Runs(CellId, ImageRef),
     /// What cells were started with last, behind a snapshot of the journal.
     AllRan(Vec<(CellId, ImageRef)>),
+    /// Something of a cell that its user should know.
+    Happened(CellId, CellEvent),
+    /// The same of many cells, behind a snapshot of the journal.
+    AllHappened(Vec<(CellId, Vec<CellEvent>)>),
     /// Everything so far but schedules and cells' snapshots: earlier records may be dropped once those stand behind it.
     Snapshot(Box<Memory>),
 }
@@ -420,6 +429,12 @@ impl Memory {
                     self.runs(cell, image);
                 }
             }
+            Record::Happened(cell, event) => self.keep_events(cell, vec![event]),
+            Record::AllHappened(all) => {
+                for (cell, events) in all {
+                    self.keep_events(cell, events);
+                }
+            }
             Record::AllArchived(all) => {
                 for (cell, snapshot) in all {
                     self.repositories.archived(cell, snapshot);
@@ -505,6 +520,7 @@ impl Memory {
             .chain(archived)
             .chain(run)
             .chain(ran)
+            .chain(self.all_happened())
             .chain(untold)
             .collect()
     }

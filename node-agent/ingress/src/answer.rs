@@ -6,9 +6,11 @@ use berth_shared::api::PROBLEM_TYPE;
 use berth_shared::door::WakeStage;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
+use berth_shared::why::OwnView;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::body::{Answer, full};
+use crate::cell_page;
 
 /// How long the waiting page waits before it loads itself again, in seconds.
 const RELOAD_S: u64 = 1;
@@ -66,6 +68,7 @@ reasons! {
     AnswerTimeout "answer_timeout" 504 "The cell did not begin to answer in time. It may still be at work." "Look whether it was done before trying again."
     ReadOnly "read_only" 403 "A repository can only be read here." "Use commands of restic that change nothing: snapshots, ls, find, check, dump, restore, mount."
     RepositoryAway "repository_away" 503 "The node agent is not there, or as many repositories are being read as may be." "Try again in a few seconds; restic does so by itself."
+    AgentAway "agent_away" 503 "The node agent is not there, or does not come to it." "Try again in a few seconds."
     RouteGone "route_gone" 404 "The cell was moved or removed." "Try again in a few seconds."
     Starting "starting" 503 "The front door is not ready yet." "Try again in a few seconds."
 }
@@ -186,8 +189,35 @@ pub(crate) fn waiting(stage: Option<WakeStage>) -> Response<Answer> {
         None => "It has been called.".into(),
     };
     let head = format!("<meta http-equiv=\"refresh\" content=\"{RELOAD_S}\">");
-    let body = format!("<p role=\"status\">{stage}</p><p><small>This page reloads itself.</small></p>");
+    let body = format!(
+        "<p role=\"status\">{stage}</p><p><small>This page reloads itself. \
+         <a href=\"{}\">What it is doing, and why</a></small></p>",
+        cell_page::PATH
+    );
     retry_after(page(503, "Waking up …", &head, &body), Millis::secs(RELOAD_S))
+}
+
+/// What a cell's owner is told of it.
+pub(crate) fn own_view(view: &OwnView, form: Form) -> Response<Answer> {
+    match form {
+        Form::Page => {
+            let lines: String = view.lines.iter().map(|line| format!("<li>{}</li>", escaped(line))).collect();
+            let body = format!(
+                "<p role=\"status\">It is <b>{}</b> since {}.</p><ul>{lines}</ul>\
+                 <p><a href=\"/\">Open it</a>, which wakes it · <a href=\"/.berth/logout\">Log out</a></p>",
+                escaped(view.state.as_str()),
+                escaped(&view.since.to_string()),
+            );
+            page(200, "Your cell", "", &body)
+        }
+        Form::Json => match serde_json::to_string(view) {
+            Ok(json) => respond(200, "application/json", json + "\n"),
+            Err(error) => {
+                tracing::error!(%error, "what is told of a cell cannot be written");
+                because(Reason::AgentAway, form)
+            }
+        },
+    }
 }
 
 /// One button. `ticket` goes along; it holds base64url only.

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
 use crate::bell::Bell;
+use crate::cell_page::PAGES_MAX;
 use crate::config::{Config, ms};
 use crate::door::Door;
 use crate::front_desk::{Desk, wall};
@@ -100,6 +101,7 @@ pub async fn start(config: Config, mut passed: Passed, tasks: &Tasks) -> Result<
         sessions,
         redeemed: Arc::new(Mutex::new(redeemed)),
         reads: Arc::new(Semaphore::new(READS_MAX)),
+        pages: Arc::new(Semaphore::new(PAGES_MAX)),
     });
     tasks.spawn_essential("door", async move { door.run(&door_socket).await });
     metrics::serve(pages, Arc::new(registry), readiness.clone(), PageLimits::default(), tasks);

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::answer::{self, Form, Reason};
 use crate::body::Answer;
+use crate::cell_page;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::login;
@@ -41,6 +42,8 @@ pub(crate) struct Desk {
     pub(crate) redeemed: Arc<Mutex<Redeemed>>,
     /// Room for requests for users' repositories.
     pub(crate) reads: Arc<Semaphore>,
+    /// Room for requests for users' own pages.
+    pub(crate) pages: Arc<Semaphore>,
 }
 
 /// The wall clock; a clock before 1970 is taken for 1970, in which no session and no link is good for long.
@@ -169,6 +172,15 @@ impl Desk {
     }
 }
 
+/// How an answer that needs nothing but itself is counted, and what it says.
+pub(crate) const fn refusal(refused: StaticAnswer) -> (Outcome, Reason) {
+    match refused {
+        StaticAnswer::LogIn => (Outcome::Stranger, Reason::LoginNeeded),
+        StaticAnswer::CrossSite => (Outcome::CrossSite, Reason::CrossSite),
+        StaticAnswer::NotOffered => (Outcome::NotOffered, Reason::NotOffered),
+    }
+}
+
 /// Answers one request.
 pub(crate) async fn answer(desk: Arc<Desk>, client: IpAddr, request: Request<Incoming>) -> Response<Answer> {
     let since = Instant::now();
@@ -193,6 +205,10 @@ pub(crate) async fn answer(desk: Arc<Desk>, client: IpAddr, request: Request<Inc
         let (outcome, response) = repository::answer(&desk, &parts, body, gate.as_ref(), form).await;
         return desk.end(outcome, response);
     }
+    if parts.uri.path() == cell_page::PATH {
+        let (outcome, response) = cell_page::answer(&desk, &parts, &host, gate.as_ref(), form).await;
+        return desk.end(outcome, response);
+    }
     if parts.uri.path().starts_with(front::OWN_PATHS) {
         let response = login::answer(&desk, &parts, &host, body, gate.as_ref(), form).await;
         return desk.end(Outcome::OwnPage, response);
@@ -201,11 +217,7 @@ pub(crate) async fn answer(desk: Arc<Desk>, client: IpAddr, request: Request<Inc
     let known = match desk.judge(&parts, &host, gate.as_ref(), upgrade) {
         Verdict::Known(known) => known,
         Verdict::Refuse(refused) => {
-            let (outcome, reason) = match refused {
-                StaticAnswer::LogIn => (Outcome::Stranger, Reason::LoginNeeded),
-                StaticAnswer::CrossSite => (Outcome::CrossSite, Reason::CrossSite),
-                StaticAnswer::NotOffered => (Outcome::NotOffered, Reason::NotOffered),
-            };
+            let (outcome, reason) = refusal(refused);
             return desk.end(outcome, answer::because(reason, form));
         }
     };

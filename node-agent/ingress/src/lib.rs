@@ -14,6 +14,8 @@
 //! | `front_desk` | one request, from its head to its answer |
 //! | `login` | login links, sessions, logging out |
 //! | `repository` | a user's own repository, read with stock `restic` |
+//! | `cell_page` | a user's own page: what their cell is doing, and why |
+//! | `asking` | requests to the node agent, for those two |
 //! | `session`, `redeemed` | the cookie's MAC; which links were used |
 //! | `pass` | one request into a cell and its answer out |
 //! | `upstream` | connections to cells, pooled |
@@ -24,8 +26,10 @@
 //! | [`daemon`] | puts the parts together |
 
 mod answer;
+mod asking;
 mod bell;
 mod body;
+mod cell_page;
 pub mod config;
 pub mod daemon;
 mod door;

@@ -8,10 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_daemon::exit::chain;
 use berth_node_agent_core::may_wake::bearer_of;
 use berth_node_agent_core::restic::{self, LIST_TYPE, PATH, Refusal, Want};
-use berth_shared::door::{Route, repositories_socket};
+use berth_shared::door::Route;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::Secret;
 use berth_shared::time::Millis;
@@ -20,14 +19,10 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::Builder;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::answer::{self, Form, Reason};
+use crate::asking::{self, Sent};
 use crate::body::{Answer, BoxError, full};
 use crate::front_desk::{Desk, one};
 use crate::gate::Gate;
@@ -40,9 +35,6 @@ pub(crate) const READS_MAX: usize = 64;
 /// a worker ends in between.
 const HEAD_MAX: Duration = Duration::from_secs(170);
 
-/// How long connecting to the agent may take.
-const CONNECT_MAX: Duration = Duration::from_secs(2);
-
 /// Longest lock that is taken, in bytes; `restic` writes some two hundred.
 const LOCK_BYTES_MAX: usize = 16 * 1024;
 
@@ -51,9 +43,6 @@ const LOCK_MAX: Duration = Duration::from_secs(10);
 
 /// Longest problem of the agent that is read.
 const PROBLEM_BYTES_MAX: usize = 8192;
-
-/// Bytes read ahead from the agent.
-const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Headers of the agent's answers that are the client's business.
 const PASSED: [HeaderName; 4] =
@@ -182,43 +171,9 @@ fn request(
     request.body(Empty::new()).ok()
 }
 
-/// The task that moves the bytes. It ends with its answer.
-struct Connection(AbortHandle);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// The agent's answer, and what it holds while it lasts.
-struct Sent {
-    response: Response<Incoming>,
-    connection: Connection,
-    place: OwnedSemaphorePermit,
-}
-
 async fn send(desk: &Arc<Desk>, request: Request<Empty<Bytes>>) -> Result<Sent, Refused> {
     let away = || Refused::For(Reading::Unavailable, Reason::RepositoryAway);
-    let gone = |error: &(dyn std::error::Error + 'static)| {
-        tracing::debug!(error = chain(error), "the node agent gives nothing of repositories");
-        away()
-    };
-    let place = Arc::clone(&desk.reads).try_acquire_owned().map_err(|_| away())?;
-    let path = repositories_socket(&desk.config.door_socket);
-    let stream = timeout(CONNECT_MAX, UnixStream::connect(path)).await.map_err(|_| away())?;
-    let stream = stream.map_err(|error| gone(&error))?;
-    let handshake = Builder::new().max_buf_size(BUFFER_BYTES).handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|error| gone(&error))?;
-    let connection = desk.tasks.spawn_client("repository", async move {
-        // A connection that breaks breaks its answer, which tells.
-        if let Err(error) = connection.await {
-            tracing::debug!(error = chain(&error), "a connection to the node agent ended");
-        }
-    });
-    let connection = Connection(connection);
-    let response = timeout(HEAD_MAX, sender.send_request(request)).await.map_err(|_| away())?;
-    Ok(Sent { response: response.map_err(|error| gone(&error))?, connection, place })
+    asking::ask(desk, &desk.reads, request, HEAD_MAX).await.ok_or_else(away)
 }
 
 /// The answer as the client gets it.
@@ -259,11 +214,7 @@ async fn refused(status: StatusCode, response: Response<Incoming>) -> Refused {
         StatusCode::UNAUTHORIZED => return Refused::Stranger,
         _ => {}
     }
-    let reading = Limited::new(response.into_body(), PROBLEM_BYTES_MAX).collect();
-    let bytes = match timeout(CONNECT_MAX, reading).await {
-        Ok(Ok(read)) => read.to_bytes(),
-        _ => Bytes::new(),
-    };
+    let bytes = asking::whole(response.into_body(), PROBLEM_BYTES_MAX).await.unwrap_or_default();
     let said: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let text = |name: &str| said.get(name).and_then(|value| value.as_str()).unwrap_or_default();
     let code = Code::ALL.iter().find(|code| code.as_str() == text("code")).copied();

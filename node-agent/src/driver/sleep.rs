@@ -1,16 +1,18 @@
 //! What the coordinator and the node say to each other about sleep: the node tells of its swap and of its cells' sleep,
 //! the coordinator of what plans and operators want of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_node_agent_core::agent;
 use berth_node_agent_core::memory::{Memory, Record};
 use berth_shared::cell::{SleepStatus, SleepTerms};
 use berth_shared::ids::CellId;
 use berth_shared::time::{Millis, UnixMs};
+use berth_shared::why::OwnView;
 use berth_shared::wire::{NodeFrame, NodeSwap, SLEEP_CELLS_MAX, SLEEP_SINCE, TERMS_MAX};
 
 use super::{Driver, Turn, now};
+use crate::reading::Tell;
 use crate::runtime::Runtime;
 
 /// A time that is told of a cell is computed from boot time at each look; so much apart it is the same.
@@ -53,6 +55,14 @@ impl<R: Runtime> Driver<R> {
         }
     }
 
+    /// What the users of these cells should know outlives the agent.
+    pub(super) fn keep_events(&self, moved: &BTreeSet<CellId>, turn: &mut Turn) {
+        let Some(memory) = self.store.as_ref().map(|store| store.memory()) else { return };
+        for cell in moved.iter().filter_map(|cell| self.agent.cell(*cell)) {
+            turn.records.extend(memory.happened(cell.spec().cell, cell.events()));
+        }
+    }
+
     fn node_swap(&self) -> Option<NodeSwap> {
         let (freezes, swap) = (self.freezes.clone()?, self.agent.swap());
         let sample = swap.sample()?;
@@ -64,6 +74,18 @@ impl<R: Runtime> Driver<R> {
             budget: swap.written_per_day(),
         };
         Some(told.bounded())
+    }
+
+    /// What a cell's owner is told of it, whatever it is doing: only what is known here is asked, and nothing of the cell.
+    pub(super) fn tell_owner(&self, Tell { cell: id, answer }: Tell) {
+        let at = now(self.hands.wall);
+        let cell = self.agent.cell(id).filter(|cell| !cell.is_retired());
+        let told = cell.map(|cell| {
+            let (quarantined, snapshot_at) = (cell.spec().quarantined, self.newest_taken_at(id));
+            OwnView::of(at.wall, &cell.status(at), cell.sleep_status(at), quarantined, snapshot_at)
+        });
+        // Whoever asked may be gone; then nobody misses the answer.
+        let _ = answer.send(told);
     }
 
     /// What plans and operators say of sleep: written before anything follows from it.

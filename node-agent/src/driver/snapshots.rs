@@ -17,7 +17,7 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::{Bucket, UserRepository};
 use berth_shared::secret::Secret;
 use berth_shared::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
-use berth_shared::time::BootMs;
+use berth_shared::time::{BootMs, UnixMs};
 use berth_shared::wire::{CommandOutcome, NodeFrame, SNAPSHOTS_SINCE};
 use berth_snapshot::{Labels, Taken};
 use tokio::sync::oneshot;
@@ -139,6 +139,14 @@ impl<R: Runtime> Driver<R> {
     pub(super) fn may_read(&self, May { cell, token, answer }: May) {
         // Whoever asked may be gone; then nobody misses the answer.
         let _ = answer.send(self.reading_of(cell, &token));
+    }
+
+    /// When the newest snapshot of a cell was taken, as far as that is known here.
+    pub(super) fn newest_taken_at(&self, id: CellId) -> Option<UnixMs> {
+        let memory = self.store.as_ref().map(Store::memory);
+        let kept = memory.and_then(|memory| memory.repositories.cells.get(&id));
+        let head = || self.snapshots.heads.of(self.agent.cell(id)?)?.head.as_ref();
+        kept.and_then(|kept| kept.newest.as_ref()).or_else(head).map(|newest| newest.taken_at)
     }
 
     fn reading_of(&self, id: CellId, token: &Secret) -> Result<(Access, u32), Problem> {

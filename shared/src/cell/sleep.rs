@@ -77,6 +77,19 @@ impl CellEventKind {
         }
     }
 
+    /// The kind as its cell's owner reads it.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::CouldNotSleep => "it could not go to sleep",
+            Self::CouldNotWake => "it could not be woken",
+            Self::NearMemoryLimit => "its memory was almost at its limit",
+            Self::KilledByKernel => "the system ended a process of it",
+            Self::NotFrozen => "it was stopped and not frozen",
+            Self::DataRestored => "its data was put back to that of a snapshot",
+            Self::SnapshotLate => "its newest snapshot is late",
+        }
+    }
+
     /// Since which version of the frames it is told.
     const fn since(self) -> u16 {
         match self {
@@ -103,6 +116,15 @@ pub const TIME_TRAVEL: &str = "Outside of the cell nothing was undone: messages 
 
 /// Most events that are kept of a cell: the newest.
 pub const CELL_EVENTS_MAX: usize = 16;
+
+/// Keeps an event behind those of before, the newest [`CELL_EVENTS_MAX`]. Of those of one kind and text only the newest is
+/// there: the same again and again would push out everything else.
+pub fn keep_event(events: &mut Vec<CellEvent>, event: CellEvent) {
+    events.retain(|old| old.kind != event.kind || old.detail != event.detail);
+    events.push(event);
+    let too_many = events.len().saturating_sub(CELL_EVENTS_MAX);
+    events.drain(..too_many);
+}
 
 /// Longest text about a cell's sleep, in bytes; longer ones are cut.
 pub const SLEEP_TEXT_BYTES_MAX: usize = 512;
@@ -147,6 +169,17 @@ impl SleepStatus {
         for event in &mut self.events {
             bounded_text(&mut event.detail);
         }
+        self
+    }
+
+    /// The same with its events behind those that were told before, see [`keep_event`]: a list that is told again does not
+    /// grow. Their times are not looked at, as clocks are set back.
+    #[must_use]
+    pub fn behind(mut self, mut earlier: Vec<CellEvent>) -> Self {
+        for event in self.events {
+            keep_event(&mut earlier, event);
+        }
+        self.events = earlier;
         self
     }
 

@@ -208,6 +208,7 @@ async fn the_front_door_answers_with_the_documented_code_and_status() {
     a_cell_that_goes(&mut met, &world, &bert).await;
     world.agent.kill9();
     met.reply("repository_away", &anna.front.get("/.berth/restic/config").await);
+    met.reply("agent_away", &anna.front.get("/.berth/cell").await);
     world.ingress.restart().await;
     met.reply(Code::Starting.as_str(), &anna.front.get("/whoami").await);
     world.agent.spawn().await;

@@ -105,13 +105,15 @@ async fn a_frozen_cell_goes_on_as_the_same_process_after_one_thaw_for_everybody(
 
 #[tokio::test]
 async fn work_under_way_keeps_a_cell_awake_and_its_end_lets_it_sleep() {
-    let world = World::start(Options::default()).await;
+    let mut world = World::start(Options::default()).await;
     let anna = world.create_running("anna", Rest::Stop, SOON).await;
     let docker = world.engine.record();
     let slow = anna.front.get("/slow?ms=4000").await;
     assert_eq!(slow.status, 200, "a request that takes longer than the quiet time is answered");
     assert_eq!(docker.count(&anna.cell, "die").await, 0);
     world.container_is(&anna.cell, "exited").await;
+    world.cell_is("anna", "stopped").await;
+    assert_eq!(anna.front.get("/.berth/cell").await.ok(200)["state"], "stopped");
 
     let bob = world.create_running("bob", Rest::Stop, NOT_IN_THIS_STORY).await;
     // What OpenClaw calls a run of its schedule, and a terminal that somebody has open.
@@ -127,8 +129,43 @@ async fn work_under_way_keeps_a_cell_awake_and_its_end_lets_it_sleep() {
     assert_eq!(bob.front.post("/control", json!({ "busy": null }).to_string()).await.status, 200);
     world.api.post("/v1/cells/bob/sleep", json!({ "freeze": true })).await.ok(200);
     world.container_is(&bob.cell, "paused").await;
+    world.cell_is("bob", "frozen").await;
+    // Asleep as it is: its owner reads why it did not sleep before, and it sleeps on.
+    let seen = bob.front.get("/.berth/cell").await.ok(200);
+    assert_eq!(seen["state"], "frozen");
+    let of = |event: &Value| (event["kind"].to_string(), event["detail"].to_string());
+    let events: Vec<_> = seen["events"].as_array().unwrap().iter().map(of).collect();
+    let is_told = |(kind, detail): &(String, String)| {
+        kind == "\"could-not-sleep\"" && detail.contains("terminal-session")
+    };
+    assert!(events.iter().any(is_told), "{events:?}");
+    let browser = log_in(&world, "bob").await;
+    let page = browser.request("GET", "/.berth/cell").header("accept", "text/html");
+    let page = browser.send(page, "").await.expect("the page is answered");
+    assert!(page.header("content-type").starts_with("text/html"), "{}", page.text());
+    let is_read = |words: &str| page.text().contains(words);
+    assert!(is_read("it could not go to sleep") && is_read("terminal-session"), "{}", page.text());
+    assert_eq!(bob.front.stranger().get("/.berth/cell").await.status, 401);
+    assert_eq!(docker.count(&bob.cell, "unpause").await, 0, "a look at its page woke a cell");
+    assert_eq!(docker.count(&anna.cell, "start").await, 0, "a look at its page woke a cell");
+    // The next agent knows it, too: of one kind what came first, which is what is written.
+    world.agent.restart().await;
+    world.door_is_connected().await;
+    let seen = eventually("the next agent has looked at the cell", BOUND, async || {
+        let seen = bob.front.get("/.berth/cell").await.ok(200);
+        (seen["state"] == "frozen").then_some(seen)
+    })
+    .await;
+    assert!(seen["events"].to_string().contains("cron-run"), "{seen}");
+    world.container_is(&bob.cell, "paused").await;
+    world.agent_is_connected().await;
     world.api.post("/v1/cells/bob/wake", json!({})).await.ok(200);
     assert_eq!(whoami(&bob.front).await["starts"], 1);
+    eventually("the coordinator tells what the agent has forgotten, too", BOUND, async || {
+        let told = world.api.get("/v1/cells/bob/events").await.ok(200).to_string();
+        (told.contains("cron-run") && told.contains("terminal-session")).then_some(())
+    })
+    .await;
     world.end(&[]).await;
 }
 

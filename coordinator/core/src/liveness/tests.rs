@@ -276,7 +276,8 @@ fn what_a_node_says_of_sleep_is_bounded_whatever_it_sent() {
     live.opened(NOW, first, &hello(1, NOW));
     live.observed(NOW, &fleet, node(1), first, vec![status(1, CellState::Frozen)]);
     let long = "é".repeat(10_000);
-    let event = |at| CellEvent { at: UnixMs(at), kind: CellEventKind::NotFrozen, detail: long.clone() };
+    let event =
+        |at| CellEvent { at: UnixMs(at), kind: CellEventKind::NotFrozen, detail: format!("{at} {long}") };
     let told = SleepStatus {
         stopped_because: Some(long.clone()),
         events: (0..100).map(event).collect(),
@@ -290,6 +291,52 @@ fn what_a_node_says_of_sleep_is_bounded_whatever_it_sent() {
     assert!(kept.events.iter().all(|event| event.detail.len() <= SLEEP_TEXT_BYTES_MAX));
     let reason = live.node(node(1)).unwrap().swap.clone().unwrap().freezes.unwrap_err();
     assert!(reason.len() <= SLEEP_TEXT_BYTES_MAX);
+}
+
+#[test]
+fn events_outlive_the_agent_that_told_them_and_stay_the_newest_few() {
+    let mut fleet = fleet();
+    let mut live = Liveness::default();
+    let running = vec![status(1, CellState::Running)];
+    let event = |at: u64, detail: &str| CellEvent {
+        at: UnixMs(at),
+        kind: CellEventKind::KilledByKernel,
+        detail: detail.to_owned(),
+    };
+    let tell = |live: &mut Liveness, fleet: &Fleet, connection, events: &[CellEvent]| {
+        let told = SleepStatus { events: events.to_vec(), ..asleep(cell()) };
+        live.sleep(NOW, fleet, node(1), connection, swap(Ok("memory.reclaim")), vec![told]);
+    };
+    let kept = |live: &Liveness, fleet: &Fleet| live.sleep_of(anna(fleet)).unwrap().events.clone();
+    let session = |live: &mut Liveness, fleet: &Fleet, number| {
+        let connection = Connection(number);
+        live.opened(NOW, connection, &hello(1, NOW));
+        live.observed(NOW, fleet, node(1), connection, running.clone());
+        connection
+    };
+    let first = session(&mut live, &fleet, 1);
+    tell(&mut live, &fleet, first, &[event(1, "one"), event(2, "two")]);
+    session(&mut live, &fleet, 2);
+    let third = session(&mut live, &fleet, 3);
+    assert_eq!(live.sleep_of(anna(&fleet)), None, "until it is told anew");
+    tell(&mut live, &fleet, third, &[]);
+    assert_eq!(kept(&live, &fleet), [event(1, "one"), event(2, "two")]);
+    // The node's clock was set back.
+    tell(&mut live, &fleet, third, &[event(0, "three")]);
+    assert_eq!(kept(&live, &fleet), [event(1, "one"), event(2, "two"), event(0, "three")]);
+    // The same again is one, as in the agent.
+    tell(&mut live, &fleet, third, &[event(0, "three"), event(5, "one")]);
+    assert_eq!(kept(&live, &fleet), [event(2, "two"), event(0, "three"), event(5, "one")]);
+    let many: Vec<_> = (0..20).map(|at| event(at, &format!("{at}"))).collect();
+    tell(&mut live, &fleet, third, &many);
+    assert_eq!(kept(&live, &fleet), many[20 - CELL_EVENTS_MAX..]);
+    session(&mut live, &fleet, 4);
+    assign(&mut fleet, 2, 2);
+    live.observed(NOW, &fleet, node(1), Connection(4), vec![]);
+    assign(&mut fleet, 1, 3);
+    live.observed(NOW, &fleet, node(1), Connection(4), vec![status(3, CellState::Running)]);
+    tell(&mut live, &fleet, Connection(4), &[]);
+    assert_eq!(kept(&live, &fleet), [], "of a cell that went away nothing is kept");
 }
 
 #[test]

@@ -1,9 +1,7 @@
 //! When a running cell is due to rest, and why it is not: how long nobody has done anything, what holds it awake, and how
 //! often it was woken again a moment after it had fallen asleep.
 
-use berth_shared::cell::{
-    BusyReason, CELL_EVENTS_MAX, CellEvent, CellEventKind, IdleRest, SleepTerms, WakeCause,
-};
+use berth_shared::cell::{BusyReason, CellEvent, CellEventKind, IdleRest, SleepTerms, WakeCause, keep_event};
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 
@@ -211,14 +209,6 @@ impl Cell {
     /// Keeps what its user should know, the newest of it.
     pub(super) fn tell(&mut self, now: Now, kind: CellEventKind, detail: String) {
         let detail: String = detail.chars().take(EVENT_CHARS_MAX).collect();
-        // The same again and again would push out everything else.
-        if let Some(same) = self.events.iter().rposition(|event| event.kind == kind && event.detail == detail)
-        {
-            self.events.remove(same);
-        }
-        if self.events.len() >= CELL_EVENTS_MAX {
-            self.events.remove(0);
-        }
-        self.events.push(CellEvent { at: now.wall, kind, detail });
+        keep_event(&mut self.events, CellEvent { at: now.wall, kind, detail });
     }
 }

@@ -1,6 +1,6 @@
 //! What is told of a cell: to the coordinator, to the ingress, to operators, in metrics.
 
-use berth_shared::cell::{BusyReason, CellState, CellStatus, IdleRest, SleepStatus};
+use berth_shared::cell::{BusyReason, CellEvent, CellState, CellStatus, IdleRest, SleepStatus};
 use berth_shared::door::Route;
 use berth_shared::time::UnixMs;
 
@@ -80,6 +80,11 @@ impl Cell {
             open_sockets: self.open_sockets,
             events: self.events.clone(),
         }
+    }
+
+    /// What its user should know, oldest first, at most [`berth_shared::cell::CELL_EVENTS_MAX`].
+    pub fn events(&self) -> &[CellEvent] {
+        &self.events
     }
 
     /// Why it is awake just now, if it is.

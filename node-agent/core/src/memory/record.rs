@@ -38,6 +38,8 @@ const ALL_ARCHIVED: (u16, u16) = (44, 1);
 const MAY_HAVE_RUN: (u16, u16) = (45, 1);
 const RUNS: (u16, u16) = (46, 1);
 const ALL_RAN: (u16, u16) = (47, 1);
+const HAPPENED: (u16, u16) = (48, 1);
+const ALL_HAPPENED: (u16, u16) = (49, 1);
 
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +92,8 @@ impl Record {
             Self::MayHaveRun(body) => (MAY_HAVE_RUN, codec::encode(body)?),
             Self::Runs(cell, image) => (RUNS, codec::encode(&(cell, image))?),
             Self::AllRan(body) => (ALL_RAN, codec::encode(body)?),
+            Self::Happened(cell, event) => (HAPPENED, codec::encode(&(cell, event))?),
+            Self::AllHappened(body) => (ALL_HAPPENED, codec::encode(body)?),
             Self::Snapshot(body) => {
                 let known = |(cell, known): (&CellId, &Remembered)| Some((*cell, known.frozen_at?));
                 let frozen: Vec<(CellId, BootMs)> = body.cells.iter().filter_map(known).collect();
@@ -158,6 +162,11 @@ impl Record {
                 Self::Runs(cell, image)
             }
             ALL_RAN => Self::AllRan(read(key, payload)?),
+            HAPPENED => {
+                let (cell, event) = read(key, payload)?;
+                Self::Happened(cell, event)
+            }
+            ALL_HAPPENED => Self::AllHappened(read(key, payload)?),
             SNAPSHOT_V1 => Self::Snapshot(read(key, payload)?),
             SNAPSHOT => {
                 let (memory, later, frozen): (Memory, Later, Vec<(CellId, BootMs)>) = read(key, payload)?;

@@ -1,7 +1,10 @@
 //! What the records add up to, and their bytes.
 
 use super::*;
-use berth_shared::cell::{CellSize, CellSpec, IdleRest, RestPolicy, SleepTerms, Workload};
+use berth_shared::cell::{
+    CELL_EVENTS_MAX, CellEventKind, CellSize, CellSpec, IdleRest, RestPolicy, SleepTerms, Workload,
+    keep_event,
+};
 use berth_shared::codec;
 use berth_shared::ids::{Generation, JoinCounter, SessionNonce, UserId};
 use berth_shared::snapshot::{Snapshot, TreeHash};
@@ -596,6 +599,92 @@ fn what_a_cell_ran_outlives_the_agent_and_its_journals_snapshots_and_ends_with_t
     assert_eq!(hex(&runs(1, &new)), (46, 1, one.clone()));
     let all = Record::AllRan(vec![(cell(1), new)]);
     assert_eq!(hex(&all), (47, 1, "0100000000000000".to_owned() + &one));
+}
+
+#[test]
+fn what_a_user_should_know_outlives_the_agent_and_one_of_a_kind_is_written_in_an_hour() {
+    let event = |minute: u64, kind, detail: &str| CellEvent {
+        at: UnixMs(minute * 60_000),
+        kind,
+        detail: detail.to_owned(),
+    };
+    let (asleep, killed) = (CellEventKind::CouldNotSleep, CellEventKind::KilledByKernel);
+    let mut memory = remembering([intent(1, IntentVerb::Start), intent(2, IntentVerb::Start)]);
+    let mut told = vec![];
+    let mut happens = |memory: &mut Memory, event: CellEvent| {
+        keep_event(&mut told, event);
+        let records = memory.happened(cell(1), &told);
+        let count = records.len();
+        records.into_iter().for_each(|record| memory.apply(record));
+        count
+    };
+    assert_eq!(happens(&mut memory, event(100, asleep, "1")), 1);
+    assert_eq!(happens(&mut memory, event(101, asleep, "2")), 0);
+    assert_eq!(happens(&mut memory, event(102, killed, "3")), 1);
+    assert_eq!(happens(&mut memory, event(159, asleep, "4")), 0);
+    assert_eq!(happens(&mut memory, event(160, asleep, "5")), 1);
+    assert_eq!(happens(&mut memory, event(50, asleep, "6")), 0, "the clock was set back");
+    assert_eq!(happens(&mut memory, event(300, asleep, "5")), 1, "again, and still one");
+    let kept = [event(100, asleep, "1"), event(102, killed, "3"), event(300, asleep, "5")];
+    let again = remembering(memory.snapshot());
+    assert_eq!(again, memory);
+    assert_eq!(again.cells[&cell(1)].events, kept);
+    assert_eq!(again.cells[&cell(2)].events, []);
+    assert_eq!(again.happened(cell(1), &kept), []);
+    assert_eq!(again.happened(cell(9), &kept), [], "a cell that is not here");
+    let mut many = again;
+    for hour in 0..100 {
+        let at = event(1_000 + hour * 60, killed, &format!("{hour}"));
+        many.happened(cell(1), &[at]).into_iter().for_each(|record| many.apply(record));
+    }
+    let newest = &many.cells[&cell(1)].events;
+    assert_eq!((newest.len(), newest.last().unwrap().detail.as_str()), (CELL_EVENTS_MAX, "99"));
+    let gone = Record::Report(Report {
+        cell: cell(1),
+        op: 1,
+        ok: true,
+        up: Some(false),
+        container: None,
+        removed: true,
+        at: BootMs(0),
+    });
+    many.apply(gone);
+    many.apply(intent(1, IntentVerb::Start));
+    assert_eq!(many.cells[&cell(1)].events, [], "of the cell that was there before");
+
+    let one = Record::Happened(cell(1), event(0, killed, "x"));
+    let (kind, version, payload) = one.encode().unwrap();
+    let hex = |payload: &[u8]| payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let bytes = "0000000000000000".to_owned() + "03000000" + "0100000000000000" + "78";
+    assert_eq!((kind, version, hex(&payload)), (48, 1, "01".repeat(16) + &bytes));
+    let all = Record::AllHappened(vec![(cell(1), vec![event(0, killed, "x")])]);
+    let (kind, version, payload) = all.encode().unwrap();
+    let count = "0100000000000000";
+    assert_eq!((kind, version, hex(&payload)), (49, 1, count.to_owned() + &"01".repeat(16) + count + &bytes));
+    for record in [one, all] {
+        let (kind, version, payload) = record.encode().unwrap();
+        assert_eq!(Record::decode(kind, version, &payload).unwrap(), record);
+    }
+}
+
+#[test]
+fn the_longest_events_of_all_cells_have_room_in_their_records() {
+    let detail = "\u{1f980}".repeat(500);
+    let event = |minute: u64| CellEvent {
+        at: UnixMs(minute * 3_600_000),
+        kind: CellEventKind::CouldNotSleep,
+        detail: format!("{minute} {detail}"),
+    };
+    let mut memory = Memory::default();
+    for seed in 0..40 {
+        memory.apply(intent(seed, IntentVerb::Start));
+        (0..16).for_each(|minute| memory.apply(Record::Happened(cell(seed), event(minute))));
+    }
+    let lengths = memory.snapshot().into_iter().map(|record| record.encode().unwrap().2.len());
+    assert!(lengths.max().unwrap() < 1 << 20, "a record of the journal has room for a mebibyte");
+    let again = remembering(memory.snapshot());
+    assert_eq!(again.cells[&cell(39)].events.len(), CELL_EVENTS_MAX);
+    assert_eq!(again, memory);
 }
 
 #[test]

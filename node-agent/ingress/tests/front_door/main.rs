@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic in a test is its report")]
 
+mod cell_page;
 mod hold;
 mod inside;
 mod people;

@@ -149,6 +149,16 @@ fn the_newest_events_are_kept_and_the_same_one_once() {
 }
 
 #[test]
+fn what_its_user_should_know_is_told_by_the_next_agent_too() {
+    let event =
+        CellEvent { at: UnixMs(7), kind: CellEventKind::KilledByKernel, detail: "at the limit".into() };
+    let remembered = Remembered { events: vec![event.clone()], ..known() };
+    let scene = Scene::with(IdleRest::Freeze, &remembered);
+    assert_eq!(scene.cell.events(), std::slice::from_ref(&event));
+    assert_eq!(scene.cell.sleep_status(scene.now).events, [event]);
+}
+
+#[test]
 fn its_user_is_told_once_that_its_memory_is_near_the_limit_and_again_when_it_was_far_from_it() {
     let mut scene = Scene::running(IdleRest::Freeze);
     let mut told = |percent: u64| {

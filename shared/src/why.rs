@@ -2,21 +2,50 @@
 
 use std::cmp::Reverse;
 
-use berth_shared::cell::{BusyReason, CellState, CellStatus, SleepStatus};
-use berth_shared::time::UnixMs;
+use serde::{Deserialize, Serialize};
+
+use crate::cell::{BusyReason, CellEvent, CellState, CellStatus, SleepStatus};
+use crate::time::UnixMs;
+
+/// To whom it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// Somebody with the command line, who is told what to do there.
+    Operator,
+    /// Whose cell it is: told in words, and whom to ask.
+    Owner,
+}
 
 /// The story of a cell in sentences: what is wrong, what keeps it awake, what comes next, what it holds, then what was,
 /// newest first. `held_until`: an operator holds it awake, by the coordinator's own word.
-pub fn story(status: &CellStatus, sleep: Option<&SleepStatus>, held_until: Option<UnixMs>) -> Vec<String> {
+pub fn story(
+    status: &CellStatus,
+    sleep: Option<&SleepStatus>,
+    held_until: Option<UnixMs>,
+    reader: Reader,
+) -> Vec<String> {
     let mut lines = vec![];
     if let Some(problem) = &status.problem {
-        lines.push(format!("{} ({}). {}", problem.detail, problem.code, problem.code.advice()));
+        let advice = match reader {
+            Reader::Operator => problem.code.advice(),
+            // The code's advice is for operators, and they find it by the code.
+            Reader::Owner => "The operator finds the cause by the code.",
+        };
+        lines.push(format!("{} ({}). {advice}", problem.detail, problem.code));
     }
     if let Some(notice) = status.cpu_notice {
+        let advice = match reader {
+            Reader::Operator => format!(
+                ": `berth cell logs {}` may show for what; what is not meant ends with `berth cell restart` or `berth cell \
+                 quarantine`",
+                status.slug
+            ),
+            Reader::Owner => String::new(),
+        };
+        let percent = notice.percent;
         lines.push(format!(
-            "{}: since then it has used {} % of a core in the mean: `berth cell logs {}` may show for what; what is \
-             not meant ends with `berth cell restart` or `berth cell quarantine`",
-            notice.since, notice.percent, status.slug
+            "{}: since then it has used {percent} % of a core in the mean{advice}",
+            notice.since
         ));
     }
     if status.state == CellState::Archived {
@@ -35,8 +64,66 @@ pub fn story(status: &CellStatus, sleep: Option<&SleepStatus>, held_until: Optio
         lines.push(format!("{at}: it falls asleep, if nobody does anything until then"));
     }
     lines.extend(sleep.map(|sleep| prospects(status, sleep)).unwrap_or_default());
-    lines.extend(past(status, sleep));
+    lines.extend(past(status, sleep, reader));
     lines
+}
+
+/// What a cell's owner is told of it: on the front door's page for them, `GET /.berth/cell`, which asks the node agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnView {
+    /// What it is doing.
+    pub state: CellState,
+    /// Since when.
+    pub since: UnixMs,
+    /// Why it is awake just now; `None` when nothing keeps it so, or it is not.
+    pub awake_because: Option<BusyReason>,
+    /// When it falls asleep if nobody does anything until then.
+    pub sleeps_at: Option<UnixMs>,
+    /// When its own schedule wakes it next.
+    pub wakes_at: Option<UnixMs>,
+    /// When a frozen cell is stopped if nobody wakes it until then.
+    pub stops_at: Option<UnixMs>,
+    /// An operator has cut it off.
+    pub quarantined: bool,
+    /// When its newest snapshot was taken, as far as its node knows; `None`: it knows of none.
+    pub snapshot_at: Option<UnixMs>,
+    /// The newest things that its owner should know, oldest first, at most [`crate::cell::CELL_EVENTS_MAX`].
+    pub events: Vec<CellEvent>,
+    /// All of it in sentences, as [`story`] tells them.
+    pub lines: Vec<String>,
+}
+
+impl OwnView {
+    /// Of what is known of a cell at this moment, as its node tells it.
+    pub fn of(
+        now: UnixMs,
+        status: &CellStatus,
+        sleep: SleepStatus,
+        quarantined: bool,
+        snapshot_at: Option<UnixMs>,
+    ) -> Self {
+        let sleep = sleep.bounded();
+        let cut_off =
+            "an operator has cut it off: it does not run, and is reached by nobody, until that is ended";
+        let mut lines: Vec<String> = quarantined.then(|| cut_off.to_owned()).into_iter().collect();
+        lines.extend(story(status, Some(&sleep), None, Reader::Owner));
+        lines.push(match snapshot_at {
+            Some(at) => format!("{at}: its newest snapshot was taken, {} ago", now.since(at)),
+            None => "its node knows of no snapshot of it".to_owned(),
+        });
+        Self {
+            state: status.state,
+            since: status.since,
+            awake_because: sleep.awake_because,
+            sleeps_at: status.sleeps_at,
+            wakes_at: sleep.wakes_at,
+            stops_at: sleep.stops_at,
+            quarantined,
+            snapshot_at,
+            events: sleep.events,
+            lines,
+        }
+    }
 }
 
 /// What comes next, and what it holds.
@@ -71,7 +158,7 @@ fn prospects(status: &CellStatus, sleep: &SleepStatus) -> Vec<String> {
 }
 
 /// What was, newest first.
-fn past(status: &CellStatus, sleep: Option<&SleepStatus>) -> Vec<String> {
+fn past(status: &CellStatus, sleep: Option<&SleepStatus>, reader: Reader) -> Vec<String> {
     let mut told: Vec<(u64, String)> = vec![];
     told.push((status.since.0, format!("{}: it is {}", status.since, status.state)));
     if let Some(wake) = &status.last_wake {
@@ -81,7 +168,11 @@ fn past(status: &CellStatus, sleep: Option<&SleepStatus>) -> Vec<String> {
         told.push((refusal.at.0, format!("{}: it did not go to sleep: {}", refusal.at, refusal.reason)));
     }
     for event in sleep.iter().flat_map(|sleep| &sleep.events) {
-        told.push((event.at.0, format!("{}: {}: {}", event.at, event.kind, event.detail)));
+        let kind = match reader {
+            Reader::Operator => event.kind.as_str(),
+            Reader::Owner => event.kind.in_words(),
+        };
+        told.push((event.at.0, format!("{}: {kind}: {}", event.at, event.detail)));
     }
     told.sort_by_key(|(at, _)| Reverse(*at));
     told.into_iter().map(|(_, line)| line).collect()
@@ -90,10 +181,10 @@ fn past(status: &CellStatus, sleep: Option<&SleepStatus>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_shared::cell::{CellEvent, CellEventKind, CpuNotice, RefusalRecord, WakeCause, WakeRecord};
-    use berth_shared::ids::{CellId, Generation, Slug};
-    use berth_shared::problem::{Code, Problem};
-    use berth_shared::units::Bytes;
+    use crate::cell::{CellEventKind, CpuNotice, RefusalRecord, WakeCause, WakeRecord};
+    use crate::ids::{CellId, Generation, Slug};
+    use crate::problem::{Code, Problem};
+    use crate::units::Bytes;
 
     fn status() -> CellStatus {
         CellStatus {
@@ -146,7 +237,7 @@ mod tests {
             "it is running",
             "cause: session",
         ];
-        told_in_order(&story(&status(), None, None), &order);
+        told_in_order(&story(&status(), None, None, Reader::Operator), &order);
     }
 
     #[test]
@@ -167,16 +258,18 @@ mod tests {
             "it is running",
             "cause: session",
         ];
-        told_in_order(&story(&status(), Some(&sleep()), Some(UnixMs(8_000))), &order);
+        told_in_order(&story(&status(), Some(&sleep()), Some(UnixMs(8_000)), Reader::Operator), &order);
     }
 
     #[test]
     fn a_hold_is_told_once_and_a_stopped_cell_says_why_it_is_not_frozen() {
         let held = SleepStatus { awake_because: Some(BusyReason::Held { until: UnixMs(8_000) }), ..sleep() };
-        let text = story(&status(), Some(&held), Some(UnixMs(8_000))).join("\n");
+        let text = story(&status(), Some(&held), Some(UnixMs(8_000)), Reader::Operator).join("\n");
         assert_eq!(text.matches("holds it awake").count(), 1, "{text}");
         let stopped = CellStatus { state: CellState::Stopped, ..status() };
-        let text = story(&stopped, Some(&SleepStatus { awake_because: None, ..sleep() }), None).join("\n");
+        let text =
+            story(&stopped, Some(&SleepStatus { awake_because: None, ..sleep() }), None, Reader::Operator)
+                .join("\n");
         assert!(text.contains("it is stopped and not frozen: no swap"), "{text}");
         assert!(!text.contains("stays awake"), "{text}");
     }
@@ -184,7 +277,32 @@ mod tests {
     #[test]
     fn where_the_data_of_an_archived_cell_is_is_told() {
         let archived = CellStatus { state: CellState::Archived, ..status() };
-        assert!(story(&archived, None, None).join("\n").contains("in the bucket only"));
-        assert!(!story(&status(), None, None).join("\n").contains("in the bucket only"));
+        assert!(story(&archived, None, None, Reader::Operator).join("\n").contains("in the bucket only"));
+        assert!(!story(&status(), None, None, Reader::Operator).join("\n").contains("in the bucket only"));
+    }
+
+    #[test]
+    fn an_owner_is_told_in_words_and_of_no_command() {
+        let open = SleepStatus { open_sockets: 1, ..sleep() };
+        let view = OwnView::of(UnixMs(64_000), &status(), open, false, Some(UnixMs(4_000)));
+        let text = view.lines.join("\n");
+        assert!(!text.contains("berth ") && !text.contains('`'), "{text}");
+        for told in [
+            "it ended with 1 (cell_exited). The operator finds the cause by the code.",
+            "it has used 97 % of a core in the mean\n",
+            "it stays awake: 2 open requests",
+            "it falls asleep, if nobody does anything until then",
+            "its own schedule wakes it next",
+            "its memory was almost at its limit: 95 %",
+            "its newest snapshot was taken, 1 min 0 s ago",
+        ] {
+            assert!(text.contains(told), "{told}:\n{text}");
+        }
+        let json = serde_json::to_string(&view).unwrap();
+        assert_eq!(serde_json::from_str::<OwnView>(&json).unwrap(), view);
+        assert!(!text.contains("cut it off"));
+        let other = OwnView::of(UnixMs(0), &status(), sleep(), true, None);
+        assert!(other.lines.first().unwrap().contains("an operator has cut it off"), "{other:?}");
+        assert!(other.lines.last().unwrap().contains("knows of no snapshot"), "{other:?}");
     }
 }
