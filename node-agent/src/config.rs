@@ -195,6 +195,13 @@ impl Config {
         (self.cpu_notice_percent > 0).then_some(Threshold { percent: self.cpu_notice_percent, window })
     }
 
+    /// How often the use of CPU and memory of running cells is read: as the notice of CPU asks for, and at least once a
+    /// minute, since more depends on it: that memory near its limit is told in time, and that work in bursts is seen.
+    pub fn look_at_use_every(&self) -> Millis {
+        let most = Millis::minutes(1);
+        self.cpu_threshold().map_or(most, |threshold| threshold.look_every().min(most))
+    }
+
     /// What is not to be gone over of swap.
     pub fn swap_limits(&self) -> swap::Limits {
         let written_per_day =
@@ -451,6 +458,15 @@ mod tests {
             let error = with(&[bad]).unwrap_err().to_string();
             assert!(error.contains(bad.0), "{error}");
         }
+    }
+
+    #[test]
+    fn memory_near_its_limit_is_told_in_time_whatever_the_notice_of_cpu_is() {
+        let every = |set: &[(&str, &str)]| with(set).unwrap().look_at_use_every();
+        assert_eq!(every(&[]), Millis::minutes(1));
+        assert_eq!(every(&[("cpu_notice_percent", "0")]), Millis::minutes(1));
+        assert_eq!(every(&[("cpu_notice_after_s", "86400")]), Millis::minutes(1));
+        assert_eq!(every(&[("cpu_notice_after_s", "90")]), Millis::secs(3));
     }
 
     #[test]

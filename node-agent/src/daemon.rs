@@ -219,9 +219,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     tasks.spawn_essential("check-ups", tick(EXAMINE_EVERY, || Input::Examine));
     tasks.spawn_essential("disk", tick(LOOK_AT_DISK_EVERY, || Input::LookAtDisk));
     tasks.spawn_essential("swap", tick(LOOK_AT_SWAP_EVERY, || Input::LookAtSwap));
-    if let Some(threshold) = hands.config.cpu_threshold() {
-        tasks.spawn_essential("cpu use", tick(threshold.look_every(), || Input::LookAtCpu));
-    }
+    tasks.spawn_essential("cpu use", tick(hands.config.look_at_use_every(), || Input::LookAtCpu));
     if hands.config.cold_pages {
         tasks.spawn_essential("cold pages", tick(LOOK_AT_COLD_EVERY, || Input::LookAtCold));
     }

@@ -104,6 +104,8 @@ agent_points! {
         PAUSE_ANSWERED = "docker:pause:answered", Fallible;
         UNPAUSE_SENT = "docker:unpause:sent", Fallible;
         UNPAUSE_ANSWERED = "docker:unpause:answered", Fallible;
+        THIN_SENT = "docker:thin:sent", Fallible;
+        THIN_ANSWERED = "docker:thin:answered", Fallible;
         PUSH_SENT = "docker:push:sent", Fallible;
         PUSH_ANSWERED = "docker:push:answered", Fallible;
         STOP_SENT = "docker:stop:sent", Fallible;

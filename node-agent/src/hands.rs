@@ -94,6 +94,8 @@ pub struct Job {
     pub minds_schedule: bool,
     /// Of a rest: do channels that dial out matter?
     pub minds_channels: bool,
+    /// Of a rest: does it matter that its owner wants it to stay awake?
+    pub minds_owner: bool,
     /// Of a look before a rest: is what the cell does not use pushed out first?
     pub thins: bool,
 }

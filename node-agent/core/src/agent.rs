@@ -361,8 +361,11 @@ impl Agent {
         // Nothing is promised to a cell while it is thinned, which may take as long as from one look to the next: one in the
         // middle of it shows most of that already, and to count all of it again would leave no room for its own freeze.
         let begun = now.boot.0.saturating_sub(pushed.took.0 + THINNED_BEFORE.0);
-        if !matches!(outcome, Outcome::Observed(_)) || self.swap.is_older_than(BootMs(begun)) {
+        if !matches!(outcome, Outcome::Observed(_)) {
             self.swap.landed(pushed.moved());
+        } else if self.swap.is_older_than(BootMs(begun)) {
+            // It has grown since, or what it took back lies in swap still.
+            self.swap.landed(pushed.moved().max(pushed.swapped.min(pushed.before)));
         }
     }
 

@@ -97,6 +97,54 @@ impl Burn {
     }
 }
 
+/// So far back a cell's recent use is known.
+const RECENT: Millis = Millis::minutes(5);
+
+/// A mean over less than this says no more than a moment's look.
+const RECENT_MIN: Millis = Millis::minutes(1);
+
+/// Looks that follow one another sooner are one.
+const RECENT_EVERY_MIN: Millis = Millis::secs(10);
+
+/// One cell's use over the last minutes: what works now and then is seen in it, where a moment's look finds nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Recent {
+    /// When, and CPU time until then; oldest first.
+    looks: VecDeque<(BootMs, Micros)>,
+}
+
+impl Recent {
+    /// Takes in how much CPU time the container has used since it was started.
+    pub fn look(&mut self, now: BootMs, used: Micros) {
+        if self.looks.back().is_some_and(|(at, before)| used < *before || now < *at) {
+            self.looks.clear(); // Another container: nothing can be compared.
+        }
+        if self.looks.back().is_some_and(|(at, _)| now.since(*at) < RECENT_EVERY_MIN) {
+            return;
+        }
+        self.looks.push_back((now, used));
+        while self.looks.get(1).is_some_and(|(at, _)| now.since(*at) >= RECENT) {
+            self.looks.pop_front();
+        }
+    }
+
+    /// Mean use in percent of one core, rounded down, from the first look at or after `since` until now, when it has used
+    /// `used`. Of the last minutes only; `None` where that is less than one.
+    pub fn percent(&self, now: BootMs, used: Micros, since: BootMs) -> Option<u32> {
+        let (at, before) = self.looks.iter().find(|(at, _)| *at >= since)?;
+        let span = now.since(*at);
+        let micros = used.0.checked_sub(before.0)?;
+        (span >= RECENT_MIN).then(|| {
+            u32::try_from(micros.saturating_mul(100) / span.0.saturating_mul(1000)).unwrap_or(u32::MAX)
+        })
+    }
+
+    /// The cell does not run.
+    pub fn rests(&mut self) {
+        self.looks.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +195,43 @@ mod tests {
         assert_eq!(use_cpu(&mut burn, &mut state, 100, 31).len(), 1);
         assert!(burn.rests());
         assert!(!burn.rests());
+    }
+
+    #[test]
+    fn recent_use_is_a_mean_of_the_last_minutes_only() {
+        let mut recent = Recent::default();
+        // A second of work in ten, looked at each half minute.
+        for half in 0..=20 {
+            recent.look(BootMs(half * 30_000), Micros(half * 3_000_000));
+        }
+        let mean = |now: u64, used, since| recent.percent(BootMs(now), Micros(used), BootMs(since));
+        assert_eq!(mean(600_000, 60_000_000, 0), Some(10));
+        assert_eq!(mean(600_000, 60_000_000, 480_000), Some(10));
+        assert_eq!(mean(600_000, 60_000_000, 550_000), None, "less than a minute of it is known");
+        assert_eq!(mean(600_000, 5, 0), None, "another container's");
+        // Five quiet minutes later nothing of it counts.
+        for half in 21..=31 {
+            recent.look(BootMs(half * 30_000), Micros(60_000_000));
+        }
+        assert_eq!(recent.percent(BootMs(930_000), Micros(60_000_000), BootMs(0)), Some(0));
+        recent.look(BootMs(960_000), Micros(7));
+        assert_eq!(recent.percent(BootMs(1_020_000), Micros(7), BootMs(0)), Some(0), "it was started anew");
+        recent.rests();
+        assert_eq!(recent.percent(BootMs(1_020_000), Micros(7), BootMs(0)), None);
+    }
+
+    #[test]
+    fn recent_looks_are_bounded_and_odd_figures_do_no_harm() {
+        let mut recent = Recent::default();
+        for look in 0..100_000 {
+            recent.look(BootMs(look * 100), Micros(look));
+            assert!(recent.looks.len() <= 32);
+        }
+        for (at, used) in [(0, u64::MAX), (u64::MAX, u64::MAX), (u64::MAX, 0), (5, 5), (5, 5)] {
+            recent.look(BootMs(at), Micros(used));
+            recent.percent(BootMs(u64::MAX), Micros(u64::MAX), BootMs(0));
+            recent.percent(BootMs(0), Micros(0), BootMs(0));
+        }
     }
 
     #[test]

@@ -66,7 +66,7 @@ use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::units::Bytes;
 
-use crate::burn::Burn;
+use crate::burn::{Burn, Recent};
 use crate::memory::{Intent, Remembered, Report};
 
 /// How many callers may wait for one cell's wake or rest at a time. The ingress counts as one, whatever it holds.
@@ -249,6 +249,7 @@ pub struct Cell {
     problem: Option<Problem>,
     starts: u64,
     burn: Burn,
+    recent: Recent,
     cpu_notice: Option<CpuNotice>,
     scheduled: scheduled::Scheduled,
     /// What its plan says of sleep.
@@ -351,6 +352,7 @@ impl Cell {
             problem: None,
             starts: 0,
             burn: Burn::default(),
+            recent: Recent::default(),
             cpu_notice: None,
             scheduled: scheduled::Scheduled::new(remembered.schedule.clone()),
             terms: SleepTerms::default(),

@@ -187,6 +187,7 @@ impl<R: Runtime> Driver<R> {
             schedule_heard: machine.is_schedule_heard(),
             minds_schedule: machine.minds_schedule(),
             minds_channels: machine.minds_channels(),
+            minds_owner: machine.minds_owner(),
             thins: machine.thins(),
         })
     }

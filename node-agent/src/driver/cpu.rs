@@ -49,9 +49,8 @@ impl<R: Runtime> Driver<R> {
 
     pub(super) fn used(&mut self, cell: CellId, at: BootMs, usage: Usage, turn: &mut Turn) {
         let Usage { cpu: used, anonymous } = usage;
-        if let Some(threshold) = self.hands.config.cpu_threshold() {
-            self.step(agent::Event::Cell(cell, cell::Event::CpuUsed { at, used, threshold }), turn);
-        }
+        let threshold = self.hands.config.cpu_threshold();
+        self.step(agent::Event::Cell(cell, cell::Event::CpuUsed { at, used, threshold }), turn);
         if let Some(anonymous) = anonymous {
             self.step(agent::Event::Cell(cell, cell::Event::MemoryUsed { anonymous }), turn);
         }

@@ -126,11 +126,12 @@ pub(super) async fn channels_of<R: Runtime>(hands: &Arc<Hands<R>>, job: &Job) ->
 
 async fn look<R: Runtime>(hands: &Arc<Hands<R>>, job: &Job, survey: &mut Survey) {
     let unclear = |detail: String| Some(BusyReason::ScheduleUnclear { detail });
-    let (mut built_in, mut dials_out) = (false, String::new());
+    let (mut built_in, mut dials_out, mut stays) = (false, String::new(), None);
     match habits(hands, job).await {
         Ok(habits) => {
             built_in = habits.built_in_jobs;
             dials_out = habits.dials_out.join(", ");
+            stays = habits.stays.and_then(|stays| stays.reason((hands.wall)()));
             survey.habits = Some(habits);
         }
         Err(detail) if job.minds_channels => {
@@ -139,6 +140,10 @@ async fn look<R: Runtime>(hands: &Arc<Hands<R>>, job: &Job, survey: &mut Survey)
         }
         // Whoever has ordered the rest gets it, whatever lies in the cell's folder.
         Err(detail) => tracing::info!(cell = %job.spec.cell, detail, "a cell's channels are not known"),
+    }
+    if job.minds_owner && stays.is_some() {
+        survey.refusal = stays;
+        return;
     }
     if job.minds_channels && !dials_out.is_empty() {
         survey.refusal = Some(BusyReason::DialsOut { channels: dials_out });

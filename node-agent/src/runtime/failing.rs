@@ -88,7 +88,7 @@ impl<R: Runtime> Runtime for Failing<R> {
     }
 
     async fn thin(&self, key: &ContainerKey) -> Result<Pushed, RuntimeError> {
-        self.0.thin(key).await
+        between(&at::THIN_SENT, &at::THIN_ANSWERED, RuntimeError::Look, self.0.thin(key)).await
     }
 
     async fn held(&self, key: &ContainerKey) -> Result<Option<cold::Held>, RuntimeError> {

@@ -219,6 +219,7 @@ impl World {
         self.promised = promised;
         let reserve = self.swap.total.0 / 100 * u64::from(Limits::default().reserve_percent);
         let room = self.swap.free().saturating_sub(Bytes(reserve));
+        let room = room.saturating_add(self.swap.thinned_of_late(self.at));
         let taken = self.swap.taken_at + 5 * MINUTE > self.at && self.swap.taken_at > 0;
         if grown && promised > room && !taken {
             self.broken("k", &format!("{promised} of swap are promised, and there is room for {room}"));
@@ -228,7 +229,8 @@ impl World {
     /// A push finds room.
     pub(crate) fn check_room(&mut self, running: &Running, needed: Bytes) {
         let taken = self.swap.taken_at + 5 * MINUTE > self.at && self.swap.taken_at > 0;
-        if needed > self.swap.free() && !taken && !self.is_late(running) {
+        let free = self.swap.free().saturating_add(self.swap.thinned_of_late(self.at));
+        if needed > free && !taken && !self.is_late(running) {
             let text = format!(
                 "cell {} is frozen with {needed} and {} of swap are free",
                 running.cell,

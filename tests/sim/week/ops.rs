@@ -57,6 +57,10 @@ pub(crate) struct Running {
     suspension: Option<u64>,
     signalled: bool,
     outcome: Option<Outcome>,
+    /// Of a look before a rest: what the cell does not use goes out while it runs.
+    thins: bool,
+    /// That was done, and the cell held so much before.
+    thinned: Option<berth_shared::units::Bytes>,
     /// Of a push: it has moved the memory, whether or not anybody was told.
     pub(crate) moved: bool,
 }
@@ -111,6 +115,8 @@ impl World {
             creates,
             last_suspend: remembered.and_then(|known| known.last_suspend),
             suspension: life.suspensions.get(&cell).copied(),
+            thins: self.plan.thins && verb == Verb::Observe && believed.thins(),
+            thinned: None,
             signalled: false,
             outcome: None,
             moved: false,
@@ -302,7 +308,7 @@ impl World {
                 Outcome::Started { address: address(cell) }
             }
             (Verb::Start, Seen::Running { address, .. }) => Outcome::Started { address },
-            (Verb::Observe, Seen::Running { .. }) => Outcome::Observed(self.observe(running)),
+            (Verb::Observe, Seen::Running { .. }) => Outcome::Observed(self.observe(id, running)?),
             (Verb::Push, Seen::Paused { .. }) => self.push(id, running),
             (Verb::Pause, Seen::Running { .. }) => {
                 self.check_rest(running);
@@ -357,15 +363,38 @@ impl World {
     }
 
     /// What the kernel shows of its processes: those of a workload that is at work use CPU, whatever it says of itself.
-    fn observe(&mut self, running: &Running) -> Observation {
-        let now = self.at;
-        let truth = &mut self.cells[running.cell];
+    /// `None`: it was thinned, and takes back for a second what it needs.
+    fn observe(&mut self, id: u64, running: &Running) -> Option<Observation> {
+        let (now, cell) = (self.at, running.cell);
+        if let Some(before) = running.thinned {
+            let needed = berth_shared::units::Bytes::mib(self.dice.between(60, 120));
+            self.touch(cell, needed);
+            let truth = &self.cells[cell];
+            let (resident, swapped) = (truth.resident, truth.swapped);
+            let thinned = Some(Pushed { before, resident, swapped, took: Millis(0) });
+            let cpu_percent = Some(2);
+            return Some(Observation {
+                cpu_percent,
+                resident: Some(resident),
+                thinned,
+                ..Observation::default()
+            });
+        }
+        let truth = &mut self.cells[cell];
         // It was looked at from the beginning of the operation until now.
         truth.watch.observed_at = running.asked_at;
         let work = &truth.work;
         let works = work.busy_until > now || (work.hidden.0 <= now && now < work.hidden.1);
+        let resident = truth.resident;
+        if running.thins && !works {
+            self.thin_out(cell);
+            if let Some(running) = self.ops.get_mut(&id) {
+                running.thinned = Some(resident);
+            }
+            return None;
+        }
         let cpu_percent = Some(if works { 90 } else { 2 });
-        Observation { cpu_percent, resident: Some(truth.resident), ..Observation::default() }
+        Some(Observation { cpu_percent, resident: Some(resident), ..Observation::default() })
     }
 
     fn push(&mut self, id: u64, running: &Running) -> Outcome {

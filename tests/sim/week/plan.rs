@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) faults_until: At,
     pub(crate) starts_max: usize,
     pub(crate) swap: Bytes,
+    /// Cells are thinned before their first freeze.
+    pub(crate) thins: bool,
     /// In a storm: an operation fails, or its report lies or is late, or it happens too late.
     pub(crate) fails: u64,
     pub(crate) fails_but_happened: u64,
@@ -56,6 +58,7 @@ impl Plan {
             until,
             faults_until: until.saturating_sub(CALM),
             starts_max: usize::try_from(dice.between(2, 4)).expect("at most four"),
+            thins: true,
             swap: Bytes::gib(dice.between(40, 140)),
             storm_every: dice.between(6, 30) * HOUR,
             disaster_every: dice.between(60, 600) * MINUTE,

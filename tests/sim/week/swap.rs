@@ -4,7 +4,7 @@ use berth_node_agent_core::agent;
 use berth_node_agent_core::swap::Sample;
 use berth_shared::units::Bytes;
 
-use crate::plan::{At, HOUR, SECOND};
+use crate::plan::{At, HOUR, MINUTE, SECOND};
 use crate::world::{Happening, World};
 
 /// How often the driver looks at it.
@@ -20,11 +20,28 @@ pub(crate) struct Swap {
     pub(crate) written: Bytes,
     /// When something else took some.
     pub(crate) taken_at: At,
+    /// What thinned cells were brought out of in two minutes, by the minute's number.
+    pub(crate) thinned: [(At, Bytes); 2],
 }
 
 impl Swap {
     pub(crate) fn free(&self) -> Bytes {
         self.total.saturating_sub(self.cells).saturating_sub(self.others)
+    }
+
+    fn thins(&mut self, at: At, moved: Bytes) {
+        let minute = at / MINUTE;
+        if self.thinned[0].0 != minute {
+            self.thinned = [(minute, Bytes::ZERO), self.thinned[0]];
+        }
+        self.thinned[0].1 = self.thinned[0].1.saturating_add(moved);
+    }
+
+    /// What went out of late of cells that still ran. None is promised to them, so it is in the way of what was promised to
+    /// others until the agent knows of it.
+    pub(crate) fn thinned_of_late(&self, at: At) -> Bytes {
+        let late = self.thinned.iter().filter(|(minute, _)| minute + 1 >= at / MINUTE);
+        late.fold(Bytes::ZERO, |sum, (_, moved)| sum.saturating_add(*moved))
     }
 
     pub(crate) fn fill_percent(&self) -> u64 {
@@ -61,6 +78,14 @@ impl World {
         truth.swapped = truth.swapped.saturating_add(moved);
         self.swap.cells = self.swap.cells.saturating_add(moved);
         self.swap.written = self.swap.written.saturating_add(moved);
+    }
+
+    /// Everything that a running cell holds goes out, as far as there is room; it takes back what it needs.
+    pub(crate) fn thin_out(&mut self, cell: usize) {
+        let before = self.swap.cells;
+        self.push_out(cell, true);
+        self.swap.thins(self.at, self.swap.cells.saturating_sub(before));
+        self.count("thinned");
     }
 
     /// A running cell touches so much of what lies in swap, or of memory that it did not have.

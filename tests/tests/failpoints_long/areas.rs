@@ -44,8 +44,9 @@ pub(crate) const AGENT: Map = Map {
         (
             "engine",
             "engine:sent engine:answered docker:engine:sent docker:engine:answered docker:look:sent docker:look:answered
-             docker:create:sent docker:create:answered docker:start:sent docker:start:answered docker:pause:sent
-             docker:pause:answered docker:unpause:sent docker:unpause:answered docker:push:sent docker:push:answered
+             docker:create:sent docker:create:answered docker:start:sent docker:start:answered docker:thin:sent
+             docker:thin:answered docker:pause:sent docker:pause:answered docker:unpause:sent docker:unpause:answered
+             docker:push:sent docker:push:answered
              docker:stop:sent docker:stop:answered docker:kill_frozen:sent docker:kill_frozen:answered docker:repair:sent
              docker:repair:answered docker:remove:sent docker:remove:answered docker:logs:sent docker:logs:answered
              docker:events:sent docker:events:answered docker:list_ours:sent docker:list_ours:answered

@@ -51,6 +51,32 @@ async fn processes_are_bounded(greedy: &Member, other: &Member) {
     }
 }
 
+/// Waits until the user of a cell is told this of it.
+async fn is_told(world: &World, slug: &str, kind: &str) {
+    eventually(&format!("the user of {slug} is told: {kind}"), BOUND, async || {
+        let events = world.api.get(&format!("/v1/cells/{slug}/events")).await.ok(200);
+        events["items"].as_array().unwrap().iter().any(|event| event["kind"] == kind).then_some(())
+    })
+    .await;
+}
+
+/// Memory near its limit is told before the kernel ends anything, and where it does, that too.
+async fn memory_is_told_of(world: &World, greedy: &Member) {
+    let before = memory_notices(world, "near_limit").await;
+    ask(greedy, "/hold-memory?mb=480").await;
+    eventually("480 of 512 MiB are seen", BOUND, async || {
+        (memory_notices(world, "near_limit").await > before).then_some(())
+    })
+    .await;
+    is_told(world, &greedy.slug, "near-memory-limit").await;
+    assert_eq!(memory_notices(world, "killed_by_kernel").await, 0.0);
+}
+
+async fn memory_notices(world: &World, kind: &str) -> f64 {
+    let counted = world.metrics(&world.agent).await;
+    counted.value(&format!("berth_agent_memory_notices_total{{kind=\"{kind}\"}}"))
+}
+
 async fn memory_is_bounded(world: &World, greedy: &Member, other: &Member) {
     let (agent, seen) = (world.agent.pid(), world.engine.record());
     let others = ask(other, "/whoami").await["bootId"].clone();
@@ -63,6 +89,8 @@ async fn memory_is_bounded(world: &World, greedy: &Member, other: &Member) {
     })
     .await;
     assert!(seen.count(&greedy.cell, "oom").await >= 1, "{:?}", seen.all().await);
+    is_told(world, &greedy.slug, "killed-by-kernel").await;
+    assert!(memory_notices(world, "killed_by_kernel").await >= 1.0);
     assert_eq!(world.agent.pid(), agent);
     assert_eq!(ask(other, "/whoami").await["bootId"], others, "another cell was restarted");
 }
@@ -88,13 +116,18 @@ async fn a_greedy_cell_gets_its_share_and_not_more_and_prints_no_secret_of_the_n
     let secret = place.path().join("platform.key");
     std::fs::write(&secret, SECRET).unwrap();
     std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let agent = vec![format!("cell_env_files.PLATFORM_LLM_KEY={}", secret.display())];
+    // Memory is looked at as often as the use of CPU: each second, not each minute.
+    let agent = vec![
+        format!("cell_env_files.PLATFORM_LLM_KEY={}", secret.display()),
+        "cpu_notice_after_s=30".to_owned(),
+    ];
     let world = World::start(Options { alone: true, agent, ..Options::default() }).await;
     let greedy = create(&world, "greedy", "512MiB", "24MiB").await;
     let other = create(&world, "other", "128MiB", "24MiB").await;
 
     disk_is_bounded(&greedy, &other).await;
     processes_are_bounded(&greedy, &other).await;
+    memory_is_told_of(&world, &greedy).await;
     memory_is_bounded(&world, &greedy, &other).await;
     secrets_stay_out_of_logs(&world, &other).await;
     world.end(&[]).await;

@@ -31,7 +31,9 @@ const DOWN_TO_STOPPED: [&str; 10] = [
     "docker:stop:answered",
     "done:stop",
 ];
-const DOWN_TO_FROZEN: [&str; 13] = [
+const DOWN_TO_FROZEN: [&str; 14] = [
+    // Once only, on the first way down; so it comes first.
+    "docker:thin:sent",
     "intent:observe",
     "done:observe",
     "intent:fence",

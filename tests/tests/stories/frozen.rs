@@ -7,6 +7,7 @@ use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Member, Options, Rest, World};
 use serde_json::Value;
 
+use crate::image::Tag;
 use crate::{SOON, whoami};
 
 /// How long the cell of a story stays frozen at the most (T2): the least that a plan can say.
@@ -111,5 +112,26 @@ async fn swap_that_runs_short_is_left_by_a_cell_that_ends_frozen_and_wakes_with_
     let counted = world.metrics(&world.agent).await;
     assert!(counted.value("berth_agent_rests_total{kind=\"left_swap_short\"}") >= 1.0, "{counted:?}");
     anna.wakes_with_its_data().await;
+    world.end(&[]).await;
+}
+
+#[tokio::test]
+async fn a_frozen_cell_that_is_given_another_image_ends_frozen_and_wakes_on_that_with_its_data() {
+    let world = World::start(Options::default()).await;
+    let new = Tag::new("for-a-frozen-cell");
+    let anna = world.create_running("anna", Rest::Freeze, SOON).await;
+    let anna = Sleeper::of(&world, anna).await;
+    world.container_is(&anna.member.cell, "paused").await;
+    world.cell_is("anna", "frozen").await;
+    let given = world.api.cli(&["user", "image", "anna", &new.0]).await;
+    assert_eq!(given.code, 0, "{}", given.err);
+    anna.ends(BOUND).await;
+    anna.ended_frozen(Duration::ZERO).await;
+    let counted = world.metrics(&world.agent).await;
+    assert_eq!(counted.value("berth_agent_rests_total{kind=\"left_swap_out_of_date\"}"), 1.0, "{counted:?}");
+    anna.wakes_with_its_data().await;
+    let container = world.engine.containers_of(&anna.member.cell).await.remove(0);
+    let runs = world.engine.docker().inspect_container(&container.id, None).await.unwrap();
+    assert_eq!(runs.config.unwrap().image.as_deref(), Some(new.0.as_str()));
     world.end(&[]).await;
 }

@@ -23,10 +23,10 @@ fn docker(words: &[&str], stdin: &str) -> String {
 }
 
 /// A name of this story's own, for builds of the test cell; it goes with the story.
-struct Tag(String);
+pub(crate) struct Tag(pub(crate) String);
 
 impl Tag {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let tag = Self(format!("berth/story-cell:{name}-{}", std::process::id()));
         tag.means(name);
         tag

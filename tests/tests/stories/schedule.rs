@@ -117,18 +117,31 @@ async fn a_cell_does_not_sleep_over_a_job_that_is_near_nor_over_one_that_it_neve
     assert!(wall_ms() < hidden, "he was kept up for it");
 
     let config = world.dir().join(format!("agent/cells/{}/data/openclaw.json", carl.cell));
-    let with_channels = |channels: Value| {
+    let with = |change: &dyn Fn(&mut Value)| {
         let mut settings: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
-        settings["channels"] = channels;
+        change(&mut settings);
         std::fs::write(&config, settings.to_string()).unwrap();
     };
+    let with_channels = |channels: Value| with(&|settings| settings["channels"] = channels.clone());
+    let with_own = |key: &str, value: Value| {
+        with(&|all| all["plugins"]["entries"]["wake-projection"]["config"][key] = value.clone());
+    };
+    // Its owner accepts that nobody wakes it for a channel, and takes that back.
+    with_own("dialOutMaySleep", json!(true));
     with_channels(json!({ "whatsapp": {}, "googlechat": {} }));
     // Awake again where it had fallen asleep before.
+    carl.front.post("/echo/raw", "x").await;
+    world.container_is(&carl.cell, "paused").await;
+    with_own("dialOutMaySleep", json!(false));
     carl.front.post("/echo/raw", "x").await;
     let reason = refused_for(&world, "carl", "dials-out").await;
     assert_eq!(reason["detail"], "whatsapp");
     with_channels(json!({ "googlechat": {} }));
     world.cell_is("carl", "frozen").await;
+    with_own("stayAwake", json!(true));
+    carl.front.post("/echo/raw", "x").await;
+    let reason = refused_for(&world, "carl", "workload").await;
+    assert_eq!(reason["detail"], "its owner wants it to stay awake");
 
     eventually("the near job has run and anna sleeps", BOUND, async || {
         (wall_ms() > due && world.status("anna").await["state"] == "frozen").then_some(())

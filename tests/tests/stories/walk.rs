@@ -95,6 +95,14 @@ async fn a_frozen_cell_goes_on_as_the_same_process_after_one_thaw_for_everybody(
     assert!(page.header("content-type").starts_with("text/html"), "{}", page.text());
     assert_eq!(whoami(&anna.front).await["bootId"], first["bootId"]);
 
+    // How long each had to wait is counted by how the cell rested and who came; and what went out of memory.
+    let counted = world.metrics(&world.agent).await;
+    for cause in ["bearer", "session"] {
+        let woken = format!("berth_agent_wake_seconds_count{{tier=\"frozen\",cause=\"{cause}\"}}");
+        assert!(counted.value(&woken) >= 1.0, "{cause}: {counted:?}");
+    }
+    assert!(counted.value("berth_agent_pushed_out_bytes_total") > 0.0, "{counted:?}");
+
     // Removed while frozen: nothing is left, and it is not thawed in order to be ended.
     world.container_is(cell, "paused").await;
     assert_eq!(world.api.delete("/v1/users/anna").await.status, 204);
@@ -126,6 +134,8 @@ async fn work_under_way_keeps_a_cell_awake_and_its_end_lets_it_sleep() {
         })
         .await;
     }
+    let refused = world.metrics(&world.agent).await;
+    assert!(refused.value("berth_agent_rest_refusals_total{kind=\"workload\"}") >= 2.0, "{refused:?}");
     assert_eq!(bob.front.post("/control", json!({ "busy": null }).to_string()).await.status, 200);
     world.api.post("/v1/cells/bob/sleep", json!({ "freeze": true })).await.ok(200);
     world.container_is(&bob.cell, "paused").await;

@@ -1,4 +1,5 @@
-//! Whether a cell's use of CPU is worth telling, and until when: see [`crate::burn`]. Nothing follows from it but words.
+//! Whether a cell's use of CPU is worth telling, and until when: see [`crate::burn`]. Nothing follows from that but words;
+//! what it used over the last minutes is kept for the judgement before its next rest.
 
 use berth_shared::cell::CpuNotice;
 use berth_shared::time::{BootMs, UnixMs};
@@ -17,12 +18,14 @@ impl Cell {
         now: Now,
         at: BootMs,
         used: Micros,
-        threshold: Threshold,
+        threshold: Option<Threshold>,
         out: &mut Vec<Effect>,
     ) {
         if !matches!(self.phase, Phase::Running) {
             return; // It was read before the cell went to rest.
         }
+        self.recent.look(at, used);
+        let Some(threshold) = threshold else { return };
         match self.burn.look(at, used, threshold) {
             Some(Turn::Began { percent }) => {
                 let since = UnixMs(now.wall.0.saturating_sub(threshold.window.0));
@@ -39,7 +42,11 @@ impl Cell {
     /// step failed, may run on.
     pub(super) fn cpu_rests(&mut self, out: &mut Vec<Effect>) {
         let may_run = matches!(self.phase, Phase::Running | Phase::Resting { .. } | Phase::Unknown { .. });
-        if !may_run && self.burn.rests() {
+        if may_run {
+            return;
+        }
+        self.recent.rests();
+        if self.burn.rests() {
             self.burns_no_more(out);
         }
     }

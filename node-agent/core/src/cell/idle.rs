@@ -14,6 +14,10 @@ use super::{Again, Cell, Effect, Note, Now, Observation, Phase, Rest, RestStep, 
 /// share of it where others work, too. A moment's work of an idle one only puts the rest off.
 pub const UNDECLARED_PERCENT: u32 = 10;
 
+/// The same on average since it was used last, of the last minutes, where it is due to rest by itself: work in bursts that
+/// a moment's look does not meet, or that is small. Twice what an idle gateway uses, and more.
+const UNDECLARED_MEAN_PERCENT: u32 = 5;
+
 /// A cell that is woken so soon after it fell asleep should not have.
 pub const FLAP_SPAN: Millis = Millis::minutes(2);
 
@@ -32,6 +36,13 @@ const FAR_PERCENT: u128 = 80;
 
 /// Most characters of an event's text.
 const EVENT_CHARS_MAX: usize = 500;
+
+/// A container that does nothing.
+impl Default for Observation {
+    fn default() -> Self {
+        Self { cpu_percent: Some(0), cpu_used: None, busiest: String::new(), resident: None, thinned: None }
+    }
+}
 
 impl Cell {
     /// How long nobody may have done anything, just now.
@@ -145,11 +156,9 @@ impl Cell {
             return self.stay_awake(now, reason, Again::WhenIdle, random, out);
         }
         // A restart is for a cell that does what it should not.
-        if let Some(percent) = seen.cpu_percent.filter(|percent| *percent >= UNDECLARED_PERCENT)
-            && !self.restart_wanted
+        if !self.restart_wanted
+            && let Some(detail) = self.undeclared(now, &seen)
         {
-            let by = if seen.busiest.is_empty() { "the workload itself" } else { seen.busiest.as_str() };
-            let detail = format!("{percent} % of a core, by {by}");
             return self.stay_awake(now, BusyReason::UndeclaredWork { detail }, Again::Rarely, random, out);
         }
         let rest = match (rest, self.may_freeze()) {
@@ -172,6 +181,22 @@ impl Cell {
         }
         self.phase = Phase::Resting { rest, step: RestStep::Fencing };
         self.begin(now, Verb::Fence, out);
+    }
+
+    /// What it does without owning up to it, if that cannot be excluded.
+    fn undeclared(&self, now: Now, seen: &Observation) -> Option<String> {
+        let Some(percent) = seen.cpu_percent else {
+            return Some("not to be excluded, as its use of CPU cannot be read".to_owned());
+        };
+        if percent >= UNDECLARED_PERCENT {
+            let by = if seen.busiest.is_empty() { "the workload itself" } else { seen.busiest.as_str() };
+            return Some(format!("{percent} % of a core, by {by}"));
+        }
+        if self.ordered {
+            return None; // Whoever orders it does not wait for a quiet time.
+        }
+        let mean = self.recent.percent(now.boot, seen.cpu_used?, self.last_active)?;
+        (mean >= UNDECLARED_MEAN_PERCENT).then(|| format!("{mean} % of a core on average of late"))
     }
 
     /// So much memory it holds that cannot be taken back: its user is told before the kernel ends something.

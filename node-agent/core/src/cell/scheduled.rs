@@ -2,7 +2,7 @@
 //! job before it is due, a running one is not put to rest over one; and one whose channels dial out rests only where its
 //! owner accepted that nobody can wake it for them.
 
-use berth_shared::cell::{BusyReason, IdleRest, RefusalRecord, WakeCause};
+use berth_shared::cell::{BusyReason, CellEventKind, IdleRest, RefusalRecord, WakeCause};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
 
@@ -49,6 +49,11 @@ impl Cell {
     /// Of a rest under way: would channels that dial out speak against it? Not where it was ordered, or accepted.
     pub const fn minds_channels(&self) -> bool {
         !self.ordered && !self.terms.dial_out_may_sleep
+    }
+
+    /// Of a rest under way: would its owner's word that it stays awake speak against it? Not where it was ordered.
+    pub const fn minds_owner(&self) -> bool {
+        !self.ordered
     }
 
     /// Of a rest under way: would its schedule speak against it? Not where the cell comes up again at once.
@@ -253,6 +258,7 @@ impl Cell {
         let rest = self.idle_rest();
         let Some(reason) = self.dial_out_reason().or_else(|| self.schedule_reason(now, rest)) else { return };
         self.last_refusal = Some(RefusalRecord { reason: reason.clone(), at: now.wall });
+        self.tell(now, CellEventKind::CouldNotSleep, reason.to_string());
         out.push(Effect::Note(Note::RestRefused(reason)));
         out.push(Effect::Changed);
     }
@@ -268,8 +274,10 @@ impl Cell {
         let Some(reason) = self.schedule_reason(now, rest) else { return false };
         let problem = Problem::new(Code::CellBusy, format!("the cell stays awake: {reason}"));
         self.last_refusal = Some(RefusalRecord { reason: reason.clone(), at: now.wall });
+        self.tell(now, CellEventKind::CouldNotSleep, reason.to_string());
         out.push(Effect::Answer { waiter, result: Err(problem) });
         out.push(Effect::Note(Note::RestRefused(reason)));
+        out.push(Effect::Changed);
         true
     }
 }

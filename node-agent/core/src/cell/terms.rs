@@ -167,10 +167,12 @@ pub enum SuspendAnswer {
 }
 
 /// What a running container does and holds, seen over a moment.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
     /// CPU use of all its processes, in percent of one core; `None` where the kernel does not tell.
     pub cpu_percent: Option<u32>,
+    /// CPU time since it was started, at the end of that moment; `None` where the kernel does not tell.
+    pub cpu_used: Option<Micros>,
     /// Its busiest processes besides the first one, by name, cut to a readable length; empty where none does anything.
     pub busiest: String,
     /// Memory that it holds, caches and swap cache included; `None` where the kernel does not tell.
@@ -337,8 +339,8 @@ pub enum Event {
         at: BootMs,
         /// How much.
         used: Micros,
-        /// What is worth telling.
-        threshold: Threshold,
+        /// What is worth telling; `None`: nothing.
+        threshold: Option<Threshold>,
     },
     /// How much memory it holds that the kernel cannot take back without swap.
     MemoryUsed {

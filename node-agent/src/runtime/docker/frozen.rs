@@ -69,8 +69,13 @@ fn signal_all(first: i64, id: &str) -> std::io::Result<()> {
     let Some(folder) = freezer_folder(&groups, id) else {
         return Err(std::io::Error::other("the container's cgroup is not where it is expected"));
     };
-    if std::fs::write(folder.join("cgroup.kill"), "1").is_ok() {
-        return FROZEN_SIGNALLED.check();
+    match std::fs::write(folder.join("cgroup.kill"), "1") {
+        Ok(()) => return FROZEN_SIGNALLED.check(),
+        // Cgroup v1 knows no such file.
+        Err(_) if folder.join("freezer.state").exists() => {}
+        Err(error) => {
+            tracing::info!(container = id, %error, "a frozen container is ended by signals, not by its cgroup");
+        }
     }
     // Frozen: nothing forks or ends while this goes on, so one pass sees them all.
     for line in std::fs::read_to_string(folder.join("cgroup.procs"))?.lines() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use berth_node_agent_core::burn::Micros;
 use berth_node_agent_core::cell::Observation;
 use berth_shared::time::Millis;
 
@@ -66,7 +67,12 @@ impl Look {
             .collect();
         busy.sort_unstable_by(|a, b| b.cmp(a));
         let named = busy.iter().take(NAMED_MAX).map(|(percent, name)| format!("{name} ({percent} %)"));
-        Observation { cpu_percent, busiest: named.collect::<Vec<_>>().join(", "), ..Observation::default() }
+        Observation {
+            cpu_percent,
+            cpu_used: self.cpu_micros.map(Micros),
+            busiest: named.collect::<Vec<_>>().join(", "),
+            ..Observation::default()
+        }
     }
 }
 
@@ -115,7 +121,7 @@ mod tests {
         let before = look(1_000_000, &[(1, "node", 500), (2, "ffmpeg", 10)]);
         let after = look(2_200_000, &[(1, "node", 501), (2, "ffmpeg", 80), (3, "sh", 40)]);
         let seen = after.since(&before, Millis(1000));
-        assert_eq!(seen.cpu_percent, Some(120));
+        assert_eq!((seen.cpu_percent, seen.cpu_used), (Some(120), Some(Micros(2_200_000))));
         assert_eq!(seen.busiest, "ffmpeg (70 %), sh (40 %)");
         let unknown = Look::default().since(&before, Millis(1000));
         assert_eq!((unknown.cpu_percent, unknown.busiest.as_str()), (None, ""));

@@ -69,3 +69,18 @@ fn what_a_cell_was_thinned_by_counts_once_also_where_swap_was_looked_at_meanwhil
         assert_eq!(left, Ok(Bytes::gib(room)), "looked at after {looked_at} ms");
     }
 }
+
+#[test]
+fn what_a_thinned_cell_took_back_or_grew_by_is_in_swap_all_the_same() {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    step(&mut agent, desired(&[1]));
+    step(&mut agent, Event::Freezing(Ok(())));
+    let sample = swap::Sample { total: Bytes::gib(10), free: Bytes::gib(6), ..swap::Sample::default() };
+    step(&mut agent, Event::Swap(sample));
+    let (before, resident, swapped) = (Bytes::gib(3), Bytes::gib(1), Bytes::gib(3));
+    let thinned = Pushed { before, resident, swapped, took: Millis(100) };
+    let seen = cell::Observation { thinned: Some(thinned), ..cell::Observation::default() };
+    let done = cell::Event::Done { op: cell::OpId(99), outcome: Outcome::Observed(seen) };
+    agent.step(at(20_000), Event::Cell(assignment(1).spec.cell, done), &mut || 7);
+    assert_eq!(agent.swap().room(at(20_000).boot, Bytes::ZERO), Ok(Bytes::gib(2)));
+}

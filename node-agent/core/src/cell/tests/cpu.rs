@@ -13,7 +13,7 @@ impl Scene {
             self.later(Millis::minutes(1));
             notes.extend(self.notes());
             *used += 600_000 * percent;
-            self.event(Event::CpuUsed { at: self.now.boot, used: Micros(*used), threshold: THRESHOLD });
+            self.event(Event::CpuUsed { at: self.now.boot, used: Micros(*used), threshold: Some(THRESHOLD) });
             notes.extend(self.notes());
             let told = self.out.iter().filter(|effect| matches!(effect, Effect::Changed)).count();
             assert_eq!(told, self.notes().len(), "the coordinator is told when, and only when, it turns");
@@ -54,7 +54,7 @@ fn a_rest_ends_it_and_one_that_is_refused_does_not() {
     scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(2) });
     scene.fenced(0).consent();
     // Read before the pause, heard behind it.
-    let late = Event::CpuUsed { at: scene.now.boot, used: Micros(used), threshold: THRESHOLD };
+    let late = Event::CpuUsed { at: scene.now.boot, used: Micros(used), threshold: Some(THRESHOLD) };
     scene.done(Outcome::Paused);
     assert!(scene.notes().contains(&Note::BurningEnded), "{:?}", scene.out);
     assert_eq!(scene.cell.cpu_notice(), None);

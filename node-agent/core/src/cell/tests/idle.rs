@@ -1,10 +1,12 @@
 //! What keeps a cell awake that nobody uses.
 
 use super::*;
+use crate::burn::Micros;
 
 fn look(percent: u32, busiest: &str) -> Outcome {
     Outcome::Observed(Observation {
         cpu_percent: Some(percent),
+        cpu_used: None,
         busiest: busiest.to_owned(),
         resident: Some(Bytes::mib(700)),
         thinned: None,
@@ -43,6 +45,64 @@ fn it_runs_unused_since_its_last_use_until_it_is_put_to_rest() {
     assert_eq!(scene.cell.runs_unused_since(), None, "nothing else is done to it meanwhile");
     scene.done(look(97, "ffmpeg (95 %)"));
     assert_eq!(scene.cell.runs_unused_since(), Some(up), "that it works by itself is another matter");
+}
+
+#[test]
+fn a_cell_whose_use_of_cpu_cannot_be_read_stays_awake() {
+    let unreadable = || Outcome::Observed(Observation { cpu_percent: None, ..Observation::default() });
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.later(Millis::secs(61));
+    scene.done(unreadable());
+    assert_eq!(scene.cell.state(), CellState::Running);
+    let detail = "not to be excluded, as its use of CPU cannot be read".to_owned();
+    assert_eq!(reason(&scene), BusyReason::UndeclaredWork { detail });
+    scene.later(REST_RETRY_MAX).done(unreadable());
+    assert_eq!(scene.cell.state(), CellState::Running, "and not only once");
+    scene.event(Event::Restart { waiter: Waiter(1) });
+    scene.done(unreadable());
+    assert_eq!(scene.verb(), Some(Verb::Fence), "a restart is for such a cell, too");
+}
+
+/// A cell that nobody has to use for so long, and five minutes in which each used `millis` of CPU time, told each half
+/// minute; and the look before a rest at a moment when nothing works.
+fn busy_now_and_then(millis: u64, plan: Millis) -> (Scene, Outcome) {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let mut longer = assignment(IdleRest::Freeze);
+    longer.spec.rest.idle_after = plan;
+    scene.event(Event::Assigned(longer));
+    let mut used = 9_000_000;
+    for _ in 0..10 {
+        scene.event(Event::CpuUsed { at: scene.now.boot, used: Micros(used), threshold: None });
+        used += millis * 500;
+        scene.later(Millis::secs(30));
+    }
+    let look = Observation { cpu_used: Some(Micros(used)), ..Observation::default() };
+    (scene, Outcome::Observed(look))
+}
+
+#[test]
+fn work_in_bursts_keeps_it_awake_though_a_moments_look_finds_nothing() {
+    // A child that works one second in ten, and one at 4 %, beside the gateway's own 1.4 %.
+    for (millis, percent) in [(6_000 + 840, 11), (2_400 + 840, 5)] {
+        let (mut scene, look) = busy_now_and_then(millis, Millis::minutes(5));
+        scene.done(look);
+        assert_eq!(scene.cell.state(), CellState::Running);
+        let detail = format!("{percent} % of a core on average of late");
+        assert_eq!(reason(&scene), BusyReason::UndeclaredWork { detail });
+    }
+    let (mut gateway, look) = busy_now_and_then(840, Millis::minutes(5));
+    gateway.done(look);
+    assert_eq!(gateway.verb(), Some(Verb::Fence), "an idle gateway's own use is no work");
+
+    let (mut ordered, look) = busy_now_and_then(6_840, Millis::minutes(10));
+    ordered.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(1) });
+    ordered.done(look);
+    assert_eq!(ordered.verb(), Some(Verb::Fence), "an operator waits for no quiet time");
+
+    let (mut used, look) = busy_now_and_then(6_840, Millis::minutes(5));
+    used.event(Event::Activity(CellActivity { idle: Some(Millis::secs(50)), ..idle(0) }));
+    used.done(look);
+    assert_eq!(reason(&used), BusyReason::Active, "somebody came meanwhile");
 }
 
 #[test]

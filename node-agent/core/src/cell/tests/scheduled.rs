@@ -13,6 +13,13 @@ impl Scene {
         self.event(Event::Schedule(list))
     }
 
+    /// What its user was told of rests that did not come about.
+    fn told(&self) -> Vec<String> {
+        let events = self.cell.sleep_status(self.now).events.into_iter();
+        let told = events.filter(|event| event.kind == CellEventKind::CouldNotSleep);
+        told.map(|event| event.detail).collect()
+    }
+
     fn rests(&mut self) -> &mut Self {
         self.idle_until_fenced().consent();
         if self.verb() == Some(Verb::Pause) {
@@ -54,6 +61,7 @@ fn a_stopped_cell_is_woken_before_its_job_and_sleeps_again_when_that_has_run() {
     assert_eq!((scene.cell.state(), scene.verb()), (CellState::Running, None), "its job is due just now");
     let refusal = scene.cell.last_refusal.clone().unwrap().reason;
     assert_eq!(refusal, BusyReason::ScheduleDue { count: 1, detail: format!("at {due}") });
+    assert_eq!(scene.told(), [refusal.to_string()], "its user is told, once");
     scene.tells(&[Millis(25 * HOUR.0)]);
     let told = scene.now;
     scene.passes(HOUR);
@@ -152,6 +160,8 @@ fn a_rest_that_a_job_would_end_at_once_is_refused_also_when_it_is_ordered() {
     scene.tells(&[Millis::minutes(2)]);
     scene.event(Event::Sleep { rest: Rest::Stopped, waiter: Waiter(5) });
     assert_eq!(scene.answers(), [(Waiter(5), Err(Code::CellBusy))]);
+    let due = scene.now.wall.after(Millis::minutes(2));
+    assert_eq!(scene.told(), [format!("a job of its schedule is due at {due}")]);
     scene.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(6) });
     assert_eq!(scene.verb(), Some(Verb::Observe), "a freeze is worth it still");
 }
@@ -226,6 +236,7 @@ fn a_cell_that_dials_out_rests_only_where_that_is_accepted() {
     let reason = BusyReason::DialsOut { channels: "whatsapp, discord".into() };
     assert_eq!(scene.cell.busy_now(scene.now), Some(reason.clone()));
     assert_eq!(scene.cell.last_refusal.as_ref().unwrap().reason, reason);
+    assert_eq!(scene.told(), [reason.to_string()], "once, however long it lasts");
     scene.event(Event::Terms(SleepTerms { dial_out_may_sleep: true, ..SleepTerms::default() }));
     scene.later(Millis(1));
     assert_eq!(scene.verb(), Some(Verb::Observe));

@@ -12,7 +12,12 @@
 //! | whatsapp, discord, signal, matrix, mattermost, irc, nostr, twitch, ... | connections of their own |
 //!
 //! A channel that is not known here, or whose settings cannot be seen, is taken to dial out: that errs to awake.
+//!
+//! What the cell's owner wants of its sleep is in the same file, beside the settings of Berth's own plugin.
 
+use berth_shared::cell::BusyReason;
+use berth_shared::time::UnixMs;
+use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
 use super::{WORD_CHARS_MAX, lookup, parse, told};
@@ -30,10 +35,34 @@ const INCLUDE: &str = "$include";
 /// What a cell's configuration says of its own schedule and channels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Habits {
-    /// Channels that dial out, in order, at most [`CHANNELS_MAX`].
+    /// Channels that dial out and keep the cell awake, in order, at most [`CHANNELS_MAX`]: none where its owner accepted
+    /// that it sleeps and nobody wakes it for them.
     pub dials_out: Vec<String>,
     /// Does the user want to be woken for the gateway's own jobs?
     pub built_in_jobs: bool,
+    /// Does its owner want it to stay awake?
+    pub stays: Option<Stays>,
+}
+
+/// For how long a cell's owner wants it to stay awake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stays {
+    /// For as long as that is set.
+    Always,
+    /// Until then.
+    Until(UnixMs),
+}
+
+impl Stays {
+    /// Why it is not put to rest by itself; `None` where the time is over.
+    pub fn reason(self, now: UnixMs) -> Option<BusyReason> {
+        let blockers = match self {
+            Self::Always => "its owner wants it to stay awake".to_owned(),
+            Self::Until(until) if now < until => format!("its owner wants it to stay awake until {until}"),
+            Self::Until(_) => return None,
+        };
+        Some(BusyReason::Workload { blockers })
+    }
 }
 
 /// Reads a configuration.
@@ -42,8 +71,18 @@ pub struct Habits {
 /// It is no JSON object; in words.
 pub fn habits(config: &str) -> Result<Habits, String> {
     let config = parse(config).map_err(|error| told(&error.to_string(), super::TOLD_CHARS_MAX))?;
-    let switch = ["plugins", "entries", super::PLUGIN_ID, "config", "builtInJobs"];
-    let built_in_jobs = lookup(&config, &switch) == Some(&Value::Bool(true));
+    let own = |key| lookup(&config, &["plugins", "entries", super::PLUGIN_ID, "config", key]);
+    let is_set = |key| own(key) == Some(&Value::Bool(true));
+    let built_in_jobs = is_set("builtInJobs");
+    let stays = match own("stayAwakeUntil") {
+        _ if is_set("stayAwake") => Some(Stays::Always),
+        // A time that nobody can read was meant to keep it awake.
+        Some(Value::String(_)) => {
+            let until = own("stayAwakeUntil").and_then(|until| UnixMs::deserialize(until).ok());
+            Some(until.map_or(Stays::Always, Stays::Until))
+        }
+        _ => None,
+    };
     let mut dials_out = Vec::new();
     if config.get(INCLUDE).is_some() {
         dials_out.push(INCLUDE.to_owned());
@@ -60,7 +99,10 @@ pub fn habits(config: &str) -> Result<Habits, String> {
     dials_out.sort_unstable();
     dials_out.dedup();
     dials_out.truncate(CHANNELS_MAX);
-    Ok(Habits { dials_out, built_in_jobs })
+    if is_set("dialOutMaySleep") {
+        dials_out.clear();
+    }
+    Ok(Habits { dials_out, built_in_jobs, stays })
 }
 
 fn dials(name: &str, settings: &Value) -> bool {
@@ -179,5 +221,32 @@ mod tests {
         };
         assert!(with(json!(true)));
         assert!(!with(json!("true")) && !with(json!(null)) && !habits("{}").unwrap().built_in_jobs);
+    }
+
+    fn own(config: Value) -> Habits {
+        let entries = json!({ "wake-projection": { "config": config } });
+        let config = json!({ "plugins": { "entries": entries }, "channels": { "whatsapp": {} } });
+        habits(&config.to_string()).unwrap()
+    }
+
+    #[test]
+    fn channels_keep_a_cell_awake_unless_its_owner_accepted_that_they_do_not() {
+        assert_eq!(own(json!({ "dialOutMaySleep": true })).dials_out, [""; 0]);
+        for not in [json!({}), json!({ "dialOutMaySleep": false }), json!({ "dialOutMaySleep": "yes" })] {
+            assert_eq!(own(not.clone()).dials_out, ["whatsapp"], "{not}");
+        }
+    }
+
+    #[test]
+    fn an_owner_keeps_a_cell_awake_for_good_or_until_a_time() {
+        let (noon, stays) = (UnixMs(1_769_860_800_000), |config| own(config).stays);
+        assert_eq!(stays(json!({})), None);
+        assert_eq!(stays(json!({ "stayAwake": false, "stayAwakeUntil": null })), None);
+        assert_eq!(stays(json!({ "stayAwake": true })), Some(Stays::Always));
+        assert_eq!(stays(json!({ "stayAwakeUntil": "2026-01-31T12:00:00Z" })), Some(Stays::Until(noon)));
+        assert_eq!(stays(json!({ "stayAwakeUntil": "tomorrow" })), Some(Stays::Always), "that errs to awake");
+        assert!(Stays::Until(noon).reason(UnixMs(noon.0 - 1)).unwrap().to_string().contains("12:00:00"));
+        assert_eq!(Stays::Until(noon).reason(noon), None);
+        assert!(Stays::Always.reason(noon).is_some());
     }
 }
