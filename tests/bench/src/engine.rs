@@ -97,7 +97,8 @@ impl Running {
         let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid))
             .context("the container's groups")?;
         let of_stat = |stat: &str, name: &str| {
-            stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
+            stat.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
         };
         for line in groups.lines() {
             let mut parts = line.splitn(3, ':').skip(1);
@@ -108,7 +109,8 @@ impl Running {
             if controllers.split(',').any(|controller| controller == "memory") {
                 let folder = below("/sys/fs/cgroup/memory");
                 let resident = number(folder.join("memory.usage_in_bytes")).context("what it holds")?;
-                let kernel = number(folder.join("memory.kmem.usage_in_bytes")).context("the kernel's share")?;
+                let kernel =
+                    number(folder.join("memory.kmem.usage_in_bytes")).context("the kernel's share")?;
                 let stat = read(folder.join("memory.stat")).unwrap_or_default();
                 return Ok(Held { resident, kernel, swapped: of_stat(&stat, "swap").unwrap_or(0) });
             }
