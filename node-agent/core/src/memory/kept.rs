@@ -16,7 +16,7 @@ pub const UNTOLD_MAX: usize = 4096;
 pub struct Kept {
     /// The newest number of a snapshot that was begun, and under which assignment. No number is used twice.
     pub begun: Option<(Generation, u64)>,
-    /// The newest snapshot that was taken here.
+    /// The newest snapshot that was taken here, by its number.
     pub newest: Option<Snapshot>,
     /// The newest one stands for what is there now: the cell was not up since.
     pub clean: bool,
@@ -130,8 +130,11 @@ impl Repositories {
                     return;
                 }
                 let kept = self.of(snapshot.cell);
-                kept.newest = Some(*snapshot);
-                kept.clean = at_rest;
+                // One that was begun before another and ended behind it is of an older state.
+                if kept.newest.as_ref().is_none_or(|known| known.place() < snapshot.place()) {
+                    kept.newest = Some(*snapshot);
+                    kept.clean = at_rest;
+                }
             }
             Step::Same { cell } => self.of(cell).clean = true,
             Step::Judged { snapshot } => self.untold.retain(|untold| untold.snapshot.id != snapshot),

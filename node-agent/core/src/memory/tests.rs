@@ -493,6 +493,15 @@ fn what_is_known_of_snapshots_outlives_the_agent_and_its_journals_snapshots() {
 }
 
 #[test]
+fn the_newest_snapshot_is_the_one_that_was_begun_last_and_not_the_one_that_ended_last() {
+    let memory = remembering([begun(1, 1), begun(1, 2), taken(1, 2, true), taken(1, 1, true)]);
+    let kept = &memory.repositories.cells[&cell(1)];
+    assert_eq!((kept.newest.as_ref().unwrap().seq, kept.clean), (2, true));
+    let untold: Vec<u64> = memory.repositories.untold.iter().map(|untold| untold.snapshot.seq).collect();
+    assert_eq!(untold, [2, 1], "both are told of");
+}
+
+#[test]
 fn a_number_that_was_begun_is_never_used_again_whatever_became_of_it() {
     let memory = remembering([begun(1, 1), begun(1, 2)]);
     assert_eq!(memory.repositories.next_seq(cell(1), Generation { epoch: 1, number: 2 }), 3);
@@ -505,6 +514,7 @@ fn a_snapshot_stands_for_what_is_there_until_the_cell_is_up_again() {
     assert!(!clean(vec![taken(1, 1, false)]), "it was up meanwhile");
     assert!(!clean(vec![taken(1, 1, true), intent(1, IntentVerb::Start)]));
     assert!(!clean(vec![taken(1, 1, true), intent(1, IntentVerb::Unpause)]));
+    assert!(!clean(vec![taken(1, 2, false), taken(1, 1, true)]), "the older one ended later");
     let aside = Record::Step(Step::Taken {
         user: UserId::from_random([1; 16]),
         snapshot: Box::new(snapshot_of(1, 2)),
