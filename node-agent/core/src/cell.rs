@@ -226,6 +226,9 @@ pub struct Cell {
     /// What the engine reported unasked while an operation was under way that does not look for itself.
     noticed: Option<Seen>,
     last_active: BootMs,
+    /// When it last had work that is no secret: its workload's own word, or its schedule. What it used until then says
+    /// nothing of later.
+    owned_up: BootMs,
     open_requests: u32,
     open_sockets: u32,
     rest_not_before: BootMs,
@@ -331,6 +334,7 @@ impl Cell {
             consent_until: remembered.frozen.then_some(BootMs(u64::MAX)),
             noticed: None,
             last_active: now.boot,
+            owned_up: now.boot,
             open_requests: 0,
             open_sockets: 0,
             rest_not_before: now.boot,

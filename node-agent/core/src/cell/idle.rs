@@ -16,7 +16,7 @@ pub const UNDECLARED_PERCENT: u32 = 10;
 
 /// The same on average since it was used last, of the last minutes, where it is due to rest by itself: work in bursts that
 /// a moment's look does not meet, or that is small. Twice what an idle gateway uses, and more.
-const UNDECLARED_MEAN_PERCENT: u32 = 5;
+pub(super) const UNDECLARED_MEAN_PERCENT: u32 = 5;
 
 /// A cell that is woken so soon after it fell asleep should not have.
 pub const FLAP_SPAN: Millis = Millis::minutes(2);
@@ -195,7 +195,8 @@ impl Cell {
         if self.ordered {
             return None; // Whoever orders it does not wait for a quiet time.
         }
-        let mean = self.recent.percent(now.boot, seen.cpu_used?, self.last_active)?;
+        let since = self.last_active.max(self.owned_up);
+        let mean = self.recent.percent(now.boot, seen.cpu_used?, since)?;
         (mean >= UNDECLARED_MEAN_PERCENT).then(|| format!("{mean} % of a core on average of late"))
     }
 

@@ -267,6 +267,9 @@ impl Cell {
             Again::WhenIdle if self.turned() => self.last_active = now.boot,
             Again::WhenIdle => {}
         }
+        if matches!(reason, BusyReason::Workload { .. }) {
+            self.owned_up = now.boot;
+        }
         self.last_refusal = Some(RefusalRecord { reason: reason.clone(), at: now.wall });
         if !matches!(reason, BusyReason::Active) {
             self.tell(now, CellEventKind::CouldNotSleep, reason.to_string());

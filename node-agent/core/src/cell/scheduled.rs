@@ -248,6 +248,9 @@ impl Cell {
     fn tell_hold(&mut self, now: Now, out: &mut Vec<Effect>) {
         let is_held = self.scheduled_hold().is_some() || self.dial_out_reason().is_some();
         let is_idle = now.boot.since(self.last_active) >= self.idle_after() && now.boot >= self.held_until;
+        if is_held || self.scheduled.told {
+            self.owned_up = now.boot;
+        }
         self.scheduled.told &= is_held;
         if !is_held || !is_idle || now.boot < self.rest_not_before {
             return;

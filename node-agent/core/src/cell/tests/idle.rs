@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::burn::Micros;
+use crate::cell::idle::UNDECLARED_MEAN_PERCENT;
 
 fn look(percent: u32, busiest: &str) -> Outcome {
     Outcome::Observed(Observation {
@@ -98,6 +99,27 @@ fn work_in_bursts_keeps_it_awake_though_a_moments_look_finds_nothing() {
     ordered.event(Event::Sleep { rest: Rest::Frozen, waiter: Waiter(1) });
     ordered.done(look);
     assert_eq!(ordered.verb(), Some(Verb::Fence), "an operator waits for no quiet time");
+
+    // It owns up to its work: what it used until then is none that it hides.
+    let (mut owned, look) = busy_now_and_then(840, Millis::minutes(5));
+    owned.done(look).done(Outcome::Fenced(idle(0)));
+    owned.done(Outcome::Suspend(SuspendAnswer::Busy { blockers: "run".into(), retry_after: None }));
+    let mut used = 10_000_000;
+    let mut works = |scene: &mut Scene, millis: u64| {
+        used += millis * 1000;
+        scene.later(Millis::secs(30));
+        scene.event(Event::CpuUsed { at: scene.now.boot, used: Micros(used), threshold: None });
+        Outcome::Observed(Observation { cpu_used: Some(Micros(used)), ..Observation::default() })
+    };
+    let mut look = works(&mut owned, 29_000);
+    while owned.verb() != Some(Verb::Observe) {
+        look = works(&mut owned, 29_000);
+    }
+    let mean = owned.cell.recent.percent(owned.now.boot, Micros(used), owned.cell.last_active);
+    assert!(mean >= Some(UNDECLARED_MEAN_PERCENT), "{mean:?}");
+    owned.done(look).done(Outcome::Fenced(idle(0)));
+    owned.done(Outcome::Suspend(SuspendAnswer::Busy { blockers: "run".into(), retry_after: None }));
+    assert!(matches!(reason(&owned), BusyReason::Workload { .. }));
 
     let (mut used, look) = busy_now_and_then(6_840, Millis::minutes(5));
     used.event(Event::Activity(CellActivity { idle: Some(Millis::secs(50)), ..idle(0) }));
