@@ -510,6 +510,10 @@ mod tests {
         ] {
             assert_eq!(client_for_cell(client.parse().unwrap(), cell).to_string(), shown, "{client}");
         }
+        let cell: IpAddr = "fd00:77::10".parse().unwrap();
+        for (client, shown) in [("fd00:77::1", "192.0.2.1"), ("fd00:78::1", "fd00:78::1")] {
+            assert_eq!(client_for_cell(client.parse().unwrap(), cell).to_string(), shown, "{client}");
+        }
     }
 
     #[test]

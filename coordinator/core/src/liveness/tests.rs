@@ -146,6 +146,25 @@ fn a_late_word_of_an_older_generation_does_not_overwrite_the_newer_on_the_same_n
 }
 
 #[test]
+fn a_connected_node_is_unsettled_until_it_holds_what_it_was_given_last() {
+    let mut fleet = fleet();
+    let mut live = Liveness::default();
+    live.opened(NOW, Connection(1), &hello(1, NOW));
+    let holds = |live: &mut Liveness, fleet: &Fleet, holds_revision| {
+        let beat = Heartbeat { holds_revision, ..beat(vec![]) };
+        live.heartbeat(NOW, fleet, node(1), Connection(1), beat);
+        live.unsettled(fleet)
+    };
+    assign(&mut fleet, 1, 2);
+    let given = fleet.node(node(1)).unwrap().revision;
+    assert_eq!(holds(&mut live, &fleet, given - 1), [node(1)].into());
+    assert_eq!(holds(&mut live, &fleet, given), [].into());
+    assert_eq!(holds(&mut live, &fleet, given - 1), [node(1)].into());
+    live.closed(node(1), Connection(1));
+    assert_eq!(live.unsettled(&fleet), [].into(), "it is not waited for");
+}
+
+#[test]
 fn a_newer_connection_replaces_the_older_at_once() {
     let fleet = fleet();
     let mut live = Liveness::default();
