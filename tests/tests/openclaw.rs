@@ -102,12 +102,17 @@ async fn jobs_of_other_zones_are_told_as_moments(world: &World, cell: &str) {
         let ahead = due.since(told);
         assert!(told < due && ahead < Millis::minutes(5), "{zone}: the cell is woken at {told} for {due}");
         rpc(world, "claw", cell, "cron.remove", json!({ "id": added["id"] })).await;
-        eventually("that it is gone is told", BOUND, async || {
-            let shown = world.api.get("/v1/cells/claw").await.ok(200);
-            shown["sleep"]["wakes_at"].is_null().then_some(())
-        })
-        .await;
+        no_job_is_told(world).await;
     }
+}
+
+/// The agent has heard that no job is left, and the coordinator from it, which is later.
+async fn no_job_is_told(world: &World) {
+    eventually("that it is gone is told", BOUND, async || {
+        let shown = world.api.get("/v1/cells/claw").await.ok(200);
+        shown["sleep"]["wakes_at"].is_null().then_some(())
+    })
+    .await;
 }
 
 /// The gateway tells its jobs as soon as they are there: the plugin is loaded, it reaches the agent, and what it tells
@@ -138,6 +143,7 @@ async fn its_jobs_are_told(world: &World, cell: &str) {
     let before = taken().await;
     rpc(world, "claw", cell, "cron.remove", json!({ "id": added["id"] })).await;
     eventually("that it is gone is told", BOUND, async || (taken().await > before).then_some(())).await;
+    no_job_is_told(world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
