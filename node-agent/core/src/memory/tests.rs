@@ -169,24 +169,13 @@ fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
         let assignments = seeds.iter().map(|seed| spec(*seed)).collect();
         Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] })
     };
-    let gone = |seed, op| {
-        Record::Report(Report {
-            cell: cell(seed),
-            op,
-            ok: true,
-            up: Some(false),
-            container: None,
-            removed: true,
-            at: BootMs(0),
-        })
-    };
     let mut memory = Memory::default();
     memory.apply(Record::Slot(cell(1), Slot(0)));
     memory.apply(desired(&[1]));
     memory.apply(desired(&[]));
     assert!(memory.retiring.contains_key(&cell(1)));
     assert_eq!(memory.free_slot(), Slot(1), "its files and its uid are still there");
-    memory.apply(gone(1, 9));
+    memory.apply(removed(1, 9));
     assert!(memory.retiring.is_empty() && memory.cells.is_empty());
     assert_eq!(memory.free_slot(), Slot(0));
 
@@ -195,7 +184,7 @@ fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
     memory.apply(Record::Intent(Intent { cell: cell(2), op: 7, verb: IntentVerb::Create }));
     memory.apply(desired(&[]));
     memory.apply(desired(&[2]));
-    memory.apply(gone(2, 8));
+    memory.apply(removed(2, 8));
     let again = &memory.cells[&cell(2)];
     assert_eq!((again.slot, again.last_op, again.creates.len()), (Some(Slot(0)), 7, 0));
 }
@@ -249,17 +238,6 @@ fn the_disk_of_a_cell_that_went_elsewhere_is_kept_and_that_of_a_removed_user_is_
     let desired = |assignments, removed| {
         Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed })
     };
-    let gone = |seed| {
-        Record::Report(Report {
-            cell: cell(seed),
-            op: 9,
-            ok: true,
-            up: Some(false),
-            container: None,
-            removed: true,
-            at: BootMs(0),
-        })
-    };
     let mut memory = Memory::default();
     memory.apply(desired(vec![of(1, 1), of(2, 1)], vec![]));
     memory.apply(desired(vec![], vec![cell(2)]));
@@ -271,14 +249,14 @@ fn the_disk_of_a_cell_that_went_elsewhere_is_kept_and_that_of_a_removed_user_is_
     assert_eq!(memory.keeps_disk_of(cell(1)), Some(first));
     memory.apply(desired(vec![], vec![cell(1)]));
     assert_eq!(memory.keeps_disk_of(cell(1)), Some(first));
-    memory.apply(gone(1));
-    memory.apply(gone(2));
+    memory.apply(removed(1, 9));
+    memory.apply(removed(2, 9));
     assert!(memory.is_left_behind(cell(1), first));
     // Back under a newer generation, and away again: two disks, told apart.
     memory.apply(desired(vec![of(1, 5)], vec![]));
     assert!(memory.is_left_behind(cell(1), first), "it begins with an empty folder, the old one stays aside");
     memory.apply(desired(vec![], vec![]));
-    memory.apply(gone(1));
+    memory.apply(removed(1, 9));
     assert_eq!(memory.left_behind.len(), 2);
     memory.apply(Record::Purged(cell(1), first));
     assert!(!memory.is_left_behind(cell(1), first));
@@ -413,15 +391,7 @@ fn a_schedule_outlives_the_agent_and_its_snapshots_and_goes_with_its_cell() {
         other.apply(read_back(&record));
     }
     assert_eq!(other, memory);
-    other.apply(Record::Report(Report {
-        cell: cell(1),
-        op: 1,
-        ok: true,
-        up: Some(false),
-        container: None,
-        removed: true,
-        at: BootMs(0),
-    }));
+    other.apply(removed(1, 1));
     assert!(!other.cells.contains_key(&cell(1)));
 }
 
@@ -462,6 +432,19 @@ fn begun(seed: u8, seq: u64) -> Record {
 
 fn intent(seed: u8, verb: IntentVerb) -> Record {
     Record::Intent(Intent { cell: cell(seed), op: 1, verb })
+}
+
+/// Nothing of the cell is on the machine any more.
+fn removed(seed: u8, op: u64) -> Record {
+    Record::Report(Report {
+        cell: cell(seed),
+        op,
+        ok: true,
+        up: Some(false),
+        container: None,
+        removed: true,
+        at: BootMs(0),
+    })
 }
 
 fn remembering(records: impl IntoIterator<Item = Record>) -> Memory {
@@ -649,16 +632,7 @@ fn what_a_user_should_know_outlives_the_agent_and_one_of_a_kind_is_written_in_an
     }
     let newest = &many.cells[&cell(1)].events;
     assert_eq!((newest.len(), newest.last().unwrap().detail.as_str()), (CELL_EVENTS_MAX, "99"));
-    let gone = Record::Report(Report {
-        cell: cell(1),
-        op: 1,
-        ok: true,
-        up: Some(false),
-        container: None,
-        removed: true,
-        at: BootMs(0),
-    });
-    many.apply(gone);
+    many.apply(removed(1, 1));
     many.apply(intent(1, IntentVerb::Start));
     assert_eq!(many.cells[&cell(1)].events, [], "of the cell that was there before");
 
