@@ -8,9 +8,9 @@
 # against the same S3 server on loopback, with a copy of the cell of its own: first snapshot, one without a change, one
 # after an active hour (20 appends, 30 edits, one row of a hundred of each database, a new file of 2 MB), and a restore
 # into an empty folder. All pass through a small relay of our own, which counts. Of Berth a worker per step, started by a
-# process that does as a daemon does and whose memory is watched. What was restored is compared: of Berth and restic the
-# tree hash, of rclone, which keeps no modes, names and contents. Nothing is cached by Berth but hashes of files; restic has
-# its cache.
+# process that does as a daemon does and whose memory is watched. Before each step all that waits to be written is
+# (sync(2)). What was restored is compared: of Berth and restic the tree hash, of rclone, which keeps no modes, names and
+# contents. Nothing is cached by Berth but hashes of files; restic has its cache.
 #
 #   --server NAME   `embedded`: that of our tests, in the bench's own process (default); `garage`: Garage, a real one, which
 #                   is built first where it is missing (a quarter of an hour)
