@@ -27,6 +27,7 @@
 #
 # Prints one line of JSON. Each figure is the median of the rounds, `NAME_range` the least and the most; Berth's have plain
 # names, the others' begin with `restic_` and `rclone_`; `ratio_STEP_vs_TOOL` are medians of the rounds' own ratios;
+# `restore_durable_s` is until what was restored would outlive a power cut (syncfs(2)), as Berth's restore alone is at its end;
 # `worker_rss_mb` is the most that any worker held, `daemon_rss_delta_mb` by how much whoever started them ever grew. On
 # stderr: each round, and at the end which goals were met. Needs restic, rclone and 3 GB in /var/tmp, and with Garage, which keeps
 # all rounds, 200 MB more for each arm of each round.

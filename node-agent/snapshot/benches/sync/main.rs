@@ -32,7 +32,7 @@ use tools::{Store, Tool, Work, finish, version};
 const SETTLE: Duration = Duration::from_millis(2_500);
 
 /// The steps whose rounds are compared with restic's.
-const COMPARED: [&str; 4] = ["first", "incr", "restore", "nochange"];
+const COMPARED: [&str; 5] = ["first", "incr", "restore", "restore_durable", "nochange"];
 
 /// What is wanted: at most so much.
 const GOALS: [(&str, f64); 5] = [
@@ -142,6 +142,11 @@ impl Bench<'_> {
                 _ => work.save(at as u64 + 1),
             }
             let seconds = begun.elapsed().as_secs_f64();
+            if names[0] == "restore_s" {
+                let folder = fs::File::open(&back).unwrap();
+                rustix::fs::syncfs(&folder).unwrap();
+                figures.insert("restore_durable_s", begun.elapsed().as_secs_f64());
+            }
             let traffic = self.store.relay.traffic().since(before);
             let counts = [traffic.requests, traffic.bytes_up, traffic.bytes_down].map(float);
             figures.insert(names[0], seconds);
