@@ -29,8 +29,9 @@
 # names, the others' begin with `restic_` and `rclone_`; `ratio_STEP_vs_TOOL` are medians of the rounds' own ratios;
 # `restore_durable_s` is until what was restored would outlive a power cut (syncfs(2)), as Berth's restore alone is at its end;
 # `worker_rss_mb` is the most that any worker held, `daemon_rss_delta_mb` by how much whoever started them ever grew. On
-# stderr: each round, and at the end which goals were met. Needs restic, rclone and 3 GB in /var/tmp, and with Garage, which keeps
-# all rounds, 200 MB more for each arm of each round.
+# stderr: each round, and at the end which goals were met. Needs restic, rclone and 800 MB in /var/tmp for each arm of each
+# round, since nothing is removed before the end: ext4 makes new files slowly for five minutes where many were removed. So do
+# not begin sooner behind another run.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -90,16 +91,12 @@ done
 SYNC_WITHOUT=$(IFS=,; echo "${without[*]-}")
 SYNC_CHUNK_BYTES=$(IFS=,; echo "${chunks[*]-}")
 export SYNC_WITHOUT SYNC_CHUNK_BYTES BERTH_CACHE
-# Each arm of a round has its copy of the cell, what is restored, and its part of the bucket.
-need_mb=3000
-if [[ $SYNC_SERVER == garage ]]; then
-    # Which Garage keeps: 170 MB of Berth's and restic's, 240 of rclone's, in each round.
-    arms=$((${#chunks[@]} > 1 ? ${#chunks[@]} : 1))
-    for tool in restic rclone; do
-        [[ " ${without[*]-} " == *" $tool "* ]] || arms=$((arms + 1))
-    done
-    need_mb=$((need_mb + 200 * arms * ${SYNC_ROUNDS:-5}))
-fi
+# Each arm of a round has its copy of the cell, what is restored, and its part of the bucket, which stay until the end.
+arms=$((${#chunks[@]} > 1 ? ${#chunks[@]} : 1))
+for tool in restic rclone; do
+    [[ " ${without[*]-} " == *" $tool "* ]] || arms=$((arms + 1))
+done
+need_mb=$((500 + 800 * arms * ${SYNC_ROUNDS:-5}))
 need_free_mb $((need_mb * ${SYNC_TIMES:-1})) /var/tmp
 cd "$BERTH_ROOT"
 say "building, release"

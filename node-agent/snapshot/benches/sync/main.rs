@@ -162,10 +162,8 @@ impl Bench<'_> {
             hash(&restored) == hash(&cell)
         };
         assert!(same, "{name} restored something else");
-        for folder in [&cell, &back] {
-            fs::remove_dir_all(folder).unwrap();
-        }
-        self.store.forget(&prefix);
+        // Nothing is removed before the last round has ended: ext4 passes over inodes that were removed in the last minutes one by
+        // one when it makes new files (`recently_deleted` of fs/ext4/ialloc.c), and whoever comes later would pay for that.
         figures
     }
 }

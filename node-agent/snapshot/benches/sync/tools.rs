@@ -31,7 +31,6 @@ pub(crate) enum Tool {
 pub(crate) struct Store {
     embedded: Option<Server>,
     _garage: Option<Garage>,
-    folder: PathBuf,
     pub(crate) relay: Relay,
     region: &'static str,
     credential: StoreCredential,
@@ -40,23 +39,15 @@ pub(crate) struct Store {
 impl Store {
     /// Starts the server of this name with its data in `folder`.
     pub(crate) fn start(name: &str, folder: &Path, delay: Duration) -> Self {
-        let folder = folder.to_owned();
         match name {
             "garage" => {
-                let server = Garage::start(&folder);
+                let server = Garage::start(folder);
                 let credential = server.credential("bench", &["--read", "--write"]);
                 let relay = Relay::start(server.address, delay);
-                Self {
-                    embedded: None,
-                    _garage: Some(server),
-                    folder,
-                    relay,
-                    region: garage::REGION,
-                    credential,
-                }
+                Self { embedded: None, _garage: Some(server), relay, region: garage::REGION, credential }
             }
             "embedded" => {
-                let server = Server::local(&folder).unwrap();
+                let server = Server::local(folder).unwrap();
                 let credential = StoreCredential {
                     access_key_id: ADMIN_KEY.into(),
                     secret_access_key: Secret::new(ADMIN_SECRET),
@@ -64,7 +55,7 @@ impl Store {
                 };
                 let relay = Relay::start(server.address(), delay);
                 let region = berth_test_s3::REGION;
-                Self { embedded: Some(server), _garage: None, folder, relay, region, credential }
+                Self { embedded: Some(server), _garage: None, relay, region, credential }
             }
             name => panic!("there is no server `{name}`: `embedded` or `garage`"),
         }
@@ -81,13 +72,6 @@ impl Store {
         let (counts, traffic) = (server.faults().counts(), self.relay.traffic());
         let requests = counts.writes + counts.reads + counts.lists + counts.heads + counts.deletes;
         assert_eq!((requests, counts.bytes_in), (traffic.requests, traffic.bytes_up));
-    }
-
-    /// Makes room again, where that is simple.
-    pub(crate) fn forget(&self, prefix: &str) {
-        if self.embedded.is_some() {
-            std::fs::remove_dir_all(self.folder.join("berth").join(prefix)).unwrap();
-        }
     }
 }
 
