@@ -80,24 +80,9 @@ impl<R: Runtime> Driver<R> {
         let Some(first) = self.cold.rounds.checked_rem(jobs.len()) else { return };
         jobs.rotate_left(first);
         self.cold.rounds = self.cold.rounds.wrapping_add(1);
-        let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
-        self.cold.round = Some(self.tasks.spawn_client("cold pages", async move {
-            for job in jobs {
-                let cell = job.spec.cell;
-                match hands.held(&job).await {
-                    Ok(Some(held)) => {
-                        let input = Input::Held { cell, at: BootClock.now(), held };
-                        // The driver is gone only when the agent ends.
-                        if loopback.send(input).await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::debug!(%cell, error = chain(&error), "a cell's cold pages were not looked at");
-                    }
-                }
-            }
+        self.cold.round = Some(self.look_in_turn("cold pages", jobs, |hands, job| async move {
+            let (cell, held) = (job.spec.cell, hands.held(&job).await?);
+            Ok(held.map(|held| Input::Held { cell, at: BootClock.now(), held }))
         }));
     }
 

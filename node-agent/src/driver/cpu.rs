@@ -1,9 +1,6 @@
 //! How much CPU and memory the running cells use: read now and then, one cell after the other, beside whatever is under way. What
 //! that means, the cell's machine decides.
 
-use std::sync::Arc;
-
-use berth_daemon::exit::chain;
 use berth_link::clock::{BootClock, Clock as _};
 use berth_node_agent_core::cell::OpId;
 use berth_node_agent_core::{agent, cell};
@@ -26,24 +23,9 @@ impl<R: Runtime> Driver<R> {
         if jobs.is_empty() {
             return;
         }
-        let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
-        self.cpu_round = Some(self.tasks.spawn_client("cpu use", async move {
-            for job in jobs {
-                let cell = job.spec.cell;
-                match hands.usage(&job).await {
-                    Ok(Some(usage)) => {
-                        let input = Input::Used { cell, at: BootClock.now(), usage };
-                        // The driver is gone only when the agent ends.
-                        if loopback.send(input).await.is_err() {
-                            return;
-                        }
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::debug!(%cell, error = chain(&error), "a cell's use of CPU was not read")
-                    }
-                }
-            }
+        self.cpu_round = Some(self.look_in_turn("cpu use", jobs, |hands, job| async move {
+            let (cell, usage) = (job.spec.cell, hands.usage(&job).await?);
+            Ok(usage.map(|usage| Input::Used { cell, at: BootClock.now(), usage }))
         }));
     }
 

@@ -1,5 +1,47 @@
 //! Rounds of looking that go on beside the driver, one at a time.
 
+use std::sync::Arc;
+
+use berth_daemon::exit::chain;
+use tokio::task::AbortHandle;
+
+use super::{Driver, Input};
+use crate::hands::{Hands, Job};
+use crate::runtime::{Runtime, RuntimeError};
+
+impl<R: Runtime> Driver<R> {
+    /// Looks at cells one after the other, beside whatever is under way, and tells the driver what was seen of each; `None`
+    /// where there is nothing to tell. `name` says in the log what could not be looked at.
+    pub(super) fn look_in_turn<F>(
+        &self,
+        name: &'static str,
+        jobs: Vec<Job>,
+        look: impl Fn(Arc<Hands<R>>, Job) -> F + Send + 'static,
+    ) -> AbortHandle
+    where
+        F: Future<Output = Result<Option<Input>, RuntimeError>> + Send + 'static,
+    {
+        let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
+        self.tasks.spawn_client(name, async move {
+            for job in jobs {
+                let cell = job.spec.cell;
+                match look(Arc::clone(&hands), job).await {
+                    Ok(Some(input)) => {
+                        // The driver is gone only when the agent ends.
+                        if loopback.send(input).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::debug!(%cell, look = name, error = chain(&error), "a cell was not looked at");
+                    }
+                }
+            }
+        })
+    }
+}
+
 /// One that is asked for while another goes on comes behind it: that one may have seen already what is asked about, before it
 /// was so. Asked for any number of times, it is one.
 #[derive(Debug, Default)]
