@@ -211,14 +211,10 @@ impl Upkeep {
         // By the coordinator's own word: times in the bucket are whatever a node has written there.
         let vault = fleet.vault(user);
         let newest = vault.iter().flat_map(|vault| vault.head.iter().chain(&vault.history));
-        let kept = vault.and_then(|vault| vault.retention).unwrap_or(config.retention());
+        let rule = config.retention_of(vault);
         let job = PruneJob {
-            last: kept.last,
-            hourly: kept.hourly,
-            daily: kept.daily,
-            weekly: kept.weekly,
-            monthly: kept.monthly,
-            keep: newest.take(kept.last.into()).map(|kept| kept.id.to_string()).collect(),
+            rule,
+            keep: newest.take(rule.last.into()).map(|kept| kept.id.to_string()).collect(),
             head: vault.and_then(|vault| vault.head.as_ref()).map(Snapshot::place),
             aside: vault
                 .iter()

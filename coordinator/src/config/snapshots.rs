@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use berth_coordinator_core::fleet::Vault;
 use berth_daemon::credentials;
 use berth_daemon::env::Env;
 use berth_shared::snapshot::Retention;
@@ -104,15 +105,15 @@ impl Snapshots {
         Millis::minutes(self.key_backup_days as u64 * 24 * 60)
     }
 
-    /// How many snapshots a prune leaves of users of whom nothing else was said.
-    pub const fn retention(&self) -> Retention {
-        Retention {
+    /// How many snapshots a prune leaves of a user: what was said of this one, else what the config says of all.
+    pub fn retention_of(&self, vault: Option<&Vault>) -> Retention {
+        vault.and_then(|vault| vault.retention).unwrap_or(Retention {
             last: self.keep_last,
             hourly: self.keep_hourly,
             daily: self.keep_daily,
             weekly: self.keep_weekly,
             monthly: self.keep_monthly,
-        }
+        })
     }
 
     /// Finds the credentials that the service manager loaded.

@@ -54,6 +54,6 @@ async fn keep(
 
 fn in_force(api: &Api, fleet: &Fleet, user: UserId) -> Result<UserRetention, ApiError> {
     let vault = fleet.vault(user).ok_or_else(|| no_key(api, fleet, user))?;
-    let keep = vault.retention.unwrap_or(api.config.snapshots.retention());
+    let keep = api.config.snapshots.retention_of(Some(vault));
     Ok(UserRetention { user, own: vault.retention.is_some(), keep })
 }

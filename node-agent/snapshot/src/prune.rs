@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use berth_shared::ids::Generation;
+use berth_shared::snapshot::Retention;
 use rustic_core::jiff::{Span, Zoned};
 use rustic_core::repofile::SnapshotFile;
 use rustic_core::{KeepOptions, PruneOptions};
@@ -26,20 +27,8 @@ const KEEP_HOURS_MAX: u32 = 10 * 366 * 24;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PruneJob {
-    /// The newest so many.
-    pub last: u16,
-    /// The newest one of each of so many hours in which there is one.
-    #[serde(default)]
-    pub hourly: u16,
-    /// Of days.
-    #[serde(default)]
-    pub daily: u16,
-    /// Of weeks.
-    #[serde(default)]
-    pub weekly: u16,
-    /// Of months.
-    #[serde(default)]
-    pub monthly: u16,
+    /// By the time that they were taken at.
+    pub rule: Retention,
     /// These stay whatever the rule says: HEADs, by their whole ids.
     #[serde(default)]
     pub keep: Vec<String>,
@@ -85,7 +74,8 @@ pub struct Pruned {
 /// # Errors
 /// [`Failure`]. Whatever was done until then was safe to do; the next prune goes on.
 pub(crate) fn prune(repository: &OpenRepository, job: &PruneJob) -> Result<Pruned, Failure> {
-    if job.last == 0 {
+    let Retention { last, hourly, daily, weekly, monthly } = job.rule;
+    if last == 0 {
         return Err(Failure::bad_job("the newest snapshot always stays: `last` has to be 1 or more"));
     }
     if job.unneeded_hours > KEEP_HOURS_MAX {
@@ -93,11 +83,11 @@ pub(crate) fn prune(repository: &OpenRepository, job: &PruneJob) -> Result<Prune
     }
     let count = |number: u16| (number > 0).then(|| i32::from(number));
     let mut rule = KeepOptions::default();
-    rule.keep_last = count(job.last);
-    rule.keep_hourly = count(job.hourly);
-    rule.keep_daily = count(job.daily);
-    rule.keep_weekly = count(job.weekly);
-    rule.keep_monthly = count(job.monthly);
+    rule.keep_last = count(last);
+    rule.keep_hourly = count(hourly);
+    rule.keep_daily = count(daily);
+    rule.keep_weekly = count(weekly);
+    rule.keep_monthly = count(monthly);
     rule.keep_ids.clone_from(&job.keep);
 
     let now = Zoned::now();

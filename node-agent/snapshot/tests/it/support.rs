@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use berth_shared::cell::Workload;
 use berth_shared::ids::{CellId, Generation, UserId};
 use berth_shared::secret::Secret;
+use berth_shared::snapshot::Retention;
 use berth_snapshot::protocol::{Job, Line, Outcome, ProcessLimits, Request, VERSION};
 use berth_snapshot::store::{Addressing, Limits, StoreConfig, StoreCredential, Traffic};
 use berth_snapshot::worker::perform_here;
@@ -201,11 +202,7 @@ impl World {
 
 pub(crate) fn keep_last(last: u16) -> PruneJob {
     PruneJob {
-        last,
-        hourly: 0,
-        daily: 0,
-        weekly: 0,
-        monthly: 0,
+        rule: Retention { last, hourly: 0, daily: 0, weekly: 0, monthly: 0 },
         keep: Vec::new(),
         head: None,
         aside: Vec::new(),
