@@ -1,5 +1,5 @@
 //! What some stories need beside a [`World`](crate::world::World): Docker behind a proxy that can be closed, the door's
-//! wire tapped, an internet and a registry of one's own, small disks, and raw HTTP.
+//! wire tapped, an internet of one's own, images that only a registry has, small disks, and raw HTTP.
 //!
 //! | module | what |
 //! |---|---|
@@ -8,7 +8,7 @@
 //! | [`internet`] | a network namespace with addresses of everywhere, reachable from cells and by nobody else |
 //! | [`relay`] | the line between one node and the coordinator, to be cut |
 //! | [`kills`] | how often daemons are killed at each failpoint, written down for `scripts/kills` |
-//! | [`registry`] | a registry of images, and images that only it has |
+//! | [`registry`] | images that only a registry has, which is `berth-test-registry` |
 //! | [`small_disk`] | a file system that can be filled |
 //! | [`raw`] | HTTP/1.1 by hand: connections that are kept, requests that no library would send |
 //! | [`shell`] | programs of the machine |

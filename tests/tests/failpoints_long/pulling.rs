@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use berth_tests::lab::registry::Registry;
+use berth_test_registry::Registry;
+use berth_tests::lab::registry::offer;
 use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Options, Rest, TEST_IMAGE, World};
 use serde_json::json;
@@ -23,7 +24,7 @@ async fn an_agent_killed_around_the_pull_of_an_image_starts_the_cell_with_it() {
         while agent.kills(&point) < wanted() {
             let begun = Instant::now();
             number += 1;
-            let offered = registry.offer(TEST_IMAGE, &format!("n{number}"));
+            let offered = offer(&registry, TEST_IMAGE, &format!("n{number}"));
             let docker = world.engine.record();
             agent.arm(&format!("{point}=kill"));
             let slug = format!("user-{number}");

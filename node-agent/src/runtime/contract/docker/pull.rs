@@ -1,63 +1,11 @@
 //! Images that are pulled: from a registry of the test's own on loopback, which Docker speaks plain HTTP to.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
+use berth_test_registry::Registry;
 use bollard::models::ContainerConfig;
 use bollard::query_parameters::{CommitContainerOptions, PushImageOptions};
 use futures_util::TryStreamExt as _;
 
 use super::*;
-
-/// A registry of images; ends with the test.
-struct Registry {
-    child: Child,
-    address: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Registry {
-    /// The program as the system has it, or as `scripts/setup --dev` unpacked it.
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("config.yml");
-        let data = folder.path().join("data");
-        let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n",
-            data.display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let cache = std::env::var("BERTH_CACHE")
-            .unwrap_or_else(|_| format!("{}/.cache/berth", std::env::var("HOME").unwrap_or_default()));
-        let unpacked = Path::new(&cache).join("registry/usr/bin/docker-registry");
-        let program = if unpacked.exists() { unpacked } else { "docker-registry".into() };
-        let mut child = Command::new(&program)
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}; run scripts/setup --dev", program.display()));
-        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = said.by_ref().map_while(Result::ok).find_map(|line| {
-            let (_, address) = line.split_once("listening on ")?;
-            Some(address.split('"').next()?.to_owned())
-        });
-        // Read on, or it would stand still with a full pipe; ends with its process.
-        std::thread::Builder::new().name("registry".into()).spawn(move || said.for_each(drop)).unwrap();
-        Self { child, address: address.expect("the registry says where it listens"), _folder: folder }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 impl DockerBench {
     /// Pushes an image that is nowhere else on this machine, and takes it from the machine: its name by digest, and
@@ -65,7 +13,7 @@ impl DockerBench {
     async fn offer(&self, registry: &Registry, name: &str) -> (String, String) {
         let plan = self.plan();
         self.runtime.create(&plan).await.unwrap();
-        let repo = format!("{}/{name}", registry.address);
+        let repo = format!("{}/{name}", registry.address());
         let options = CommitContainerOptions {
             container: Some(plan.key.container_name()),
             repo: Some(repo.clone()),
@@ -130,7 +78,7 @@ async fn what_the_registry_does_not_have_is_told_by_name_and_leaves_nothing() {
     let (digest, _id) = bench.offer(&registry, "berth/cell").await;
     let (name, hash) = digest.split_once('@').unwrap();
     let unknown_digest = format!("{name}@sha256:{}", "a".repeat(64));
-    let wrong_name = format!("{}/berth/other@{hash}", registry.address);
+    let wrong_name = format!("{}/berth/other@{hash}", registry.address());
     for image in [unknown_digest, wrong_name] {
         let mut plan = bench.plan();
         plan.image = image.parse().unwrap();
