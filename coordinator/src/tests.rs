@@ -2,13 +2,14 @@
 //! QUIC. Ports are chosen by the system.
 
 mod api;
+pub(crate) mod bucket;
 mod docs;
 mod imports;
 mod key_backups;
 mod keys;
 mod links;
 mod personal;
-pub(crate) mod repositories;
+mod repositories;
 mod restarts;
 mod sleep;
 pub(crate) mod snapshots;

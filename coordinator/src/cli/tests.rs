@@ -277,9 +277,9 @@ async fn snapshots_and_the_end_of_a_key_are_shown_as_people_read_them() {
 
 #[tokio::test]
 async fn what_is_in_a_snapshot_is_shown_and_a_file_is_written_once_it_is_whole() {
-    let bucket = crate::tests::repositories::Bucket::new();
+    let bucket = crate::tests::bucket::Bucket::new();
     let world = World::with(bucket.folder.path(), bucket.config()).await;
-    let anna = crate::tests::repositories::anna(&bucket, &world).await;
+    let anna = crate::tests::bucket::anna(&bucket, &world).await;
     let first = &anna.first.id.to_string()[..8];
     let all = berth(&world, "snapshot list anna --all").await.unwrap();
     let lines: Vec<&str> = all.lines().collect();

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::repositories::{Bucket, anna, journal};
+use super::bucket::{Bucket, anna, journal};
 use super::snapshots::{create, node};
 use super::world::{Answer, BOUND, FakeNode, World, status};
 

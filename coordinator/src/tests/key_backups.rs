@@ -6,7 +6,7 @@ use berth_daemon::exit::{Exit, ExitError, chain};
 use berth_shared::time::{Millis, UnixMs};
 use berth_test_s3::Fault;
 
-use super::repositories::{Bucket, found};
+use super::bucket::{Bucket, found};
 use super::snapshots::{create, node};
 use super::world::{BOUND, World};
 use crate::config::Config;

@@ -7,8 +7,8 @@ use berth_shared::api::{Cell, KeyPurged, User};
 use berth_shared::problem::Code;
 use serde_json::{Value, json};
 
+use super::bucket::{Bucket, found, journal};
 use super::key_backups::{all_keys_in, brought_back, elsewhere};
-use super::repositories::{Bucket, found, journal};
 use super::snapshots::{create, node, with_bucket};
 use super::world::{World, config};
 use crate::config::Config;

@@ -1,16 +1,19 @@
-//! What is gone from a repository, whoever took it, is not in the history any more; HEAD that is gone is told.
+//! Repositories are pruned by their rule and checked, by themselves and when it is asked for. What is gone from one, whoever took
+//! it, is not in the history any more; HEAD that is gone is told.
 
 use std::path::PathBuf;
 
 use berth_coordinator_core::upkeep::Book;
-use berth_shared::api::{RepositoryChecked, RepositoryPruned, Snapshots};
+use berth_shared::api::{RepositoryChecked, RepositoryPruned, Snapshots, UserRetention};
 use berth_shared::problem::Code;
-use berth_shared::snapshot::{Snapshot, SnapshotOutcome};
-use berth_test_s3::Fault;
+use berth_shared::snapshot::{Retention, Snapshot, SnapshotOutcome};
+use berth_shared::time::Millis;
+use berth_test_s3::{Fault, NODE_KEY};
 use serde_json::json;
 
-use super::repositories::{Anna, Bucket, anna, found, journal, keep_one};
+use super::bucket::{Anna, Bucket, anna, found, journal};
 use super::world::{BOUND, World};
+use crate::config::{Config, Span};
 
 const PRUNE: &str = "/v1/users/anna/prune";
 const CHECK: &str = "/v1/users/anna/check";
@@ -28,6 +31,157 @@ impl Bucket {
 
 async fn known(world: &World) -> Snapshots {
     world.get("/v1/users/anna/snapshots").await.json()
+}
+
+/// Only the newest stays, and HEAD.
+fn keep_one(mut config: Config) -> Config {
+    let snapshots = &mut config.snapshots;
+    snapshots.keep_last = 1;
+    (snapshots.keep_hourly, snapshots.keep_daily) = (0, 0);
+    (snapshots.keep_weekly, snapshots.keep_monthly) = (0, 0);
+    config
+}
+
+#[tokio::test]
+async fn a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journal() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    // A third one that nobody has told of yet: the newest, and not HEAD.
+    std::fs::write(anna.cell.join("new"), "third").unwrap();
+    let third = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    assert_eq!(anna.node.bucket.as_ref().unwrap().access_key, NODE_KEY, "not the one that may delete");
+    // A rule of her own goes first, as long as she has one.
+    let own = world.ask("PUT", "/v1/users/anna/retention", r#"{"last": 9}"#).await;
+    assert_eq!(
+        own.json::<UserRetention>().keep,
+        Retention { last: 9, hourly: 0, daily: 0, weekly: 0, monthly: 0 }
+    );
+    let none = world.ask("PUT", "/v1/users/anna/retention", r#"{"last": 0}"#).await;
+    assert_eq!(none.code(), Code::BadRequest);
+    let pruned: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept, pruned.bytes_removed), (0, 3, 0));
+    let ended: UserRetention = world.ask("DELETE", "/v1/users/anna/retention", "").await.json();
+    assert!(!ended.own && ended.keep.last == 1, "{ended:?}");
+    let pruned: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept, pruned.bytes_removed), (1, 2, 0));
+    let shown = |id: &Snapshot| format!("/v1/users/anna/snapshots/{}", id.id);
+    assert_eq!(world.get(&shown(&anna.first)).await.code(), Code::UnknownSnapshot);
+    for stays in [&anna.second, &third] {
+        assert_eq!(world.get(&shown(stays)).await.status, 200);
+    }
+    let known: Snapshots = world.get("/v1/users/anna/snapshots").await.json();
+    assert_eq!((known.head.map(|head| head.id), known.history), (Some(anna.second.id), vec![]));
+    let again: RepositoryPruned = world.post("/v1/users/anna/prune", json!({})).await.json();
+    assert_eq!((again.forgotten, again.kept), (0, 2));
+    let checked: RepositoryChecked =
+        world.post("/v1/users/anna/check", json!({ "read_percent": 100 })).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    found(&world, "prunes", "good").await;
+    found(&world, "repositories", "good").await;
+    found(&world, "snapshot_lines", "good").await;
+    assert_eq!(
+        world.post("/v1/users/anna/check", json!({ "read_percent": 101 })).await.code(),
+        Code::BadRequest
+    );
+    world.end().await;
+    let journal = journal(&bucket.config());
+    let forgotten: Vec<&str> = journal.lines().filter(|line| line.contains("SnapshotsForgotten")).collect();
+    assert_eq!(forgotten.len(), 1, "{journal}");
+    assert!(forgotten[0].contains("  op_") && forgotten[0].contains(&anna.first.id.to_string()));
+
+    let mut config = bucket.config();
+    config.snapshots.prune_credential_file = None;
+    let world = World::with(bucket.folder.path(), config).await;
+    assert_eq!(world.post("/v1/users/anna/prune", json!({})).await.code(), Code::PruneOff);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn upkeep_comes_by_itself_and_what_was_done_is_known_after_a_restart() {
+    let bucket = Bucket::new();
+    let mut config = keep_one(bucket.config());
+    config.snapshots.prune_every = Span(Millis(1_000));
+    config.snapshots.check_every = Span(Millis(1_000));
+    let world = World::with(bucket.folder.path(), config.clone()).await;
+    let anna = anna(&bucket, &world).await;
+    let pruned = |known: &serde_json::Value| known["history"].as_array().is_some_and(Vec::is_empty);
+    world.until("/v1/users/anna/snapshots", pruned).await;
+    // Prune and check, each written down behind all that belongs to it.
+    let file = config.data_dir.join(crate::upkeep::FILE);
+    let done = |text: &str| text.contains(&anna.user.id.to_string()) && text.matches("\"good\"").count() == 2;
+    let wait = async {
+        while !std::fs::read_to_string(&file).is_ok_and(|text| done(&text)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BOUND, wait).await.expect("it is pruned and checked");
+    world.end().await;
+
+    // Another start, with days between: nothing is due, and the last check is known all the same.
+    let day = Span(Millis::minutes(24 * 60));
+    (config.snapshots.prune_every, config.snapshots.check_every) = (day, day);
+    let world = World::with(bucket.folder.path(), config.clone()).await;
+    let known = found(&world, "repositories", "good").await;
+    assert!(known["found"].as_str().unwrap().starts_with("1 were checked"), "{known}");
+    world.end().await;
+    // A file that is damaged is only a memory that is gone.
+    std::fs::write(config.data_dir.join(crate::upkeep::FILE), "{").unwrap();
+    let world = World::with(bucket.folder.path(), config).await;
+    let known = found(&world, "repositories", "good").await;
+    assert!(known["found"].as_str().unwrap().starts_with("0 were checked"), "{known}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_pruned_while_a_node_that_had_the_user_is_unheard() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    assert_eq!(world.delete("/v1/users/anna").await.status, 204);
+    drop(anna.node);
+    world.until("/v1/nodes/n1", |node| node["connected"] == false).await;
+    let path = format!("/v1/users/{}/prune", anna.user.id);
+    let refused = world.post(&path, json!({})).await;
+    assert_eq!(refused.code(), Code::PruneUnsafe);
+    assert!(refused.body.contains("`n1`"), "{}", refused.body);
+    let shown = format!("/v1/users/{}/snapshots/{}", anna.user.id, anna.first.id);
+    assert_eq!(world.get(&shown).await.status, 200);
+    let late = found(&world, "prunes", "warning").await;
+    assert!(late["found"].as_str().unwrap().contains("`n1` is not connected"), "{late}");
+    assert!(world.get("/metrics").await.body.contains("berth_prunes_overdue 1"));
+    // Its operator says that it is off. Where that is wrong it goes on inside its lease of an hour.
+    assert_eq!(world.post("/v1/nodes/n1/off", json!({ "node_is_off": true })).await.status, 200);
+    let refused = world.post(&path, json!({})).await;
+    assert_eq!(refused.code(), Code::PruneUnsafe);
+    assert!(refused.body.contains("`n1` was declared off"), "{}", refused.body);
+    assert_eq!(world.get(&shown).await.status, 200);
+    assert_eq!(world.delete("/v1/nodes/n1").await.status, 204);
+    let pruned: RepositoryPruned = world.post(&path, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
+    found(&world, "prunes", "good").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn damage_that_a_check_finds_is_told_until_it_is_gone() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let anna = anna(&bucket, &world).await;
+    let data = bucket.path("store/berth").join(&anna.told.prefix).join("data");
+    let aside = bucket.path("aside");
+    std::fs::rename(&data, &aside).unwrap();
+    let checked: RepositoryChecked = world.post("/v1/users/anna/check", json!({})).await.json();
+    assert!(!checked.sound && !checked.findings.is_empty());
+    let told = found(&world, "repositories", "problem").await;
+    assert!(told["found"].as_str().unwrap().contains("`anna`"), "{told}");
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 1"));
+    std::fs::rename(&aside, &data).unwrap();
+    let checked: RepositoryChecked = world.post("/v1/users/anna/check", json!({})).await.json();
+    assert!(checked.sound, "{:?}", checked.findings);
+    found(&world, "repositories", "good").await;
+    assert!(world.get("/metrics").await.body.contains("berth_repositories_damaged 0"));
+    world.end().await;
 }
 
 #[tokio::test]

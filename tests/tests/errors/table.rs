@@ -152,12 +152,12 @@ const ELSEWHERE: [(Code, &str, &str); 37] = [
     ),
     (
         Code::PruneOff,
-        "coordinator/src/tests/repositories.rs",
+        "coordinator/src/tests/upkeep.rs",
         "a_prune_goes_by_the_rule_keeps_head_and_is_in_the_history_and_the_journal",
     ),
     (
         Code::PruneUnsafe,
-        "coordinator/src/tests/repositories.rs",
+        "coordinator/src/tests/upkeep.rs",
         "nothing_is_pruned_while_a_node_that_had_the_user_is_unheard",
     ),
     // What nodes answer to snapshots and restores.
