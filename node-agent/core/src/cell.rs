@@ -29,6 +29,8 @@ mod data;
 mod frozen;
 mod idle;
 mod image;
+mod limits;
+mod phase;
 mod rest;
 mod scheduled;
 mod seen;
@@ -44,12 +46,18 @@ pub use archive::{ARCHIVE_USEFUL, VERIFY_RETRY_FIRST, VERIFY_RETRY_MAX};
 pub use frozen::THAW_TURN;
 pub use idle::{FLAP_MEMORY, FLAP_SPAN, UNDECLARED_PERCENT};
 pub use image::Making;
+pub use limits::{
+    CRASH_WINDOW, CRASHES_MAX, FIRST_START_RETRY_FIRST, FIRST_START_RETRY_MAX, LEASE_MARGIN,
+    LOOK_RETRY_FIRST, LOOK_RETRY_MAX, PROBE_EVERY, REST_RETRY_FIRST, REST_RETRY_MAX, RESTART_FIRST,
+    RESTART_MAX, SILENT_PROBES_MAX, START_TRIES_MAX, WAITERS_MAX,
+};
 pub(crate) use scheduled::CHANNELS_MAX;
 pub use terms::{
     Data, Depth, Effect, Event, Leave, Note, Now, Observation, OpId, OtherImage, Outcome, Pushed, Rest,
     SHORT_BYTES, SHORT_PERCENT, Seen, SuspendAnswer, Verb, Waiter,
 };
 
+use phase::{Operation, Phase, RestStep, StartStep, ThawStep};
 use rest::Again;
 
 use std::net::SocketAddr;
@@ -59,134 +67,15 @@ use berth_shared::cell::{
     Assignment, CellEvent, CellSpec, CpuNotice, IdleRest, ImageRef, RefusalRecord, SleepTerms, WakeCause,
     WakeRecord,
 };
-use berth_shared::door::{CellActivity, RouteState};
+use berth_shared::door::RouteState;
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
-use berth_shared::time::{BootMs, Millis, UnixMs};
+use berth_shared::time::{BootMs, UnixMs};
 use berth_shared::units::Bytes;
 
 use crate::burn::{Burn, Recent};
 use crate::memory::{Intent, Remembered, Report};
-
-/// How many callers may wait for one cell's wake or rest at a time. The ingress counts as one, whatever it holds.
-pub const WAITERS_MAX: usize = 64;
-
-/// How often a failed start is tried while somebody waits for it.
-pub const START_TRIES_MAX: u32 = 3;
-
-/// So many ends within [`CRASH_WINDOW`] are a crash loop.
-pub const CRASHES_MAX: usize = 5;
-
-/// See [`CRASHES_MAX`].
-pub const CRASH_WINDOW: Millis = Millis::minutes(10);
-
-/// Shortest and longest wait between two restarts of a cell that ended by itself.
-pub const RESTART_FIRST: Millis = Millis(500);
-/// See [`RESTART_FIRST`].
-pub const RESTART_MAX: Millis = Millis::minutes(1);
-
-/// Shortest and longest wait between two starts of a new cell that has not come up yet, after the first
-/// [`START_TRIES_MAX`]: what keeps it down (an image, the disk, the engine) takes a person minutes to mend.
-pub const FIRST_START_RETRY_FIRST: Millis = Millis::secs(10);
-/// See [`FIRST_START_RETRY_FIRST`].
-pub const FIRST_START_RETRY_MAX: Millis = Millis::minutes(5);
-
-/// Shortest and longest wait between a refused rest and the next try.
-pub const REST_RETRY_FIRST: Millis = Millis::secs(15);
-/// See [`REST_RETRY_FIRST`].
-pub const REST_RETRY_MAX: Millis = Millis::minutes(5);
-
-/// How often a look that failed is repeated, first and at the most.
-pub const LOOK_RETRY_FIRST: Millis = Millis(500);
-/// See [`LOOK_RETRY_FIRST`].
-pub const LOOK_RETRY_MAX: Millis = Millis::secs(15);
-
-/// So many liveness probes in a row without an answer, and a running cell is stopped and started again. With
-/// [`PROBE_EVERY`] that is two minutes: an agent that only thinks hard is not killed for it.
-pub const SILENT_PROBES_MAX: u32 = 4;
-
-/// How often a running cell is asked whether it is alive.
-pub const PROBE_EVERY: Millis = Millis::secs(30);
-
-/// How much of the workload's suspension lease Berth uses: the rest is margin for a clock that was read late.
-pub const LEASE_MARGIN: Millis = Millis::secs(10);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StartStep {
-    /// Its data is not here, or not what it shall be.
-    Restoring,
-    /// The image that it runs is not on the node.
-    Pulling,
-    /// What is on the disk is kept before another image has it.
-    Saving,
-    Creating,
-    Starting,
-    GettingReady,
-    /// Never became ready: is being stopped before the failure is told.
-    GivingUp,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RestStep {
-    /// Still up for everybody: it is only looked at.
-    Observing,
-    Fencing,
-    Suspending,
-    Pausing {
-        lease_until: BootMs,
-    },
-    Stopping,
-    /// Turned round after the workload may have been suspended: *resume* before anything else.
-    Reviving,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ThawStep {
-    /// Paused; waits for its turn.
-    Queued,
-    Unpausing,
-    Resuming,
-    GettingReady,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Unknown {
-        look_at: BootMs,
-    },
-    Stopped,
-    Queued,
-    Starting(StartStep),
-    Running,
-    Resting {
-        rest: Rest,
-        step: RestStep,
-    },
-    Frozen,
-    Thawing(ThawStep),
-    Killing,
-    Repairing,
-    /// A start failed. `again`: somebody waits or it is wanted up, so it is tried again by itself.
-    Cooling {
-        until: BootMs,
-        again: bool,
-    },
-    Failed,
-    /// Its data is in the store; what is left of it here is being removed.
-    Archiving,
-    Archived,
-    Removing,
-    Gone,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Operation {
-    id: OpId,
-    verb: Verb,
-    begun: BootMs,
-    until: BootMs,
-}
 
 /// The machine. One per cell.
 #[derive(Debug, Clone)]
@@ -401,42 +290,6 @@ impl Cell {
         Self { retired: true, wanted: None, ..Self::new(now, assignment, remembered) }
     }
 
-    /// What it runs.
-    pub const fn spec(&self) -> &CellSpec {
-        &self.spec
-    }
-
-    /// Under which assignment.
-    pub const fn generation(&self) -> Generation {
-        self.generation
-    }
-
-    /// Where it answers, or would if it ran.
-    pub const fn address(&self) -> Option<SocketAddr> {
-        self.address
-    }
-
-    /// Number of its newest operation.
-    pub const fn last_op(&self) -> u64 {
-        self.last_op.0
-    }
-
-    /// Does it wait for a start permit? One whose data may be elsewhere waits for the coordinator's word on that first.
-    pub const fn waits_for_permit(&self) -> bool {
-        matches!(self.phase, Phase::Queued) && !matches!(self.data, Data::Unknown)
-    }
-
-    /// Does it hold a start permit? Not while its data or its image is fetched, or its data is kept: that takes little CPU, and
-    /// may take long, or never come to an end where whoever it comes from does not answer.
-    pub const fn holds_permit(&self) -> bool {
-        match self.phase {
-            Phase::Starting(step) => {
-                !matches!(step, StartStep::Restoring | StartStep::Saving | StartStep::Pulling)
-            }
-            phase => matches!(phase, Phase::Repairing),
-        }
-    }
-
     /// Is what lies on its disk its data? Not while that is elsewhere: nobody may take a snapshot of it then.
     pub const fn has_its_data(&self) -> bool {
         matches!(self.data, Data::Here)
@@ -455,27 +308,6 @@ impl Cell {
                 Some((snapshot, false))
             }
             Data::Here | Data::Unknown => None,
-        }
-    }
-
-    /// Does its user live here no more? Then it is on its way out, and nobody is let in.
-    pub const fn is_retired(&self) -> bool {
-        self.retired
-    }
-
-    /// Is everything of it gone, after it was retired?
-    pub const fn is_gone(&self) -> bool {
-        matches!(self.phase, Phase::Gone)
-    }
-
-    /// Can requests go in?
-    pub const fn route(&self) -> RouteState {
-        match (self.phase, self.address) {
-            (Phase::Running | Phase::Resting { step: RestStep::Observing, .. }, Some(address)) => {
-                RouteState::Up(address)
-            }
-            (Phase::Frozen | Phase::Thawing(_), Some(address)) => RouteState::Frozen(address),
-            _ => RouteState::Down,
         }
     }
 
@@ -604,18 +436,6 @@ impl Cell {
     /// The same after a moment: what just failed would fail at once again.
     fn look_soon(&mut self, now: Now) {
         self.phase = Phase::Unknown { look_at: now.boot.after(LOOK_RETRY_FIRST) };
-    }
-
-    fn activity(&mut self, now: Now, activity: CellActivity) {
-        self.open_requests = activity.open_requests;
-        self.open_sockets = activity.open_sockets;
-        if let Some(idle) = activity.idle {
-            let active = BootMs(now.boot.0.saturating_sub(idle.0));
-            self.last_active = self.last_active.max(active);
-        }
-        if activity.open_requests > 0 {
-            self.last_active = now.boot;
-        }
     }
 
     fn assigned(&mut self, now: Now, assignment: Assignment, out: &mut Vec<Effect>) {
@@ -751,24 +571,6 @@ impl Cell {
             | Phase::Cooling { .. }
             | Phase::Failed
             | Phase::Gone => {}
-        }
-    }
-
-    fn answer_up(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
-        for waiter in self.up_waiters.drain(..) {
-            out.push(Effect::Answer { waiter, result: result.clone() });
-        }
-    }
-
-    fn answer_rest(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
-        for waiter in self.rest_waiters.drain(..) {
-            out.push(Effect::Answer { waiter, result: result.clone() });
-        }
-    }
-
-    fn answer_restart(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
-        for waiter in self.restart_waiters.drain(..) {
-            out.push(Effect::Answer { waiter, result: result.clone() });
         }
     }
 }

@@ -2,6 +2,7 @@
 //! often it was woken again a moment after it had fallen asleep.
 
 use berth_shared::cell::{BusyReason, CellEvent, CellEventKind, IdleRest, SleepTerms, WakeCause, keep_event};
+use berth_shared::door::CellActivity;
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 
@@ -45,6 +46,18 @@ impl Default for Observation {
 }
 
 impl Cell {
+    pub(super) fn activity(&mut self, now: Now, activity: CellActivity) {
+        self.open_requests = activity.open_requests;
+        self.open_sockets = activity.open_sockets;
+        if let Some(idle) = activity.idle {
+            let active = BootMs(now.boot.0.saturating_sub(idle.0));
+            self.last_active = self.last_active.max(active);
+        }
+        if activity.open_requests > 0 {
+            self.last_active = now.boot;
+        }
+    }
+
     /// How long nobody may have done anything, just now.
     pub(super) fn idle_after(&self) -> Millis {
         let plan = self.spec.rest.idle_after;

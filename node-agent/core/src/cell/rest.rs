@@ -348,4 +348,10 @@ impl Cell {
             | Phase::Gone => {}
         }
     }
+
+    pub(super) fn answer_rest(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
+        for waiter in self.rest_waiters.drain(..) {
+            out.push(Effect::Answer { waiter, result: result.clone() });
+        }
+    }
 }

@@ -413,4 +413,10 @@ impl Cell {
             Phase::Removing | Phase::Gone => {}
         }
     }
+
+    pub(super) fn answer_restart(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
+        for waiter in self.restart_waiters.drain(..) {
+            out.push(Effect::Answer { waiter, result: result.clone() });
+        }
+    }
 }

@@ -1,12 +1,72 @@
-//! What is told of a cell: to the coordinator, to the ingress, to operators, in metrics.
+//! What is told of a cell: to the agent's machine, to the coordinator, to the ingress, to operators, in metrics.
 
-use berth_shared::cell::{BusyReason, CellEvent, CellState, CellStatus, IdleRest, SleepStatus};
-use berth_shared::door::Route;
+use std::net::SocketAddr;
+
+use berth_shared::cell::{BusyReason, CellEvent, CellSpec, CellState, CellStatus, IdleRest, SleepStatus};
+use berth_shared::door::{Route, RouteState};
+use berth_shared::ids::Generation;
 use berth_shared::time::UnixMs;
 
-use super::{Cell, Now, Phase, Rest, RestStep, StartStep};
+use super::{Cell, Data, Now, Phase, Rest, RestStep, StartStep};
 
 impl Cell {
+    /// What it runs.
+    pub const fn spec(&self) -> &CellSpec {
+        &self.spec
+    }
+
+    /// Under which assignment.
+    pub const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Where it answers, or would if it ran.
+    pub const fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Number of its newest operation.
+    pub const fn last_op(&self) -> u64 {
+        self.last_op.0
+    }
+
+    /// Does it wait for a start permit? One whose data may be elsewhere waits for the coordinator's word on that first.
+    pub const fn waits_for_permit(&self) -> bool {
+        matches!(self.phase, Phase::Queued) && !matches!(self.data, Data::Unknown)
+    }
+
+    /// Does it hold a start permit? Not while its data or its image is fetched, or its data is kept: that takes little CPU, and
+    /// may take long, or never come to an end where whoever it comes from does not answer.
+    pub const fn holds_permit(&self) -> bool {
+        match self.phase {
+            Phase::Starting(step) => {
+                !matches!(step, StartStep::Restoring | StartStep::Saving | StartStep::Pulling)
+            }
+            phase => matches!(phase, Phase::Repairing),
+        }
+    }
+
+    /// Does its user live here no more? Then it is on its way out, and nobody is let in.
+    pub const fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// Is everything of it gone, after it was retired?
+    pub const fn is_gone(&self) -> bool {
+        matches!(self.phase, Phase::Gone)
+    }
+
+    /// Can requests go in?
+    pub const fn route(&self) -> RouteState {
+        match (self.phase, self.address) {
+            (Phase::Running | Phase::Resting { step: RestStep::Observing, .. }, Some(address)) => {
+                RouteState::Up(address)
+            }
+            (Phase::Frozen | Phase::Thawing(_), Some(address)) => RouteState::Frozen(address),
+            _ => RouteState::Down,
+        }
+    }
+
     /// What the ingress knows of it: its row of the table of routes.
     pub fn table_row(&self) -> Route {
         Route {

@@ -110,4 +110,10 @@ impl Cell {
             None => out.push(Effect::Refuse { problem, retry_after }),
         }
     }
+
+    pub(super) fn answer_up(&mut self, result: &Result<(), Problem>, out: &mut Vec<Effect>) {
+        for waiter in self.up_waiters.drain(..) {
+            out.push(Effect::Answer { waiter, result: result.clone() });
+        }
+    }
 }
