@@ -2,18 +2,28 @@
 //!
 //! Times are RFC 3339 in UTC, sizes are bytes, ids are text with a prefix. Unknown fields in a request are an error.
 
+mod nodes;
+mod snapshots;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{CellSize, CellStatus, IdleRest, ImageRef, SleepStatus, SleepTerms, Workload};
 use crate::doctor::Finding;
-use crate::ids::{CellId, Generation, KeyId, NodeId, NodeName, RequestId, Slug, TokenId, UserId};
+use crate::ids::{CellId, Generation, NodeName, RequestId, Slug, TokenId, UserId};
 use crate::problem::Code;
 use crate::secret::Secret;
-use crate::signing::PublicKey;
-use crate::snapshot::{Retention, Snapshot, SnapshotId};
+use crate::snapshot::{Snapshot, SnapshotId};
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
-use crate::wire::{self, LeftBehind, NodeFacts, NodeLoad};
+
+pub use nodes::{
+    CoordinatorKey, DeclareOff, NextCoordinatorKey, Node, NodeLease, NodeStanding, NodeSwap, Purged,
+    SwitchKey,
+};
+pub use snapshots::{
+    CheckRepository, EntryChange, KeyPurged, OrphanSnapshot, RepositoryAccess, RepositoryChecked,
+    RepositoryPruned, SetRetention, SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots, UserRetention,
+};
 
 /// Content type of a problem body (RFC 9457).
 pub const PROBLEM_TYPE: &str = "application/problem+json";
@@ -128,221 +138,16 @@ pub struct SetImage {
     pub image: String,
 }
 
-/// What the coordinator knows of a user's snapshots: `GET /v1/users/{slug}/snapshots`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshots {
-    /// Whose.
-    pub user: UserId,
-    /// Its name; `None` where HEAD was rebuilt and nobody has taken the user over yet.
-    pub slug: Option<Slug>,
-    /// Names the key of the repository.
-    pub key: KeyId,
-    /// The newest.
-    pub head: Option<Snapshot>,
-    /// Those behind it, newest first, as far as they are remembered.
-    pub history: Vec<Snapshot>,
-    /// Snapshots that did not become HEAD, because their generation was not in force.
-    pub orphans: Vec<OrphanSnapshot>,
-}
-
-/// How many of a user's snapshots a prune leaves: `GET`, `PUT` and `DELETE /v1/users/{slug}/retention`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserRetention {
-    /// Whose.
-    pub user: UserId,
-    /// Was it set for this user? Else it is what the coordinator's config says of all.
-    pub own: bool,
-    /// What is kept.
-    pub keep: Retention,
-}
-
-/// Sets how many of a user's snapshots a prune leaves; what is not given stays as it is in force.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SetRetention {
-    /// The newest so many, 1 or more.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<u16>,
-    /// And the newest one of each of so many hours in which there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hourly: Option<u16>,
-    /// Of days.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub daily: Option<u16>,
-    /// Of weeks.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub weekly: Option<u16>,
-    /// Of months.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub monthly: Option<u16>,
-}
-
-impl SetRetention {
-    /// What is kept then, where this was in force before.
-    pub fn over(self, before: Retention) -> Retention {
-        Retention {
-            last: self.last.unwrap_or(before.last),
-            hourly: self.hourly.unwrap_or(before.hourly),
-            daily: self.daily.unwrap_or(before.daily),
-            weekly: self.weekly.unwrap_or(before.weekly),
-            monthly: self.monthly.unwrap_or(before.monthly),
-        }
-    }
-}
-
-/// A snapshot of a generation that was not in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OrphanSnapshot {
-    /// Who took it; `None` where it was found in a listing, or the node is gone.
-    pub node: Option<NodeName>,
-    /// The generation that was in force; `None`: there was none.
-    pub current: Option<Generation>,
-    /// Where it lies in the bucket; `None` where the coordinator has none any more.
-    pub prefix: Option<String>,
-    /// The snapshot.
-    pub snapshot: Snapshot,
-}
-
-/// One snapshot, as its repository has it: `GET /v1/users/{slug}/snapshots/{id}`. What Berth adds to a snapshot is `None`
-/// of one that somebody wrote with `restic`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotDetail {
-    /// Whose.
-    pub user: UserId,
-    /// Its whole id.
-    pub id: String,
-    /// Is it the user's newest?
-    pub head: bool,
-    /// When it was taken, RFC 3339 in UTC.
-    pub taken_at: String,
-    /// Of which cell.
-    pub cell: Option<CellId>,
-    /// Under which assignment.
-    pub generation: Option<Generation>,
-    /// Grows with each snapshot of the assignment.
-    pub seq: Option<u64>,
-    /// What the cell ran.
-    pub image: Option<String>,
-    /// What the image holds.
-    pub workload: Option<Workload>,
-    /// Hash over the files.
-    pub tree: Option<String>,
-    /// The snapshot before it, if it was made on top of one.
-    pub parent: Option<String>,
-    /// Files, folders and links.
-    pub entries: Option<u64>,
-    /// Bytes of its files.
-    pub bytes: Option<u64>,
-}
-
-/// One entry of a snapshot: `GET /v1/users/{slug}/snapshots/{id}/files`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotEntry {
-    /// Relative to the cell's folder.
-    pub path: String,
-    /// `dir`, `file` or `symlink`.
-    pub kind: String,
-    /// Permission bits.
-    pub mode: u32,
-    /// Of a file.
-    pub bytes: u64,
-    /// When its content changed last, RFC 3339 in UTC.
-    pub modified: Option<String>,
-    /// Of a link.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
-}
-
-/// One difference between two snapshots: `GET /v1/users/{slug}/snapshots/{id}/diff?to=ID`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotChange {
-    /// Relative to the cell's folder.
-    pub path: String,
-    /// How.
-    pub how: EntryChange,
-    /// Of the file in the older one; 0 where it is not there or no file.
-    pub bytes_before: u64,
-    /// Of the file in the newer one.
-    pub bytes_after: u64,
-}
-
-/// In what way an entry differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EntryChange {
-    /// Only in the newer one.
-    Added,
-    /// Only in the older one.
-    Removed,
-    /// Another content or target.
-    Content,
-    /// Another kind of thing.
-    Kind,
-    /// Only mode, owner, time or attributes.
-    Metadata,
-}
-
-/// What a prune came to: `POST /v1/users/{slug}/prune`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepositoryPruned {
-    /// Whose repository.
-    pub user: UserId,
-    /// Snapshots that are gone.
-    pub forgotten: u64,
-    /// Snapshots that there are now.
-    pub kept: u64,
-    /// Bytes that were removed from the bucket.
-    pub bytes_removed: u64,
-    /// Bytes that no snapshot needs any more, and that are removed when they have waited for 30 days.
-    pub bytes_marked: u64,
-}
-
-/// Asks for a check: `POST /v1/users/{slug}/check`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Gives a user to another node: `POST /v1/users/{slug}/move`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CheckRepository {
-    /// How much of the data is read, in percent; `None`: as much as by time.
+pub struct MoveUser {
+    /// Only to this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub read_percent: Option<u8>,
-}
-
-/// What a check found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepositoryChecked {
-    /// Whose repository.
-    pub user: UserId,
-    /// Nothing that a snapshot needs is missing or damaged, as far as it was looked at.
-    pub sound: bool,
-    /// What was found, worst first, at most 20.
-    pub findings: Vec<String>,
-}
-
-/// What opens a user's repository with stock `restic`: `POST /v1/users/{slug}/repository-password`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepositoryAccess {
-    /// Whose.
-    pub user: UserId,
-    /// Which key.
-    pub key: KeyId,
-    /// Where the repository is in the bucket.
-    pub prefix: String,
-    /// The password.
-    pub password: Secret,
-    /// Where the user reads it with a bearer token of their own, as `restic -r` takes it; `None` of one who was removed.
+    pub to: Option<NodeName>,
+    /// Also where no snapshot of the user is known, so that it begins with an empty folder.
     #[serde(default)]
-    pub url: Option<String>,
-}
-
-/// A user's keys were destroyed: `POST /v1/users/{slug}/purge`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyPurged {
-    /// Whose.
-    pub user: UserId,
-    /// Until then a backup of the key store may be kept that holds one; `None`: there is none.
-    pub backups_until: Option<UnixMs>,
-    /// Nobody removes backups from the bucket then: the coordinator has no credential that may delete.
-    #[serde(default)]
-    pub backups_stay: bool,
+    pub without_data: bool,
 }
 
 /// A login link: `POST /v1/users/{slug}/login-link`.
@@ -395,164 +200,6 @@ pub struct Token {
     /// The token itself. Only in the answer to its making.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
-}
-
-/// How a node stands with its coordinator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NodeStanding {
-    /// As it should be.
-    Active,
-    /// A join counter repeated: it keeps its cells and is given no new one, until an operator decides.
-    Locked,
-    /// Not let in any more.
-    Revoked,
-}
-
-/// The coordinator's key on the link: `GET /v1/coordinator-key`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CoordinatorKey {
-    /// The key that nodes pin.
-    pub key: PublicKey,
-    /// The one that is to follow it, if one was announced.
-    pub next: Option<NextCoordinatorKey>,
-}
-
-/// A key that is to follow the coordinator's present one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NextCoordinatorKey {
-    /// Which.
-    pub key: PublicKey,
-    /// Since when it is announced.
-    pub since: UnixMs,
-    /// Nodes that hold it.
-    pub stored: Vec<NodeName>,
-    /// Nodes that do not yet. After the switch they have to join again.
-    pub missing: Vec<NodeName>,
-}
-
-/// Takes the next key: `POST /v1/coordinator-key/switch`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SwitchKey {
-    /// Also when nodes do not hold it yet.
-    #[serde(default)]
-    pub anyway: bool,
-}
-
-/// A node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
-    /// For ever.
-    pub id: NodeId,
-    /// Its name.
-    pub name: NodeName,
-    /// When it joined.
-    pub joined_at: UnixMs,
-    /// Its key on the link.
-    pub key: PublicKey,
-    /// Since when that is its key.
-    pub key_since: UnixMs,
-    /// Since when a new key is good beside it; the node has not used that one yet.
-    pub next_key_since: Option<UnixMs>,
-    /// Is it let in, and given new cells?
-    pub standing: NodeStanding,
-    /// Since when it is locked or revoked.
-    pub standing_since: Option<UnixMs>,
-    /// The version of the frames that its open session speaks.
-    pub link_version: Option<u16>,
-    /// Is a session open?
-    pub connected: bool,
-    /// When it was last heard.
-    pub last_heard: Option<UnixMs>,
-    /// Its clock minus the coordinator's, in milliseconds, as of the last hello.
-    pub clock_offset_ms: Option<i64>,
-    /// What it is made of.
-    pub facts: NodeFacts,
-    /// How it fares.
-    pub load: Option<NodeLoad>,
-    /// Its swap, and whether cells are frozen onto it; `None` before it has told, or where its agent is too old to tell.
-    #[serde(default)]
-    pub swap: Option<NodeSwap>,
-    /// Cells that live here.
-    pub cells: u32,
-    /// Memory promised to them.
-    pub memory_promised: Bytes,
-    /// Disk promised to them.
-    pub disk_promised: Bytes,
-    /// Swap promised to them: what those that rest frozen need, where the node freezes.
-    pub swap_promised: Bytes,
-    /// How long it may work alone; `None` before its first session.
-    pub lease: Option<NodeLease>,
-    /// Since when it is known to be off, by an operator's word.
-    pub off_since: Option<UnixMs>,
-    /// Disks of cells that live on other nodes now, as last heard.
-    pub left_behind: Vec<LeftBehind>,
-}
-
-/// A node's swap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeSwap {
-    /// Are cells frozen here? Where not, those that should be are stopped.
-    pub freezes: bool,
-    /// By which file of the kernel their memory is pushed out; or why none is frozen.
-    pub detail: String,
-    /// Swap in all.
-    pub total: Bytes,
-    /// Swap that nothing lies in.
-    pub free: Bytes,
-    /// Written to it within a day.
-    pub written_in_a_day: Bytes,
-    /// What may be written within a day; `None` without end.
-    pub budget: Option<Bytes>,
-}
-
-impl From<wire::NodeSwap> for NodeSwap {
-    fn from(swap: wire::NodeSwap) -> Self {
-        let freezes = swap.freezes.is_ok();
-        let (Ok(detail) | Err(detail)) = swap.freezes;
-        let wire::NodeSwap { total, free, written_in_a_day, budget, .. } = swap;
-        Self { freezes, detail, total, free, written_in_a_day, budget }
-    }
-}
-
-/// How long a node may work alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeLease {
-    /// After its last contact; `None` without end.
-    pub length: Option<Millis>,
-    /// Of a node that is not connected: after so long its users can be moved. `None`: not by itself.
-    pub movable_in: Option<Millis>,
-}
-
-/// Says that a machine is off: `POST /v1/nodes/{name}/off`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeclareOff {
-    /// Has to be true: whoever asks answers for it.
-    #[serde(default)]
-    pub node_is_off: bool,
-}
-
-/// Gives a user to another node: `POST /v1/users/{slug}/move`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MoveUser {
-    /// Only to this node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<NodeName>,
-    /// Also where no snapshot of the user is known, so that it begins with an empty folder.
-    #[serde(default)]
-    pub without_data: bool,
-}
-
-/// Disks that were destroyed: `DELETE /v1/nodes/{name}/left-behind`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Purged {
-    /// Which.
-    pub purged: Vec<LeftBehind>,
-    /// How many are there still: ask again.
-    pub remaining: u32,
 }
 
 /// A cell: what it shall be and what was last heard of it.
