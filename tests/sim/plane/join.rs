@@ -5,9 +5,9 @@ use berth_shared::secret::Secret;
 use berth_shared::signing::{PublicKey, SigningKey};
 use berth_shared::wire::{CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, JoinRequest, NodeFrame};
 
-use crate::machine::Ticket;
+use crate::machine::{FIRST_FRESH_KEY, Ticket, key};
 use crate::net::{Errand, Toward};
-use crate::plan::{SECOND, facts};
+use crate::plan::{MINUTE, SECOND, facts};
 use crate::world::{Happening, World};
 
 impl World {
@@ -38,10 +38,15 @@ impl World {
 
     pub(crate) fn shows_token(&mut self, connection: usize) {
         let machine = self.connections[connection].machine;
-        let Some(Ticket { token, secret, .. }) = self.machines[machine].ticket.clone() else { return };
+        let Some(ticket) = self.machines[machine].ticket.clone() else { return };
         if self.connections[connection].key != self.joining_key(machine).public() {
             return; // It was given another token meanwhile.
         }
+        self.asks_to_join(connection, ticket);
+    }
+
+    fn asks_to_join(&mut self, connection: usize, Ticket { token, secret, .. }: Ticket) {
+        let machine = self.connections[connection].machine;
         let wall = self.machines[machine].clock.wall(self.at);
         let request = JoinRequest {
             token,
@@ -61,6 +66,10 @@ impl World {
             CoordinatorFrame::Joined { node, name } => {
                 let key = self.joining_key(machine).clone();
                 let Some(ticket) = self.machines[machine].ticket.take() else { return };
+                if self.strikes(300) {
+                    let wait = self.dice.between(SECOND, 10 * MINUTE);
+                    self.later(wait, Happening::Theft { machine, ticket: Box::new(ticket.clone()) });
+                }
                 if let Err(wrong) = self.truth.let_in(ticket.token, key.public()) {
                     return self.broken("token", &wrong);
                 }
@@ -77,6 +86,34 @@ impl World {
                 self.note(|| format!("machine {machine} may not join: {code}"));
                 self.machines[machine].ticket = None;
                 self.token_failed(machine);
+            }
+            _ => self.broken("link", "a join is answered by something else"),
+        }
+    }
+
+    /// Somebody who has read a token that let a machine in shows it, too, from the same network.
+    pub(crate) fn thief_dials(&mut self, machine: usize, ticket: Box<Ticket>) {
+        if self.coordinator.process.is_none() {
+            return;
+        }
+        let stranger = key(self.draw() + FIRST_FRESH_KEY).public();
+        self.stolen.insert(self.connections.len(), ticket);
+        self.connect(machine, 0, stranger, Errand::Theft);
+    }
+
+    pub(crate) fn shows_stolen_token(&mut self, connection: usize) {
+        if let Some(ticket) = self.stolen.get(&connection).cloned() {
+            self.asks_to_join(connection, *ticket);
+        }
+    }
+
+    /// The machine that the token was for is in, so nobody else may be: by whatever reason it is refused.
+    pub(crate) fn theft_answered(&mut self, connection: usize, frame: &CoordinatorFrame) {
+        self.close_toward(connection, Toward::Coordinator);
+        match frame {
+            CoordinatorFrame::Rejected { .. } => self.count("stolen tokens refused"),
+            CoordinatorFrame::Joined { node, .. } => {
+                self.broken("token", &format!("a token that was used let a stranger in as {node}"));
             }
             _ => self.broken("link", "a join is answered by something else"),
         }

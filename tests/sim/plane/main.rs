@@ -149,6 +149,7 @@ fn the_fleet_keeps_its_word_whatever_fails() {
             "starts",
             "routed",
             "strangers refused",
+            "stolen tokens refused",
             "judged wakes",
             "nodes refused",
             "orders done",

@@ -59,6 +59,8 @@ pub(crate) enum Frame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Errand {
     Join,
+    /// A stranger has read a token that is used, and shows it with a key of their own.
+    Theft,
     Session,
 }
 
@@ -142,6 +144,7 @@ impl World {
         }
         match errand {
             Errand::Join => self.shows_token(connection),
+            Errand::Theft => self.shows_stolen_token(connection),
             Errand::Session => {
                 if let Some(present) = self.machines[machine].life_mut(life) {
                     present.connection = Some(connection);
@@ -200,6 +203,9 @@ impl World {
 
     /// Counts what a machine has said before, over another connection.
     fn hears_again(&mut self, connection: usize, frame: &NodeFrame) {
+        if self.connections[connection].errand == Errand::Theft {
+            return;
+        }
         let Some((what, which)) = said_until_answered(frame) else { return };
         let machine = self.connections[connection].machine;
         let before = self.heard.insert((machine, what, which), connection);

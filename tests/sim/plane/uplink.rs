@@ -30,8 +30,10 @@ impl World {
             let connected = &self.connections[connection];
             (connected.machine, connected.life, connected.errand)
         };
-        if errand == Errand::Join {
-            return self.join_answered(connection, frame);
+        match errand {
+            Errand::Join => return self.join_answered(connection, frame),
+            Errand::Theft => return self.theft_answered(connection, &frame),
+            Errand::Session => {}
         }
         let now = self.machines[machine].clock.boot(self.at);
         let Some(present) = self.machines[machine].life_mut(life) else { return };

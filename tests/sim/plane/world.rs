@@ -10,7 +10,7 @@ use crate::coordinator::Coordinator;
 use crate::data::{Bucket, States};
 use crate::dice::Dice;
 use crate::engine::Op;
-use crate::machine::Machine;
+use crate::machine::{Machine, Ticket};
 use crate::net::{Connection, Toward};
 use crate::operators::Operators;
 use crate::plan::{At, MINUTE, NODES, Plan};
@@ -42,6 +42,7 @@ pub(crate) enum Happening {
     PowerOn { machine: usize },
     AgentStarts { machine: usize },
     Joins { machine: usize },
+    Theft { machine: usize, ticket: Box<Ticket> },
     Alarm { machine: usize },
     News { machine: usize, life: u64 },
     Act(Box<Op>),
@@ -111,6 +112,8 @@ pub(crate) struct World {
     pub(crate) connections: Vec<Connection>,
     /// What machines have said that is said until it is answered, and over which connection it was heard last.
     pub(crate) heard: BTreeMap<(usize, &'static str, String), usize>,
+    /// What strangers show, by the connection that they show it over.
+    pub(crate) stolen: BTreeMap<usize, Box<Ticket>>,
     pub(crate) operators: Operators,
     pub(crate) requests: Requests,
     pub(crate) truth: Truth,
@@ -141,6 +144,7 @@ impl World {
             machines,
             connections: vec![],
             heard: BTreeMap::new(),
+            stolen: BTreeMap::new(),
             operators: Operators::default(),
             requests: Requests::default(),
             truth: Truth::default(),
@@ -275,6 +279,7 @@ impl World {
             Happening::PowerOn { machine } => self.power_on(machine),
             Happening::AgentStarts { machine } => self.agent_starts(machine),
             Happening::Joins { machine } => self.joins(machine),
+            Happening::Theft { machine, ticket } => self.thief_dials(machine, ticket),
             Happening::Alarm { machine } => self.alarm(machine),
             Happening::News { machine, life } => self.news(machine, life),
             Happening::Act(op) => self.act(op),
