@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_coordinator_core::event::{KeyFact, MoveFact, SnapshotFact};
+use berth_coordinator_core::snapshots::HISTORY_MAX;
 use berth_coordinator_core::{Event, Fact};
 use berth_shared::credential::SecretHash;
 use berth_shared::ids::{CellId, Generation, JoinCounter, NodeId, Slug, TokenId, UserId};
@@ -88,6 +89,8 @@ pub(crate) struct Truth {
     /// What was ever each user's HEAD, the newest last; and what never may be.
     pub(crate) heads: BTreeMap<UserId, Vec<SnapshotId>>,
     pub(crate) orphans: BTreeSet<SnapshotId>,
+    /// What a prune took, so that nobody can know any more that it was HEAD.
+    forgotten: BTreeSet<SnapshotId>,
     /// The counter of each node's newest session; and of whom any is taken next.
     counters: BTreeMap<NodeId, JoinCounter>,
     any_counter: BTreeSet<NodeId>,
@@ -212,10 +215,13 @@ impl Truth {
             }
             Fact::Snapshot(SnapshotFact::SnapshotOrphaned { user, snapshot, .. }) => {
                 self.orphans.insert(snapshot.id);
-                if self.heads.get(user).is_some_and(|heads| heads.contains(&snapshot.id)) {
+                // A machine of an old image tells again of what it took then.
+                let mut known = self.heads.get(user).into_iter().flat_map(|heads| heads.iter().rev().take(HISTORY_MAX));
+                if known.any(|head| *head == snapshot.id && !self.forgotten.contains(head)) {
                     return Err(format!("{} is an orphan, and was HEAD before", snapshot.id));
                 }
             }
+            Fact::Snapshot(SnapshotFact::SnapshotsForgotten { known, .. }) => self.forgotten.extend(known),
             Fact::Key(fact) => self.write_key(fact)?,
             Fact::Move(MoveFact::NodeDeclaredOff { node }) => self.member(*node)?.off = true,
             Fact::Move(MoveFact::NodeReturned { node }) => self.member(*node)?.off = false,

@@ -106,11 +106,13 @@ impl Vault {
         let line: Vec<&Snapshot> = all.filter(|kept| kept.seq != IMPORT_SEQ).collect();
         line.windows(2).find_map(|pair| {
             let &[came, left] = pair else { return None };
-            let parent = line.iter().find(|kept| Some(kept.id) == came.parent)?;
+            let parent_of = |of: &Snapshot| line.iter().find(|kept| Some(kept.id) == of.parent).copied();
+            let parent = parent_of(came)?;
             let is_passed_over = came.generation == left.generation && parent.place() < left.place();
-            // Two that were begun at a time: one that was under way, and what is kept before a restore.
-            let is_beside = came.parent == left.parent;
-            (is_passed_over && !is_beside).then_some((left, came))
+            // One that was begun before that parent had ended went on beside it: the end of an order that waited, what is
+            // kept before a restore. What one began from that is not known is no reason to suspect anybody.
+            let is_behind = parent_of(left).is_some_and(|before| parent.place() < before.place());
+            (is_passed_over && is_behind).then_some((left, came))
         })
     }
 

@@ -549,18 +549,20 @@ fn a_snapshot_that_was_not_taken_from_the_newest_one_is_a_fork_until_one_of_both
     let forked = |world: &World| vault(world).fork().map(|(left, came)| (left.seq, came.seq));
     let mut world = world();
     let first = home(&world);
-    // Each from the one before; two at a time; from one that is not known; from one that was told of later.
-    for snapshot in [of(1, 1, 90), of(2, 2, 1), of(3, 3, 1), of(4, 4, 91), of(6, 6, 5), of(5, 5, 4)] {
+    // Each from the one before; two at a time, and the next one from the first of them; from one that is not known; from one
+    // that was told of later.
+    let beside = [of(1, 1, 90), of(2, 2, 1), of(3, 3, 1), of(4, 4, 2)];
+    for snapshot in beside.into_iter().chain([of(5, 5, 91), of(7, 7, 6), of(6, 6, 5)]) {
         world.run(&take(first, snapshot)).unwrap();
         assert_eq!(forked(&world), None);
     }
     // A disk of the time of the second one.
-    world.run(&take(first, of(7, 7, 2))).unwrap();
-    world.run(&take(first, of(8, 8, 7))).unwrap();
-    assert_eq!(forked(&world), Some((6, 7)));
-    let gone = BTreeSet::from([SnapshotId::from_bytes([6; 32])]);
+    world.run(&take(first, of(8, 8, 2))).unwrap();
+    world.run(&take(first, of(9, 9, 8))).unwrap();
+    assert_eq!(forked(&world), Some((7, 8)));
+    let gone = BTreeSet::from([SnapshotId::from_bytes([7; 32])]);
     world.run(&Command::Snapshot(SnapshotCommand::Forget { user: ANNA, gone })).unwrap();
-    assert_eq!(forked(&world), Some((5, 7)), "what was taken before is not in it either");
+    assert_eq!(forked(&world), Some((6, 8)), "what was taken before is not in it either");
 
     // Another node begins from HEAD, and an import has no place in that.
     let mut world = self::world();
