@@ -223,7 +223,9 @@ impl Cell {
             self.tell(now, CellEventKind::CouldNotWake, problem.to_string());
         }
         if self.thaw_tries >= START_TRIES_MAX {
+            // Who ordered either is told that it failed, and expects none of it later.
             self.restart_wanted = false;
+            self.restore_ordered = None;
             self.refuse_waiting(&problem, wait, out);
         }
         self.problem = Some(problem);

@@ -129,6 +129,26 @@ fn a_cell_that_may_not_stop_is_not_restored_later_either() {
 }
 
 #[test]
+fn a_cell_that_could_not_be_thawed_is_not_restored_later_either() {
+    let mut scene = Scene::with(IdleRest::Stop, &known());
+    let paused = || Outcome::Looked(Seen::Paused { address: address(), fits: true });
+    scene.done(paused());
+    ordered(&mut scene, 1);
+    let mut answers = vec![];
+    for _ in 0..START_TRIES_MAX {
+        scene.done(failed(Code::DockerFailed));
+        answers.extend(scene.answers());
+        let wait = scene.cell.next_deadline().unwrap().since(scene.now.boot);
+        scene.later(wait).done(paused());
+    }
+    assert_eq!(answers, [(Waiter(9), Err(Code::DockerFailed))]);
+    scene.done(Outcome::Unpaused).done(Outcome::Resumed).done(Outcome::Ready);
+    scene.idle_until_fenced().consent().done(Outcome::Ended { code: 0 });
+    scene.wake().event(Event::Granted);
+    assert_eq!(scene.verb(), Some(Verb::Create));
+}
+
+#[test]
 fn what_was_there_goes_on_when_a_restore_did_not_touch_it() {
     let mut scene = Scene::stopped();
     ordered(&mut scene, 1);
