@@ -165,6 +165,24 @@ struct Run {
     askers: Vec<Asker>,
 }
 
+/// How old the newest snapshot was, and when: it may be older than this boot.
+#[derive(Debug, Clone, Copy)]
+struct Fresh {
+    at: BootMs,
+    age: Millis,
+}
+
+impl Fresh {
+    fn age(self, now: BootMs) -> Millis {
+        Millis(now.since(self.at).0.saturating_add(self.age.0))
+    }
+
+    /// From when on it is as old as that.
+    fn is_old_at(self, age: Millis) -> BootMs {
+        self.at.after(Millis(age.0.saturating_sub(self.age.0)))
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Watched {
     writable: bool,
@@ -172,8 +190,8 @@ struct Watched {
     heard: bool,
     standing: Standing,
     dirty: bool,
-    /// As of when there is a snapshot of it.
-    fresh_at: Option<BootMs>,
+    /// There is a snapshot of it: of when.
+    fresh: Option<Fresh>,
     up_since: BootMs,
     not_before: BootMs,
     backoff: Backoff,
@@ -201,7 +219,7 @@ impl Watched {
             Standing::AtRest => self.dirty.then_some(self.not_before),
             Standing::Up => {
                 let first = || self.up_since.after(FIRST_AFTER.min(every));
-                let due = self.fresh_at.map_or_else(first, |fresh| fresh.after(every));
+                let due = self.fresh.map_or_else(first, |fresh| fresh.is_old_at(every));
                 Some(due.max(self.not_before))
             }
             Standing::Between => None,
@@ -235,7 +253,7 @@ impl Snapshots {
     /// How old the oldest state is of which there is no snapshot: since when a dirty cell has had none.
     pub fn oldest(&self, now: BootMs) -> Option<Millis> {
         let dirty = self.cells.values().filter(|cell| cell.writable && cell.dirty);
-        dirty.map(|cell| now.since(cell.fresh_at.unwrap_or(cell.up_since))).max()
+        dirty.map(|cell| cell.fresh.map_or_else(|| now.since(cell.up_since), |fresh| fresh.age(now))).max()
     }
 
     /// Is this run under way still?
@@ -319,7 +337,7 @@ impl Snapshots {
         let watched = self.cells.entry(cell).or_insert_with(|| Watched::new(now));
         if !std::mem::replace(&mut watched.heard, true) {
             watched.dirty = known.dirty;
-            watched.fresh_at = known.age.map(|age| BootMs(now.0.saturating_sub(age.0)));
+            watched.fresh = known.age.map(|age| Fresh { at: now, age });
         }
         if standing == Standing::Up && watched.standing != Standing::Up {
             watched.up_since = now;
@@ -341,7 +359,7 @@ impl Snapshots {
         match end {
             End::Taken => {
                 watched.backoff.reset();
-                watched.fresh_at = Some(ended.begun);
+                watched.fresh = Some(Fresh { at: ended.begun, age: Millis(0) });
                 watched.dirty &= ended.online;
             }
             End::Failed => watched.not_before = now.after(watched.backoff.next(random)),
@@ -375,7 +393,7 @@ impl Watched {
             heard: false,
             standing: Standing::Between,
             dirty: false,
-            fresh_at: None,
+            fresh: None,
             up_since: now,
             not_before: now,
             backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),

@@ -128,6 +128,21 @@ fn a_cell_that_is_up_gets_one_now_and_then_and_stays_dirty() {
 }
 
 #[test]
+fn a_snapshot_of_before_this_boot_is_as_old_as_it_is() {
+    let mut scene = Scene::new(1);
+    scene.writable(1);
+    scene.step(Event::Every(Millis::minutes(360)));
+    let seven_hours = Millis::minutes(420);
+    assert!(seven_hours.0 > scene.now.0, "older than the boot");
+    let known = Known { dirty: true, age: Some(seven_hours) };
+    let out = scene.step(Event::State { cell: id(1), state: CellState::Running, known });
+    assert!(begins(1, true)(&out), "{out:?}");
+    assert_eq!(scene.machine.oldest(scene.now.after(Millis::minutes(1))), Some(Millis::minutes(421)));
+    scene.ends(1, End::Taken);
+    assert_eq!(scene.machine.oldest(scene.now.after(Millis::minutes(1))), Some(Millis::minutes(1)));
+}
+
+#[test]
 fn what_failed_is_tried_again_ever_more_rarely_and_a_new_rest_at_once() {
     let mut scene = Scene::new(1);
     scene.writable(1);
