@@ -3,11 +3,15 @@
 //! Every name is looked at before it is opened, opened relative to the folder that it is in, never through a symbolic
 //! link and never on another mount, without waiting; what the open descriptor says is what counts. Special files are
 //! passed over. Depth, number of entries and their bytes have bounds.
+//!
+//! What its owner may not read is read all the same, where the worker works as that owner: a cell that has shut a folder
+//! (`chmod 000`) is kept with it, and can be restored. Its mode is what it was as soon as it is open; a folder's, once the walk
+//! has left it.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -151,10 +155,27 @@ pub(crate) struct Walk {
 
 #[derive(Debug)]
 struct Level {
-    fd: OwnedFd,
+    folder: Folder,
     path: PathBuf,
     names: std::vec::IntoIter<OsString>,
     databases: HashSet<OsString>,
+}
+
+/// An open folder.
+#[derive(Debug)]
+struct Folder {
+    fd: OwnedFd,
+    /// Its mode, where that had to be another one for what is in it to be opened.
+    shut: Option<Mode>,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Some(mode) = self.shut {
+            // Where it cannot be set back it is open to its owner, who can shut it again.
+            let _ = rustix::fs::fchmod(&self.fd, mode);
+        }
+    }
 }
 
 impl Walk {
@@ -180,7 +201,7 @@ impl Walk {
 
     /// The open folder of the entry that came last, for what has to be opened beside it.
     pub(crate) fn folder(&self) -> Option<BorrowedFd<'_>> {
-        self.levels.last().map(|level| level.fd.as_fd())
+        self.levels.last().map(|level| level.folder.fd.as_fd())
     }
 
     /// Leaves out what belongs to a database that was copied while it was in use.
@@ -199,17 +220,17 @@ impl Walk {
             self.owner = Some((stat.stx_uid, stat.stx_gid));
         }
         let entry = self.entry(PathBuf::new(), Kind::Directory, &stat, xattrs(fd.as_fd()), What::Directory);
-        self.enter(fd, PathBuf::new())?;
+        self.enter(Folder { fd, shut: None }, PathBuf::new())?;
         Ok(entry)
     }
 
-    fn enter(&mut self, fd: OwnedFd, path: PathBuf) -> Result<(), Failure> {
+    fn enter(&mut self, folder: Folder, path: PathBuf) -> Result<(), Failure> {
         let room = self.limits.entries_max.saturating_sub(self.entries);
-        let names = names(fd.as_fd(), room).map_err(|errno| Failure::io("read folder", &path, errno))?;
+        let names = names(folder.fd.as_fd(), room).map_err(|errno| Failure::io("read folder", &path, errno))?;
         let Some(names) = names else {
             return Err(Failure::TooManyEntries { entries_max: self.limits.entries_max });
         };
-        self.levels.push(Level { fd, path, names: names.into_iter(), databases: HashSet::new() });
+        self.levels.push(Level { folder, path, names: names.into_iter(), databases: HashSet::new() });
         Ok(())
     }
 
@@ -276,13 +297,13 @@ impl Walk {
 
     fn take(&mut self, path: PathBuf, name: &OsStr, found: Found) -> Result<Entry, Failure> {
         match found {
-            Found::Directory(fd, stat) => {
-                let entry =
-                    self.entry(path.clone(), Kind::Directory, &stat, xattrs(fd.as_fd()), What::Directory);
+            Found::Directory(folder, stat) => {
+                let xattrs = xattrs(folder.fd.as_fd());
+                let entry = self.entry(path.clone(), Kind::Directory, &stat, xattrs, What::Directory);
                 if excludes::is_emptied(self.workload, &path) {
                     self.skips.count(|skips| skips.excluded += 1);
                 } else {
-                    self.enter(fd, path)?;
+                    self.enter(folder, path)?;
                 }
                 Ok(entry)
             }
@@ -316,7 +337,7 @@ impl Iterator for Walk {
 
 /// Something that can be stored, open where it has content.
 enum Found {
-    Directory(OwnedFd, Statx),
+    Directory(Folder, Statx),
     File(File, Statx),
     Symlink(OsString, Statx),
 }
@@ -356,14 +377,17 @@ impl Skip {
 }
 
 fn found(level: &Level, name: &OsStr, bytes_left: u64) -> Result<Found, Skip> {
-    let folder = level.fd.as_fd();
+    let folder = level.folder.fd.as_fd();
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let seen = rustix::fs::statx(folder, name, flags, StatxFlags::BASIC_STATS).map_err(Skip::from_errno)?;
     match kind(&seen) {
         FileType::Directory => {
-            let fd = open_beneath(folder, name, DIRECTORY).map_err(Skip::from_errno)?;
-            let stat = stat_fd(fd.as_fd()).map_err(Skip::from_errno)?;
-            Ok(Found::Directory(fd, stat))
+            let found = open_directory(folder, name).map_err(Skip::from_errno)?;
+            let mut stat = stat_fd(found.fd.as_fd()).map_err(Skip::from_errno)?;
+            if let Some(shut) = found.shut {
+                stat.stx_mode = stat.stx_mode & !0o7777 | shut.bits() as u16;
+            }
+            Ok(Found::Directory(found, stat))
         }
         FileType::RegularFile => {
             let fd = open_regular(folder, name).map_err(Skip::from_errno)?;
@@ -389,10 +413,62 @@ fn found(level: &Level, name: &OsStr, bytes_left: u64) -> Result<Found, Skip> {
 
 /// Without leaving a trace in the access time, where that is allowed (to the owner).
 fn open_regular(folder: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
-    match open_beneath(folder, name, REGULAR | OFlags::NOATIME) {
+    let open = || match open_beneath(folder, name, REGULAR | OFlags::NOATIME) {
         Err(Errno::PERM) => open_beneath(folder, name, REGULAR),
         other => other,
+    };
+    match open() {
+        Err(Errno::ACCESS) => {
+            let (shut, mode) = unshut(folder, name, FileType::RegularFile, Mode::RUSR)?;
+            let opened = open();
+            set_mode(&shut, mode)?;
+            opened
+        }
+        other => other,
     }
+}
+
+/// Names are read from the descriptor, but what is below them is looked up by the folder's mode of then.
+fn open_directory(folder: BorrowedFd<'_>, name: &OsStr) -> Result<Folder, Errno> {
+    match open_beneath(folder, name, DIRECTORY) {
+        Err(Errno::ACCESS) => {}
+        Ok(fd) if is_passable(&stat_fd(fd.as_fd())?) => return Ok(Folder { fd, shut: None }),
+        Ok(_) => {}
+        Err(other) => return Err(other),
+    }
+    let (shut, mode) = unshut(folder, name, FileType::Directory, Mode::RUSR | Mode::XUSR)?;
+    match open_beneath(folder, name, DIRECTORY) {
+        Ok(fd) => Ok(Folder { fd, shut: Some(mode) }),
+        Err(errno) => set_mode(&shut, mode).and(Err(errno)),
+    }
+}
+
+/// May what is in this folder be looked up? Root always may, and what is somebody else's is not ours to open.
+fn is_passable(folder: &Statx) -> bool {
+    let us = rustix::process::geteuid();
+    us.is_root() || folder.stx_uid != us.as_raw() || u32::from(folder.stx_mode) & Mode::XUSR.bits() != 0
+}
+
+/// Gives the owner, whom the worker works as, these rights to what is shut to it as well. What it is, and the mode that it had.
+fn unshut(
+    folder: BorrowedFd<'_>,
+    name: &OsStr,
+    is: FileType,
+    rights: Mode,
+) -> Result<(OwnedFd, Mode), Errno> {
+    let found = open_beneath(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
+    let stat = stat_fd(found.as_fd())?;
+    if kind(&stat) != is || stat.stx_uid != rustix::process::geteuid().as_raw() {
+        return Err(Errno::ACCESS);
+    }
+    let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777);
+    set_mode(&found, mode | rights)?;
+    Ok((found, mode))
+}
+
+/// Of what is open as a path only, for which there is no `fchmod` (open(2), `O_PATH`).
+fn set_mode(found: &OwnedFd, mode: Mode) -> Result<(), Errno> {
+    rustix::fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), mode)
 }
 
 /// Opens a folder that is the caller's own path, not the cell's.

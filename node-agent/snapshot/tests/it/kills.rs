@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
 use std::time::Duration;
 
 use berth_snapshot::Reason;
@@ -169,14 +170,26 @@ fn a_worker_works_as_the_cells_own_uid_and_shows_how_far_it_is() {
         .unwrap()
         .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (7);")
         .unwrap();
+    // What it has shut to itself: a folder that it may not enter, one that it may not list, a file.
+    let shut = [("shut", 0o000), ("unlisted", 0o100), ("unpassed", 0o400), ("shut-file", 0o000)];
+    for (name, _) in &shut[..3] {
+        fs::create_dir(world.cell().join(name)).unwrap();
+        fs::write(world.cell().join(name).join("in"), name).unwrap();
+        chown(world.cell().join(name).join("in"), owner.0, owner.1).unwrap();
+    }
+    fs::write(world.cell().join("shut-file"), "shut").unwrap();
     for path in ["cell", "cell/f", "cell/d.sqlite", "scratch", "state", "home"] {
         chown(world.path(path), owner.0, owner.1).unwrap();
     }
-    fs::set_permissions(world.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for (name, mode) in shut {
+        chown(world.cell().join(name), owner.0, owner.1).unwrap();
+        fs::set_permissions(world.cell().join(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    fs::set_permissions(world.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     fs::write(world.cell().join("roots-secret"), "x").unwrap();
     fs::set_permissions(
         world.cell().join("roots-secret"),
-        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+        PermissionsExt::from_mode(0o600),
     )
     .unwrap();
     let mut job = world.snapshot_job();
@@ -189,6 +202,8 @@ fn a_worker_works_as_the_cells_own_uid_and_shows_how_far_it_is() {
         (1, ["roots-secret".to_owned()].as_slice())
     );
     assert_eq!(taken.skips.databases_torn, 0, "{taken:?}");
+    let modes = |folder: &Path| shut.map(|(name, _)| fs::metadata(folder.join(name)).unwrap().mode() & 0o7777);
+    assert_eq!(modes(&world.cell()), shut.map(|(_, mode)| mode), "what was shut is shut");
     assert!(world.path("state/digests").exists());
     assert!(done.memory_bytes_peak > 0 && done.traffic.puts > 0, "{:?}", done.traffic);
 
@@ -199,6 +214,10 @@ fn a_worker_works_as_the_cells_own_uid_and_shows_how_far_it_is() {
     let done = run(&world, Job::Restore(Box::new(job.clone())), Some((20_001, 20_001)), LONG).unwrap();
     let Outcome::Restored(restored) = done.outcome else { panic!("{done:?}") };
     assert_eq!(restored.tree, Some(taken.tree));
+    assert_eq!(modes(&world.path("home/cell")), shut.map(|(_, mode)| mode));
+    for (name, _) in &shut[..3] {
+        assert_eq!(fs::read_to_string(world.path("home/cell").join(name).join("in")).unwrap(), *name);
+    }
     // The parent of the staging is root's: refused, with nothing left.
     job.staging = world.path("staging");
     let failed = run(&world, Job::Restore(Box::new(job)), Some((20_001, 20_001)), LONG).unwrap_err();
