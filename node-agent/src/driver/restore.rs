@@ -1,13 +1,16 @@
 //! A restore as the driver sees it: what is journaled around it, and how it is carried out. That there is one to be made is
 //! the lifecycle's to know.
 
-use berth_node_agent_core::cell::Outcome;
+use std::path::Path;
+
+use berth_node_agent_core::cell::{Outcome, Seen};
 use berth_node_agent_core::heads;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::SnapshotId;
 use berth_shared::time::UnixMs;
+use berth_snapshot::{RESTORE_STAGING, Skips};
 use tokio::sync::mpsc;
 
 use super::save::keep;
@@ -28,7 +31,7 @@ pub(super) struct Order {
     newer: Option<ImageRef>,
     /// The cell had left the disk: what is there still is no data of its.
     archived: bool,
-    /// What is there now is kept first.
+    /// What is there now is kept first; of a cell that is new here, where something is there all the same.
     save: Option<Take>,
 }
 
@@ -41,7 +44,8 @@ impl<R: Runtime> Driver<R> {
         let archived = machine.archived_in().is_some();
         let newer = self.snapshots.heads.newer_image(memory, machine, snapshot);
         turn.records.extend(heads::restore_begins(memory, machine));
-        let save = if over { self.plan_take(cell, false, turn) } else { None };
+        let has_disk = || self.hands.quota.cells().is_ok_and(|cells| cells.contains(&cell));
+        let save = if over || has_disk() { self.plan_take(cell, false, turn) } else { None };
         let order = Order { access: self.access(cell), snapshot, over, newer, archived, save };
         self.restores.insert(cell, order);
     }
@@ -73,6 +77,40 @@ pub(super) async fn restore<R: Runtime>(
     }
 }
 
+/// Whatever the snapshot had to leave out would be gone with what is there.
+fn all_is_kept(skips: Skips) -> Result<(), Problem> {
+    if !skips.is_incomplete() {
+        return Ok(());
+    }
+    let names = skips.names.join(", ");
+    let text = format!("what is there cannot all be kept first, and so it stays: no snapshot can hold {names}");
+    Err(Problem::new(Code::SnapshotFailed, text))
+}
+
+/// An agent that has lost its journal knows of no container, and would put the data back beneath one that runs.
+fn nothing_runs(seen: &Seen) -> Result<(), Problem> {
+    match seen {
+        Seen::Absent | Seen::Exited { .. } => Ok(()),
+        Seen::Foreign { detail } => Err(Problem::new(Code::NotOurs, detail.clone())),
+        Seen::Running { .. } | Seen::Paused { .. } | Seen::Between => {
+            let text = "a container of the cell is up, and its data is not replaced beneath it";
+            Err(Problem::new(Code::RestoreFailed, text))
+        }
+    }
+}
+
+/// Is there anything in the folder of a cell that is new here? The journal that knew of it was lost, then.
+fn holds_data(folder: &Path) -> Result<bool, Problem> {
+    let failed = |error: std::io::Error| Problem::new(Code::RestoreFailed, error.to_string());
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name != "lost+found" && name != RESTORE_STAGING {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Keeps what is there, then puts the snapshot in its place. When that was taken.
 async fn keep_and_restore<R: Runtime>(
     hands: &Hands<R>,
@@ -91,15 +129,19 @@ async fn keep_and_restore<R: Runtime>(
         // There would not always be room for it twice. Nobody is to start it meanwhile.
         hands.empty(job).await?;
     }
-    let files = files(hands, job).await?;
     // Half of a restore that was cut short is no state that anybody wants back.
     let is_half = || hands.snapshots.is_half_restored(job.spec.cell);
-    if let Some(take) = order.save {
-        let kept = keep(hands, &files, Box::new(take), tell).await;
+    if !order.over {
+        nothing_runs(&hands.look(job).await?)?;
+    }
+    let files = files(hands, job).await?;
+    let holds = order.over || !order.archived && holds_data(&files.folder)?;
+    if let Some(take) = order.save.filter(|_| holds) {
+        let kept = keep(hands, &files, Box::new(take), tell).await.and_then(all_is_kept);
         if !is_half() {
             kept?;
         }
-    } else if order.over && !is_half() {
+    } else if holds && !is_half() {
         let text =
             "what is there could not be kept first: the node was not told where the user's snapshots are";
         return Err(unknown(text));

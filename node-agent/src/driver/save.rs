@@ -6,6 +6,7 @@ use berth_node_agent_core::cell::Outcome;
 use berth_node_agent_core::heads;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
+use berth_snapshot::Skips;
 use tokio::sync::{mpsc, oneshot};
 
 use super::snapshots::{Ended, files_there};
@@ -58,7 +59,10 @@ pub(super) async fn save<R: Runtime>(
     let kept = async {
         match order {
             Order::Nothing => Ok(()),
-            Order::Take(take) => keep(hands, &files_there(hands, job).await?, take, tell).await,
+            Order::Take(take) => {
+                // Nothing of what it had to leave out is touched by another image.
+                keep(hands, &files_there(hands, job).await?, take, tell).await.map(drop)
+            }
             Order::Unknown => {
                 let text = "the node was not told where the user's snapshots go";
                 Err(Problem::new(Code::RepositoryUnknown, text))
@@ -74,7 +78,7 @@ pub(super) async fn save<R: Runtime>(
     }
 }
 
-/// Takes a snapshot of what is in a cell's folder, and waits until that is written.
+/// Takes a snapshot of what is in a cell's folder, and waits until that is written. What it had to leave out.
 ///
 /// # Errors
 /// What the worker said; or nobody but this agent would ever know of it.
@@ -83,13 +87,15 @@ pub(super) async fn keep<R: Runtime>(
     files: &Files,
     take: Box<Take>,
     tell: &mpsc::Sender<Input>,
-) -> Result<(), Problem> {
+) -> Result<Skips, Problem> {
     let taken = hands.snapshots.take(files, &take).await?;
+    let skips = taken.skips.clone();
     let (written, is_written) = oneshot::channel();
     let ended = Ended { run: None, take, outcome: Ok(taken), written: Some(written) };
     // The driver is gone only when the agent ends.
     let _ = tell.send(Input::SnapshotEnded(ended)).await;
     // From here on it may be the only copy: it has to be told of, whatever becomes of this agent.
     let written = is_written.await.map_err(|_| Problem::new(Code::Internal, "the agent ends"))?;
-    written.map_err(|error| Problem::new(Code::JournalFull, chain(&error)))
+    written.map_err(|error| Problem::new(Code::JournalFull, chain(&error)))?;
+    Ok(skips)
 }

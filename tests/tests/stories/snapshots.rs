@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use berth_test_s3::{Fault, Server};
+use berth_tests::lab::shell::run;
 use berth_tests::world::wait::eventually;
 use berth_tests::world::{BOUND, Member, Options, Rest, World};
 use serde_json::{Value, json};
@@ -303,6 +304,54 @@ async fn a_node_whose_disk_is_lost_has_its_users_data_back_from_the_bucket() {
     assert_eq!(next["parent"], head["id"]);
     story.next_head("anna", &head).await;
     story.world.end(&[]).await;
+}
+
+/// Its journal is damaged, and it does what it is told then: another journal, and a token to rejoin.
+async fn loses_its_journal(world: &mut World) {
+    world.agent.kill9();
+    let agent = world.dir().join("agent");
+    std::fs::rename(agent.join("journal"), agent.join("journal.damaged")).unwrap();
+    let name = world.node_name.clone();
+    let revoked = world.api.cli(&["node", "revoke", &name, "--yes"]).await;
+    assert_eq!(revoked.code, 0, "{revoked:?}");
+    let token = world.api.post("/v1/tokens", json!({ "node": name, "rejoin": true })).await.ok(201);
+    let file = world.dir().join("rejoin-token");
+    std::fs::write(&file, token["token"].as_str().unwrap()).unwrap();
+    world.agent.run_once("join", &["--token-file", &file.display().to_string()]).await;
+    world.agent.spawn().await;
+    world.agent_is_connected().await;
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_journal_keeps_what_is_on_its_disks_before_it_begins_from_head() {
+    let mut story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, NOT_IN_THIS_STORY).await;
+    write(&anna, "a", "in HEAD").await;
+    story.world.api.post("/v1/cells/anna/snapshot", json!({})).await.ok(200);
+    let head = story.next_head("anna", &Value::Null).await;
+    write(&anna, "a", "on the disk alone").await;
+
+    loses_its_journal(&mut story.world).await;
+    eventually("the container of before is in the way", BOUND, async || {
+        (story.world.status("anna").await["problem"]["code"] == "not_ours").then_some(())
+    })
+    .await;
+    // Nothing is put beneath it, whoever asks.
+    let asked = story.world.api.post("/v1/cells/anna/restart", json!({})).await;
+    assert!(asked.status >= 400, "{}", asked.text());
+    story.world.container_is(&anna.cell, "running").await;
+
+    for container in story.world.engine.containers_of(&anna.cell).await {
+        run("docker", &["rm", "-f", &container.id]);
+    }
+    story.world.api.post("/v1/cells/anna/restart", json!({})).await.ok(200);
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("in HEAD"));
+    let listed = story.snapshots("anna").await;
+    let kept = listed["history"].as_array().unwrap().iter().chain([&listed["head"]]);
+    let kept = kept.cloned().find(|kept| kept["parent"] == head["id"]).expect("what was there");
+    story.restore("anna", &kept).await;
+    assert_eq!(read(&anna, "a").await.as_deref(), Some("on the disk alone"));
+    story.world.end(&["not this node's"]).await;
 }
 
 #[tokio::test]
