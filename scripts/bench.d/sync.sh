@@ -16,7 +16,7 @@
 #                   is built first where it is missing (a quarter of an hour)
 #   --rounds N      how often (default 5)
 #   --delay MS      added each way by the relay (default none)
-#   --chunk BYTES   how large Berth's chunks are on average, a power of two (default 1048576, restic's). Said again: another
+#   --chunk BYTES   how large Berth's chunks are on average, a power of two (default 262144). Said again: another
 #                   arm of Berth with that size, whose figures begin with `chunkBYTES_`
 #   --times N       a cell N times as large, with the same changes (default 1)
 #   --without TOOL  without restic, or without rclone
