@@ -108,6 +108,7 @@ pub struct Cell {
     leaseless: bool,
     /// Why it shall come up by itself once the lease is held again.
     owed: Option<WakeCause>,
+    /// It has been up, and an end of it is not meant: it comes up again by itself.
     was_up: bool,
     /// Until when the workload's consent holds for a pause: without end once the pause is confirmed, since it has not
     /// run since. `None`: a container found paused now was paused in the middle of something.
@@ -219,7 +220,8 @@ impl Cell {
             retired: false,
             leaseless: false,
             owed: None,
-            was_up: remembered.up_this_boot,
+            // One that rested then has ended at rest, whatever ended it.
+            was_up: remembered.up_this_boot && !remembered.frozen,
             consent_until: remembered.frozen.then_some(BootMs(u64::MAX)),
             noticed: None,
             last_active: now.boot,
@@ -419,6 +421,10 @@ impl Cell {
         // What these find there is newer than what was reported before they began.
         if !matches!(verb, Verb::Observe | Verb::Fence | Verb::Suspend | Verb::Push | Verb::Resume) {
             self.noticed = None;
+        }
+        if verb == Verb::Stop {
+            // Its end is meant from here on, also where this is told as failed.
+            self.was_up = false;
         }
         self.operation = Some(Operation { id, verb, begun: now.boot, until: now.boot.after(verb.limit()) });
         if let Some(intent) = Intent::of(self.spec.cell, id, verb) {

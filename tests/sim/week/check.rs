@@ -319,8 +319,16 @@ impl World {
                     self.broken("n", &format!("cell {cell} is woken for its schedule, and nothing is due"));
                 }
             }
-            WakeCause::Created | WakeCause::Recovery | WakeCause::Adopted | WakeCause::TurnedRound => {}
+            WakeCause::Recovery => {
+                let meant = truth.watch.ends_as_meant && matches!(truth.run, Run::Exited { .. });
+                if meant && !self.stays_on(cell) {
+                    self.broken("n", &format!("cell {cell} is started again, and it had ended at rest"));
+                }
+            }
+            WakeCause::Created | WakeCause::Adopted | WakeCause::TurnedRound => {}
         }
+        // What follows from this wake is about this one.
+        self.cells[cell].watch.ends_as_meant = false;
         let soon = truth_rested(self.cells[cell].watch.rested_at, now);
         if soon && matches!(cause, WakeCause::Session | WakeCause::Bearer) {
             self.cells[cell].watch.flaps.push_back(now);
@@ -361,7 +369,7 @@ impl World {
         self.life.as_ref().is_none_or(|life| waits(life) > 0)
     }
 
-    fn believed(&self, cell: usize) -> Option<CellState> {
+    pub(crate) fn believed(&self, cell: usize) -> Option<CellState> {
         self.life.as_ref()?.agent.cell(cell_id(cell)).map(|believed| believed.state())
     }
 
@@ -456,13 +464,16 @@ impl World {
         }
     }
 
-    fn audit_awake(&mut self, cell: usize) {
-        let truth = &self.cells[cell];
-        // As this node was told last: what is ordered while nobody answers here is not known here.
+    /// Is it always on? As this node was told last, too: what is ordered while nobody answers here is not known here.
+    fn stays_on(&self, cell: usize) -> bool {
         let desired = self.life.as_ref().and_then(|life| life.memory.desired.as_ref());
         let told = desired.and_then(|desired| desired.assignments.get(cell)).map(|told| told.spec.rest.rest);
-        let stays = [Some(self.wanted[cell].spec.rest.rest), told].contains(&Some(IdleRest::AlwaysOn));
-        if !truth.runs() || stays || truth.watch.held_until > 0 {
+        [Some(self.wanted[cell].spec.rest.rest), told].contains(&Some(IdleRest::AlwaysOn))
+    }
+
+    fn audit_awake(&mut self, cell: usize) {
+        let truth = &self.cells[cell];
+        if !truth.runs() || self.stays_on(cell) || truth.watch.held_until > 0 {
             return;
         }
         let idle = self.wanted[cell].spec.rest.idle_after.0;

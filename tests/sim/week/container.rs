@@ -1,6 +1,6 @@
 //! How containers and what runs in them change, and who hears of it.
 
-use crate::plan::{At, MINUTE, SECOND};
+use crate::plan::{At, MINUTE, SECOND, cell_id};
 use crate::truth::{Run, Work};
 use crate::world::{Happening, World};
 
@@ -20,7 +20,7 @@ impl World {
         let truth = &mut self.cells[cell];
         truth.run_number = run;
         truth.work = Work { ready_at, ..Work::default() };
-        truth.watch.frozen_at = None;
+        (truth.watch.frozen_at, truth.watch.ends_as_meant) = (None, false);
         truth.resident = truth.habits.memory;
         self.set_run(cell, Run::Up);
         self.later(boot + 700, Happening::SchedulerStarts { cell, run });
@@ -94,6 +94,10 @@ impl World {
 
     pub(crate) fn container_ends(&mut self, cell: usize, run: u64, code: i64) {
         if self.cells[cell].is_up() && self.cells[cell].run_number == run {
+            let known = self.disk.cells.get(&cell_id(cell));
+            if self.cells[cell].run == Run::Paused && known.is_some_and(|known| known.frozen) {
+                self.cells[cell].watch.ends_as_meant = true;
+            }
             self.memory_gone(cell);
             self.set_run(cell, Run::Exited { code });
             self.cut_requests(cell);

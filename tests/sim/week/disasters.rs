@@ -23,9 +23,10 @@ impl World {
         let every = self.plan.disaster_every;
         let wait = self.dice.between(MINUTE, 2 * every);
         self.later(wait, Happening::Disaster);
-        match self.dice.between(0, 12) {
+        match self.dice.between(0, 13) {
             0..3 => self.agent_dies(),
-            3 => self.machine_reboots(),
+            3 => self.machine_reboots(true),
+            12 => self.machine_reboots(false),
             4 => self.engine_goes(),
             5 => self.stream_breaks(),
             6 | 7 => self.clock_steps(),
@@ -35,9 +36,10 @@ impl World {
         }
     }
 
-    fn machine_reboots(&mut self) {
-        self.note(|| "the machine reboots".to_owned());
-        self.count("reboots");
+    /// `kernel`: also that. Without it (`systemctl soft-reboot`) everything ends, and the boot is the same.
+    fn machine_reboots(&mut self, kernel: bool) {
+        self.note(|| format!("the machine reboots, with its kernel: {kernel}"));
+        self.count(if kernel { "reboots" } else { "soft reboots" });
         self.agent_dies();
         self.ops.clear();
         for cell in 0..self.cells.len() {
@@ -45,9 +47,11 @@ impl World {
                 self.container_ends(cell, self.cells[cell].run_number, 137);
             }
         }
-        self.swap.written = berth_shared::units::Bytes::ZERO;
-        self.boot_base = self.at;
-        self.boot_number = self.boot_number.wrapping_add(1);
+        if kernel {
+            self.swap.written = berth_shared::units::Bytes::ZERO;
+            self.boot_base = self.at;
+            self.boot_number = self.boot_number.wrapping_add(1);
+        }
         self.excuse_node(40 * MINUTE);
     }
 

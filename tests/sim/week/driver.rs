@@ -283,6 +283,7 @@ impl World {
             Note::Up { from, cause, .. } => {
                 self.count(if *from == Depth::Frozen { "thaws" } else { "boots" });
                 self.used(cell, self.at);
+                self.cells[cell].watch.ends_as_meant = false;
                 self.check_flap(cell, *cause);
             }
             Note::Rested(rest) => {

@@ -17,7 +17,7 @@
 //! | k | swap that is promised to cells is there |
 //! | l | cells leave swap only when it is short, the longest-frozen first and those with an open tab last; after T2; when out of date; and then they do |
 //! | m | a cell that is held awake stays so, and one that is woken again and again rests more rarely |
-//! | n | nothing is woken for nobody, an abandoned tab least of all; a cell that nobody uses rests |
+//! | n | nothing is woken for nobody, an abandoned tab least of all, nor for its having ended at rest; a cell that nobody uses rests |
 //!
 //! `SIM_SEEDS` says how many seeds (default 2), `SIM_BASE` where they begin, `SIM_SEED` replays one and tells more of it,
 //! `SIM_DAYS` how long a story is (default 1, a plain build is slow; `scripts/test` takes 7 in the `sim` profile).

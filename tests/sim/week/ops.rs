@@ -4,7 +4,7 @@ use berth_node_agent_core::agent;
 use berth_node_agent_core::cell::{
     Event, Making, Observation, OpId, OtherImage, Outcome, Pushed, Seen, SuspendAnswer, Verb,
 };
-use berth_shared::cell::ImageRef;
+use berth_shared::cell::{CellState, ImageRef};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::Millis;
 
@@ -487,6 +487,9 @@ impl World {
                 known.signalled = true;
             }
             self.check_stop(running);
+            // One that did not get ready is stopped, too, and its start goes on.
+            let rests = self.believed(cell) == Some(CellState::Stopping) && !self.is_late(running);
+            self.cells[cell].watch.ends_as_meant |= rests;
             self.cells[cell].work.draining = true;
             let run = self.cells[cell].run_number;
             let wait = self.dice.between(800, 5 * SECOND);

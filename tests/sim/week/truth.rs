@@ -85,6 +85,8 @@ pub(crate) struct Watch {
     /// Somebody had a reason to wake it then.
     pub(crate) reason_at: At,
     pub(crate) pace: VecDeque<At>,
+    /// Its run ends, or has ended, as it was meant to: it was stopped, or rested as the journal has it.
+    pub(crate) ends_as_meant: bool,
     /// It waits for a start permit since then.
     pub(crate) queued_since: Option<At>,
 }

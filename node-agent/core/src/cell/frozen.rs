@@ -32,6 +32,8 @@ impl Cell {
         }
         if self.consent_until.is_some_and(|until| now.boot < until) {
             self.consent_until = Some(BootMs(u64::MAX));
+            // Whatever ends it from here on ends it at rest, also where a kill of ours is told as failed.
+            self.was_up = false;
         } else {
             self.consent_until = None;
             self.want(now, WakeCause::TurnedRound);

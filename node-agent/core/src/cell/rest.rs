@@ -192,6 +192,10 @@ impl Cell {
             (RestStep::Reviving, Outcome::Resumed) => self.up_again(now, out),
             (RestStep::Pausing { .. } | RestStep::Stopping, Outcome::Failed(problem)) => {
                 let detail = problem.detail;
+                if self.restart_wanted {
+                    // Should it have ended all the same, it is not left down.
+                    self.want(now, WakeCause::Operator);
+                }
                 self.refused(now, BusyReason::RestFailed { detail }, Again::Rarely, random, out);
                 if self.must_stay_down() {
                     // It would be stopped again at once, and fail again at once.

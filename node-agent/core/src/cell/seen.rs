@@ -145,7 +145,6 @@ impl Cell {
         }
         if self.state() == CellState::Frozen {
             // Somebody thawed or killed it behind our back: its consent to rest is void.
-            self.was_up = false;
             self.consent_until = None;
         }
         self.look(now, out);

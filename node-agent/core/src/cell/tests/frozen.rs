@@ -147,6 +147,18 @@ fn swap_that_runs_short_ends_a_frozen_cell_and_no_other() {
 }
 
 #[test]
+fn a_kill_that_took_effect_and_is_told_as_failed_leaves_a_stopped_cell() {
+    let mut scene = Scene::frozen();
+    scene.event(Event::SwapNeeded).done(failed(Code::DockerFailed));
+    let due = scene.cell.next_deadline().unwrap();
+    scene.later(due.since(scene.now.boot));
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 137 }));
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Stopped, None));
+    assert_eq!(scene.cell.next_deadline(), None, "nobody wants it");
+}
+
+#[test]
 fn a_frozen_cell_whose_image_is_out_of_date_is_ended_and_wakes_on_the_new_one() {
     let mut scene = Scene::frozen();
     let mut newer = assignment(IdleRest::Freeze);

@@ -35,6 +35,29 @@ fn an_idle_cell_that_may_freeze_is_paused() {
 }
 
 #[test]
+fn a_stop_that_took_effect_and_is_told_as_failed_leaves_a_stopped_cell() {
+    let ended = || Outcome::Looked(Seen::Exited { fits: true, code: 0 });
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.idle_until_fenced().consent().done(failed(Code::DockerFailed));
+    scene.done(ended());
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Stopped, None));
+    // What runs still is up as before.
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.idle_until_fenced().consent().done(failed(Code::DockerFailed));
+    scene.done(Outcome::Looked(Seen::Running { address: address(), fits: true }));
+    scene.done(Outcome::Resumed).done(Outcome::Ready);
+    scene.event(Event::Noticed(Seen::Exited { fits: true, code: 1 }));
+    assert!(matches!(scene.cell.phase, Phase::Cooling { again: true, .. }));
+    // A restart is not left half done.
+    let mut scene = Scene::running(IdleRest::Stop);
+    scene.event(Event::Restart { waiter: Waiter(1) }).fenced(0).consent();
+    scene.done(failed(Code::DockerFailed));
+    assert_eq!(scene.answers(), [(Waiter(1), Err(Code::CellBusy))]);
+    scene.done(ended());
+    assert!(scene.cell.waits_for_permit());
+}
+
+#[test]
 fn an_always_on_cell_never_begins_to_rest() {
     let mut scene = Scene::running(IdleRest::AlwaysOn);
     assert_eq!(scene.cell.next_deadline(), None);

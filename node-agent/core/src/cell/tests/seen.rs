@@ -101,6 +101,33 @@ fn a_cell_that_died_while_nobody_looked_is_started_again() {
 }
 
 #[test]
+fn a_frozen_cell_that_ended_while_nobody_looked_waits_to_be_woken() {
+    let frozen = Remembered { up_this_boot: true, frozen: true, ..known() };
+    let mut scene = Scene::with(IdleRest::Freeze, &frozen);
+    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 137 }));
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Stopped, None));
+    scene.wake();
+    assert!(scene.cell.waits_for_permit());
+    // Thawed by somebody meanwhile, it is up, and what is up comes up again.
+    let mut thawed = Scene::with(IdleRest::Freeze, &frozen);
+    thawed.done(Outcome::Looked(Seen::Running { address: address(), fits: true }));
+    thawed.done(Outcome::Resumed).done(Outcome::Ready);
+    thawed.event(Event::Noticed(Seen::Exited { fits: true, code: 1 }));
+    assert!(matches!(thawed.cell.phase, Phase::Cooling { again: true, .. }));
+}
+
+#[test]
+fn a_cell_that_ends_while_its_pause_is_confirmed_has_ended_at_rest() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    scene.idle_until_fenced().consent();
+    scene.event(Event::Noticed(Seen::Exited { fits: true, code: 137 }));
+    scene.done(Outcome::Paused);
+    assert_eq!(scene.verb(), Some(Verb::Look));
+    scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 137 }));
+    assert_eq!((scene.cell.state(), scene.verb()), (CellState::Stopped, None));
+}
+
+#[test]
 fn a_foreign_container_is_left_alone() {
     let mut scene = Scene::with(IdleRest::Stop, &known());
     scene.done(Outcome::Looked(Seen::Foreign { detail: "berth-anna".into() }));
