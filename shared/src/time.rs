@@ -64,6 +64,9 @@ impl BootMs {
 }
 
 impl UnixMs {
+    /// The last moment of the year 9999: RFC 3339 has no words for a later one, so that who reads it as JSON could not.
+    pub const LAST_IN_WORDS: Self = Self(253_402_300_799_999);
+
     /// This much later; the largest time where it does not fit.
     pub const fn after(self, span: Millis) -> Self {
         Self(self.0.saturating_add(span.0))
@@ -129,6 +132,14 @@ mod tests {
         let last: UnixMs = serde_json::from_str("\"9999-12-31T22:59:59.999-01:00\"").unwrap();
         assert_eq!(last.to_string(), "9999-12-31T23:59:59.999Z");
         assert!(serde_json::from_str::<UnixMs>("\"9999-12-31T23:59:59.999-01:00\"").is_err());
+    }
+
+    #[test]
+    fn the_last_time_that_is_read_back_is_known() {
+        let last = UnixMs::LAST_IN_WORDS;
+        let back = |at: UnixMs| serde_json::from_str::<UnixMs>(&serde_json::to_string(&at).unwrap());
+        assert_eq!(back(last).unwrap(), last);
+        assert!(back(last.after(Millis(1))).is_err());
     }
 
     #[test]

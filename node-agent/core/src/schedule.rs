@@ -95,10 +95,12 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Of jobs' due times; `counts`: the cell is woken for it.
+    /// Of jobs' due times; `counts`: the cell is woken for it. A job behind [`UnixMs::LAST_IN_WORDS`] is none: nobody could
+    /// be told when the cell wakes.
     pub fn new(jobs: impl IntoIterator<Item = (UnixMs, bool)>) -> Self {
         let mut schedule = Self::default();
-        for (due, counts) in jobs.into_iter().take(JOBS_MAX) {
+        let in_words = |(due, _): &(UnixMs, bool)| *due <= UnixMs::LAST_IN_WORDS;
+        for (due, counts) in jobs.into_iter().take(JOBS_MAX).filter(in_words) {
             schedule.next_of_any = Some(schedule.next_of_any.map_or(due, |next| next.min(due)));
             if counts {
                 schedule.jobs += 1;

@@ -1,7 +1,7 @@
 //! What OpenClaw says of its scheduler: the list that the projection plugin puts, and the answers of `cron.status` and
 //! `cron.list` over the admin RPC (2026.9.6: `dist/cron-*.mjs`, `src/gateway/server-methods/cron-list-projection.ts`).
 //!
-//! A job counts when the cell has to be woken for it: enabled, with a next run. The gateway's own jobs do not count unless
+//! A job counts when the cell has to be woken for it: enabled, with a next run before the year 10000. The gateway's own jobs do not count unless
 //! the user wants them: the heartbeat (`payload.kind` `heartbeat`, declared as `heartbeat:..` or `heartbeat-task:..`), the
 //! weekly skill review (declared as `skill-collection-review:..`) and memory dreaming (by its name: it has no
 //! declaration). They still run whenever the cell is up. The user's switch is
@@ -154,7 +154,9 @@ pub fn judge_status(status: u16, body: &[u8]) -> Result<Option<UnixMs>, String> 
     }
     let status: Status =
         serde_json::from_value(payload).map_err(|_| "a `cron.status` of another shape".to_owned())?;
-    Ok(status.next_wake_at_ms.filter(|_| status.enabled).map(UnixMs))
+    let next = status.next_wake_at_ms.filter(|_| status.enabled).map(UnixMs);
+    // Of a later one the lists know nothing.
+    Ok(next.filter(|at| *at <= UnixMs::LAST_IN_WORDS))
 }
 
 /// One page of `cron.list`.
@@ -238,6 +240,18 @@ mod tests {
         );
         let all = list(jobs, true).unwrap();
         assert_eq!((all.jobs(), all.first()), (5, Some(UnixMs(10))));
+    }
+
+    #[test]
+    fn a_job_that_no_text_can_name_is_none() {
+        let last = UnixMs::LAST_IN_WORDS.0;
+        let late = |next| job("late", None, "agentTurn", next);
+        let told = list(json!([late(last + 1), late(TIME_MAX)]), false).unwrap();
+        assert_eq!((told.jobs(), told.first(), told.next_of_any()), (0, None, None));
+        let status = json!({ "ok": true, "payload": { "enabled": true, "nextWakeAtMs": last + 1 } });
+        let own_word = judge_status(200, status.to_string().as_bytes()).unwrap();
+        assert!(own_word.is_none() && agrees(&told, own_word), "nor does it keep the cell awake");
+        assert_eq!(list(json!([late(last)]), false).unwrap().first(), Some(UnixMs(last)));
     }
 
     #[test]
