@@ -45,6 +45,7 @@ mod sleep;
 mod snapshots;
 mod swap;
 mod sweep;
+mod wakes;
 
 pub use archive::LOOK_AT_DISK_EVERY;
 pub use berth_node_agent_core::cold::LOOK_EVERY as LOOK_AT_COLD_EVERY;
@@ -89,9 +90,9 @@ pub struct Driver<R> {
     changed: BTreeSet<CellId>,
     /// The newest operation of each cell, as a task: one that was given up is cut off when the next begins, a proof at once.
     running: BTreeMap<CellId, (Verb, AbortHandle)>,
-    /// When the first wake of a cell that is not up yet was heard, for the time that Berth itself adds.
-    wake_heard: BTreeMap<CellId, Instant>,
-    /// When a cell's readiness was seen whose route is not told yet, for the same.
+    /// Since when the front door waits for cells.
+    wakes: wakes::Wakes,
+    /// When a cell's readiness was seen whose route is not told yet, for the time that Berth itself adds.
     ready_seen: BTreeMap<CellId, Instant>,
     /// How the link fares: contacts renew the lease.
     link: watch::Receiver<LinkStatus>,
@@ -208,7 +209,7 @@ impl<R: Runtime> Driver<R> {
             last_fence: 0,
             changed: BTreeSet::new(),
             running: BTreeMap::new(),
-            wake_heard: BTreeMap::new(),
+            wakes: wakes::Wakes::default(),
             ready_seen: BTreeMap::new(),
             link: wiring.link,
             heard: None,

@@ -93,7 +93,7 @@ impl<R: Runtime> Driver<R> {
                 self.news.notify_one();
             }
             agent::Effect::Gone(cell) => {
-                self.wake_heard.remove(&cell);
+                self.wakes.over(cell);
                 self.ready_seen.remove(&cell);
                 self.metrics.cells(self.agent.cells());
                 // Its disk may be one that is left behind from now on.
@@ -118,18 +118,19 @@ impl<R: Runtime> Driver<R> {
                 // The newest state counts, whatever it was when the effect was made.
                 let Some(route) = self.agent.cell(cell).map(cell::Cell::table_row) else { return };
                 let is_up = matches!(route.state, RouteState::Up(_));
+                self.wakes.routed(cell, route.state);
                 self.tell_door(ToIngress::Set(route));
                 if let Some(seen) = self.ready_seen.remove(&cell).filter(|_| is_up) {
                     self.metrics.ready_to_route_seconds.observe(seen.elapsed().as_secs_f64());
                 }
             }
             cell::Effect::Withdraw => {
-                self.wake_heard.remove(&cell);
+                self.wakes.over(cell);
                 self.tell_door(ToIngress::Remove(cell));
             }
             cell::Effect::Progress(stage) => self.tell_door(ToIngress::Progress { cell, stage }),
             cell::Effect::Refuse { problem, retry_after } => {
-                self.wake_heard.remove(&cell);
+                self.wakes.over(cell);
                 self.tell_door(ToIngress::Refused { cell, problem, retry_after });
             }
             cell::Effect::Note(note) => {
@@ -137,7 +138,7 @@ impl<R: Runtime> Driver<R> {
                     self.end_proof(cell);
                 }
                 if let cell::Note::Up { from, .. } = note {
-                    self.wake_heard.remove(&cell);
+                    self.wakes.over(cell);
                     if from == cell::Depth::Frozen {
                         self.note_touched(cell);
                     }
@@ -182,7 +183,7 @@ impl<R: Runtime> Driver<R> {
             op,
             address: machine.address(),
             other_image: OtherImage::Told,
-            wake_heard: self.wake_heard.get(&cell).copied(),
+            wake_heard: self.wakes.since(cell),
             keep_disk,
             schedule_heard: machine.is_schedule_heard(),
             minds_schedule: machine.minds_schedule(),

@@ -40,7 +40,7 @@ impl<R: Runtime> Driver<R> {
                         self.step(agent::Event::DoorWake { cell, cause }, turn);
                         // One that is up is not woken by this, and its next wake would count from here.
                         if self.agent.cell(cell).is_some_and(|cell| cell.state() != CellState::Running) {
-                            self.wake_heard.entry(cell).or_insert(heard);
+                            self.wakes.heard(cell, heard);
                         }
                     }
                     FromIngress::Fenced { fence, activity } => {
