@@ -20,8 +20,9 @@ use berth_shared::ids::CellId;
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
 
+use crate::agent::Agent;
 use crate::burn::Micros;
-use crate::cell::UNDECLARED_PERCENT;
+use crate::cell::{Cell, UNDECLARED_PERCENT};
 
 /// How often a cell is looked at, and at most one step of its memory goes out.
 pub const LOOK_EVERY: Millis = Millis::secs(5);
@@ -157,8 +158,12 @@ impl Cold {
         verdict
     }
 
-    /// Nothing is remembered any more of cells that this does not hold of: those that do not run.
-    pub fn keep(&mut self, runs: impl Fn(CellId) -> bool) {
+    /// Nothing is remembered any more of cells that do not run. One that is being asked whether it may rest does.
+    pub fn keep_running(&mut self, agent: &Agent) {
+        self.keep(|cell| agent.cell(cell).is_some_and(Cell::runs));
+    }
+
+    fn keep(&mut self, runs: impl Fn(CellId) -> bool) {
         self.cells.retain(|cell, _| runs(*cell));
     }
 }

@@ -67,7 +67,7 @@ impl<R: Runtime> Driver<R> {
         let now = BootClock.now();
         self.cold.forget_ended_steps();
         let agent = &self.agent;
-        self.cold.policy.keep(|cell| agent.cell(cell).is_some());
+        self.cold.policy.keep_running(agent);
         let able = self.cold.able == Some(Ok(())) && agent.room_for_cold(now) > Bytes::ZERO;
         if !able || goes_on(self.cold.round.as_ref()) {
             return;

@@ -105,6 +105,11 @@ impl Cell {
         }
     }
 
+    /// Is it up, as far as is known, or on its way down with its processes still running?
+    pub const fn runs(&self) -> bool {
+        matches!(self.state(), CellState::Running | CellState::Freezing | CellState::Stopping)
+    }
+
     /// Everything that is told of it.
     pub fn status(&self, now: Now) -> CellStatus {
         CellStatus {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cell::{Pushed, THAW_TURN};
+use crate::cold::{Cold, Held, Verdict, Why};
 
 fn at(ms: u64) -> Now {
     Now { boot: BootMs(1_000 + ms), wall: UnixMs(1_000 + ms) }
@@ -83,4 +84,35 @@ fn what_a_thinned_cell_took_back_or_grew_by_is_in_swap_all_the_same() {
     let done = cell::Event::Done { op: cell::OpId(99), outcome: Outcome::Observed(seen) };
     agent.step(at(20_000), Event::Cell(assignment(1).spec.cell, done), &mut || 7);
     assert_eq!(agent.swap().room(at(20_000).boot, Bytes::ZERO), Ok(Bytes::gib(2)));
+}
+
+#[test]
+fn of_the_cold_pages_of_a_cell_that_does_not_run_nothing_is_remembered() {
+    let mut agent = Agent::new(now(), &Memory::default(), 2);
+    let looks = step(&mut agent, desired(&[1, 2]));
+    let address = "10.231.0.2:1".parse().unwrap();
+    let [(up, first, _), (down, second, _)] = operations(&looks)[..] else { panic!("{looks:?}") };
+    let mut seen = |cell, op, seen| {
+        let done = cell::Event::Done { op, outcome: Outcome::Looked(seen) };
+        operations(&step(&mut agent, Event::Cell(cell, done)))
+    };
+    let mut resumed = seen(up, first, Seen::Running { address, fits: true });
+    seen(down, second, Seen::Exited { fits: true, code: 0 });
+    for outcome in [Outcome::Resumed, Outcome::Ready] {
+        let [(cell, op, _)] = resumed[..] else { panic!("{resumed:?}") };
+        resumed = operations(&step(&mut agent, Event::Cell(cell, cell::Event::Done { op, outcome })));
+    }
+    let mut cold = Cold::default();
+    let look = |cold: &mut Cold, cell| {
+        cold.look(cell, BootMs(5_000), Held::default(), BootMs(0), Bytes::gib(1))
+    };
+    assert_eq!([look(&mut cold, up), look(&mut cold, down)], [Verdict::Stays(Why::First); 2]);
+    cold.keep_running(&agent);
+    assert_ne!(look(&mut cold, up), Verdict::Stays(Why::First));
+    assert_eq!(look(&mut cold, down), Verdict::Stays(Why::First));
+    // It is asked whether it may rest.
+    agent.step(at(100_000), Event::Tick, &mut || 7);
+    assert!(agent.cell(up).unwrap().runs_unused_since().is_none());
+    cold.keep_running(&agent);
+    assert_ne!(look(&mut cold, up), Verdict::Stays(Why::First));
 }
