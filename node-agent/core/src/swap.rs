@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Disks wear: what is written to swap in a day has a budget. Both figures are the kernel's own, counted since boot. When it
-//! was written a restart of the agent forgets: until there are marks of its own for a day, the mean since boot stands for it.
+//! was written a restart of the agent forgets: for the part of the day that it has no marks of its own for, the mean since
+//! boot stands.
 
 use std::collections::VecDeque;
 
@@ -160,17 +161,19 @@ impl Swap {
         self.short
     }
 
-    /// What was written to swap within the last day; a mean where the agent does not look back so far.
+    /// What was written to swap within the last day; a mean for the part of it that the agent did not see.
     pub fn written_in_a_day(&self, now: BootMs) -> Bytes {
         let (Some(sample), Some((at, before))) = (self.sample, self.marks.front()) else {
             return Bytes::ZERO;
         };
-        let written = sample.written.saturating_sub(*before);
-        let span = now.since(*at);
-        if span <= Millis(DAY.0 + MARK_EVERY.0) {
-            return written;
+        if now.since(*at) <= Millis(DAY.0 + MARK_EVERY.0) {
+            return sample.written.saturating_sub(*before);
         }
-        part(written, DAY.0, span.0)
+        // The oldest is from before the day, the next is not.
+        let (next_at, next) = self.marks.get(1).copied().unwrap_or((now, sample.written));
+        let unseen = Millis(DAY.0.saturating_sub(now.since(next_at).0));
+        let mean = part(next.saturating_sub(*before), unseen.0, next_at.since(*at).0.max(1));
+        mean.saturating_add(sample.written.saturating_sub(next))
     }
 
     /// How much memory one more cell may have to be frozen now. `promised`: of those that are being frozen, and whose
@@ -313,6 +316,22 @@ mod tests {
         let ten_days = BootMs(10 * DAY.0);
         swap.sampled(ten_days, Sample { written: Bytes::gib(20), ..sample(10) });
         assert_eq!(swap.written_in_a_day(ten_days), Bytes::gib(2));
+    }
+
+    #[test]
+    fn what_an_agent_sees_written_counts_from_its_start_on() {
+        let mut swap = swap(Limits { written_per_day: Some(Bytes::gib(5)), ..Limits::default() });
+        let hour = Millis::minutes(60).0;
+        let mut at = |hours: u64, written_gib| {
+            let now = BootMs(10 * DAY.0 + hours * hour);
+            swap.sampled(now, Sample { written: Bytes::gib(written_gib), ..sample(10) });
+            (swap.written_in_a_day(now), swap.room(now, Bytes::ZERO).is_ok())
+        };
+        assert_eq!(at(0, 10), (Bytes::gib(1), true));
+        assert_eq!(at(12, 14), (Bytes(Bytes::gib(4).0 + Bytes::gib(1).0 / 2), true));
+        assert!(!at(13, 16).1, "6 GiB within 13 hours, and not 0.6 in the mean of each day");
+        assert!((14..24).all(|hours| !at(hours, 16).1));
+        assert!(at(38, 16).1, "they were written more than a day ago");
     }
 
     #[test]
