@@ -84,7 +84,8 @@ pub struct Limits {
     /// Bytes that a WebSocket's client may have sent to a cell that rests, 4096 to 67108864: they are kept until it is
     /// awake. Default 1048576.
     pub held_bytes_per_socket: u64,
-    /// The same on the whole node, 4096 to 17179869184. Default 67108864.
+    /// The same on the whole node, 4096 to 17179869184, beside the first 20 KiB of each socket; one cell's sockets get an
+    /// eighth of it at the most. Default 67108864.
     pub held_bytes_total: u64,
     /// How long a call is held, in milliseconds. Default 30000.
     pub hold_call_ms: u64,

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::bell::{Bell, Wanting};
-use crate::held_bytes::HeldBytes;
+use crate::held_bytes::{HeldBytes, OfCell};
 use crate::upstream::Pool;
 
 /// How long an address that could not be connected to is left alone when nobody says that it is good again.
@@ -55,6 +55,7 @@ pub(crate) struct Gate {
     inner: Mutex<Inner>,
     changed: watch::Sender<()>,
     pub(crate) pool: Pool,
+    held_bytes: OfCell,
 }
 
 #[derive(Debug)]
@@ -233,6 +234,7 @@ impl Gate {
         Arc::new(Self {
             cell: inner.route.cell,
             pool: Pool::new(shared.idle_per_cell),
+            held_bytes: shared.held_bytes.of_cell(),
             shared,
             inner: Mutex::new(inner),
             changed: watch::Sender::new(()),
@@ -486,9 +488,9 @@ impl Gate {
         self.inner().refusals != refusals
     }
 
-    /// Room for what is kept while cells rest.
-    pub(crate) fn held_bytes(&self) -> &HeldBytes {
-        &self.shared.held_bytes
+    /// Room for what is kept while the cell rests.
+    pub(crate) const fn held_bytes(&self) -> &OfCell {
+        &self.held_bytes
     }
 
     /// Waits until whoever has this credential has to leave: it was withdrawn, logged out, has run out, or the route

@@ -20,6 +20,12 @@ pub(crate) fn route(state: RouteState) -> Route {
 }
 
 pub(crate) fn gate(state: RouteState) -> (Arc<Gate>, Arc<Bell>) {
+    let ([gate, _], bell) = neighbours(state, HeldBytes::new(1024, 2048, Gauge::default()));
+    (gate, bell)
+}
+
+/// Two cells of one node.
+pub(crate) fn neighbours(state: RouteState, held_bytes: HeldBytes) -> ([Arc<Gate>; 2], Arc<Bell>) {
     let bell = Arc::new(Bell::default());
     let shared = Shared {
         bell: Arc::clone(&bell),
@@ -28,9 +34,11 @@ pub(crate) fn gate(state: RouteState) -> (Arc<Gate>, Arc<Bell>) {
         held: Gauge::default(),
         stop: CancellationToken::new(),
         idle_per_cell: 1,
-        held_bytes: HeldBytes::new(1024, 2048, Gauge::default()),
+        held_bytes,
     };
-    (Gate::new(route(state), Arc::new(shared)), bell)
+    let shared = Arc::new(shared);
+    let other = Route { cell: CellId::from_random([3; 16]), slug: "other".parse().unwrap(), ..route(state) };
+    ([Gate::new(route(state), Arc::clone(&shared)), Gate::new(other, shared)], bell)
 }
 
 fn wish() -> Option<Wish> {

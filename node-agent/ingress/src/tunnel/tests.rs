@@ -4,9 +4,10 @@ use berth_daemon::tasks::Tasks;
 use berth_node_agent_core::frames::{Kind, server_frame};
 use berth_node_agent_core::may_wake::{Credential, Session};
 use berth_shared::door::{Route, RouteState, WAKE_REPEAT};
-use berth_shared::ids::UserId;
+use berth_shared::ids::{CellId, UserId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{Millis, UnixMs};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::oneshot;
@@ -14,7 +15,8 @@ use tokio::time::{advance, sleep};
 
 use crate::bell::Bell;
 use crate::gate::Refusal;
-use crate::gate::tests::{addr, gate, route};
+use crate::gate::tests::{addr, gate, neighbours, route};
+use crate::held_bytes::HeldBytes;
 
 use super::*;
 
@@ -423,6 +425,33 @@ async fn a_client_that_sends_more_than_is_kept_wakes_its_cell_and_loses_nothing(
     });
     assert!(got == polls);
     assert_eq!(gate.held_bytes().held(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_whose_sockets_keep_all_that_they_may_wakes_no_neighbour() {
+    let room = HeldBytes::new(64 * 1024, 64 * 1024, Gauge::default());
+    let ([greedy, quiet], bell) = neighbours(UP(), room);
+    let (tasks, metrics) = (Tasks::new(), Arc::new(Metrics::new(&mut Registry::default())));
+    let open = |gate: &Arc<Gate>| Scene::socket(gate, &metrics, &tasks, Workload::Openclaw, 1024);
+    let mut sockets: Vec<_> = (0..4).map(|_| open(&greedy)).collect();
+    let (mut tab, _cell, _leave) = open(&quiet);
+    for gate in [&greedy, &quiet] {
+        gate.fence(1);
+        gate.set(route(FROZEN()));
+    }
+    let long = masked(1, true, &[b'x'; 60_000]);
+    for (client, ..) in &mut sockets {
+        let sent = timeout(Duration::from_secs(5), client.write_all(&long)).await;
+        assert!(sent.is_err(), "no more is read than is kept");
+    }
+    tab.write_all(&text(POLL)).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let asked =
+        || -> Vec<CellId> { bell.due(Instant::now()).0.into_iter().map(|ask| ask.cell).collect() };
+    assert_eq!(asked(), [greedy.cell]);
+    tab.write_all(&text(SEND)).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(asked(), [quiet.cell], "and is heard when it says something");
 }
 
 #[tokio::test(start_paused = true)]
