@@ -139,7 +139,13 @@ impl<R: Runtime> Hands<R> {
         let ended = match verb {
             Verb::Look => {
                 let _turn = self.looks.acquire().await;
-                self.look(&job).await.map(Outcome::Looked)
+                let seen = self.look(&job).await;
+                if matches!(seen, Ok(Seen::Running { .. })) {
+                    // What was cut off while it pushed something out of it may have left it without a limit. Nothing pushes now:
+                    // this is its one operation.
+                    self.runtime.limit_swap(&self.key(&job)).await;
+                }
+                seen.map(Outcome::Looked)
             }
             Verb::Create => self.create(&job).await,
             Verb::Pull => self.runtime.pull(&job.spec.image).await.map(|()| Outcome::Pulled).map_err(problem),

@@ -159,13 +159,18 @@ pub trait Runtime: Send + Sync + 'static {
     /// What is known of the engine.
     fn engine(&self) -> impl Future<Output = Result<EngineFacts, RuntimeError>> + Send;
 
-    /// What there is of this cell. `fits` in the answer: its container was made from a plan with this fingerprint.
+    /// What there is of this cell. `fits` in the answer: its container was made from a plan with this fingerprint. Changes
+    /// nothing, so that it may be asked beside anything.
     fn look(
         &self,
         key: &ContainerKey,
         fingerprint: &str,
         port: u16,
     ) -> impl Future<Output = Result<Seen, RuntimeError>> + Send;
+
+    /// A running container may have no more in swap than while nothing is pushed out of it. Where that cannot be set it runs all
+    /// the same.
+    fn limit_swap(&self, key: &ContainerKey) -> impl Future<Output = ()> + Send;
 
     /// Makes sure that network and a container that fits are there. A container of ours that does not fit is replaced, never one
     /// that is up. Where it is of another image, also by a name that means another one by now,

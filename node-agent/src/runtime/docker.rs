@@ -162,18 +162,20 @@ impl Runtime for DockerRuntime {
 
     async fn look(&self, key: &ContainerKey, fingerprint: &str, port: u16) -> Result<Seen, RuntimeError> {
         Ok(match find::find(&self.engine, key).await.map_err(RuntimeError::Look)? {
-            find::Found::One(mine) => {
-                if mine.up() == Up::Running {
-                    // An agent that died while it pushed something out of it has left it without a limit.
-                    limit_swap(&mine).await;
-                }
-                mine.seen(fingerprint, port)
-            }
+            find::Found::One(mine) => mine.seen(fingerprint, port),
             find::Found::Nothing { name_taken_by: None } => Seen::Absent,
             find::Found::Nothing { name_taken_by: Some(detail) } | find::Found::Stranger { detail } => {
                 Seen::Foreign { detail }
             }
         })
+    }
+
+    async fn limit_swap(&self, key: &ContainerKey) {
+        if let Ok(mine) = self.mine(key).await
+            && mine.up() == Up::Running
+        {
+            limit_swap(&mine).await;
+        }
     }
 
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {

@@ -1,7 +1,7 @@
 //! A container engine with two failpoints around each of its methods: nothing was asked yet, and nobody has seen the
 //! answer. In release builds it is the engine and nothing else. Only what reads from the
-//! kernel what a container does and uses has none of its own: it changes nothing, and around its single requests are those of
-//! every request.
+//! kernel what a container does and uses, or limits its swap, has none of its own: nothing is lost with it, and around its single
+//! requests are those of every request.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -52,6 +52,10 @@ impl<R: Runtime> Runtime for Failing<R> {
     async fn look(&self, key: &ContainerKey, fingerprint: &str, port: u16) -> Result<Seen, RuntimeError> {
         let act = self.0.look(key, fingerprint, port);
         between(&at::LOOK_SENT, &at::LOOK_ANSWERED, RuntimeError::Look, act).await
+    }
+
+    async fn limit_swap(&self, key: &ContainerKey) {
+        self.0.limit_swap(key).await;
     }
 
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {

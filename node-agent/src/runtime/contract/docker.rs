@@ -231,6 +231,29 @@ async fn a_started_cell_answers_at_its_address_as_its_own_user() {
 }
 
 #[tokio::test]
+async fn a_look_leaves_a_container_the_room_in_swap_that_something_else_has_given_it() {
+    let bench = DockerBench::new().await;
+    let plan = bench.plan();
+    bench.ready(&plan).await;
+    let first = bench.inspect(&plan).await.state.unwrap().pid.unwrap();
+    let groups = std::fs::read_to_string(format!("/proc/{first}/cgroup")).unwrap();
+    // Cgroup v1 has one limit of memory and swap.
+    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return };
+    let limit = PathBuf::from("/sys/fs/cgroup").join(group).join("memory.swap.max");
+    if !limit.exists() {
+        return;
+    }
+    let read = || std::fs::read_to_string(&limit).unwrap().trim().to_owned();
+    let small = read();
+    assert_ne!(small, "max");
+    std::fs::write(&limit, "max").unwrap();
+    assert!(is_running(&bench, &plan).await);
+    assert_eq!(read(), "max", "something may be pushing it out just now");
+    bench.runtime.limit_swap(&plan.key).await;
+    assert_eq!(read(), small);
+}
+
+#[tokio::test]
 async fn the_container_has_the_whole_profile() {
     let bench = DockerBench::new().await;
     let mut plan = bench.plan();

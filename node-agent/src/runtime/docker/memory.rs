@@ -244,7 +244,11 @@ impl Group {
         let gone = || io::Error::other("the kernel does not tell what the container holds");
         let before = self.held().ok_or_else(gone)?;
         self.limit_swap(false)?;
+        // It runs, so that it must not stay without a limit where this is cut off: nobody else lowers it before its next
+        // operation.
+        let lifted = Lifted(self);
         let round = tokio::time::timeout(THIN_MAX, self.round(before.resident)).await;
+        drop(lifted);
         self.limit_swap(true)?;
         if let Ok(round) = round {
             round?;
@@ -305,6 +309,17 @@ impl Group {
             stdin.write_all(text.as_bytes()).await?;
         }
         child.wait().await.map(|_| ())
+    }
+}
+
+/// A running container's swap has no limit until this is dropped.
+struct Lifted<'a>(&'a Group);
+
+impl Drop for Lifted<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.limit_swap(true) {
+            tracing::debug!(%error, "a running container's swap could not be limited");
+        }
     }
 }
 
@@ -440,6 +455,22 @@ mod tests {
         assert_eq!(read("memory.swap.max"), (200_000_000 + Bytes::mib(3).0).to_string());
         std::fs::write(folder.path().join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
         group.cool(Bytes::mib(3)).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_running_container_that_is_being_thinned_has_its_limit_again_also_where_that_is_cut_off() {
+        let (folder, group) = group(&running());
+        let limit = || std::fs::read_to_string(folder.path().join("memory.swap.max")).unwrap();
+        let group = group.unwrap();
+        let thinning = group.thin();
+        let mut thinning = std::pin::pin!(Some(thinning));
+        let begun = thinning.as_mut().as_pin_mut().unwrap().now_or_never();
+        assert!(begun.is_none(), "the program that writes has not ended");
+        assert_eq!(limit(), "max");
+        thinning.set(None);
+        assert_eq!(limit(), ALLOWANCE.0.to_string());
+        group.thin().await.unwrap();
+        assert_eq!(limit(), ALLOWANCE.0.to_string());
     }
 
     #[test]

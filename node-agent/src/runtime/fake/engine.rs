@@ -57,6 +57,9 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    /// Nothing is in swap here.
+    async fn limit_swap(&self, _key: &ContainerKey) {}
+
     async fn create(&self, plan: &ContainerPlan) -> Result<Created, RuntimeError> {
         self.act(Call::Create, plan.key.cell, RuntimeError::Create, |world| Ok((world.create(plan)?, None)))
             .await
