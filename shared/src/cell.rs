@@ -20,8 +20,8 @@ pub use busy::BusyReason;
 pub use image::{IMAGE_REF_BYTES_MAX, ImageRef, ImageRefError};
 pub(crate) use sleep::bounded_text;
 pub use sleep::{
-    CELL_EVENTS_MAX, CellEvent, CellEventKind, SLEEP_TEXT_BYTES_MAX, STOP_AFTER, SleepStatus, SleepTerms,
-    TIME_TRAVEL, keep_event,
+    CELL_EVENTS_MAX, CellEvent, CellEventKind, HOLD_MAX, SLEEP_TEXT_BYTES_MAX, STOP_AFTER, SleepStatus,
+    SleepTerms, TIME_TRAVEL, keep_event,
 };
 
 /// Most bearer tokens that one user can have at a time.

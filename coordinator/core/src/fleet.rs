@@ -38,7 +38,7 @@ pub use decide::is_domain;
 pub use image::{CODE, IMAGE_BYTES_MAX};
 pub use keys::{NextCoordinatorKey, NextKey, Standing};
 pub use quarantine::{Quarantine, REASON_BYTES_MAX, quarantine_reason};
-pub use sleep::{HOLD_MAX, STOP_AFTER_MAX, STOP_AFTER_MIN};
+pub use sleep::{STOP_AFTER_MAX, STOP_AFTER_MIN};
 pub(crate) use snapshots::EPOCH_MAX;
 pub use snapshots::{Due, Orphan, Vault};
 

@@ -147,8 +147,10 @@ pub struct Cell {
     scheduled: scheduled::Scheduled,
     /// What its plan says of sleep.
     terms: SleepTerms,
-    /// It does not fall asleep by itself before this.
+    /// It does not fall asleep by itself before this …
     held_until: BootMs,
+    /// … unless that is over by the wall clock, as of this step.
+    hold_is_over: bool,
     /// When it fell asleep last, until it is up again.
     rested_at: Option<BootMs>,
     /// When it was woken a moment after it had fallen asleep, of late.
@@ -252,6 +254,7 @@ impl Cell {
             scheduled: scheduled::Scheduled::new(remembered.schedule.clone()),
             terms: SleepTerms::default(),
             held_until: BootMs(0),
+            hold_is_over: false,
             rested_at: None,
             flaps: vec![],
             offer: Err("the node's swap was not looked at yet".to_owned()),
@@ -343,6 +346,7 @@ impl Cell {
     pub fn step(&mut self, now: Now, event: Event, random: u64) -> Vec<Effect> {
         let mut out = Vec::new();
         let (before, shown) = (self.phase, self.state());
+        self.look_at_hold(now);
         match event {
             Event::Wake { cause, waiter } => self.wake(now, cause, waiter, &mut out),
             Event::Sleep { rest, waiter } => self.sleep(now, rest, waiter, &mut out),

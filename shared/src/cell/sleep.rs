@@ -14,6 +14,9 @@ use crate::wire::{SLEEP_SINCE, SNAPSHOTS_SINCE};
 /// How long a cell stays frozen at the most before it is stopped (T2), where its plan says nothing.
 pub const STOP_AFTER: Millis = Millis::minutes(7 * 24 * 60);
 
+/// Longest that an operator holds a cell awake: a hold that was forgotten has an end.
+pub const HOLD_MAX: Millis = Millis::minutes(30 * 24 * 60);
+
 /// What a user's plan and an operator say about sleep, beside [`RestPolicy`]. Told since version 3 of the frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SleepTerms {

@@ -94,6 +94,13 @@ impl World {
         self.note(|| format!("the clock is set {} by {span} ms", if forward { "forward" } else { "back" }));
         self.count("clock steps");
         self.excuse_node(3 * MINUTE);
+        let (at, wall) = (self.at, self.now().wall);
+        for watch in self.cells.iter_mut().map(|truth| &mut truth.watch) {
+            if let Some(until) = watch.held_told {
+                // A hold ends when the clock says so.
+                watch.held_until = watch.held_until.min(at + until.since(wall).0);
+            }
+        }
         for cell in 0..self.cells.len() {
             self.plan_jobs(cell);
             self.run_jobs(cell);

@@ -1,6 +1,6 @@
 //! What plans and operators say of cells' sleep: kept with the user, told to the cell's node behind its desired state.
 
-use berth_shared::cell::SleepTerms;
+use berth_shared::cell::{HOLD_MAX, SleepTerms};
 use berth_shared::ids::{CellId, NodeId, Slug};
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::TERMS_MAX;
@@ -13,8 +13,6 @@ use crate::event::{Fact, SleepFact};
 pub const STOP_AFTER_MIN: Millis = Millis::minutes(1);
 /// Longest.
 pub const STOP_AFTER_MAX: Millis = Millis::minutes(365 * 24 * 60);
-/// Longest hold: one that was forgotten has an end.
-pub const HOLD_MAX: Millis = Millis::minutes(30 * 24 * 60);
 
 impl Fleet {
     /// What the cells of a node have for terms, where those are not the usual ones; `None` when there is no such node.

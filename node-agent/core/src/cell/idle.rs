@@ -1,9 +1,11 @@
 //! When a running cell is due to rest, and why it is not: how long nobody has done anything, what holds it awake, and how
 //! often it was woken again a moment after it had fallen asleep.
 
-use berth_shared::cell::{BusyReason, CellEvent, CellEventKind, IdleRest, SleepTerms, WakeCause, keep_event};
+use berth_shared::cell::{
+    BusyReason, CellEvent, CellEventKind, HOLD_MAX, IdleRest, SleepTerms, WakeCause, keep_event,
+};
 use berth_shared::door::CellActivity;
-use berth_shared::time::{BootMs, Millis};
+use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::units::Bytes;
 
 use crate::ram::hurried;
@@ -83,7 +85,7 @@ impl Cell {
             IdleRest::AlwaysOn => None,
             IdleRest::Stop | IdleRest::Freeze => {
                 let quiet = self.last_active.after(self.idle_after());
-                let idle = quiet.max(self.rest_not_before).max(self.held_until);
+                let idle = quiet.max(self.rest_not_before).max(self.held_until());
                 // That its schedule or its channels keep it up is told when it would have fallen asleep.
                 if !self.is_hold_told() {
                     return Some(idle);
@@ -124,8 +126,21 @@ impl Cell {
 
     fn set_terms(&mut self, now: Now, terms: SleepTerms) {
         self.terms = terms;
-        // Counted on boot time from here on: a clock that is set does not end it.
-        self.held_until = terms.awake_until.map_or(BootMs(0), |until| now.boot.after(until.since(now.wall)));
+        // Counted on boot time from here on: a clock that is set back makes it no longer. And one that was far behind when this
+        // was told makes a short hold no more than the longest.
+        let left = |until: UnixMs| until.since(now.wall).min(HOLD_MAX);
+        self.held_until = terms.awake_until.map_or(BootMs(0), |until| now.boot.after(left(until)));
+        self.look_at_hold(now);
+    }
+
+    /// A clock that was behind when it was told, and is set right, ends it in time.
+    pub(super) fn look_at_hold(&mut self, now: Now) {
+        self.hold_is_over = self.terms.awake_until.is_some_and(|until| until <= now.wall);
+    }
+
+    /// Until when an operator holds it awake, as of this step.
+    pub(super) const fn held_until(&self) -> BootMs {
+        if self.hold_is_over { BootMs(0) } else { self.held_until }
     }
 
     /// `ordered`: by an operator, so that the quiet time does not matter. Work under way does, always.
@@ -240,9 +255,8 @@ impl Cell {
 
     /// The word of an operator that it stays awake, for as long as that holds.
     pub(super) fn hold(&self, now: Now) -> Option<BusyReason> {
-        let until = now.wall.after(self.held_until.since(now.boot));
-        let is_held = now.boot < self.held_until;
-        is_held.then(|| BusyReason::Held { until: self.terms.awake_until.unwrap_or(until) })
+        let until = self.terms.awake_until.filter(|_| now.boot < self.held_until())?;
+        Some(BusyReason::Held { until })
     }
 
     /// Keeps what its user should know, the newest of it.

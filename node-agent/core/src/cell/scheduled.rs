@@ -247,7 +247,7 @@ impl Cell {
     /// An idle cell stays up for its schedule or its channels: recorded once for each time.
     fn tell_hold(&mut self, now: Now, out: &mut Vec<Effect>) {
         let is_held = self.scheduled_hold().is_some() || self.dial_out_reason().is_some();
-        let is_idle = now.boot.since(self.last_active) >= self.idle_after() && now.boot >= self.held_until;
+        let is_idle = now.boot.since(self.last_active) >= self.idle_after() && now.boot >= self.held_until();
         if is_held || self.scheduled.told {
             self.owned_up = now.boot;
         }

@@ -160,12 +160,12 @@ fn short_memory_shortens_the_quiet_time_and_enough_of_it_gives_the_plans_own_bac
 }
 
 #[test]
-fn an_operator_holds_it_awake_for_a_time_whatever_the_wall_clock_does() {
+fn an_operator_holds_it_awake_for_a_time_and_no_longer_whatever_the_wall_clock_does() {
     let mut scene = Scene::running(IdleRest::Freeze);
     let until = scene.now.wall.after(Millis::minutes(30));
     scene.event(Event::Terms(SleepTerms { awake_until: Some(until), ..SleepTerms::default() }));
     assert_eq!(scene.cell.busy_now(scene.now), Some(BusyReason::Held { until }));
-    scene.now.wall = scene.now.wall.after(Millis::minutes(600));
+    scene.now.wall = UnixMs(scene.now.wall.0 - Millis::minutes(600).0);
     scene.later(Millis::minutes(29));
     assert_eq!(scene.verb(), None);
     scene.later(Millis::minutes(1));
@@ -176,6 +176,24 @@ fn an_operator_holds_it_awake_for_a_time_whatever_the_wall_clock_does() {
     let_go.event(Event::Terms(SleepTerms::default()));
     let_go.later(Millis::secs(61));
     assert_eq!(let_go.verb(), Some(Verb::Observe));
+}
+
+#[test]
+fn a_hold_that_is_over_does_not_hold_again_under_a_clock_that_is_behind() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let over = scene.now.wall;
+    scene.now.wall = UnixMs(over.0 - Millis::minutes(365 * 24 * 60).0);
+    scene.event(Event::Terms(SleepTerms { awake_until: Some(over), ..SleepTerms::default() }));
+    let due = scene.cell.next_deadline().unwrap();
+    assert_eq!(due, scene.now.boot.after(HOLD_MAX), "nobody can know better, up to the longest hold");
+    scene.later(Millis::minutes(10));
+    assert_eq!((scene.verb(), scene.cell.busy_now(scene.now)), (None, Some(BusyReason::Held { until: over })));
+    // The clock is set right, and the cell is looked at as it is now and then.
+    scene.now.wall = over.after(Millis::minutes(10));
+    scene.event(Event::Probed { alive: true });
+    assert!(scene.cell.next_deadline().unwrap() <= scene.now.boot);
+    scene.event(Event::Tick);
+    assert_eq!(scene.verb(), Some(Verb::Observe));
 }
 
 #[test]
