@@ -175,12 +175,24 @@ impl SleepStatus {
         self
     }
 
-    /// The same with its events behind those that were told before, see [`keep_event`]: a list that is told again does not
-    /// grow. Their times are not looked at, as clocks are set back.
+    /// The same with its events behind those that were told before, see [`keep_event`]: a list that is told again changes
+    /// nothing. Nor does what an agent that was restarted still knows of long ago: it begins with that, and what is older than all
+    /// that is kept has left for newer ones. Behind an event that is known times are not looked at, as clocks are set back.
     #[must_use]
     pub fn behind(mut self, mut earlier: Vec<CellEvent>) -> Self {
+        let mut goes_on = false;
         for event in self.events {
-            keep_event(&mut earlier, event);
+            let mut held = earlier.iter().filter(|old| old.kind == event.kind && old.detail == event.detail);
+            let known = held.next().map(|old| old.at);
+            let is_forgotten = || {
+                let is_full = earlier.len() >= CELL_EVENTS_MAX;
+                !goes_on && is_full && earlier.iter().all(|old| event.at < old.at)
+            };
+            let is_new = known.map_or_else(|| !is_forgotten(), |at| event.at > at);
+            goes_on |= known.is_some();
+            if is_new {
+                keep_event(&mut earlier, event);
+            }
         }
         self.events = earlier;
         self

@@ -359,6 +359,28 @@ fn events_outlive_the_agent_that_told_them_and_stay_the_newest_few() {
 }
 
 #[test]
+fn what_a_restarted_agent_knows_of_long_ago_pushes_out_nothing_newer() {
+    let event = |at: u64, detail: String| CellEvent {
+        at: UnixMs(at),
+        kind: CellEventKind::CouldNotSleep,
+        detail,
+    };
+    let of = |at: u64| event(at, format!("at {at}"));
+    let told = |events: Vec<CellEvent>| SleepStatus { events, ..asleep(cell()) };
+    let held: Vec<CellEvent> = (100..100 + CELL_EVENTS_MAX as u64).map(of).collect();
+    // It wrote one of long ago, and an older time of one that has come again since; then something new happens.
+    let again = event(20, "at 115".to_owned());
+    let list = vec![of(10), again, of(200)];
+    let wanted: Vec<CellEvent> = held[1..].iter().cloned().chain([of(200)]).collect();
+    let once = told(list.clone()).behind(held.clone()).events;
+    assert_eq!(once, wanted);
+    assert_eq!(told(list).behind(once).events, wanted, "however often it tells that");
+    // One that went on tells of something new under a clock that was set back.
+    let list = vec![of(114), of(115), of(30)];
+    assert_eq!(told(list).behind(held).events.last(), Some(&of(30)));
+}
+
+#[test]
 fn the_swap_of_a_node_that_does_not_freeze_is_no_room_for_anybody() {
     let fleet = fleet();
     let mut live = Liveness::default();
