@@ -117,6 +117,11 @@ impl Schedule {
         self.next_of_any
     }
 
+    /// Is the cell woken by both at the same times?
+    pub fn wakes_as(&self, other: &Self) -> bool {
+        (&self.due, self.jobs) == (&other.due, other.jobs)
+    }
+
     /// How many jobs wake the cell.
     pub const fn jobs(&self) -> u32 {
         self.jobs

@@ -165,27 +165,29 @@ async fn look<R: Runtime>(hands: &Arc<Hands<R>>, job: &Job, survey: &mut Survey)
         }
     };
     let held = job.remembered.schedule.as_ref().filter(|_| job.schedule_heard);
-    if held.is_some_and(|held| cron::agrees(held, own_word)) {
+    if held.is_some_and(|held| cron::bears_out(own_word, held)) {
         return;
     }
-    // Never told, or not everything: what the scheduler itself lists is taken instead.
+    // Never told, or maybe not everything: what the scheduler itself lists is taken instead.
     match whole_list(&http, built_in).await {
         Ok(list) => {
-            let differs = held.is_some();
-            let agrees = cron::agrees(&list, own_word);
+            survey.refusal = doubts(held, &list, own_word).and_then(unclear);
             survey.list = Some(list);
-            if differs || !agrees {
-                survey.refusal = unclear(disagreement(own_word));
-            }
         }
         Err(detail) => survey.refusal = unclear(detail),
     }
 }
 
-fn disagreement(own_word: Option<UnixMs>) -> String {
+/// Why a cell is not put to rest with this list, which its scheduler has just given: it had told another one, or the scheduler
+/// wakes for what is not in there.
+fn doubts(held: Option<&Schedule>, list: &Schedule, own_word: Option<UnixMs>) -> Option<String> {
     match own_word {
-        Some(at) => format!("its scheduler wakes at {at}, which is not in the list that was told"),
-        None => "its scheduler and its list do not agree".to_owned(),
+        Some(at) if !cron::agrees(list, own_word) => {
+            Some(format!("its scheduler wakes at {at}, which is not in its list"))
+        }
+        _ => held
+            .is_some_and(|held| !held.wakes_as(list))
+            .then(|| "its scheduler lists other jobs than it had told".to_owned()),
     }
 }
 
@@ -252,6 +254,21 @@ mod tests {
         let back = to_write(&memory, &[second], cell(1), &list(5));
         assert_eq!(back, Some(Record::Schedule(cell(1), list(5))), "the last word of one turn counts");
         assert!(to_write(&memory, &[], cell(2), &list(5)).is_some());
+    }
+
+    #[test]
+    fn a_cell_rests_with_the_list_that_it_had_told_and_with_its_first() {
+        let (mine, own) = (UnixMs(50), UnixMs(20));
+        let list = Schedule::new([(own, false), (mine, true)]);
+        // The gateway's own job has moved: that wakes nobody.
+        let before = Schedule::new([(UnixMs(10), false), (mine, true)]);
+        for held in [None, Some(&before), Some(&list)] {
+            assert_eq!(doubts(held, &list, Some(own)), None);
+        }
+        let stale = Schedule::new([(UnixMs(10), true), (mine, true)]);
+        assert!(doubts(Some(&stale), &list, Some(own)).unwrap().contains("than it had told"));
+        assert!(doubts(None, &list, Some(UnixMs(19))).unwrap().contains("not in its list"));
+        assert_eq!(doubts(None, &list, None), None, "it wakes for nothing");
     }
 
     #[test]

@@ -201,13 +201,20 @@ pub fn judge_page(status: u16, body: &[u8], offset: u64, built_in_wanted: bool) 
     Ok(Page { jobs: jobs.collect(), next })
 }
 
-/// Does the list that is held agree with the scheduler's own word? A job that the list does not have, or has later,
-/// would be slept over; one that it has earlier has just run or moved, and costs a needless wake at the most.
-pub fn agrees(held: &Schedule, own_word: Option<UnixMs>) -> bool {
-    match (own_word, held.next_of_any()) {
+/// Does the scheduler's own word bear out the list that is held, so that it need not be asked for all of it? The word is on the
+/// next of any job. Where that is one of the gateway's own, or not the first that is held, nothing is said of those that the
+/// cell is woken for: a list of long ago has times before any that the scheduler names.
+pub fn bears_out(own_word: Option<UnixMs>, held: &Schedule) -> bool {
+    own_word.is_none_or(|own| held.first() == Some(own) && held.next_of_any() == Some(own))
+}
+
+/// Does the list that the scheduler has just given have what it means to wake for? A job that it does not have, or has later,
+/// would be slept over; one that it has earlier is due.
+pub fn agrees(list: &Schedule, own_word: Option<UnixMs>) -> bool {
+    match (own_word, list.next_of_any()) {
         (None, _) => true,
         (Some(_), None) => false,
-        (Some(own), Some(held)) => held <= own,
+        (Some(own), Some(next)) => next <= own,
     }
 }
 
@@ -317,6 +324,20 @@ mod tests {
             assert!(page(json!({ "jobs": [], "hasMore": true, "nextOffset": nowhere }), 40).is_err());
         }
         assert!(page(json!({ "jobs": 7, "hasMore": false }), 0).is_err());
+    }
+
+    #[test]
+    fn a_list_is_borne_out_only_by_the_first_job_that_wakes_the_cell() {
+        let mine = |at: &[u64]| Schedule::new(at.iter().map(|at| (UnixMs(*at), true)));
+        assert!(bears_out(Some(UnixMs(50)), &mine(&[50, 60])) && bears_out(None, &mine(&[50])));
+        // The job of 10 has run, one of 30 is new, and the list was not told since.
+        for own in [30, 49, 51, 60] {
+            assert!(!bears_out(Some(UnixMs(own)), &mine(&[10, 50])), "{own}");
+        }
+        let behind = Schedule::new([(UnixMs(20), false), (UnixMs(50), true)]);
+        assert!(!bears_out(Some(UnixMs(20)), &behind), "there may be one of 30 by now");
+        assert!(!bears_out(Some(UnixMs(50)), &behind));
+        assert!(!bears_out(Some(UnixMs(50)), &Schedule::default()));
     }
 
     #[test]
