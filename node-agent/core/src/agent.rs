@@ -380,14 +380,15 @@ impl Agent {
     }
 
     /// Swap runs short: the cell that has been frozen for longest leaves it, one at each look, so that the next look
-    /// shows what that brought. Those without an open page go first, and one with a job that is due in a moment stays.
+    /// shows what that brought. Those without an open page go first; one with a job that is due in a moment stays, and for
+    /// a while one that could not be ended.
     fn relieve_swap(&mut self, now: Now, random: &mut dyn FnMut() -> u64, out: &mut Vec<Effect>) {
         let under_way = self.cells.values().any(Cell::is_killed_frozen);
         if !self.swap.is_short() || under_way {
             return;
         }
-        let frozen = self.cells.iter().filter(|(_, cell)| !cell.stays_for_schedule());
-        let frozen = frozen.filter_map(|(id, cell)| Some((cell.has_sockets(), cell.frozen_since()?, *id)));
+        let leaves = |(id, cell): (&CellId, &Cell)| Some((cell.has_sockets(), cell.leaves_since(now)?, *id));
+        let frozen = self.cells.iter().filter_map(leaves);
         if let Some((_, _, id)) = frozen.min() {
             self.give(now, id, cell::Event::SwapNeeded, random, out);
         }

@@ -124,6 +124,11 @@ pub struct Cell {
     rest_not_before: BootMs,
     rest_backoff: Backoff,
     look_backoff: Backoff,
+    /// Kills and removals that have failed since it was up last. A look between two of them changes nothing.
+    end_backoff: Backoff,
+    /// Its place in swap is not asked for again before this: it could not be ended.
+    leave_not_before: BootMs,
+    leave_backoff: Backoff,
     /// Thaws that have failed since it was up last.
     thaw_tries: u32,
     thaw_backoff: Backoff,
@@ -233,6 +238,9 @@ impl Cell {
             rest_not_before: now.boot,
             rest_backoff: Backoff::new(REST_RETRY_FIRST, REST_RETRY_MAX),
             look_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
+            end_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
+            leave_not_before: now.boot,
+            leave_backoff: Backoff::new(REST_RETRY_FIRST, REST_RETRY_MAX),
             thaw_tries: 0,
             thaw_backoff: Backoff::new(LOOK_RETRY_FIRST, LOOK_RETRY_MAX),
             restart_backoff: Backoff::new(RESTART_FIRST, RESTART_MAX),
@@ -443,11 +451,6 @@ impl Cell {
         self.begin(now, Verb::Look, out);
     }
 
-    /// The same after a moment: what just failed would fail at once again.
-    fn look_soon(&mut self, now: Now) {
-        self.phase = Phase::Unknown { look_at: now.boot.after(LOOK_RETRY_FIRST) };
-    }
-
     fn assigned(&mut self, now: Now, assignment: Assignment, out: &mut Vec<Effect>) {
         if assignment.generation < self.generation {
             return;
@@ -516,7 +519,8 @@ impl Cell {
                 self.begin_rest(now, rest, false, out);
             }
             Phase::Frozen if self.leaves_at().is_some_and(|due| now.boot >= due) => {
-                self.leave(now, Leave::Long, out);
+                let is_old = self.container_fits == Some(false);
+                self.leave(now, if is_old { Leave::OutOfDate } else { Leave::Long }, out);
             }
             Phase::Unknown { .. }
             | Phase::Cooling { .. }
@@ -563,13 +567,14 @@ impl Cell {
                     if let Outcome::Failed(problem) = outcome {
                         self.answer_rest(&Err(problem), out);
                     }
-                    self.look_soon(now);
+                    self.stays_in_swap(now, random);
+                    self.end_failed(now, random);
                 }
             },
             Phase::Repairing => self.repaired(now, outcome, out),
             Phase::Removing => match outcome {
                 Outcome::Removed => self.phase = Phase::Gone,
-                _ => self.look_soon(now),
+                _ => self.end_failed(now, random),
             },
             Phase::Frozen => self.pushed(outcome, out),
             Phase::Stopped => self.verified(now, outcome, random, out),

@@ -272,7 +272,9 @@ impl World {
                     let is_due = jobs.any(|job| job.next.since(self.now().wall).0 < 10 * MINUTE);
                     let is_told = !truth.gate.unreported && !self.cells[cell].gate.unreported;
                     let earlier = known(*other).is_some_and(|at| (open(truth), at + 3 * MINUTE) < key);
-                    earlier && is_told && !is_due && known(cell).is_some()
+                    // One that could not be ended is left alone for a while.
+                    let is_stuck = self.excused(*other, self.at);
+                    earlier && is_told && !is_due && !is_stuck && known(cell).is_some()
                 });
                 let fill = self.swap.fill_percent();
                 if let Some(first) = first {

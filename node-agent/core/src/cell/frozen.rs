@@ -64,10 +64,12 @@ impl Cell {
         // The fence ends with this route: held requests ask for a wake.
         self.shown_route = self.route();
         out.push(Effect::Route(self.shown_route));
-        if self.container_fits == Some(false) && !self.is_too_late_to_stop(now) {
-            return self.leave(now, Leave::OutOfDate, out);
+        if self.container_fits == Some(false) {
+            self.leave(now, Leave::OutOfDate, out);
         }
-        self.begin(now, Verb::Push, out);
+        if matches!(self.phase, Phase::Frozen) {
+            self.begin(now, Verb::Push, out);
+        }
     }
 
     /// A push ended.
@@ -82,9 +84,11 @@ impl Cell {
         self.answer_rest(&Ok(()), out);
     }
 
-    /// It is frozen and stays only as long as nobody needs its place, but over a job that is due in a moment.
+    /// It is frozen and stays only as long as nobody needs its place, but over a job that is due in a moment, and for a while
+    /// where it could not be ended.
     pub(super) fn leave(&mut self, now: Now, why: Leave, out: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Frozen) && !self.is_too_late_to_stop(now) {
+        let may_leave = now.boot >= self.leave_not_before && !self.is_too_late_to_stop(now);
+        if matches!(self.phase, Phase::Frozen) && may_leave {
             out.push(Effect::Note(Note::LeftSwap(why)));
             self.kill_frozen(now, out);
         }
@@ -95,10 +99,31 @@ impl Cell {
         self.begin(now, Verb::KillFrozen, out);
     }
 
-    /// When it has been frozen for as long as its plan lets it be.
+    /// It could not be ended, or removed: looked at in a while, ever later, since that would fail again at once.
+    pub(super) fn end_failed(&mut self, now: Now, random: u64) {
+        self.phase = Phase::Unknown { look_at: now.boot.after(self.end_backoff.next(random)) };
+    }
+
+    /// It could not be ended for its place, and keeps that for a while: others leave meanwhile.
+    pub(super) fn stays_in_swap(&mut self, now: Now, random: u64) {
+        self.leave_not_before = now.boot.after(self.leave_backoff.next(random));
+    }
+
+    /// When it has been frozen for as long as its plan lets it be, or is out of date, and may be ended for that.
     pub(super) fn leaves_at(&self) -> Option<BootMs> {
         let rests = matches!(self.phase, Phase::Frozen) && self.spec.rest.rest != IdleRest::AlwaysOn;
-        (rests && !self.stays_for_schedule()).then(|| self.frozen_since.after(self.terms.stop_after))
+        if !rests || self.stays_for_schedule() {
+            return None;
+        }
+        let is_old = self.container_fits == Some(false);
+        let due = if is_old { self.frozen_since } else { self.frozen_since.after(self.terms.stop_after) };
+        Some(due.max(self.leave_not_before))
+    }
+
+    /// Since when it is frozen, where it may leave for those who need its place; `None` also for a while where it could not be
+    /// ended.
+    pub fn leaves_since(&self, now: Now) -> Option<BootMs> {
+        self.frozen_since().filter(|_| now.boot >= self.leave_not_before && !self.stays_for_schedule())
     }
 
     /// Since when it is frozen; `None` while it is not.

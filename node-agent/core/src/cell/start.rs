@@ -161,6 +161,8 @@ impl Cell {
         self.door_waits = false;
         self.thaw_tries = 0;
         self.thaw_backoff.reset();
+        self.end_backoff.reset();
+        self.leave_backoff.reset();
         let from = std::mem::take(&mut self.rose_from);
         if from == Depth::Frozen {
             // What the push had left of it says nothing of what it holds now; what a wake needs is noted behind each.

@@ -116,3 +116,38 @@ fn of_the_cold_pages_of_a_cell_that_does_not_run_nothing_is_remembered() {
     cold.keep_running(&agent);
     assert_ne!(look(&mut cold, up), Verdict::Stays(Why::First));
 }
+
+#[test]
+fn a_frozen_cell_that_cannot_be_ended_does_not_keep_the_others_in_swap() {
+    let id = |seed: u8| CellId::from_random([seed; 16]);
+    let assignments = vec![assignment(1), assignment(2)];
+    let desired = DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] };
+    let mut memory = Memory { desired: Some(desired), ..Memory::default() };
+    for seed in [1, 2] {
+        let frozen_at = Some(BootMs(seed.into()));
+        let known = Remembered { was_started: true, frozen: true, frozen_at, ..Remembered::default() };
+        memory.cells.insert(id(seed), known);
+    }
+    let mut agent = Agent::new(now(), &memory, 2);
+    let looks = step(&mut agent, Event::Tick);
+    let address = "10.0.0.2:1".parse().unwrap();
+    let paused = Outcome::Looked(Seen::Paused { address, fits: true });
+    let pushes = finish(&mut agent, &looks, &paused);
+    finish(&mut agent, &pushes, &Outcome::Pushed(Pushed::default()));
+    let full = || {
+        let sample = swap::Sample { total: Bytes::gib(10), free: Bytes::gib(1), ..swap::Sample::default() };
+        Event::Swap(sample)
+    };
+    let killed = |effects: &[Effect]| -> Vec<CellId> {
+        let verbs = operations(effects).into_iter();
+        verbs.filter(|(_, _, verb)| *verb == Verb::KillFrozen).map(|(cell, _, _)| cell).collect()
+    };
+    let first = step(&mut agent, full());
+    assert_eq!(killed(&first), [id(1)], "it has been frozen for longest");
+    let problem = Problem::new(Code::DockerFailed, "it cannot be killed");
+    finish(&mut agent, &first, &Outcome::Failed(problem));
+    let look = agent.step(at(1_000), Event::Tick, &mut || 7);
+    let pushes = finish(&mut agent, &look, &paused);
+    finish(&mut agent, &pushes, &Outcome::Pushed(Pushed::default()));
+    assert_eq!(killed(&agent.step(at(2_000), full(), &mut || 7)), [id(2)]);
+}

@@ -137,6 +137,56 @@ fn a_pause_that_was_told_as_failed_and_was_none_is_where_its_time_in_swap_begins
 }
 
 #[test]
+fn a_frozen_cell_that_cannot_be_ended_keeps_its_place_and_is_tried_ever_more_rarely() {
+    let mut newer = assignment(IdleRest::Freeze);
+    newer.spec.image = "berth/test-cell:new".parse().unwrap();
+    let causes: [fn(&mut Scene, Assignment); 2] = [
+        |scene, _| terms(scene, SleepTerms { stop_after: Millis(1), ..SleepTerms::default() }),
+        |scene, newer| _ = scene.event(Event::Assigned(newer)),
+    ];
+    for (number, cause) in causes.into_iter().enumerate() {
+        let mut scene = Scene::frozen();
+        cause(&mut scene, newer.clone());
+        scene.later(Millis(1));
+        let mut waits = vec![];
+        for _ in 0..9 {
+            assert_eq!(scene.verb(), Some(Verb::KillFrozen), "cause {number}");
+            let failed_at = scene.now.boot;
+            scene.done(failed(Code::DockerFailed));
+            let due = scene.cell.next_deadline().unwrap();
+            scene.later(due.since(scene.now.boot));
+            scene.done(Outcome::Looked(Seen::Paused { address: address(), fits: number == 0 }));
+            assert_eq!(scene.verb(), Some(Verb::Push));
+            scene.done(Outcome::Pushed(Pushed::default()));
+            scene.event(Event::SwapNeeded);
+            assert_eq!((scene.cell.state(), scene.verb()), (CellState::Frozen, None), "others go first");
+            assert_eq!(scene.cell.leaves_since(scene.now), None);
+            let due = scene.cell.next_deadline().unwrap();
+            waits.push(due.since(failed_at));
+            scene.later(due.since(scene.now.boot));
+        }
+        assert!(waits[0] <= REST_RETRY_FIRST && waits[8] >= Millis(REST_RETRY_MAX.0 / 2), "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= REST_RETRY_MAX), "{waits:?}");
+    }
+}
+
+#[test]
+fn a_cell_that_cannot_be_removed_is_tried_ever_more_rarely() {
+    let mut scene = Scene::stopped();
+    scene.event(Event::Retired);
+    let mut waits = vec![];
+    for _ in 0..9 {
+        assert_eq!(scene.verb(), Some(Verb::Remove));
+        scene.done(failed(Code::DockerFailed));
+        let wait = scene.cell.next_deadline().unwrap().since(scene.now.boot);
+        waits.push(wait);
+        scene.later(wait);
+        scene.done(Outcome::Looked(Seen::Exited { fits: true, code: 0 }));
+    }
+    assert!(waits[0] <= LOOK_RETRY_FIRST && waits[8] >= Millis(LOOK_RETRY_MAX.0 / 2), "{waits:?}");
+}
+
+#[test]
 fn swap_that_runs_short_ends_a_frozen_cell_and_no_other() {
     let mut frozen = Scene::frozen();
     frozen.event(Event::SwapNeeded);
