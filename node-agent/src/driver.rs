@@ -105,6 +105,8 @@ pub struct Driver<R> {
     sweeping: Option<AbortHandle>,
     /// The look at all cells' containers.
     looking: Round,
+    /// Those at single ones.
+    looks: round::PerCell,
     /// The reading of the cells' CPU time, while it is under way.
     cpu_round: Option<AbortHandle>,
     /// What is known of running cells' cold pages.
@@ -217,6 +219,7 @@ impl<R: Runtime> Driver<R> {
             desired_heard: false,
             sweeping: None,
             looking: Round::default(),
+            looks: round::PerCell::default(),
             cpu_round: None,
             cold: cold::Side::default(),
             swap_round: Round::default(),
@@ -356,6 +359,11 @@ impl<R: Runtime> Driver<R> {
             }
             Input::Noticed(cell, seen) => {
                 self.step(agent::Event::Cell(cell, cell::Event::Noticed(seen)), turn);
+            }
+            Input::LookedAside(cell) => {
+                if self.looks.ended(cell) {
+                    self.look_aside(cell);
+                }
             }
             Input::ProbeAll => {
                 // Also a look at the wall clock, whoever runs.

@@ -180,6 +180,8 @@ pub struct Cell {
     events: Vec<CellEvent>,
     /// Its memory was almost at its limit at the last look.
     near_limit: bool,
+    /// When it was told last that the kernel has ended something of it.
+    killed_at: Option<BootMs>,
     data: Data,
     /// Put its data back to this snapshot when it is stopped.
     restore_ordered: Option<SnapshotId>,
@@ -277,6 +279,7 @@ impl Cell {
             stopped_because: None,
             events: remembered.events.clone(),
             near_limit: false,
+            killed_at: None,
             data: Data::Here,
             restore_ordered: None,
             verifying: None,

@@ -278,14 +278,20 @@ impl<R: Runtime> Driver<R> {
         });
     }
 
-    /// Looks at a cell on the engine's word, beside whatever is under way.
-    pub(super) fn look_aside(&self, cell: CellId) {
+    /// Looks at a cell on the engine's word, beside whatever is under way. Once at a time: what is asked for meanwhile comes after
+    /// it.
+    pub(super) fn look_aside(&mut self, cell: CellId) {
         let Some(job) = self.job(cell, OpId(0)) else { return };
+        if !self.looks.begins(cell) {
+            return;
+        }
         let (hands, loopback) = (Arc::clone(&self.hands), self.loopback.clone());
         self.tasks.spawn_client("look", async move {
+            // The driver is gone only when the agent ends.
             if let Ok(seen) = hands.look(&job).await {
                 let _ = loopback.send(Input::Noticed(cell, seen)).await;
             }
+            let _ = loopback.send(Input::LookedAside(cell)).await;
         });
     }
 

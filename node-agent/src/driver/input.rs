@@ -45,8 +45,10 @@ pub enum Input {
     NudgeAll,
     /// That is done.
     LookedAtAll,
-    /// A look that nobody waits for ended.
+    /// What a look that nobody waits for has seen.
     Noticed(CellId, Seen),
+    /// That look of one cell is over, whatever it has seen.
+    LookedAside(CellId),
     /// It is time to ask the running cells whether they are alive.
     ProbeAll,
     /// It is time to look for containers of this node that are nobody's.

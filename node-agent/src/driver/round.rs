@@ -1,8 +1,10 @@
 //! Rounds of looking that go on beside the driver, one at a time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_daemon::exit::chain;
+use berth_shared::ids::CellId;
 use tokio::task::AbortHandle;
 
 use super::{Driver, Input};
@@ -65,9 +67,37 @@ impl Round {
     }
 }
 
+/// The same for each cell by itself: whoever makes the engine report of a cell again and again has it looked at once at a time.
+#[derive(Debug, Default)]
+pub(super) struct PerCell(BTreeMap<CellId, Round>);
+
+impl PerCell {
+    /// See [`Round::begins`].
+    pub(super) fn begins(&mut self, cell: CellId) -> bool {
+        self.0.entry(cell).or_default().begins()
+    }
+
+    /// See [`Round::ended`]. Nothing of the cell is kept behind it.
+    pub(super) fn ended(&mut self, cell: CellId) -> bool {
+        self.0.remove(&cell).is_some_and(|mut round| round.ended())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cell_has_a_round_of_its_own() {
+        let [one, other] = [1, 2].map(|seed| CellId::from_random([seed; 16]));
+        let mut rounds = PerCell::default();
+        assert!(rounds.begins(one) && rounds.begins(other));
+        assert!((0..1_000).all(|_| !rounds.begins(one)), "while one goes on");
+        assert!(rounds.ended(one), "all of them are one more");
+        assert!(!rounds.ended(other));
+        assert!(rounds.begins(one));
+        assert!(!rounds.ended(one) && rounds.0.is_empty());
+    }
 
     #[test]
     fn one_goes_on_at_a_time_and_whatever_is_asked_for_meanwhile_is_one_more_behind_it() {

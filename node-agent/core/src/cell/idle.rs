@@ -37,6 +37,9 @@ const DAMPED_IDLE_MAX: Millis = Millis::minutes(60);
 const NEAR_PERCENT: u128 = 90;
 const FAR_PERCENT: u128 = 80;
 
+/// That the kernel has ended something of a cell is told once in this time.
+const KILLS_EVERY: Millis = Millis::secs(1);
+
 /// Most characters of an event's text.
 const EVENT_CHARS_MAX: usize = 500;
 
@@ -241,7 +244,12 @@ impl Cell {
         self.near_limit = is_near;
     }
 
+    /// The kernel may end a process of it as often as it begins one.
     pub(super) fn out_of_memory(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.killed_at.is_some_and(|at| now.boot.since(at) < KILLS_EVERY) {
+            return;
+        }
+        self.killed_at = Some(now.boot);
         let limit = self.spec.size.memory;
         self.tell(now, CellEventKind::KilledByKernel, format!("its memory was at the limit of {limit}"));
         out.push(Effect::Note(Note::KilledByKernel));

@@ -275,6 +275,18 @@ fn its_user_is_told_once_that_its_memory_is_near_the_limit_and_again_when_it_was
 }
 
 #[test]
+fn a_cell_whose_processes_are_killed_again_and_again_is_told_of_once_a_second() {
+    let mut scene = Scene::running(IdleRest::Freeze);
+    let mut told = 0;
+    for _ in 0..100 {
+        scene.event(Event::OutOfMemory);
+        told += scene.out.len();
+        scene.now.boot = scene.now.boot.after(Millis(25));
+    }
+    assert_eq!(told, 3 * 2, "a note and a change, at 0, 1 and 2 s");
+}
+
+#[test]
 fn its_user_is_told_why_it_could_not_be_woken() {
     let mut scene = Scene::stopped();
     scene.wake();
