@@ -11,8 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use berth_daemon::exit::chain;
-use berth_node_agent_core::cell::{OpId, OtherImage, Outcome, Seen, SuspendAnswer, UNDECLARED_PERCENT, Verb};
-use berth_node_agent_core::cold::{self, Cooled};
+use berth_node_agent_core::cell::{OpId, OtherImage, Outcome, Seen, SuspendAnswer, Verb};
 use berth_node_agent_core::memory::Remembered;
 use berth_node_agent_core::slot::{Slot, SlotPool};
 use berth_node_agent_core::workload::{self, Probe, openclaw};
@@ -21,7 +20,6 @@ use berth_shared::ids::{CellId, Generation, NodeId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::secret::{Secret, redact};
 use berth_shared::time::{Millis, UnixMs};
-use berth_shared::units::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -34,19 +32,14 @@ use crate::projection::Projection;
 use crate::quota::Quota;
 use crate::runtime::docker::memory;
 use crate::runtime::{
-    ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE, Usage,
+    ContainerKey, ContainerPlan, NetworkPlan, REPAIR_LIMIT, Runtime, RuntimeError, STOP_GRACE,
 };
 use crate::snapshots::Snapshots;
 
+mod held;
+
 /// How long a quarantined cell may go on after SIGTERM: nothing of what it does gets out any more.
 const QUARANTINE_GRACE: Millis = Millis::secs(10);
-
-/// How long a cell that is about to rest is looked at. Long enough to tell work from a timer's moment; nobody waits
-/// meanwhile but an operator.
-const OBSERVE_FOR: Millis = Millis::secs(1);
-
-/// So long a thinned cell may take back what it needs to go on, before it is paused and that is noted.
-const SETTLES_FOR: Duration = Duration::from_secs(1);
 
 /// How often a starting cell is asked whether it is ready.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
@@ -157,7 +150,7 @@ impl<R: Runtime> Hands<R> {
             Verb::Pause => {
                 self.runtime.pause(&self.key(&job)).await.map(|()| Outcome::Paused).map_err(problem)
             }
-            Verb::Push => self.runtime.push(&self.key(&job)).await.map(Outcome::Pushed).map_err(problem),
+            Verb::Push => self.push(&job).await,
             Verb::Unpause => self.unpause(&job).await,
             Verb::Resume => self.resume(&job).await,
             Verb::Stop => {
@@ -200,30 +193,6 @@ impl<R: Runtime> Hands<R> {
         let token = self.projection.token(job.spec.cell);
         let secrets = || self.cell_env.values().chain([&token]);
         Ok(raw.iter().map(|line| redact(line, secrets())).collect())
-    }
-
-    /// What a cell's container has used since it was started, and uses; `None` while it does not run.
-    ///
-    /// # Errors
-    /// The engine does not answer, or what is there is not ours.
-    pub async fn usage(&self, job: &Job) -> Result<Option<Usage>, RuntimeError> {
-        self.runtime.usage(&self.key(job)).await
-    }
-
-    /// What the cold pages of a cell that runs are judged by; `None` where nothing tells.
-    ///
-    /// # Errors
-    /// The engine does not answer, or what is there is not ours.
-    pub async fn held(&self, job: &Job) -> Result<Option<cold::Held>, RuntimeError> {
-        self.runtime.held(&self.key(job)).await
-    }
-
-    /// Pushes at most `step` of a running cell's memory out.
-    ///
-    /// # Errors
-    /// It does not run any more, or the kernel refuses.
-    pub async fn cool(&self, job: &Job, step: Bytes) -> Result<Cooled, RuntimeError> {
-        self.runtime.cool(&self.key(job), step).await
     }
 
     fn key(&self, job: &Job) -> ContainerKey {
@@ -382,26 +351,6 @@ impl<R: Runtime> Hands<R> {
         }
     }
 
-    /// Looks at what the cell does. Before its first freeze one that does nothing is thinned behind that: what it takes back
-    /// then costs it CPU time, which is no work.
-    async fn observe(&self, job: &Job) -> Result<Outcome, Problem> {
-        let key = self.key(job);
-        let mut seen = self.runtime.observe(&key, OBSERVE_FOR).await.map_err(problem)?;
-        if job.thins && seen.cpu_percent.is_some_and(|percent| percent < UNDECLARED_PERCENT) {
-            match self.runtime.thin(&key).await {
-                Ok(thinned) => {
-                    sleep(SETTLES_FOR).await;
-                    (seen.resident, seen.thinned) = (Some(thinned.resident), Some(thinned));
-                }
-                // It helps its first wake, and is never needed.
-                Err(error) => {
-                    tracing::info!(cell = %job.spec.cell, error = chain(&error), "what it does not use is not pushed out");
-                }
-            }
-        }
-        Ok(Outcome::Observed(seen))
-    }
-
     async fn unpause(&self, job: &Job) -> Result<Outcome, Problem> {
         let key = self.key(job);
         let begun = std::time::Instant::now();
@@ -412,13 +361,6 @@ impl<R: Runtime> Hands<R> {
             self.metrics.engine_unpause(&read_back, read, call, job.wake_heard);
         }
         Ok(Outcome::Unpaused)
-    }
-
-    /// A thawed cell is up: what it has touched is read back at once before its next thaw.
-    pub async fn note_touched(&self, job: &Job) {
-        if let Err(error) = self.runtime.note_touched(&self.key(job)).await {
-            tracing::debug!(cell = %job.spec.cell, error = chain(&error), "what a wake touched is not noted");
-        }
     }
 
     async fn await_ready(&self, job: &Job) -> Result<Outcome, Problem> {

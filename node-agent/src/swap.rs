@@ -116,6 +116,21 @@ pub fn read(live_restore: Option<bool>, insecure: bool) -> Reading {
     Reading { sample, memory, able: able.and_then(|()| Ok(way()?.as_str())), cools: cools_here(cgroups) }
 }
 
+/// May cells' memory lie in the swap that there is now? `insecure` as in [`read`].
+///
+/// # Errors
+/// It may not; in words.
+pub(crate) fn is_fit(insecure: bool) -> Result<(), String> {
+    is_fit_at(Path::new("/"), insecure)
+}
+
+/// The same of a machine whose root this is.
+fn is_fit_at(root: &Path, insecure: bool) -> Result<(), String> {
+    let swaps = look_at(root).map_err(|error| format!("/proc/swaps cannot be read: {error}"))?;
+    // Of the engine nothing is asked: what it would do at its restart is no secret of a cell's.
+    judge(&swaps, Some(true), insecure)
+}
+
 /// Can cells be frozen here, as far as engine and swap go?
 fn judge(swaps: &[(Swap, Kind)], live_restore: Option<bool>, insecure: bool) -> Result<(), String> {
     let of =
@@ -303,6 +318,28 @@ mod tests {
             let said = judge(swaps, live_restore, insecure).unwrap_err();
             assert!(said.contains(why), "{said}");
         }
+    }
+
+    #[test]
+    fn swap_that_has_become_open_is_fit_for_no_cells_memory() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("proc")).unwrap();
+        std::fs::write(root.path().join("swap"), "").unwrap();
+        let fit = |swaps: &str, insecure| {
+            let text = format!("Filename\tType\tSize\tUsed\tPriority\n{swaps}");
+            std::fs::write(root.path().join("proc/swaps"), text).unwrap();
+            is_fit_at(root.path(), insecure)
+        };
+        assert!(fit("", true).unwrap_err().contains("no swap"));
+        assert!(fit("/swap file 1024 0 -2\n", false).unwrap_err().contains("encrypted"));
+        assert_eq!(fit("/swap file 1024 0 -2\n", true), Ok(()));
+        let on = stat(root.path().join("swap")).unwrap().st_dev;
+        let device = root.path().join(format!("sys/dev/block/{}:{}/dm", major(on), minor(on)));
+        std::fs::create_dir_all(&device).unwrap();
+        std::fs::write(device.join("uuid"), "CRYPT-PLAIN-swap").unwrap();
+        assert_eq!(fit("/swap file 1024 0 -2\n", false), Ok(()));
+        std::fs::remove_file(root.path().join("proc/swaps")).unwrap();
+        assert!(is_fit_at(root.path(), true).unwrap_err().contains("/proc/swaps"));
     }
 
     #[test]

@@ -360,11 +360,8 @@ fn events_outlive_the_agent_that_told_them_and_stay_the_newest_few() {
 
 #[test]
 fn what_a_restarted_agent_knows_of_long_ago_pushes_out_nothing_newer() {
-    let event = |at: u64, detail: String| CellEvent {
-        at: UnixMs(at),
-        kind: CellEventKind::CouldNotSleep,
-        detail,
-    };
+    let event =
+        |at: u64, detail: String| CellEvent { at: UnixMs(at), kind: CellEventKind::CouldNotSleep, detail };
     let of = |at: u64| event(at, format!("at {at}"));
     let told = |events: Vec<CellEvent>| SleepStatus { events, ..asleep(cell()) };
     let held: Vec<CellEvent> = (100..100 + CELL_EVENTS_MAX as u64).map(of).collect();

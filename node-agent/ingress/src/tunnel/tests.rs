@@ -446,8 +446,7 @@ async fn a_user_whose_sockets_keep_all_that_they_may_wakes_no_neighbour() {
     }
     tab.write_all(&text(POLL)).await.unwrap();
     sleep(Duration::from_secs(1)).await;
-    let asked =
-        || -> Vec<CellId> { bell.due(Instant::now()).0.into_iter().map(|ask| ask.cell).collect() };
+    let asked = || -> Vec<CellId> { bell.due(Instant::now()).0.into_iter().map(|ask| ask.cell).collect() };
     assert_eq!(asked(), [greedy.cell]);
     tab.write_all(&text(SEND)).await.unwrap();
     sleep(Duration::from_millis(1)).await;

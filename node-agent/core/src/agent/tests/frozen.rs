@@ -103,9 +103,8 @@ fn of_the_cold_pages_of_a_cell_that_does_not_run_nothing_is_remembered() {
         resumed = operations(&step(&mut agent, Event::Cell(cell, cell::Event::Done { op, outcome })));
     }
     let mut cold = Cold::default();
-    let look = |cold: &mut Cold, cell| {
-        cold.look(cell, BootMs(5_000), Held::default(), BootMs(0), Bytes::gib(1))
-    };
+    let look =
+        |cold: &mut Cold, cell| cold.look(cell, BootMs(5_000), Held::default(), BootMs(0), Bytes::gib(1));
     assert_eq!([look(&mut cold, up), look(&mut cold, down)], [Verdict::Stays(Why::First); 2]);
     cold.keep_running(&agent);
     assert_ne!(look(&mut cold, up), Verdict::Stays(Why::First));

@@ -187,7 +187,10 @@ fn a_hold_that_is_over_does_not_hold_again_under_a_clock_that_is_behind() {
     let due = scene.cell.next_deadline().unwrap();
     assert_eq!(due, scene.now.boot.after(HOLD_MAX), "nobody can know better, up to the longest hold");
     scene.later(Millis::minutes(10));
-    assert_eq!((scene.verb(), scene.cell.busy_now(scene.now)), (None, Some(BusyReason::Held { until: over })));
+    assert_eq!(
+        (scene.verb(), scene.cell.busy_now(scene.now)),
+        (None, Some(BusyReason::Held { until: over }))
+    );
     // The clock is set right, and the cell is looked at as it is now and then.
     scene.now.wall = over.after(Millis::minutes(10));
     scene.event(Event::Probed { alive: true });
