@@ -225,7 +225,15 @@ impl Upkeep {
             strangers: false,
         };
         self.book().prune_begins(wall_now(), user);
-        self.remember().await;
+        if !self.remember().await {
+            // It was listed just now, and nothing is taken.
+            self.book().listed(user);
+            let detail = format!(
+                "{} cannot be written, which says what a prune has begun: nothing was pruned. The log says why",
+                self.0.file.display()
+            );
+            return Err(Problem::new(Code::Internal, detail));
+        }
         failpoint::PRUNE_BEGINS.reach();
         let done = repositories.keep_up(place.clone(), Some(user), Job::Prune(job), CHORE_MAX, |_| {}).await;
         failpoint::PRUNE_ENDED.reach();
@@ -309,8 +317,9 @@ impl Upkeep {
         self.remember().await;
     }
 
-    /// Writes the file. One that cannot be written costs work that was done before, at the next start.
-    async fn remember(&self) {
+    /// Writes the file, and says whether it was written. One that cannot be costs work that was done before, at the next
+    /// start; what takes something needs it.
+    async fn remember(&self) -> bool {
         self.measure();
         let _alone = self.0.writing.lock().await;
         let book = self.book().clone();
@@ -319,11 +328,12 @@ impl Upkeep {
             let text = serde_json::to_vec(&book).map_err(std::io::Error::other)?;
             durable::write_atomic(&file, &text, 0o600)
         };
-        match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "what was done to repositories is not remembered"),
-            Err(error) => tracing::warn!(%error, "what was done to repositories is not remembered"),
+        let written =
+            tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other).and_then(|done| done);
+        if let Err(error) = &written {
+            tracing::warn!(%error, "what was done to repositories is not remembered");
         }
+        written.is_ok()
     }
 
     fn measure(&self) {

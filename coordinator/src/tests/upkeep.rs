@@ -347,3 +347,28 @@ async fn an_orphan_in_the_users_own_repository_outlives_prunes() {
     assert_eq!((file.status, file.body.as_str()), (200, "orphan"));
     world.end().await;
 }
+
+#[tokio::test]
+async fn nothing_is_pruned_where_a_restart_would_not_know_that_it_was_begun() {
+    let bucket = Bucket::new();
+    let config = keep_one(bucket.config());
+    let file = config.data_dir.join(crate::upkeep::FILE);
+    let world = World::with(bucket.folder.path(), config).await;
+    let anna = anna(&bucket, &world).await;
+    // Where a folder is no file is put. Upkeep may write it anew in between.
+    let folder = async {
+        while std::fs::create_dir(&file).is_err() {
+            let _gone_meanwhile = std::fs::remove_file(&file);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BOUND, folder).await.expect("there is a folder in its place");
+    let refused = world.post(PRUNE, json!({})).await;
+    assert_eq!(refused.code(), Code::Internal, "{}", refused.body);
+    assert!(bucket.object(&anna, &anna.first).exists(), "nothing was taken");
+    assert_eq!(known(&world).await.history.len(), 1);
+    std::fs::remove_dir(&file).unwrap();
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
+    world.end().await;
+}
