@@ -216,6 +216,7 @@ impl Upkeep {
             rule,
             keep: newest.take(rule.last.into()).map(|kept| kept.id.to_string()).collect(),
             head: vault.and_then(|vault| vault.head.as_ref()).map(Snapshot::place),
+            over: vault.iter().flat_map(|vault| &vault.over).map(|(of, told)| (*of, *told)).collect(),
             aside: vault
                 .iter()
                 .flat_map(|vault| &vault.orphans)

@@ -40,7 +40,7 @@ pub use keys::{NextCoordinatorKey, NextKey, Standing};
 pub use quarantine::{Quarantine, REASON_BYTES_MAX, quarantine_reason};
 pub use sleep::{STOP_AFTER_MAX, STOP_AFTER_MIN};
 pub(crate) use snapshots::EPOCH_MAX;
-pub use snapshots::{Due, Orphan, Vault};
+pub use snapshots::{Due, OVER_MAX, Orphan, Vault};
 
 /// Most users of an installation: what one coordinator's memory and one journal replay hold with ease.
 pub const USERS_MAX: usize = 20_000;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use berth_coordinator_core::upkeep::Book;
-use berth_shared::api::{RepositoryChecked, RepositoryPruned, Snapshots, UserRetention};
+use berth_shared::api::{RepositoryChecked, RepositoryPruned, Snapshots, User, UserRetention};
 use berth_shared::problem::Code;
 use berth_shared::snapshot::{Retention, Snapshot, SnapshotOutcome};
 use berth_shared::time::Millis;
@@ -12,6 +12,7 @@ use berth_test_s3::{Fault, NODE_KEY};
 use serde_json::json;
 
 use super::bucket::{Anna, Bucket, anna, found, journal};
+use super::snapshots::node;
 use super::world::{BOUND, World};
 use crate::config::{Config, Span};
 
@@ -370,5 +371,32 @@ async fn nothing_is_pruned_where_a_restart_would_not_know_that_it_was_begun() {
     std::fs::remove_dir(&file).unwrap();
     let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
     assert_eq!((pruned.forgotten, pruned.kept), (1, 1));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_a_lost_node_has_put_beside_the_line_outlives_prunes() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let anna = anna(&bucket, &world).await;
+    let objects = bucket.of(&anna, "snapshots");
+    let mut second = node(&world, "n2", 2).await;
+    world.lose_n1(anna.node, &mut second).await;
+    let moved: User = world.post("/v1/users/anna/move", json!({ "to": "n2" })).await.json();
+    // It is not off: it works on inside its lease, and nobody hears of it.
+    std::fs::write(anna.cell.join("new"), "beside").unwrap();
+    let beside = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 3).await;
+    // By its time behind that, as if the first ones of the new generation had been forgotten by the rule.
+    let told = second.repository_of(anna.user.id).await;
+    assert_eq!(told.generation, moved.generation);
+    std::fs::write(anna.cell.join("new"), "head").unwrap();
+    let head = bucket.take(&told, &told.prefix, &anna.cell, 1).await;
+    assert_eq!(second.takes(anna.user.id, &head).await, SnapshotOutcome::Head);
+    assert_eq!(world.delete("/v1/nodes/n1").await.status, 204);
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (2, 2));
+    for stays in [&beside, &head] {
+        assert!(objects.join(stays.id.to_string()).exists());
+    }
     world.end().await;
 }

@@ -208,6 +208,17 @@ impl World {
         tokio::time::timeout(BOUND, wait).await.expect("it comes to what is wanted")
     }
 
+    /// The node `n1` is gone, and an operator says that it is off. Another one confirms what it holds.
+    pub(crate) async fn lose_n1(&self, node: FakeNode, other: &mut FakeNode) {
+        drop(node);
+        self.until("/v1/nodes/n1", |node| node["connected"] == false).await;
+        assert_eq!(
+            self.post("/v1/nodes/n1/off", serde_json::json!({ "node_is_off": true })).await.status,
+            200
+        );
+        other.heartbeat(vec![]).await;
+    }
+
     /// Makes a token for a node of this name.
     pub(crate) async fn token(&self, name: &str) -> JoinToken {
         let token: Token = self.post("/v1/tokens", serde_json::json!({ "node": name })).await.json();

@@ -33,9 +33,14 @@ pub struct PruneJob {
     #[serde(default)]
     pub keep: Vec<String>,
     /// Generation and sequence of HEAD: snapshots behind it stay, too. Nobody has told of them yet, the rule goes by the clock
-    /// of the node that took them, and the newest of them is HEAD as soon as it is told of.
+    /// of the node that took them, and the newest of them is HEAD as soon as it is told of. `None`: there is no HEAD, nobody has
+    /// told of any, and all stay.
     #[serde(default)]
     pub head: Option<(Generation, u64)>,
+    /// Of generations that are over, the last sequence that was told of while it was in force: snapshots behind it stay. A node
+    /// that worked alone inside its lease, while its user was given away, has put them here, and tells of them when it is back.
+    #[serde(default)]
+    pub over: Vec<(Generation, u64)>,
     /// Orphans, by their whole ids: they stay, and take no place of what the rule keeps. A node that worked alone inside its
     /// lease, while its user was given away, has put them here.
     #[serde(default)]
@@ -146,11 +151,14 @@ fn spare(job: &PruneJob, group: Group) -> (u64, Group) {
         *at = (*at).min(snapshot.time.timestamp());
     }
     let is_spared = |place: Option<(Generation, u64)>, snapshot: &SnapshotFile| {
-        let is_untold = job.head.is_some_and(|head| place > Some(head));
-        // Its node worked alone while the user lived elsewhere already, and may not have told of it yet.
+        let is_untold = job.head.is_none_or(|head| place > Some(head));
+        let told = place.and_then(|(own, _)| job.over.iter().find(|(generation, _)| *generation == own));
+        let is_beside = told.is_some_and(|told| place > Some(*told));
+        // Of a generation that the coordinator does not remember the times have to tell.
         let newer = begun.iter().filter(|(generation, _)| place.is_some_and(|(own, _)| **generation > own));
         let is_late = newer.map(|(_, at)| *at).min().is_some_and(|at| at <= snapshot.time.timestamp());
-        is_untold || is_late || job.aside.iter().any(|id| id == snapshot.id.to_hex().as_str())
+        let is_aside = job.aside.iter().any(|id| id == snapshot.id.to_hex().as_str());
+        is_untold || is_beside || is_late || is_aside
     };
     let before = placed.len();
     let judged = placed.into_iter().filter(|(place, snapshot)| !is_spared(*place, snapshot));

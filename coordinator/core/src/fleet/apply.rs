@@ -234,7 +234,11 @@ impl Fleet {
         }
         self.generations.insert(slug, generation);
         let user = self.user_mut(number, id)?;
-        (user.home, user.left) = (Some(home), None);
+        let over = user.home.replace(home);
+        user.left = None;
+        if let Some(over) = over {
+            self.end_generation(id, over.generation);
+        }
         Ok(())
     }
 

@@ -24,6 +24,9 @@ use crate::snapshots::{
     Standing,
 };
 
+/// Most generations of one user that are remembered behind the one in force: one for each time that it was given away.
+pub const OVER_MAX: usize = 64;
+
 /// Most digits of a snapshot's id that are written down: a whole id.
 const SNAPSHOT_TEXT_MAX: usize = 64;
 
@@ -47,6 +50,10 @@ pub struct Vault {
     pub orphans: Vec<Orphan>,
     /// How many a prune leaves; `None`: as many as of any user's.
     pub retention: Option<Retention>,
+    /// Of generations that are over, at most [`OVER_MAX`], the newest ones: the highest sequence that was told of while it was
+    /// in force, 0 where none was. What lies in the repository behind that nobody has asked for: the node took it without
+    /// knowing that its user was given away.
+    pub over: BTreeMap<Generation, u64>,
 }
 
 /// A snapshot that did not become HEAD, because its generation was not in force.
@@ -84,7 +91,16 @@ impl Orphan {
 
 impl Vault {
     const fn new(user: UserId, slug: Option<Slug>, key: KeyId) -> Self {
-        Self { user, slug, key, head: None, history: vec![], orphans: vec![], retention: None }
+        Self {
+            user,
+            slug,
+            key,
+            head: None,
+            history: vec![],
+            orphans: vec![],
+            retention: None,
+            over: BTreeMap::new(),
+        }
     }
 
     /// Where a snapshot stands; `None` when nothing is known of it.
@@ -123,6 +139,15 @@ impl Vault {
         let orphans = listed.map(|orphan| orphan.snapshot.generation);
         let all = self.head.iter().map(|head| head.generation).chain(orphans);
         all.filter(|generation| generation.epoch <= EPOCH_MAX).max()
+    }
+
+    /// The generation is over: what was told of it by now is all that is of the line.
+    fn end(&mut self, generation: Generation) {
+        let head = self.head.as_ref().filter(|head| head.generation == generation);
+        self.over.insert(generation, head.map_or(0, |head| head.seq));
+        while self.over.len() > OVER_MAX {
+            self.over.pop_first();
+        }
     }
 
     fn is_behind_all(&self, snapshot: &Snapshot) -> bool {
@@ -451,6 +476,13 @@ impl Fleet {
         match self.vaults.get_mut(&user) {
             Some(vault) => Arc::make_mut(vault).slug = Some(slug.clone()),
             None => drop(self.keyless.insert(user)),
+        }
+    }
+
+    /// A generation of the user's is over. Without a key nothing was ever written under it.
+    pub(super) fn end_generation(&mut self, user: UserId, generation: Generation) {
+        if let Some(vault) = self.vaults.get_mut(&user) {
+            Arc::make_mut(vault).end(generation);
         }
     }
 

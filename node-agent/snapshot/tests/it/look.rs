@@ -157,6 +157,36 @@ fn no_rule_judges_what_another_generation_left_behind_beside_the_line_or_has_not
 }
 
 #[test]
+fn what_a_node_has_put_beside_the_line_stays_whatever_is_left_of_the_newer_generation() {
+    let mut world = World::new();
+    let generation = |number| Generation { epoch: 0, number };
+    let mut taken_under = |number| {
+        let mut job = world.snapshot_job();
+        fs::write(job.folder.join("f"), Dice(job.labels.sequence).bytes(10_000)).unwrap();
+        job.labels.generation = generation(number);
+        world.taken(job).unwrap().snapshot
+    };
+    // The user was given away behind the first. Of the newer generation the ones that are older than the second are gone.
+    let (line, beside, head) = (taken_under(1), taken_under(1), taken_under(2));
+    let mut rule = keep_last(1);
+    rule.head = None;
+    let pruned = world.prune(rule.clone()).unwrap();
+    assert_eq!((pruned.forgotten, pruned.kept), (vec![], 3), "nobody has told of any");
+    rule.head = Some((generation(2), 3));
+    rule.over = vec![(generation(1), 1)];
+    let pruned = world.prune(rule.clone()).unwrap();
+    assert_eq!((pruned.forgotten, pruned.kept), (vec![line], 2));
+    for id in [&beside, &head] {
+        world.restored(world.restore_job(id, "back")).unwrap();
+        fs::remove_dir_all(world.path("back")).unwrap();
+    }
+    // Told of while its generation was in force: it is of the line.
+    rule.over = vec![(generation(1), 2)];
+    let pruned = world.prune(rule).unwrap();
+    assert_eq!((pruned.forgotten, pruned.kept), (vec![beside], 1));
+}
+
+#[test]
 fn a_tar_holds_the_snapshot_to_the_last_bit_and_stock_tar_unpacks_it() {
     let mut world = World::new();
     let mut dice = Dice(0x7a5);

@@ -204,7 +204,9 @@ pub(crate) fn keep_last(last: u16) -> PruneJob {
     PruneJob {
         rule: Retention { last, hourly: 0, daily: 0, weekly: 0, monthly: 0 },
         keep: Vec::new(),
-        head: None,
+        // All of them were told of.
+        head: Some((Generation { epoch: u32::MAX, number: u64::MAX }, u64::MAX)),
+        over: Vec::new(),
         aside: Vec::new(),
         unneeded_hours: 0,
         strangers: false,

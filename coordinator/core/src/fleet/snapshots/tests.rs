@@ -148,6 +148,27 @@ fn a_stale_generation_moves_nothing_and_its_snapshot_is_an_orphan_that_names_bot
 }
 
 #[test]
+fn what_was_told_of_a_generation_when_it_ended_is_remembered_for_prunes() {
+    let mut world = world();
+    let old = home(&world);
+    world.run(&take(old, snapshot(10, 1, 4))).unwrap();
+    assert_eq!(vault(&world).over, BTreeMap::new());
+    moved(&mut world);
+    world.run(&take(old, snapshot(11, 1, 5))).unwrap();
+    assert_eq!(vault(&world).over, BTreeMap::from([(generation(1), 4)]), "an orphan is not of the line");
+    // Nothing was told of the second.
+    let third = moved(&mut world);
+    world.run(&take(third, snapshot(12, 3, 7))).unwrap();
+    assert_eq!(vault(&world).over, BTreeMap::from([(generation(1), 4), (generation(2), 0)]));
+    assert_eq!(world.replayed(), world.fleet);
+    for _ in 0..OVER_MAX {
+        moved(&mut world);
+    }
+    let over = &vault(&world).over;
+    assert_eq!((over.len(), over.get(&generation(3))), (OVER_MAX, Some(&7)), "the oldest are forgotten");
+}
+
+#[test]
 fn what_was_taken_aside_is_an_orphan_although_its_generation_is_in_force() {
     let mut world = world();
     let at = home(&world);
