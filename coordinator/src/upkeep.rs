@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use berth_coordinator_core::fleet::Vault;
 use berth_coordinator_core::upkeep::{self, Book, Chore, Ended, Every};
 use berth_coordinator_core::{Actor, Fleet};
 use berth_daemon::durable;
@@ -58,6 +59,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 
 
 /// How long data that no snapshot needs stays in the bucket, in hours: 30 days.
 const UNNEEDED_HOURS: u32 = 30 * 24;
+
+/// How long data stays unmarked after it was written, in hours: longer than a snapshot or an import may take. In tests all is
+/// fresh, and shall be marked.
+const FRESH_HOURS: u32 = if cfg!(test) { 0 } else { 3 };
+
+/// How long after a prune that a snapshot was under way beside the next one follows. Tests do not wait for that.
+const AGAIN_AFTER: Millis = if cfg!(test) { Millis(0) } else { Millis::minutes(10) };
 
 /// Longest text of an outcome that is kept, in bytes.
 const OUTCOME_BYTES_MAX: usize = 300;
@@ -110,7 +118,9 @@ impl Upkeep {
         let running = async {
             loop {
                 let now = wall_now();
-                if self.book().settle(now, &with_repository(&self.0.store.fleet()), self.every()) {
+                let fleet = self.0.store.fleet();
+                let settled = self.book().settle(now, &with_repository(&fleet), self.every());
+                if self.hear(now, &fleet) || settled {
                     self.remember().await;
                 }
                 let unlisted = self.book().unlisted(now);
@@ -145,6 +155,17 @@ impl Upkeep {
             }
         };
         stop.run_until_cancelled(running).await.map_or(Ok(()), |never: Infallible| match never {})
+    }
+
+    /// Finds out whose snapshots a prune may have passed by. Says whether any is due sooner for it.
+    fn hear(&self, now: UnixMs, fleet: &Fleet) -> bool {
+        let mut book = self.book();
+        let heard = |vault: &Vault| {
+            let all = vault.head.iter().chain(&vault.history);
+            book.heard(now, vault.user, all.map(|known| (known.place(), known.taken_at)), AGAIN_AFTER)
+        };
+        // Every one of them is told.
+        fleet.vaults().map(heard).fold(false, |any, sooner| any | sooner)
     }
 
     /// Prunes a user's repository now.
@@ -223,9 +244,10 @@ impl Upkeep {
                 .map(|orphan| orphan.snapshot.id.to_string())
                 .collect(),
             unneeded_hours: UNNEEDED_HOURS,
+            fresh_hours: FRESH_HOURS,
             strangers: false,
         };
-        self.book().prune_begins(wall_now(), user);
+        self.book().prune_begins(wall_now(), user, job.head);
         if !self.remember().await {
             // It was listed just now, and nothing is taken.
             self.book().listed(user);

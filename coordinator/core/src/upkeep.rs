@@ -13,12 +13,16 @@
 //! word may be wrong, and what was switched on again goes on inside its lease without asking. With a lease without end that
 //! never comes by itself: the node says hello, or is removed.
 //!
+//! A snapshot that is under way beside a prune may rely on what that marks, and cannot be read then until the next prune
+//! takes the mark back (`node-agent/snapshot/src/prune.rs`). So where one that was begun before a prune's end is told of behind
+//! the prune's beginning, the next prune is due soon.
+//!
 //! What a prune has taken is known once the repository was listed behind it. Where that did not come to be, because the
 //! coordinator was killed meanwhile or the bucket was gone, it is listed as soon as it can be; that waits for no node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_shared::ids::{NodeId, NodeName, UserId};
+use berth_shared::ids::{Generation, NodeId, NodeName, UserId};
 use berth_shared::time::{Millis, UnixMs};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +31,9 @@ use crate::moves::{Term, safe_after};
 
 /// How soon something that failed is tried again, at the latest.
 pub const RETRY_MAX: Millis = Millis::minutes(60);
+
+/// How far a node's clock may be ahead without its snapshot being taken for a later one: twice what the check-up warns of.
+const CLOCKS: Millis = Millis::secs(60);
 
 /// What is done to a repository by time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -91,6 +98,9 @@ pub struct Book {
     /// Users of whose repository a prune may have taken something and that was not listed since; when to do so.
     #[serde(default)]
     unlisted: BTreeMap<UserId, UnixMs>,
+    /// Generation and sequence of HEAD when a user's repository was pruned last; `None`: there was none.
+    #[serde(default)]
+    pruned_at: BTreeMap<UserId, Option<(Generation, u64)>>,
 }
 
 impl Book {
@@ -99,6 +109,7 @@ impl Book {
         let before = self.clone();
         self.users.retain(|user, _| users.contains(user));
         self.unlisted.retain(|user, _| users.contains(user));
+        self.pruned_at.retain(|user, _| users.contains(user));
         for due in self.unlisted.values_mut() {
             // A clock that was ahead.
             *due = (*due).min(now.after(RETRY_MAX));
@@ -130,9 +141,34 @@ impl Book {
         self.next().map(|(due, ..)| due).into_iter().chain(self.unlisted.values().copied()).min()
     }
 
-    /// A prune takes something from now on. To be kept before it does.
-    pub fn prune_begins(&mut self, now: UnixMs, user: UserId) {
+    /// A prune takes something from now on, by what is known up to this HEAD. To be kept before it does.
+    pub fn prune_begins(&mut self, now: UnixMs, user: UserId, head: Option<(Generation, u64)>) {
         self.unlisted.insert(user, now);
+        self.pruned_at.insert(user, head);
+    }
+
+    /// What is known of a user's snapshots now: generation and sequence, and when each was begun. Where the last prune went by
+    /// less, and may have been under way when one of them was, the next is due so long after it. Says whether anything changed.
+    pub fn heard(
+        &mut self,
+        now: UnixMs,
+        user: UserId,
+        known: impl IntoIterator<Item = ((Generation, u64), UnixMs)>,
+        again: Millis,
+    ) -> bool {
+        let chores = self.users.get_mut(&user);
+        let entry = chores.and_then(|chores| chores.get_mut(&Chore::Prune));
+        let (Some(head), Some(entry)) = (self.pruned_at.get(&user), entry) else { return false };
+        // All others are tried again soon.
+        let Some((ended, Ended::Good)) = entry.last else { return false };
+        let is_overtaken =
+            |(place, begun): ((Generation, u64), UnixMs)| Some(place) > *head && begun <= ended.after(CLOCKS);
+        let due = now.max(ended.after(again));
+        if due >= entry.due || !known.into_iter().any(is_overtaken) {
+            return false;
+        }
+        entry.due = due;
+        true
     }
 
     /// The repository was listed, and what is gone is written down. Says whether anybody waited for that.

@@ -400,3 +400,43 @@ async fn what_a_lost_node_has_put_beside_the_line_outlives_prunes() {
     }
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_snapshot_that_was_taken_beside_a_prune_can_be_read_soon() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), keep_one(bucket.config())).await;
+    let mut anna = anna(&bucket, &world).await;
+    // What comes back had gone before.
+    let mut state = 1_u32;
+    let digits = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        format!("{state:08x}")
+    });
+    let comes_back: String = digits.take(100_000).collect();
+    for (seq, content) in [(3, comes_back.as_str()), (4, "")] {
+        std::fs::write(anna.cell.join("new"), content).unwrap();
+        let taken = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, seq).await;
+        assert_eq!(anna.node.takes(anna.user.id, &taken).await, SnapshotOutcome::Head);
+    }
+    std::fs::write(anna.cell.join("new"), &comes_back).unwrap();
+    let beside = bucket.take(&anna.told, &anna.told.prefix, &anna.cell, 5).await;
+    // All that it relies on is there when the prune looks, and not itself.
+    let (object, aside) = (bucket.object(&anna, &beside), bucket.path("aside"));
+    std::fs::rename(&object, &aside).unwrap();
+    let pruned: RepositoryPruned = world.post(PRUNE, json!({})).await.json();
+    assert_eq!((pruned.forgotten, pruned.kept), (3, 1));
+    assert!(pruned.bytes_marked > 300_000, "{pruned:?}");
+    std::fs::rename(&aside, &object).unwrap();
+    assert_eq!(anna.node.takes(anna.user.id, &beside).await, SnapshotOutcome::Head);
+    let read = async {
+        loop {
+            let file = world.get("/v1/users/anna/snapshots/latest/file?path=new").await;
+            if file.status == 200 {
+                return file.dechunked();
+            }
+        }
+    };
+    let file = tokio::time::timeout(BOUND, read).await.expect("a prune follows");
+    assert!(file.body == comes_back, "{} bytes", file.body.len());
+    world.end().await;
+}

@@ -1,9 +1,17 @@
 //! Forgetting snapshots by a rule, and removing data that none needs any more.
 //!
 //! In two steps that are far apart: data that no snapshot needs is marked, and removed by a later prune when the mark
-//! is old enough (30 days). So a snapshot that is being written meanwhile, by a node that is not heard of, keeps what it
-//! relies on. Snapshots that the coordinator may not have heard of yet, and those that are set aside, no rule judges. Needs
-//! a credential that may delete.
+//! is old enough (30 days). What is marked is there, but no reader finds it; a prune takes back the marks of what a snapshot
+//! needs. So a snapshot that is being written meanwhile, by a node that is not heard of, loses nothing:
+//!
+//! - what it has written itself is too fresh to be marked ([`PruneJob::fresh_hours`]);
+//! - what it found there when it began, and only snapshots needed that are forgotten now, may be marked under it. Such a
+//!   snapshot cannot be read until the next prune, which is why the coordinator has one follow soon where a snapshot
+//!   was begun before a prune's end and told of behind its beginning. An import is not looked for: where its data was marked
+//!   it is not put in place, and a prune by hand mends that.
+//!
+//! Snapshots that the coordinator may not have heard of yet, and those that are set aside, no rule judges. Needs a credential
+//! that may delete.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +28,8 @@ use crate::repository::OpenRepository;
 
 /// How long marked data stays, in hours.
 const KEEP_HOURS: u32 = 30 * 24;
+/// How long data stays unmarked after it was written, in hours: longer than a snapshot or an import may take.
+const FRESH_HOURS: u32 = 3;
 /// Longest that may be asked for, in hours: ten years.
 const KEEP_HOURS_MAX: u32 = 10 * 366 * 24;
 
@@ -48,6 +58,10 @@ pub struct PruneJob {
     /// How long data that no snapshot needs stays, in hours. Default 30 days.
     #[serde(default = "keep_hours")]
     pub unneeded_hours: u32,
+    /// Data that was written within so many hours, by the clock of whoever wrote it, is not marked: the snapshot that needs it
+    /// may be under way. Default 3.
+    #[serde(default = "fresh_hours")]
+    pub fresh_hours: u32,
     /// Also snapshots that are not Berth's are forgotten, by the same rule. Otherwise they stay.
     #[serde(default)]
     pub strangers: bool,
@@ -55,6 +69,10 @@ pub struct PruneJob {
 
 const fn keep_hours() -> u32 {
     KEEP_HOURS
+}
+
+const fn fresh_hours() -> u32 {
+    FRESH_HOURS
 }
 
 /// What a prune came to.
@@ -68,9 +86,9 @@ pub struct Pruned {
     pub packs_removed: u64,
     /// Bytes of those.
     pub bytes_removed: u64,
-    /// Packs that no snapshot needs any more and that wait for their time.
+    /// Packs that no snapshot needs any more and that wait for their time, or are too fresh to be marked.
     pub packs_marked: u64,
-    /// Bytes of those.
+    /// Bytes that are marked.
     pub bytes_marked: u64,
 }
 
@@ -83,8 +101,8 @@ pub(crate) fn prune(repository: &OpenRepository, job: &PruneJob) -> Result<Prune
     if last == 0 {
         return Err(Failure::bad_job("the newest snapshot always stays: `last` has to be 1 or more"));
     }
-    if job.unneeded_hours > KEEP_HOURS_MAX {
-        return Err(Failure::bad_job("unneeded_hours is more than ten years"));
+    if job.unneeded_hours.max(job.fresh_hours) > KEEP_HOURS_MAX {
+        return Err(Failure::bad_job("unneeded_hours or fresh_hours is more than ten years"));
     }
     let count = |number: u16| (number > 0).then(|| i32::from(number));
     let mut rule = KeepOptions::default();
@@ -118,6 +136,7 @@ pub(crate) fn prune(repository: &OpenRepository, job: &PruneJob) -> Result<Prune
 
     let mut options = PruneOptions::default();
     options.keep_delete = Span::new().hours(job.unneeded_hours);
+    options.keep_pack = Span::new().hours(job.fresh_hours);
     let plan = repository.inner.prune_plan(&options).map_err(|error| repository.failed(&error))?;
     let stats = &plan.stats;
     let (removed, stays) = (stats.packs_to_delete, stats.size_to_delete);

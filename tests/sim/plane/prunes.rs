@@ -70,12 +70,13 @@ impl World {
             return self.list(user);
         }
         let keep = known.iter().map(|kept| kept.id).take(KEPT).collect();
-        let pruning = Pruning { life, user, keep, head: head.place() };
+        let head = head.place();
+        let pruning = Pruning { life, user, keep, head };
         self.note(|| format!("a prune of {user} begins, {pruning:?}"));
         self.count("prunes");
         self.check_prune(user);
         self.coordinator.pruning = Some(life);
-        self.coordinator.book.prune_begins(now, user);
+        self.coordinator.book.prune_begins(now, user, Some(head));
         let wait = self.dice.between(1, 40) * SECOND;
         self.later(wait, Happening::PruneTakes(Box::new(pruning)));
     }

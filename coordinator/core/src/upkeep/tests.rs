@@ -62,7 +62,7 @@ fn what_a_prune_took_is_asked_for_until_it_is_known() {
     let mut book = Book::default();
     book.settle(UnixMs(0), &users(1), never);
     assert_eq!(book.unlisted(UnixMs(1)), None);
-    book.prune_begins(UnixMs(100), user);
+    book.prune_begins(UnixMs(100), user, None);
     // A prune that failed says nothing of it.
     book.tried(UnixMs(200), user, Chore::Prune, Ended::Failed("away".into()), never);
     assert_eq!((book.unlisted(UnixMs(99)), book.unlisted(UnixMs(200))), (None, Some(user)));
@@ -76,6 +76,44 @@ fn what_a_prune_took_is_asked_for_until_it_is_known() {
     assert_eq!(book.unlisted(UnixMs(u64::MAX)), None);
     book.not_listed(UnixMs(300), user);
     assert_eq!(book.unlisted(UnixMs(u64::MAX)), None, "nobody waits for it");
+}
+
+#[test]
+fn a_prune_follows_soon_where_a_snapshot_was_under_way_beside_the_last_one() {
+    let user = *users(1).first().unwrap();
+    let (again, span) = (Millis::minutes(10), EVERY.prune.unwrap());
+    let place = |seq| (Generation { epoch: 1, number: 1 }, seq);
+    let mut book = Book::default();
+    book.settle(UnixMs(0), &users(1), EVERY);
+    let (begins, ends) = (UnixMs(DAY.0), UnixMs(DAY.0 + 5_000));
+    let late = ends.after(Millis::minutes(30));
+    assert!(!book.heard(late, user, [(place(1), UnixMs(0))], again), "it was never pruned");
+    book.prune_begins(begins, user, Some(place(7)));
+    assert!(!book.heard(late, user, [(place(8), UnixMs(0))], again), "its end is not known");
+    book.tried(ends, user, Chore::Prune, Ended::Good, EVERY);
+    let due = |book: &Book| book.users[&user][&Chore::Prune].due;
+    let after = ends.after(Millis::minutes(2));
+    for (known, begun) in [(place(7), UnixMs(0)), (place(3), begins), (place(8), after)] {
+        assert!(!book.heard(late, user, [(known, begun)], again), "{known:?} of {begun}");
+        assert_eq!(due(&book), ends.after(span));
+    }
+    // By a node's clock that is a little ahead, too; not before a while has gone, so that many snapshots are no many prunes.
+    for begun in [UnixMs(0), begins, ends, ends.after(Millis(30_000))] {
+        let mut book = book.clone();
+        assert!(book.heard(ends, user, [(place(9), after), (place(8), begun)], again), "{begun}");
+        assert_eq!(due(&book), ends.after(again));
+        assert!(!book.heard(late, user, [(place(8), begun)], again), "it is due");
+    }
+    assert!(book.heard(late, user, [(place(8), begins)], again));
+    assert_eq!(due(&book), late, "told of later");
+    // One that has to wait is tried again soon all the same.
+    book.tried(late, user, Chore::Prune, Ended::Waits("n1".into()), EVERY);
+    assert!(!book.heard(late, user, [(place(8), begins)], again));
+    // The next one goes by it.
+    book.prune_begins(late, user, Some(place(8)));
+    book.tried(late, user, Chore::Prune, Ended::Good, EVERY);
+    assert!(!book.heard(late.after(again), user, [(place(8), begins)], again));
+    assert_eq!(due(&book), late.after(span));
 }
 
 proptest! {

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use berth_shared::api::{EntryChange, SnapshotChange};
 use berth_shared::ids::Generation;
-use berth_snapshot::Reason;
 use berth_snapshot::protocol::{Job, Line, Outcome};
+use berth_snapshot::{PruneJob, Reason};
 
 use crate::support::{Dice, World, change, hash, keep_last};
 
@@ -127,6 +127,45 @@ fn a_prune_keeps_what_the_rule_says_and_data_that_nobody_needs_for_its_time() {
         fs::remove_dir_all(world.path("back")).unwrap();
     }
     assert_eq!(world.prune(keep_last(0)).unwrap_err().0, Reason::BadJob);
+}
+
+#[test]
+fn a_snapshot_that_is_written_beside_a_prune_keeps_what_it_has_written_and_is_given_back_what_it_found() {
+    let mut world = World::new();
+    let mut take = |content: u64| {
+        let job = world.snapshot_job();
+        fs::write(job.folder.join("f"), Dice(content).bytes(500_000)).unwrap();
+        let taken = world.taken(job).unwrap();
+        (taken.snapshot, taken.tree)
+    };
+    // The last finds its data there, which only the first has needed until then.
+    let ((_first, _), (_second, _), (new, new_tree)) = (take(1), take(2), take(3));
+    let (old, old_tree) = take(1);
+    let object = |id: &str| world.path("store/berth/users/u1/snapshots").join(id);
+    let mut rule = keep_last(1);
+    (rule.unneeded_hours, rule.fresh_hours) = (30 * 24, 3);
+    // What it is about comes last: a prune finds its data and its index, and not the snapshot.
+    let prune_under = |id: &str, rule: &PruneJob| {
+        fs::rename(object(id), world.path("aside")).unwrap();
+        let pruned = world.prune(rule.clone()).unwrap();
+        fs::rename(world.path("aside"), object(id)).unwrap();
+        pruned
+    };
+    // All is fresh: also what is not needed by what is listed.
+    fs::rename(object(&old), world.path("later")).unwrap();
+    let pruned = prune_under(&new, &rule);
+    assert_eq!((pruned.forgotten.len(), pruned.bytes_marked), (1, 0), "{pruned:?}");
+    assert_eq!(world.restored_hash(&new), new_tree);
+
+    // Now nothing is: what the first needed is marked.
+    fs::rename(world.path("later"), object(&old)).unwrap();
+    rule.fresh_hours = 0;
+    let pruned = prune_under(&old, &rule);
+    assert!(pruned.bytes_marked > 400_000 && pruned.packs_removed == 0, "{pruned:?}");
+    assert!(world.restored(world.restore_job(&old, "back")).is_err(), "nobody finds its data");
+    world.prune(rule).unwrap();
+    assert_eq!(world.restored_hash(&old), old_tree);
+    world.check();
 }
 
 #[test]

@@ -209,6 +209,7 @@ pub(crate) fn keep_last(last: u16) -> PruneJob {
         over: Vec::new(),
         aside: Vec::new(),
         unneeded_hours: 0,
+        fresh_hours: 0,
         strangers: false,
     }
 }
