@@ -230,6 +230,22 @@ impl Repositories {
         done.map_err(problem)
     }
 
+    /// Does what was begun to its end, whether or not its caller is still there: `work` has to have bounds of its own.
+    ///
+    /// # Errors
+    /// The daemon is stopping.
+    pub(crate) async fn to_its_end<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (tell, done) = oneshot::channel();
+        self.0.tasks.spawn_client(name, async move {
+            let _nobody_asks_any_more = tell.send(work.await);
+        });
+        done.await.map_err(|_| stopping())
+    }
+
     fn count(&self, job: &Job, done: &Result<Done, WorkerFailed>) {
         let outcome = Outcome(done.as_ref().err().map(|failed| code(failed.reason)));
         self.0.metrics.workers.get_or_create(&JobLabels { job: WorkerJob::from(job), outcome }).inc();

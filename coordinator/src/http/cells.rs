@@ -25,6 +25,7 @@ use super::body::{JsonBody, Name, QueryOf};
 use super::doctor::used_at;
 use super::error::ApiError;
 use super::reading;
+use super::snapshots::off;
 use super::users::{known_slug, node_of, unknown};
 use crate::system::wall_now;
 
@@ -38,8 +39,9 @@ const RESTART_MAX: Millis = Millis::secs(640);
 const SNAPSHOT_MAX: Millis = Millis::minutes(30);
 /// How long it may take until a cell has left its node's disk: all of its snapshot is read back before.
 const ARCHIVE_MAX: Millis = Millis::minutes(60);
-/// A restart with a snapshot and a restore in between.
-const RESTORE_MAX: Millis = Millis::minutes(60);
+/// A restart with a snapshot and a restore in between: more than the node's own bounds for these, 120 and 110 minutes, so that
+/// what it does is seen to its end. The snapshot behind it needs that.
+const RESTORE_MAX: Millis = Millis::minutes(270);
 /// How long the reading of a log may take.
 const LOGS_MAX: Millis = Millis::secs(15);
 
@@ -177,9 +179,15 @@ pub(crate) async fn restore(
         return Err(ApiError::new(Code::StateTooNew, detail));
     }
     tracing::warn!(user = %slug, %actor, snapshot = %id, "a cell's data is put back");
-    let cell = put_back(&api, &name, id).await?;
-    let notes = snapshot_behind(&api, &name).await.into_iter().collect();
-    Ok(Json(CellRestored { notes, cell }))
+    let kept = api.kept.as_ref().ok_or_else(off)?;
+    let of_task = api.clone();
+    let restored = kept.repositories.to_its_end("restore", async move {
+        let (api, name) = (of_task, name);
+        let cell = put_back(&api, &name, id).await?;
+        let notes = snapshot_behind(&api, &name).await.into_iter().collect();
+        Ok(Json(CellRestored { notes, cell }))
+    });
+    restored.await?
 }
 
 /// Has the cell's node put this snapshot in place.

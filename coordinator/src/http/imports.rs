@@ -58,12 +58,19 @@ pub(crate) async fn import(
         let _cut = tokio::time::timeout(DRAIN_MAX, rest).await;
     }
     let (id, imported) = taken?;
-    let cell = place(&api, &name, id).await.map_err(|ApiError(why)| {
-        let detail = format!("snapshot {id}: {}: {}", why.code, why.detail);
-        ApiError::new(Code::ImportNotPlaced, detail)
-    })?;
     let Imported { taken, layout, left_out, rotated, mut notes } = imported;
-    notes.extend(snapshot_behind(&api, &name).await);
+    let kept = api.kept.as_ref().ok_or_else(off)?;
+    let of_task = api.clone();
+    let placed = kept.repositories.to_its_end("import", async move {
+        let (api, name) = (of_task, name);
+        let cell = place(&api, &name, id).await.map_err(|ApiError(why)| {
+            let detail = format!("snapshot {id}: {}: {}", why.code, why.detail);
+            ApiError::new(Code::ImportNotPlaced, detail)
+        })?;
+        Ok::<_, ApiError>((cell, snapshot_behind(&api, &name).await))
+    });
+    let (cell, note) = placed.await??;
+    notes.extend(note);
     Ok(Json(Import {
         snapshot: id,
         bytes: Bytes(taken.bytes),

@@ -226,6 +226,45 @@ async fn behind_a_restore_a_snapshot_is_taken_so_that_a_lost_node_does_not_undo_
     world.end().await;
 }
 
+/// Waits until no client is connected any more.
+async fn nobody_asks(world: &World) {
+    let wait = async {
+        while world.tasks.running().contains_key("http connection") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BOUND, wait).await.expect("the connection ends with its client");
+}
+
+#[tokio::test]
+async fn what_is_put_in_place_becomes_head_although_its_caller_goes_away_meanwhile() {
+    let bucket = Bucket::new();
+    let world = World::with(bucket.folder.path(), bucket.config()).await;
+    let mut anna = anna(&bucket, &world).await;
+    let assignment = anna.node.desired.assignments[0].clone();
+    let restore = json!({ "snapshot": anna.first.id }).to_string().into_bytes();
+    for (request, body) in
+        [("POST /v1/cells/anna/restore", restore), ("PUT /v1/users/anna/data", state_folder())]
+    {
+        nobody_asks(&world).await;
+        let mut client = TcpStream::connect(world.coordinator.api.get()).await.unwrap();
+        let head = format!(
+            "{request} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+            world.key,
+            body.len()
+        );
+        client.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+        let command = anna.node.command().await;
+        assert!(matches!(command.verb, CommandVerb::Restore { .. }), "{request}: {:?}", command.verb);
+        drop(client);
+        nobody_asks(&world).await;
+        let done = CommandOutcome::Cell(Box::new(status(&assignment, CellState::Running)));
+        anna.node.send(&NodeFrame::CommandDone { seq: command.seq, outcome: Ok(done) }).await;
+        anna.node.takes_none().await;
+    }
+    world.end().await;
+}
+
 #[tokio::test]
 async fn what_is_refused_changes_nothing() {
     let bucket = Bucket::new();

@@ -16,13 +16,13 @@ use bytes::Bytes;
 use hyper::Method;
 use tokio::sync::{mpsc, oneshot};
 
-use super::snapshots::{back_in_time, plain};
+use super::snapshots::{RESTORE, back_in_time, plain};
 use super::{Runner, confirm, of, show};
 use crate::cli::client::{Call, Upload};
 use crate::cli::failure::Failure;
 
-/// How long it may take: an hour for the archive, and an hour to put it in place.
-const IMPORT: Duration = Duration::from_secs(2 * 60 * 60 + 60);
+/// How long it may take: an hour for the archive, and then as long as a restore.
+const IMPORT: Duration = RESTORE.saturating_add(Duration::from_secs(60 * 60));
 
 /// What is sent at a time, and how many such parts wait.
 const PART_BYTES: usize = 64 * 1024;

@@ -29,6 +29,9 @@ const LOOK: Duration = Duration::from_secs(180);
 /// How long a prune or a check may take: somewhat more than the coordinator allows.
 const CHORE: Duration = Duration::from_secs(2 * 60 * 60 + 60);
 
+/// How long a restore and the snapshot behind it may take: somewhat more than the coordinator allows.
+pub(super) const RESTORE: Duration = Duration::from_secs(5 * 60 * 60 + 60);
+
 /// How long a file's content may stand still.
 const STILL: Duration = Duration::from_secs(120);
 
@@ -71,7 +74,7 @@ impl Runner {
                 confirm(*yes, &format!("Put the data of {slug} back to snapshot {snapshot}?"))?;
                 let path = of("/v1/cells", slug, "/restore");
                 let request = body(&RestoreRequest { snapshot: snapshot.clone() })?;
-                let call = Call { method: hyper::Method::POST, path: &path, body: request, wait: CHORE };
+                let call = Call { method: hyper::Method::POST, path: &path, body: request, wait: RESTORE };
                 let done: CellRestored =
                     self.progress(&format!("restoring {slug}"), self.client.json(call)).await?;
                 self.show(&done, restored)
