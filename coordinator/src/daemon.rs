@@ -28,7 +28,7 @@ use crate::repositories::Repositories;
 use crate::store::{CHECKED_AT_START, Places, Store, Writer, open_folder};
 use crate::system::wall_now;
 use crate::upkeep::Upkeep;
-use crate::vaults::Vaults;
+use crate::vaults::{BucketMissing, Vaults};
 
 /// Folder of the journal below the data folder.
 pub const JOURNAL_FOLDER: &str = "journal";
@@ -183,7 +183,7 @@ pub async fn start(
 }
 
 /// The key store, with its unfinished purges done. Where there is a bucket, nothing starts without it; else sealed texts are
-/// all that depends on it.
+/// all that depends on it. And nothing starts without a bucket where there was one.
 async fn open_vaults(
     config: &Config,
     store: &Store,
@@ -191,6 +191,7 @@ async fn open_vaults(
 ) -> Result<(Option<Vaults>, Personal), ExitError> {
     let (data_dir, snapshots) = (config.data_dir.clone(), config.snapshots.clone());
     let (fleet, of_vaults) = (store.fleet(), tasks.clone());
+    BucketMissing::check(&fleet, &snapshots).map_err(|missing| Exit::Config.because(missing))?;
     let open = move || -> Result<(Option<Vaults>, Personal), ExitError> {
         let vaults = Vaults::open(&data_dir, &snapshots, &of_vaults)?;
         let personal = Personal::new(&data_dir, vaults.is_some(), &of_vaults);

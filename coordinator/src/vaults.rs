@@ -80,6 +80,37 @@ pub enum VaultsError {
     },
 }
 
+/// The journal knows of users' snapshots, and the config names no bucket that they could be read from.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the journal knows of snapshots of {users} users, such as {first}, and the config names no bucket: whoever is moved or made anew \
+     would begin with nothing, which would become the newest state once there is a bucket again. Put the section `[snapshots]` back \
+     as it was (docs/INSTALL.md, The bucket and its keys). Only where these snapshots are given up for good, set \
+     `snapshots.abandoned = true` instead"
+)]
+pub struct BucketMissing {
+    /// How many users.
+    users: usize,
+    /// The name of one, or its id where it has none.
+    first: String,
+}
+
+impl BucketMissing {
+    /// Whether a coordinator that knows so much may start with this config.
+    ///
+    /// # Errors
+    /// Not without a bucket, unless the config says that snapshots are abandoned.
+    pub fn check(fleet: &Fleet, config: &Snapshots) -> Result<(), Self> {
+        if config.bucket.is_some() || config.abandoned {
+            return Ok(());
+        }
+        let mut with_head = fleet.vaults().filter(|vault| vault.head.is_some());
+        let Some(first) = with_head.next() else { return Ok(()) };
+        let name = first.slug.as_ref().map_or_else(|| first.user.to_string(), |slug| format!("`{slug}`"));
+        Err(Self { users: 1 + with_head.count(), first: name })
+    }
+}
+
 impl VaultsError {
     /// The exit code for a coordinator that cannot start because of it.
     pub fn exit(&self) -> Exit {

@@ -28,6 +28,9 @@ const WORKERS_MAX: u32 = 16;
 pub struct Snapshots {
     /// The bucket's name; `None`: no snapshots.
     pub bucket: Option<String>,
+    /// The snapshots that the journal knows of are given up: without a bucket users may begin with nothing. Else a coordinator
+    /// that knows of snapshots does not start without one.
+    pub abandoned: bool,
     /// `http[s]://host[:port]` of the S3 service; `None`: Amazon's for the region.
     pub endpoint: Option<String>,
     /// Region that requests are signed for.
@@ -75,6 +78,7 @@ impl Default for Snapshots {
     fn default() -> Self {
         Self {
             bucket: None,
+            abandoned: false,
             endpoint: None,
             region: "us-east-1".to_owned(),
             path_style: false,
@@ -131,6 +135,9 @@ impl Snapshots {
             }
             (None, Some(_)) => wrong("snapshots.bucket", "has to be set beside the credential".to_owned()),
             (Some(_), Some(_)) | (None, None) => {}
+        }
+        if self.bucket.is_some() && self.abandoned {
+            wrong("snapshots.abandoned", "has to be left out where there is a bucket".to_owned());
         }
         if self.bucket.is_none() && self.endpoint.is_some() {
             wrong("snapshots.bucket", "has to be set beside the endpoint".to_owned());

@@ -120,6 +120,10 @@ fn retention_and_upkeep_have_their_bounds() {
         let error = with(key, bad).unwrap_err();
         assert!(error.contains(key), "{error}");
     }
+    with("snapshots.abandoned", "true").unwrap();
+    let both = "link_listen = '127.0.0.1:1'\n[snapshots]\nbucket = 'berth'\ncredential_file = '/x'\nabandoned = true";
+    let error = load(both, &[], &[]).unwrap_err();
+    assert!(error.contains("snapshots.abandoned"), "{error}");
     let error = with("snapshots.prune_credential_file", "/x").unwrap_err();
     assert!(error.contains("snapshots.bucket"), "{error}");
 }

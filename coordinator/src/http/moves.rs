@@ -64,7 +64,9 @@ pub(crate) async fn move_user(
     let fleet = api.store.fleet();
     let user = fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
     let home = user.home.as_ref().ok_or_else(|| unknown(&slug))?;
-    let head = fleet.vault(user.id).and_then(|vault| vault.head.as_ref());
+    // Without a bucket nobody can read what is known of.
+    let vault = fleet.vault(user.id).filter(|_| api.kept.is_some());
+    let head = vault.and_then(|vault| vault.head.as_ref());
     let begins_from = head.map(|head| head.taken_at);
     if begins_from.is_none() && !without_data {
         let text = "no snapshot of the user is known, so that it would begin with an empty folder, and what it has \

@@ -17,6 +17,7 @@ use berth_shared::time::Millis;
 use super::Api;
 use super::body::{JsonBody, Name};
 use super::error::ApiError;
+use super::snapshots::off;
 use crate::system::{random, wall_now};
 
 /// How long a login link can be used: long enough to be sent over, short enough to be forgotten.
@@ -77,6 +78,8 @@ fn new_user(api: &Api, body: CreateUser) -> Result<NewUser, ApiError> {
 
 /// A user whose HEAD was rebuilt from a listing of the bucket, and whom nobody has taken over yet.
 fn rebuilt(api: &Api, user: UserId) -> Result<UserId, ApiError> {
+    // It would begin with nothing, under the name of somebody of whom there are snapshots.
+    api.kept.as_ref().ok_or_else(off)?;
     let fleet = api.store.fleet();
     let vault = fleet.vault(user).ok_or_else(|| {
         ApiError::new(Code::UnknownUser, format!("no snapshots of a user {user} are known"))

@@ -364,6 +364,48 @@ async fn a_bucket_without_keys_or_with_a_wrong_credential_ends_the_start_with_wo
 }
 
 #[tokio::test]
+async fn without_the_bucket_of_known_snapshots_nothing_starts_unless_they_are_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::with(folder.path(), with_bucket(folder.path())).await;
+    let mut node = node(&world, "n1", 1).await;
+    let anna = create(&world, "anna").await;
+    node.repository_of(anna.id).await;
+    world.end().await;
+    // Nothing was ever taken of her.
+    let world = World::on(folder.path()).await;
+    world.end().await;
+    let world = World::with(folder.path(), with_bucket(folder.path())).await;
+    let mut node = session(&world, node, 3, FRAMES_VERSION_MAX).await;
+    let taken = snapshot(anna.cell, anna.generation, 7, 4);
+    assert_eq!(node.takes(anna.id, &taken).await, SnapshotOutcome::Head);
+    world.end().await;
+
+    // The section is lost.
+    let tasks = berth_daemon::tasks::Tasks::new();
+    let key_file = Some(folder.path().join("operator.key"));
+    let refused = start(config(folder.path()), key_file, &mut vec![], &tasks).await.unwrap_err();
+    tasks.shutdown(super::world::BOUND).await.unwrap();
+    assert_eq!(refused.exit(), berth_daemon::exit::Exit::Config);
+    let text = berth_daemon::exit::chain(&refused);
+    assert!(text.contains("`anna`") && text.contains("snapshots.abandoned"), "{text}");
+
+    let mut given_up = config(folder.path());
+    given_up.snapshots.abandoned = true;
+    let world = World::with(folder.path(), given_up).await;
+    let node = session(&world, node, 4, FRAMES_VERSION_MAX).await;
+    assert!(node.bucket.is_none());
+    let mut second = self::node(&world, "n2", 2).await;
+    world.lose_n1(node, &mut second).await;
+    let asked = world.post("/v1/users/anna/move", json!({})).await;
+    assert_eq!(asked.code(), Code::BadRequest, "she would begin with nothing");
+    assert!(asked.body.contains("without_data"), "{}", asked.body);
+    let take_over = json!({ "slug": "berta", "take_over": anna.id });
+    assert_eq!(world.post("/v1/users", take_over).await.code(), Code::SnapshotsOff);
+    assert_eq!(world.post("/v1/users/anna/move", json!({ "without_data": true })).await.status, 200);
+    world.end().await;
+}
+
+#[tokio::test]
 async fn after_a_lost_disk_keys_and_heads_are_back_and_a_user_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_bucket(folder.path());
