@@ -69,6 +69,23 @@ fetch_release() {
     mv /opt/berth/new "$release"
 }
 
+firewall=/etc/berth/firewall.nft
+# The ports that sshd listens at have to be in the packet filter, else nobody gets in any more. What is said for one interface
+# only does not count.
+ssh_is_let_in() {
+    PATH=$PATH:/usr/sbin:/sbin command -v sshd >/dev/null || return 0
+    # It wants its folder also where it is only asked; systemd makes that when it starts it.
+    mkdir -p /run/sshd
+    ports=$(PATH=$PATH:/usr/sbin:/sbin sshd -T 2>/dev/null |
+        awk '$1 == "listenaddress" { sub(/.*:/, "", $2); at[$2] } $1 == "port" { port[$2] }
+            END { for (p in at) { any = 1; print p } if (!any) for (p in port) print p }')
+    lines=$(sed 's/#.*//' $firewall | grep 'tcp dport .*accept' | grep -v iif) || lines=
+    for port in $ports; do
+        printf '%s\n' "$lines" | sed 's/comment .*//' | grep -qw "$port" ||
+            fail "sshd listens at port $port, and the packet filter would lock you out: add it in $firewall to the line \`$(printf '%s\n' "$lines" | sed -n '1s/^[[:space:]]*//p')\`, and run this again"
+    done
+}
+
 # 4. Swap under a key that nobody ever sees: random at each boot. Frozen cells live there.
 encrypted_swap() {
     # Frozen cells may be in it: what is right already is not touched.
@@ -137,6 +154,7 @@ main() {
     "$release/systemd/install" --bin "$release/bin" $BERTH_ROLES
     if has node; then
         step "firewall"
+        ssh_is_let_in
         systemctl enable -q --now berth-firewall.service || fail "the firewall did not start: journalctl -u berth-firewall"
         step "encrypted swap"
         encrypted_swap
