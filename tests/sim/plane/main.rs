@@ -23,7 +23,7 @@
 //! | orphan | a snapshot of an assignment that was not in force is never HEAD, and can be listed; what is taken after the lease goes aside | 24 |
 //! | data | a cell starts with whole data that holds all that is in HEAD | 29 |
 //! | destroyed | data leaves a disk once HEAD holds it and can be read back, or its user is removed | 29 |
-//! | pruned | no prune takes HEAD, none begins while a node that may still believe the user its own is neither heard nor said to be off; when all is whole again, what is known of snapshots is there | 28 |
+//! | pruned | no prune takes HEAD, none begins while a node that may still believe the user its own is neither heard nor said to be off; when all is whole again, what is known of snapshots, of orphans too, is there | 28 |
 //! | kept | when all is whole again, what every cell holds at rest is in HEAD, and no report waits for ever | 7, 8 |
 //! | link, effects, bounded, panic | a hello's mark is durable first; no spin, no panic | |
 //!

@@ -3,7 +3,7 @@
 //!
 //! The rule by time is the worst that there can be: of clocks that are all wrong. So whatever nobody spares goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_coordinator_core::upkeep::{self, Every};
@@ -12,6 +12,7 @@ use berth_shared::ids::{Generation, UserId};
 use berth_shared::snapshot::{Snapshot, SnapshotId};
 
 use crate::coordinator::{Asker, Request};
+use crate::data::Object;
 use crate::engine::short;
 use crate::plan::{At, MINUTE, SECOND};
 use crate::snaps::tell;
@@ -33,6 +34,16 @@ pub(crate) struct Pruning {
     user: UserId,
     keep: BTreeSet<SnapshotId>,
     head: (Generation, u64),
+    over: BTreeMap<Generation, u64>,
+    aside: BTreeSet<SnapshotId>,
+}
+
+impl Pruning {
+    fn spares(&self, id: SnapshotId, object: &Object) -> bool {
+        let is_untold = (object.generation, object.seq) > self.head;
+        let is_beside = self.over.get(&object.generation).is_some_and(|told| object.seq > *told);
+        is_untold || is_beside || self.keep.contains(&id) || self.aside.contains(&id)
+    }
 }
 
 impl World {
@@ -71,7 +82,9 @@ impl World {
         }
         let keep = known.iter().map(|kept| kept.id).take(KEPT).collect();
         let head = head.place();
-        let pruning = Pruning { life, user, keep, head };
+        let over = vault.over.clone();
+        let aside = vault.orphans.iter().map(|orphan| orphan.snapshot.id).collect();
+        let pruning = Pruning { life, user, keep, head, over, aside };
         self.note(|| format!("a prune of {user} begins, {pruning:?}"));
         self.count("prunes");
         self.check_prune(user);
@@ -92,9 +105,7 @@ impl World {
         }
         let user = pruning.user;
         let of_user = self.bucket.objects.iter().filter(|(_, object)| object.user == user && !object.aside);
-        let goes = of_user.filter(|(id, object)| {
-            !pruning.keep.contains(id) && (object.generation, object.seq) <= pruning.head
-        });
+        let goes = of_user.filter(|(id, object)| !pruning.spares(**id, object));
         let goes: Vec<SnapshotId> = goes.map(|(id, _)| *id).collect();
         for id in goes {
             self.note(|| format!("snapshot {} is pruned", tell(id)));
@@ -185,7 +196,8 @@ impl World {
         let Some(process) = &self.coordinator.process else { return };
         let (mut wrong, mut forks) = (None, 0);
         for vault in process.fleet.vaults() {
-            let known = vault.head.iter().chain(&vault.history).map(|kept| kept.id);
+            let line = vault.head.iter().chain(&vault.history);
+            let known = line.chain(vault.orphans.iter().map(|orphan| &orphan.snapshot)).map(|kept| kept.id);
             let gone = known.into_iter().find(|id| !self.bucket.objects.contains_key(id));
             if let Some(id) = gone {
                 wrong = Some(format!("{} of {} is known, and is gone", tell(id), vault.user));
