@@ -88,8 +88,9 @@ pub async fn join(config: &Config, token: &str, again: bool) -> Result<NodeName,
         return Err(JoinFailed::Already(joined.name.clone()));
     }
     let files = KeyFiles::of(config);
-    // Whoever joins again has a new key: the one of before may be revoked, or lie on another machine, too.
-    let joins_again = store.memory().joined.is_some();
+    // Whoever joins again has a new key: the one of before may be revoked, or lie on another machine, too. Also where the
+    // journal that knew of it was lost.
+    let joins_again = again || store.memory().joined.is_some();
     let key = if joins_again { files.to_join() } else { files.first() }.map_err(JoinFailed::Key)?;
     let quota = Quota::detect(&config.data_dir).await.map_err(JoinFailed::Quota)?;
     let engine = DockerRuntime::new(&config.docker_socket).engine().await.ok();

@@ -19,7 +19,8 @@ pub const SNAPSHOT_EVERY: u64 = 20_000;
 
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
-const ADVICE: &str = "move the journal folder away, join the node again with a new token, and look at `berth cell ls`: \
+const ADVICE: &str = "move the journal folder away, have the node revoked, join it again (`join --again`) with a token to \
+                      rejoin, and look at `berth cell ls`: \
                       what is on its cells' disks is kept as a snapshot before a cell begins from its newest one; \
                       containers of before are left alone, and are in the way (`not_ours`) until they are removed";
 

@@ -317,7 +317,7 @@ async fn loses_its_journal(world: &mut World) {
     let token = world.api.post("/v1/tokens", json!({ "node": name, "rejoin": true })).await.ok(201);
     let file = world.dir().join("rejoin-token");
     std::fs::write(&file, token["token"].as_str().unwrap()).unwrap();
-    world.agent.run_once("join", &["--token-file", &file.display().to_string()]).await;
+    world.agent.run_once("join", &["--token-file", &file.display().to_string(), "--again"]).await;
     world.agent.spawn().await;
     world.agent_is_connected().await;
 }
