@@ -23,10 +23,10 @@ impl World {
         let every = self.plan.disaster_every;
         let wait = self.dice.between(MINUTE, 2 * every);
         self.later(wait, Happening::Disaster);
-        match self.dice.between(0, 13) {
-            0..3 => self.agent_dies(),
+        match self.dice.between(0, 12) {
+            0..2 => self.agent_dies(),
+            2 => self.machine_reboots(false),
             3 => self.machine_reboots(true),
-            12 => self.machine_reboots(false),
             4 => self.engine_goes(),
             5 => self.stream_breaks(),
             6 | 7 => self.clock_steps(),

@@ -334,6 +334,10 @@ impl World {
                 self.broken("i", &format!("{verb:?} of cell {cell} begins and its intent is not durable"));
             }
         }
+        if verb == Verb::Save {
+            // Its place to start is another's meanwhile, and it waits for one once more.
+            self.excuse_cell(cell, 30 * SECOND);
+        }
         self.operation_begins(cell, op, verb);
     }
 
