@@ -3,6 +3,8 @@
 //! The data itself lies in the user's repository. Its newest snapshot is the user's HEAD: a record of the coordinator,
 //! moved by whoever holds the user's newest generation and by nobody else.
 
+mod paths;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -13,6 +15,8 @@ use crate::ids::{CellId, Generation};
 use crate::problem::Problem;
 use crate::time::UnixMs;
 use crate::units::Bytes;
+
+pub use paths::{PATHS_BYTES_MAX, PATHS_MAX, Paths, PathsError};
 
 /// How many of a cell's snapshots a prune leaves, by the time that they were taken at. All count side by side: a snapshot
 /// stays as long as one of them wants it.
