@@ -21,7 +21,7 @@ use berth_shared::ids::{JoinCounter, NodeId};
 use berth_shared::problem::{Code, Problem};
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::wire::{CommandOutcome, CoordinatorFrame, Hello, NodeFacts, NodeFrame};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use away::Greeting;
@@ -170,9 +170,9 @@ impl Hub {
     /// Sends a command and waits for its end: the answer, the session's end, or the order's wait.
     ///
     /// # Errors
-    /// The node's own refusal, `node_silent`, `node_busy` or `command_timeout`.
+    /// The node's own refusal, `node_silent`, `node_busy`, `link_too_old` or `command_timeout`.
     pub async fn command(&self, now: BootMs, node: NodeId, order: Order) -> Answer {
-        let verb = Verb::from(order.verb);
+        let verb = Verb::from(&order.verb);
         let answer = match self.send(now, node, order) {
             Ok(ticket) => ticket.await.unwrap_or_else(|_| Err(silent())),
             Err(problem) => Err(problem),
@@ -190,19 +190,15 @@ impl Hub {
             NotSent::Busy => Problem::new(Code::NodeBusy, why.to_string()),
         })?;
         let seq = command.seq;
-        let sent = inner
-            .sessions
-            .get(&node)
-            .map(|session| session.way.outgoing.try_send(CoordinatorFrame::Command(command)));
-        let problem = match sent {
-            Some(Ok(())) => return Ok(answer),
-            Some(Err(mpsc::error::TrySendError::Full(_))) => {
-                Problem::new(Code::NodeBusy, "the node does not read what it is sent")
-            }
-            Some(Err(mpsc::error::TrySendError::Closed(_))) | None => silent(),
-        };
-        inner.pending.done(node, seq);
-        Err(problem)
+        let way = inner.sessions.get(&node).map(|session| &session.way);
+        let sent = way
+            .ok_or_else(silent)
+            .and_then(|way| way.send("this command", CoordinatorFrame::Command(command)));
+        if let Err(problem) = sent {
+            inner.pending.done(node, seq);
+            return Err(problem);
+        }
+        Ok(answer)
     }
 
     /// Answers the commands whose time is up.
@@ -295,6 +291,7 @@ mod tests {
     use super::*;
     use berth_shared::ids::{CellId, Generation};
     use berth_shared::wire::CommandVerb;
+    use tokio::sync::mpsc;
 
     use crate::tests::world::hello;
 

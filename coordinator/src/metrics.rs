@@ -60,8 +60,8 @@ pub enum Verb {
     Archive,
 }
 
-impl From<CommandVerb> for Verb {
-    fn from(verb: CommandVerb) -> Self {
+impl From<&CommandVerb> for Verb {
+    fn from(verb: &CommandVerb) -> Self {
         match verb {
             CommandVerb::Wake => Self::Wake,
             CommandVerb::Sleep { .. } => Self::Sleep,
@@ -69,7 +69,7 @@ impl From<CommandVerb> for Verb {
             CommandVerb::Logs { .. } => Self::Logs,
             CommandVerb::Purge => Self::Purge,
             CommandVerb::Snapshot => Self::Snapshot,
-            CommandVerb::Restore { .. } => Self::Restore,
+            CommandVerb::Restore { .. } | CommandVerb::RestorePaths { .. } => Self::Restore,
             CommandVerb::Archive => Self::Archive,
         }
     }

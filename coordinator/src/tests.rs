@@ -8,6 +8,7 @@ mod imports;
 mod key_backups;
 mod keys;
 mod links;
+mod paths;
 mod personal;
 mod repositories;
 mod restarts;

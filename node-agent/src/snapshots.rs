@@ -8,7 +8,7 @@ use std::time::Duration;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::repository::{Bucket, UserRepository};
-use berth_shared::snapshot::{Snapshot, SnapshotId};
+use berth_shared::snapshot::{Paths, Snapshot, SnapshotId};
 use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
 use berth_snapshot::caller::{Done, WorkerFailed, Workers};
@@ -35,6 +35,9 @@ const DATABASE_MS: u64 = 30_000;
 /// What an operator can do where a restore finds no room. Then the cell's disk is made anew, and nothing lies beside.
 const ROOM_FOR_BOTH: &str = "the cell's disk has to hold the snapshot beside what is there. For one that does not fit, have the \
     cell leave its disk first, with `berth cell sleep USER` and `berth cell archive USER`, which loses nothing";
+
+/// The same where single files and folders find none.
+const ROOM_FOR_PATHS: &str = "the cell's disk has to hold them beside all that is there";
 
 /// Folder of the workers' own folders, below the agent's data.
 const FOLDER: &str = "snapshots";
@@ -122,6 +125,17 @@ impl Take {
     }
 }
 
+/// What is to be put back.
+#[derive(Debug, Clone)]
+pub struct PutBack {
+    /// The snapshot of the user's repository.
+    pub snapshot: SnapshotId,
+    /// Only these files and folders of it, and all else stays as it is; `None`: all.
+    pub paths: Option<Paths>,
+    /// What is in the folder is a state that counts, and was kept.
+    pub over: bool,
+}
+
 /// Has workers do it.
 #[derive(Debug)]
 pub struct Snapshots {
@@ -203,8 +217,7 @@ impl Snapshots {
         }
     }
 
-    /// Puts this snapshot of the user's repository in place of what is in the cell's folder. `over`: that is a state that
-    /// counts, and was kept. When the snapshot was taken.
+    /// Puts a snapshot in place of what is in the cell's folder. When the snapshot was taken.
     ///
     /// # Errors
     /// What the worker said. What was there before is there, unless [`is_half_restored`](Self::is_half_restored).
@@ -212,14 +225,14 @@ impl Snapshots {
         &self,
         files: &Files,
         access: &Access,
-        snapshot: SnapshotId,
-        over: bool,
+        PutBack { snapshot, paths, over }: PutBack,
     ) -> Result<UnixMs, Problem> {
+        let is_whole = paths.is_none();
         let problem = |detail: String| Problem::new(Code::RestoreFailed, detail);
         let own = self.own_folder(files).map_err(|error| problem(error.to_string()))?;
         let job = Job::Restore(Box::new(RestoreJob {
             snapshot: snapshot.to_string(),
-            paths: vec![],
+            paths: paths.map(Vec::from).unwrap_or_default(),
             target: files.folder.clone(),
             previous: PathBuf::new(),
             staging: files.folder.join(RESTORE_STAGING),
@@ -230,6 +243,9 @@ impl Snapshots {
         let request = access.request(&access.repository.prefix, job);
         let done = self.restorers.run(&request, Some((files.uid, files.uid)), RESTORE_MAX, |_| {}).await;
         let done = done.map_err(|failed| match failed.reason {
+            Reason::NoSpace if !is_whole => problem(format!("{failed}: {ROOM_FOR_PATHS}")),
+            // Of the snapshot itself, or of a path in it.
+            Reason::NotFound if !is_whole => Problem::new(Code::UnknownSnapshot, failed.to_string()),
             Reason::NoSpace if over => problem(format!("{failed}: {ROOM_FOR_BOTH}")),
             _ => problem(failed.to_string()),
         })?;

@@ -12,7 +12,7 @@ use crate::doctor::Finding;
 use crate::ids::{CellId, Generation, NodeName, RequestId, Slug, TokenId, UserId};
 use crate::problem::Code;
 use crate::secret::Secret;
-use crate::snapshot::{Snapshot, SnapshotId};
+use crate::snapshot::{Paths, Snapshot, SnapshotId};
 use crate::time::{Millis, UnixMs};
 use crate::units::{Bytes, MilliCpus};
 
@@ -282,6 +282,9 @@ pub struct HoldRequest {
 pub struct RestoreRequest {
     /// Its id, or `latest`.
     pub snapshot: String,
+    /// Only these files and folders; all of it where they are not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paths: Option<Paths>,
 }
 
 /// A cell whose data was put back: the answer to [`RestoreRequest`].

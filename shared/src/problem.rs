@@ -121,6 +121,7 @@ codes! {
     ImportNotPlaced "import_not_placed" 502 "The data was imported as a snapshot, and could not be put in place in the user's cell." "The detail has the snapshot and the cause: mend that, then `berth snapshot restore USER SNAPSHOT`."
     PruneUnsafe "prune_unsafe" 409 "A node that had the user before cannot be asked, and may still write into the repository." "Bring the named node back, or remove it with `berth node rm`; a scheduled prune waits for that by itself."
     NotArchived "not_archived" 409 "The cell was not archived, and its data stays on the node: it is not stopped, or no snapshot is proven to be what is on its disk." "Put it to rest with `berth cell sleep USER`, and keep that with `berth snapshot now USER`; the detail says what is missing."
+    NotOnDisk "not_on_disk" 409 "The cell's data is not on its node's disk, so single files of it cannot be put back there." "Wake the cell with `berth cell wake USER`, which brings its data back, and try again; or restore all of it; or copy files out of the snapshot with `berth snapshot get`."
 }
 
 impl fmt::Display for Code {

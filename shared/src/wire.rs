@@ -16,7 +16,7 @@ use crate::problem::{Code, Problem};
 use crate::repository::{Bucket, UserRepository};
 use crate::secret::Secret;
 use crate::signing::{PublicKey, Signature};
-use crate::snapshot::{Snapshot, SnapshotId, SnapshotOutcome};
+use crate::snapshot::{Paths, Snapshot, SnapshotId, SnapshotOutcome};
 use crate::time::{Millis, UnixMs};
 use crate::units::Bytes;
 
@@ -40,9 +40,10 @@ pub const ALPN: &[u8] = b"berth/1";
 /// | 2 | new keys of a node and of the coordinator; what a node holds, disks left behind; what a node finds |
 /// | 3 | sleep: what a node says of its cells' sleep and of its swap, what plans and operators say of it |
 /// | 4 | snapshots: where they go and with which keys, what a node has taken and what becomes of it |
+/// | 5 | restores of single files and folders |
 pub const FRAMES_VERSION_MIN: u16 = 1;
 /// See [`FRAMES_VERSION_MIN`].
-pub const FRAMES_VERSION_MAX: u16 = 4;
+pub const FRAMES_VERSION_MAX: u16 = 5;
 
 /// The version that added the frames about keys.
 pub const KEYS_SINCE: u16 = 2;
@@ -58,6 +59,9 @@ pub const SLEEP_SINCE: u16 = 3;
 
 /// The version that added [`NodeFrame::SnapshotTaken`], [`CoordinatorFrame::Bucket`] and what goes with them.
 pub const SNAPSHOTS_SINCE: u16 = 4;
+
+/// The version that added [`CommandVerb::RestorePaths`].
+pub const PATHS_SINCE: u16 = 5;
 
 /// Most cells that one [`NodeFrame::Sleep`] tells of: with all their texts at their longest it fits into a frame.
 pub const SLEEP_CELLS_MAX: usize = 64;
@@ -327,7 +331,7 @@ pub struct Command {
 }
 
 /// What a command asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommandVerb {
     /// Wake the cell and say when it is ready.
     Wake,
@@ -355,6 +359,13 @@ pub enum CommandVerb {
     },
     /// Have the stopped cell leave the node's disk, once its snapshot is proven to be what is on it. Since version 4.
     Archive,
+    /// As [`Self::Restore`], of these files and folders only: all else of what is there stays as it is. Since version 5.
+    RestorePaths {
+        /// Of which snapshot.
+        snapshot: SnapshotId,
+        /// Which.
+        paths: Paths,
+    },
 }
 
 /// How a command ended well.
@@ -483,13 +494,14 @@ impl Versioned for CoordinatorFrame {
             | Self::Rejected { .. }
             | Self::Desired(_)
             | Self::Heard => FRAMES_VERSION_MIN,
-            Self::Command(command) => match command.verb {
+            Self::Command(command) => match &command.verb {
                 CommandVerb::Wake
                 | CommandVerb::Sleep { .. }
                 | CommandVerb::Restart
                 | CommandVerb::Logs { .. } => FRAMES_VERSION_MIN,
                 CommandVerb::Purge => HOLDING_SINCE,
                 CommandVerb::Snapshot | CommandVerb::Restore { .. } | CommandVerb::Archive => SNAPSHOTS_SINCE,
+                CommandVerb::RestorePaths { .. } => PATHS_SINCE,
             },
             Self::RotateKey | Self::KeyJudged { .. } | Self::NextKey { .. } => KEYS_SINCE,
             Self::Terms { .. } => SLEEP_SINCE,

@@ -14,7 +14,7 @@ use berth_shared::wire::{Command, CommandVerb};
 pub const PENDING_MAX: usize = 64;
 
 /// What a command is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     /// Which cell.
     pub cell: CellId,

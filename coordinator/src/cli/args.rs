@@ -140,12 +140,16 @@ pub enum SnapshotVerb {
         /// Whose.
         slug: String,
     },
-    /// Puts the data of a user's cell back to a snapshot. The cell is stopped for that and started again.
+    /// Puts the data of a user's cell back to a snapshot, or single files and folders of it. The cell is stopped for that and
+    /// started again.
+    ///
+    /// With paths, those are as in the snapshot afterwards, folders with all that is in them: what was added since is gone, what
+    /// was deleted is back. All else stays as it is. Of a cell that is archived: wake it first.
     ///
     /// What is there now is kept first, as a snapshot of its own, so that this can be taken back. Outside of the cell nothing is
     /// undone: messages that it had answered since may be answered once more, approvals that were given are open again.
     ///
-    /// The cell's disk has to hold the snapshot beside what is there. Where it does not, have the cell leave the disk first, with
+    /// The cell's disk has to hold what is put back beside what is there. Where it does not, have the cell leave the disk first, with
     /// `berth cell sleep USER` and `berth cell archive USER`, and restore then: what is there is the newest snapshot. A cell that is
     /// always on is never archived.
     Restore {
@@ -153,6 +157,9 @@ pub enum SnapshotVerb {
         slug: String,
         /// Which: an id, 8 or more digits that one begins with, or `latest`.
         snapshot: String,
+        /// A file or folder, relative to the cell's folder, as `berth snapshot ls` shows it. All, if none is given.
+        #[arg(value_name = "PATH")]
+        paths: Vec<String>,
         /// Does not ask.
         #[arg(long)]
         yes: bool,

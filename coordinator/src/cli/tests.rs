@@ -46,6 +46,25 @@ fn numbers_of_cpus_are_read_in_thousandths() {
 }
 
 #[tokio::test]
+async fn single_files_to_restore_are_named_below_the_cell_or_nothing_is_sent() {
+    let cli = cli(&["snapshot", "restore", "anna", "latest", "agents/main", "notes/a b.md", "--yes"]);
+    let super::args::Verb::Snapshot(super::args::SnapshotVerb::Restore { paths, .. }) = cli.verb else {
+        panic!("another verb")
+    };
+    assert_eq!(paths, ["agents/main", "notes/a b.md"]);
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    for bad in ["/etc", "../x", "a a/b", "a/./b"] {
+        let (exit, text) =
+            berth(&world, &format!("snapshot restore anna latest {bad} --yes")).await.unwrap_err();
+        assert_eq!(exit, super::failure::USAGE, "{bad}: {text}");
+    }
+    let (exit, text) = berth(&world, "snapshot restore anna latest a/b --yes").await.unwrap_err();
+    assert_ne!(exit, super::failure::USAGE, "{text}");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn the_check_up_ends_with_1_when_something_is_wrong_and_shows_it_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::on(folder.path()).await;

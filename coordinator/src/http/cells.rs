@@ -14,7 +14,7 @@ use berth_shared::api::{
 };
 use berth_shared::cell::{CellEvent, CellEventKind, SleepStatus};
 use berth_shared::problem::{Code, Problem};
-use berth_shared::snapshot::{Snapshot, SnapshotId};
+use berth_shared::snapshot::{Paths, Snapshot, SnapshotId};
 use berth_shared::time::Millis;
 use berth_shared::why::{Reader, story};
 use berth_shared::wire::{CommandOutcome, CommandVerb};
@@ -164,35 +164,45 @@ pub(crate) async fn archive(
     Ok(archived)
 }
 
-/// Puts the cell's data back to a snapshot of its.
+/// Puts the cell's data back to a snapshot of its, or single files and folders of it.
 pub(crate) async fn restore(
     State(api): State<Api>,
     Extension(actor): Extension<Actor>,
     Name(name): Name,
-    JsonBody(request): JsonBody<RestoreRequest>,
+    JsonBody(RestoreRequest { snapshot, paths }): JsonBody<RestoreRequest>,
 ) -> Result<Json<CellRestored>, ApiError> {
     let slug = known_slug(&name)?;
     let image = api.store.fleet().user(&slug).ok_or_else(|| unknown(&slug))?.image.clone();
-    let (id, taken_under) = reading::restorable(&api, &name, &request.snapshot).await?;
+    let (id, taken_under) = reading::restorable(&api, &name, &snapshot, paths.as_ref()).await?;
     if let Some(newer) = taken_under.filter(|taken_under| taken_under.is_newer_than(&image)) {
         let detail = format!("it was taken under {newer}, the cell has {image}");
         return Err(ApiError::new(Code::StateTooNew, detail));
     }
-    tracing::warn!(user = %slug, %actor, snapshot = %id, "a cell's data is put back");
+    let count = paths.as_ref().map(Paths::count);
+    tracing::warn!(user = %slug, %actor, snapshot = %id, paths = count, "a cell's data is put back");
     let kept = api.kept.as_ref().ok_or_else(off)?;
     let of_task = api.clone();
     let restored = kept.repositories.to_its_end("restore", async move {
         let (api, name) = (of_task, name);
-        let cell = put_back(&api, &name, id).await?;
+        let cell = put_back(&api, &name, id, paths).await?;
         let notes = snapshot_behind(&api, &name).await.into_iter().collect();
         Ok(Json(CellRestored { notes, cell }))
     });
     restored.await?
 }
 
-/// Has the cell's node put this snapshot in place.
-pub(super) async fn put_back(api: &Api, name: &str, snapshot: SnapshotId) -> Result<Cell, ApiError> {
-    let Json(cell) = command_cell(api, name, CommandVerb::Restore { snapshot }, RESTORE_MAX).await?;
+/// Has the cell's node put this snapshot in place, or these files and folders of it.
+pub(super) async fn put_back(
+    api: &Api,
+    name: &str,
+    snapshot: SnapshotId,
+    paths: Option<Paths>,
+) -> Result<Cell, ApiError> {
+    let verb = match paths {
+        Some(paths) => CommandVerb::RestorePaths { snapshot, paths },
+        None => CommandVerb::Restore { snapshot },
+    };
+    let Json(cell) = command_cell(api, name, verb, RESTORE_MAX).await?;
     Ok(cell)
 }
 

@@ -92,7 +92,7 @@ pub(crate) async fn import(
 async fn place(api: &Api, name: &str, id: SnapshotId) -> Result<Cell, ApiError> {
     let begun = Instant::now();
     loop {
-        match put_back(api, name, id).await {
+        match put_back(api, name, id, None).await {
             Err(ApiError(why)) if why.code == Code::CellBusy && begun.elapsed() < BUSY_MAX => {
                 tokio::time::sleep(BUSY_EVERY).await;
             }

@@ -15,7 +15,7 @@ use berth_shared::api::SnapshotDetail;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::UserId;
 use berth_shared::problem::{Code, Problem};
-use berth_shared::snapshot::SnapshotId;
+use berth_shared::snapshot::{Paths, SnapshotId};
 use berth_snapshot::protocol::{Job, Line, Outcome, SnapshotLine};
 use serde::Deserialize;
 
@@ -121,9 +121,10 @@ impl<'a> Asked<'a> {
         self.repositories.read(self.user, self.prefixes(), job).await
     }
 
-    /// The one snapshot, out of the first of these places that has it.
-    async fn shown(&self, places: Vec<String>) -> Result<SnapshotLine, Problem> {
-        let job = Job::Show { snapshot: self.id.clone() };
+    /// The one snapshot, out of the first of these places that has it, and all of these paths in it.
+    async fn shown(&self, places: Vec<String>, paths: Option<&Paths>) -> Result<SnapshotLine, Problem> {
+        let paths = paths.map(|paths| paths.as_slice().to_vec()).unwrap_or_default();
+        let job = Job::Show { snapshot: self.id.clone(), paths };
         let reading = self.repositories.read(self.user, places, &job).await?;
         match reading.done().map(|done| done.outcome) {
             Some(Outcome::Shown(line)) => Ok(line),
@@ -165,25 +166,26 @@ fn path(path: String) -> Result<String, Problem> {
 
 pub(crate) async fn show(State(api): State<Api>, names: Names) -> Result<Json<SnapshotDetail>, ApiError> {
     let asked = Asked::of(&api, &names)?;
-    let line = asked.shown(asked.prefixes()).await?;
+    let line = asked.shown(asked.prefixes(), None).await?;
     Ok(Json(detail(asked.user, &asked.head(), line)))
 }
 
-/// A snapshot that a cell's data can be put back to, with the image that it was taken under. What the coordinator does not
+/// A snapshot that a cell's data can be put back to, or `paths` of it, with the image that it was taken under. What the coordinator does not
 /// remember is looked for in the user's own repository; where orphans lie no node reads.
 pub(super) async fn restorable(
     api: &Api,
     user: &str,
     snapshot: &str,
+    paths: Option<&Paths>,
 ) -> Result<(SnapshotId, Option<ImageRef>), ApiError> {
     let asked = Asked::of(api, &Names(user.to_owned(), snapshot.to_owned()))?;
     let known = asked.vault.head.iter().chain(&asked.vault.history);
     let mut known = known.filter(|known| known.id.to_string().starts_with(&asked.id));
-    if let Some(known) = known.next() {
+    if let Some(known) = known.next().filter(|_| paths.is_none()) {
         return Ok((known.id, Some(known.image.clone())));
     }
     let own = vec![asked.repositories.vaults().prefix(asked.user)];
-    let line = asked.shown(own).await?;
+    let line = asked.shown(own, paths).await?;
     let unreadable = || ApiError::new(Code::Internal, "the worker names the snapshot in another way");
     let id = line.id.parse().map_err(|_| unreadable())?;
     Ok((id, line.labels.and_then(|labels| labels.image.parse().ok())))

@@ -26,6 +26,28 @@ pub struct Way {
     pub cut: CancellationToken,
 }
 
+impl Way {
+    /// Puts a frame behind those that wait to be sent. `what` names it in the refusal.
+    pub(super) fn send(&self, what: &str, frame: CoordinatorFrame) -> Result<(), Problem> {
+        let (since, spoken) = (frame.since(), self.version);
+        if since > spoken {
+            return Err(Problem::new(
+                Code::LinkTooOld,
+                format!(
+                    "{what} needs version {since} of the link; the session with the node speaks {spoken}, the \
+                     coordinator {FRAMES_VERSION_MIN} to {FRAMES_VERSION_MAX}"
+                ),
+            ));
+        }
+        self.outgoing.try_send(frame).map_err(|full| match full {
+            mpsc::error::TrySendError::Full(_) => {
+                Problem::new(Code::NodeBusy, "the node does not read what it is sent")
+            }
+            mpsc::error::TrySendError::Closed(_) => silent(),
+        })
+    }
+}
+
 impl Hub {
     /// Who speaks on a connection, and the key that it was opened with; `None` when its session is over.
     pub fn speaker(&self, connection: Connection) -> Option<(NodeId, PublicKey)> {
@@ -46,22 +68,7 @@ impl Hub {
     pub fn tell(&self, node: NodeId, what: &str, frame: CoordinatorFrame) -> Result<(), Problem> {
         let inner = self.lock();
         let session = inner.sessions.get(&node).ok_or_else(silent)?;
-        let (since, spoken) = (frame.since(), session.way.version);
-        if since > spoken {
-            return Err(Problem::new(
-                Code::LinkTooOld,
-                format!(
-                    "{what} needs version {since} of the link; the session with the node speaks {spoken}, the \
-                     coordinator {FRAMES_VERSION_MIN} to {FRAMES_VERSION_MAX}"
-                ),
-            ));
-        }
-        session.way.outgoing.try_send(frame).map_err(|full| match full {
-            mpsc::error::TrySendError::Full(_) => {
-                Problem::new(Code::NodeBusy, "the node does not read what it is sent")
-            }
-            mpsc::error::TrySendError::Closed(_) => silent(),
-        })
+        session.way.send(what, frame)
     }
 
     /// Sends a frame to every open session that speaks its version.

@@ -86,7 +86,7 @@ impl FakeNode {
         self.send(&NodeFrame::CommandDone { seq: command.seq, outcome }).await;
     }
 
-    async fn command(&mut self) -> Command {
+    pub(crate) async fn command(&mut self) -> Command {
         loop {
             match self.receive().await {
                 CoordinatorFrame::Command(command) => return command,

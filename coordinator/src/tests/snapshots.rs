@@ -44,7 +44,7 @@ pub(crate) fn with_bucket(folder: &Path) -> Config {
     Config { snapshots, ..config }
 }
 
-async fn session(world: &World, node: FakeNode, counter: u64, version_max: u16) -> FakeNode {
+pub(crate) async fn session(world: &World, node: FakeNode, counter: u64, version_max: u16) -> FakeNode {
     let hello = Hello { version_max, ..hello(node.id, counter) };
     FakeNode::greet(world.coordinator.link, world.coordinator.key, node.key, hello).await
 }

@@ -481,7 +481,8 @@ impl Agent {
                 Entry::Occupied(_) => cell::Event::Assigned(assignment),
                 Entry::Vacant(place) => {
                     let remembered = remembered.get(&id).unwrap_or(&unknown);
-                    let cell = Cell::new(now, assignment, remembered).under_lease(held).with_data(data);
+                    let cell =
+                        Cell::new(now, assignment, remembered).under_lease(held).with_data(data.clone());
                     let terms = self.terms.get(&id).copied().unwrap_or_default();
                     place.insert(cell.with_terms(now, terms));
                     out.extend(arrived(id));
@@ -529,14 +530,19 @@ impl Agent {
             return;
         }
         let waiter = Waiter(seq);
-        let event = match command.verb {
+        let event = match &command.verb {
             CommandVerb::Wake => cell::Event::Wake { cause: WakeCause::Operator, waiter: Some(waiter) },
             CommandVerb::Sleep { freeze } => {
-                let rest = if freeze { Rest::Frozen } else { Rest::Stopped };
+                let rest = if *freeze { Rest::Frozen } else { Rest::Stopped };
                 cell::Event::Sleep { rest, waiter }
             }
             CommandVerb::Restart => cell::Event::Restart { waiter },
-            CommandVerb::Restore { snapshot } => cell::Event::Restore { snapshot, waiter },
+            CommandVerb::Restore { snapshot } => {
+                cell::Event::Restore { snapshot: *snapshot, paths: None, waiter }
+            }
+            CommandVerb::RestorePaths { snapshot, paths } => {
+                cell::Event::Restore { snapshot: *snapshot, paths: Some(paths.clone()), waiter }
+            }
             CommandVerb::Archive => {
                 let snapshot = cover.get(&command.cell).map(|covered| covered.by);
                 cell::Event::Archive { snapshot, waiter: Some(waiter) }
@@ -546,7 +552,7 @@ impl Agent {
                 return out.push(Effect::Snapshot { seq, cell: command.cell });
             }
             CommandVerb::Logs { lines } => {
-                out.push(Effect::ReadLogs { seq, cell: command.cell, lines });
+                out.push(Effect::ReadLogs { seq, cell: command.cell, lines: *lines });
                 return;
             }
             CommandVerb::Purge => return, // Seen to above.

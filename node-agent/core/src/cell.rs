@@ -70,7 +70,7 @@ use berth_shared::cell::{
 use berth_shared::door::RouteState;
 use berth_shared::ids::Generation;
 use berth_shared::problem::{Code, Problem};
-use berth_shared::snapshot::SnapshotId;
+use berth_shared::snapshot::{Paths, SnapshotId};
 use berth_shared::time::{BootMs, UnixMs};
 use berth_shared::units::Bytes;
 
@@ -183,8 +183,8 @@ pub struct Cell {
     /// When it was told last that the kernel has ended something of it.
     killed_at: Option<BootMs>,
     data: Data,
-    /// Put its data back to this snapshot when it is stopped.
-    restore_ordered: Option<SnapshotId>,
+    /// Put its data back to this snapshot when it is stopped, or these files and folders of it.
+    restore_ordered: Option<(SnapshotId, Option<Paths>)>,
     /// The snapshot that is being proven to be what is on its disk.
     verifying: Option<SnapshotId>,
     archive_waiters: Vec<Waiter>,
@@ -319,11 +319,19 @@ impl Cell {
     /// From which snapshot its data is restored before it starts, and whether there is data that this is put in place of.
     pub const fn restores(&self) -> Option<(SnapshotId, bool)> {
         match self.data {
-            Data::In { snapshot, over } => Some((snapshot, over)),
+            Data::In { snapshot, over, .. } => Some((snapshot, over)),
             Data::Archived { snapshot, instead: None } | Data::Archived { instead: Some(snapshot), .. } => {
                 Some((snapshot, false))
             }
             Data::Here | Data::Unknown => None,
+        }
+    }
+
+    /// The files and folders that are restored, where that is not all.
+    pub const fn restores_paths(&self) -> Option<&Paths> {
+        match &self.data {
+            Data::In { paths, .. } => paths.as_ref(),
+            Data::Here | Data::Unknown | Data::Archived { .. } => None,
         }
     }
 
@@ -362,7 +370,9 @@ impl Cell {
             Event::Wake { cause, waiter } => self.wake(now, cause, waiter, &mut out),
             Event::Sleep { rest, waiter } => self.sleep(now, rest, waiter, &mut out),
             Event::Restart { waiter } => self.restart(now, waiter, &mut out),
-            Event::Restore { snapshot, waiter } => self.restore(now, snapshot, waiter, &mut out),
+            Event::Restore { snapshot, paths, waiter } => {
+                self.restore(now, snapshot, paths, waiter, &mut out);
+            }
             Event::Archive { snapshot, waiter } => self.archive(now, snapshot, waiter, &mut out),
             Event::Data(data) => self.data_told(data),
             Event::Activity(activity) => self.activity(now, activity),

@@ -264,7 +264,11 @@ pub fn restore_begins(memory: &Memory, cell: &Cell) -> Vec<Record> {
     // That found no room when it left the disk.
     let unwritten = cell.archived_in().filter(|_| memory.repositories.archived_in(id).is_none());
     let archived = unwritten.map(|stands| Record::Archived(id, stands));
-    archived.into_iter().chain([Record::Step(Step::RestoreBegun { cell: id, snapshot })]).collect()
+    let begins = match cell.restores_paths() {
+        Some(paths) => Record::PutsBack(id, snapshot, paths.clone()),
+        None => Record::Step(Step::RestoreBegun { cell: id, snapshot }),
+    };
+    archived.into_iter().chain([begins]).collect()
 }
 
 /// What is written when that has ended. The cell is as it was before it hears of it.

@@ -6,7 +6,7 @@ use berth_shared::cell::{Assignment, CellEvent, ImageRef, SleepTerms};
 use berth_shared::ids::{BootId, CellId, Generation, NodeId, NodeName};
 use berth_shared::link::SessionMark;
 use berth_shared::signing::PublicKey;
-use berth_shared::snapshot::SnapshotId;
+use berth_shared::snapshot::{Paths, SnapshotId};
 use berth_shared::time::BootMs;
 use berth_shared::wire::{DesiredState, LeftBehind};
 use serde::{Deserialize, Serialize};
@@ -87,7 +87,7 @@ impl Intent {
             Verb::KillFrozen => IntentVerb::KillFrozen,
             Verb::Repair => IntentVerb::Repair,
             Verb::Remove => IntentVerb::Remove,
-            // What is restored has a record of its own, `Step::RestoreBegun`; what is kept, `Step::Begun`; what is archived,
+            // What is restored has a record of its own, `Step::RestoreBegun` or `Record::PutsBack`; what is kept, `Step::Begun`; what is archived,
             // `Record::Archived`.
             Verb::Look
             | Verb::AwaitReady
@@ -258,6 +258,8 @@ pub enum Record {
     Archived(CellId, SnapshotId),
     /// The same of many cells, behind a snapshot of the journal.
     AllArchived(Vec<(CellId, SnapshotId)>),
+    /// These files and folders of a cell's data are about to be put back to a snapshot; also behind a snapshot of the journal.
+    PutsBack(CellId, SnapshotId, Paths),
     /// Of these cells a start was intended, as far as a snapshot of the journal tells.
     MayHaveRun(Vec<CellId>),
     /// A cell is about to be started with this image, which it was not before.
@@ -418,6 +420,7 @@ impl Memory {
             Record::Kept(all) => self.repositories.cells.extend(all),
             Record::Untold(all) => self.repositories.untold.extend(all),
             Record::Archived(cell, snapshot) => self.repositories.archived(cell, snapshot),
+            Record::PutsBack(cell, snapshot, paths) => self.repositories.putting_back(cell, snapshot, paths),
             Record::MayHaveRun(all) => {
                 for cell in all {
                     self.repositories.may_have_run(cell);
@@ -462,13 +465,16 @@ impl Memory {
             return Data::Archived { snapshot, instead: None };
         }
         if let Some(snapshot) = restoring {
-            return Data::In { snapshot, over: !is_new };
+            return Data::In { snapshot, over: !is_new, paths: None };
+        }
+        if let Some((snapshot, paths)) = kept.and_then(|kept| kept.putting_back.clone()) {
+            return Data::In { snapshot, over: true, paths: Some(paths) };
         }
         if !is_new || kept.is_some_and(|kept| kept.restored.is_some() || kept.newest.is_some()) {
             return Data::Here;
         }
         match told {
-            Some(Some(snapshot)) => Data::In { snapshot, over: false },
+            Some(Some(snapshot)) => Data::In { snapshot, over: false, paths: None },
             None if self.repositories.has_bucket => Data::Unknown,
             Some(None) | None => Data::Here,
         }
@@ -505,6 +511,11 @@ impl Memory {
         let archived = |(cell, kept): &(CellId, Kept)| Some((*cell, kept.archived?));
         let archived: Vec<(CellId, SnapshotId)> = cells.iter().filter_map(archived).collect();
         let archived = archived.chunks(CHUNK_MAX).map(|some| Record::AllArchived(some.to_vec()));
+        let puts_back = |(cell, kept): &(CellId, Kept)| {
+            let (snapshot, paths) = kept.putting_back.clone()?;
+            Some(Record::PutsBack(*cell, snapshot, paths))
+        };
+        let puts_back: Vec<Record> = cells.iter().filter_map(puts_back).collect();
         let run: Vec<CellId> =
             cells.iter().filter(|(_, kept)| kept.may_have_run).map(|(cell, _)| *cell).collect();
         let run = run.chunks(CHUNK_MAX).map(|some| Record::MayHaveRun(some.to_vec()));
@@ -518,6 +529,7 @@ impl Memory {
             .chain([Record::Step(Step::Bucket(*has_bucket))])
             .chain(kept)
             .chain(archived)
+            .chain(puts_back)
             .chain(run)
             .chain(ran)
             .chain(self.all_happened())

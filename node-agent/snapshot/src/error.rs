@@ -184,6 +184,12 @@ pub enum Failure {
         #[source]
         source: io::Error,
     },
+    /// What is to be put back lies below something that is no folder any more.
+    #[error("`{}` is no folder in what is there, so that nothing is put back below it: name it itself", path.display())]
+    InTheWay {
+        /// What is there: a link or a file.
+        path: PathBuf,
+    },
     /// A name in a snapshot that no folder can have: made by somebody who wants it written elsewhere.
     #[error("the snapshot holds an impossible entry: {detail}")]
     HostileSnapshot {
@@ -294,7 +300,7 @@ impl Failure {
             Self::BadArchive { .. } => Reason::BadArchive,
             Self::NewerImage { .. } => Reason::NewerImage,
             Self::NoSpace { .. } => Reason::NoSpace,
-            Self::Write { .. } => Reason::Target,
+            Self::Write { .. } | Self::InTheWay { .. } => Reason::Target,
             Self::HostileSnapshot { .. } | Self::Verification { .. } | Self::Differs { .. } => {
                 Reason::Verification
             }

@@ -36,6 +36,22 @@ pub(crate) fn snapshot_line(file: &SnapshotFile) -> SnapshotLine {
     }
 }
 
+/// One snapshot, if it has all of these paths.
+pub(crate) fn show(
+    repository: OpenRepository,
+    snapshot: &str,
+    paths: &[String],
+) -> Result<SnapshotLine, Failure> {
+    let file = repository.snapshot(snapshot)?;
+    if !paths.is_empty() {
+        let (indexed, failed) = index(repository)?;
+        for path in paths {
+            find(&indexed, &file, path, &failed)?;
+        }
+    }
+    Ok(snapshot_line(&file))
+}
+
 pub(crate) fn list(repository: &OpenRepository, say: Say<'_>) -> Result<u64, Failure> {
     let all = repository.snapshots()?;
     for (file, _) in &all {

@@ -141,6 +141,9 @@ pub enum Job {
     Show {
         /// Which.
         snapshot: String,
+        /// Only where it has all of these paths.
+        #[serde(default)]
+        paths: Vec<String>,
     },
     /// What is different between two snapshots.
     Diff {

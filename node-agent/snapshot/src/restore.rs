@@ -44,7 +44,7 @@ pub struct RestoreJob {
     /// The snapshot.
     pub snapshot: String,
     /// Paths in the cell's folder; all of it where there is none. With paths, `target` must not exist, and comes to
-    /// hold just these.
+    /// hold just these; with `within` they take the place of what is there of them, and all else stays as it is.
     #[serde(default)]
     pub paths: Vec<String>,
     /// What the folder is to be called. Its parent has to be there.
@@ -106,14 +106,14 @@ pub(crate) fn restore(
     let labels = Labels::parse(file.tags.iter());
     let OpenRepository { store, inner, .. } = repository;
     let indexed = inner.to_indexed().map_err(|error| Failure::library(&store, &error))?;
-    let whole = job.paths.is_empty();
     let mut plan = Plan::new(&indexed, &store, &file, &job.paths, job.limits)?;
     plan.own(job.owner);
     staging.has_room(plan.bytes)?;
 
     staging.make()?;
-    let filled =
-        fill_and_check(&indexed, &store, job, &plan, &staging, labels.as_ref().filter(|_| whole), meter);
+    let filled = staging
+        .look()
+        .and_then(|()| fill_and_check(&indexed, &store, job, &plan, &staging, labels.as_ref(), meter));
     let tree = match filled {
         Ok(tree) => tree,
         Err(failure) => {
@@ -145,11 +145,16 @@ fn fill_and_check(
     let mut tree = None;
     if let Some((labels, expected)) = expected {
         let options = SourceOptions { workload: labels.workload, limits: job.limits, online: None };
-        let found = Source::new(Arc::clone(&root), options, None).tree_by_reading()?;
-        if found != *expected {
-            return Err(Failure::Verification { expected: expected.clone(), found });
+        let source = Source::new(Arc::clone(&root), options, None);
+        if job.paths.is_empty() {
+            let found = source.tree_by_reading()?;
+            if found != *expected {
+                return Err(Failure::Verification { expected: expected.clone(), found });
+            }
+            tree = Some(found);
+        } else {
+            verify::is_as_planned(&source, plan)?;
         }
-        tree = Some(found);
     }
     rustix::fs::syncfs(&root).map_err(|errno| Failure::write("sync", staging.tree(), plan.bytes, errno))?;
     Ok(tree)

@@ -226,7 +226,8 @@ impl Walk {
 
     fn enter(&mut self, folder: Folder, path: PathBuf) -> Result<(), Failure> {
         let room = self.limits.entries_max.saturating_sub(self.entries);
-        let names = names(folder.fd.as_fd(), room).map_err(|errno| Failure::io("read folder", &path, errno))?;
+        let names =
+            names(folder.fd.as_fd(), room).map_err(|errno| Failure::io("read folder", &path, errno))?;
         let Some(names) = names else {
             return Err(Failure::TooManyEntries { entries_max: self.limits.entries_max });
         };

@@ -181,7 +181,7 @@ fn perform(
         Job::Remove { names } => told(objects::remove(store, names)?),
         Job::List => told(look::list(&open()?, say)?),
         Job::Ls { snapshot, path, recursive } => told(look::ls(open()?, snapshot, path, *recursive, say)?),
-        Job::Show { snapshot } => Outcome::Shown(look::snapshot_line(&open()?.snapshot(snapshot)?)),
+        Job::Show { snapshot, paths } => Outcome::Shown(look::show(open()?, snapshot, paths)?),
         Job::Diff { from, to } => told(look::diff(open()?, from, to, say)?),
         Job::Tar { snapshot } => told(tar::tar(open()?, snapshot, say)?),
         Job::Dump { snapshot, path, to } => told(look::dump(open()?, snapshot, path, to.as_deref(), say)?),

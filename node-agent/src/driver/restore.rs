@@ -8,7 +8,7 @@ use berth_node_agent_core::heads;
 use berth_shared::cell::ImageRef;
 use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
-use berth_shared::snapshot::SnapshotId;
+use berth_shared::snapshot::{Paths, SnapshotId};
 use berth_shared::time::UnixMs;
 use berth_snapshot::{RESTORE_STAGING, Skips};
 use tokio::sync::mpsc;
@@ -19,13 +19,15 @@ use super::{Driver, Input, Turn};
 use crate::failpoint;
 use crate::hands::{Hands, Job};
 use crate::runtime::Runtime;
-use crate::snapshots::{Access, Take};
+use crate::snapshots::{Access, PutBack, Take};
 use crate::store::Store;
 
 /// All that a restore needs to know.
 pub(super) struct Order {
     access: Option<Access>,
     snapshot: SnapshotId,
+    /// Only these files and folders of it.
+    paths: Option<Paths>,
     over: bool,
     /// It was taken under this one, which is newer than the cell's.
     newer: Option<ImageRef>,
@@ -42,11 +44,12 @@ impl<R: Runtime> Driver<R> {
         let Some(memory) = self.store.as_ref().map(Store::memory) else { return };
         let Some(machine) = self.agent.cell(cell) else { return };
         let archived = machine.archived_in().is_some();
+        let paths = machine.restores_paths().cloned();
         let newer = self.snapshots.heads.newer_image(memory, machine, snapshot);
         turn.records.extend(heads::restore_begins(memory, machine));
         let has_disk = || self.hands.quota.cells().is_ok_and(|cells| cells.contains(&cell));
         let save = if over || has_disk() { self.plan_take(cell, false, turn) } else { None };
-        let order = Order { access: self.access(cell), snapshot, over, newer, archived, save };
+        let order = Order { access: self.access(cell), snapshot, paths, over, newer, archived, save };
         self.restores.insert(cell, order);
     }
 
@@ -54,7 +57,8 @@ impl<R: Runtime> Driver<R> {
     pub(super) fn restore_ended(&self, cell: CellId, outcome: &Outcome, turn: &mut Turn) {
         let Some(machine) = self.agent.cell(cell) else { return };
         if let (Outcome::Restored { .. }, Some((snapshot, _))) = (outcome, machine.restores()) {
-            tracing::info!(%cell, %snapshot, "the cell's data was restored");
+            let paths = machine.restores_paths().map(Paths::count);
+            tracing::info!(%cell, %snapshot, paths, "the cell's data was restored");
         }
         turn.records.extend(heads::restore_ended(machine, outcome));
     }
@@ -83,7 +87,8 @@ fn all_is_kept(skips: Skips) -> Result<(), Problem> {
         return Ok(());
     }
     let names = skips.names.join(", ");
-    let text = format!("what is there cannot all be kept first, and so it stays: no snapshot can hold {names}");
+    let text =
+        format!("what is there cannot all be kept first, and so it stays: no snapshot can hold {names}");
     Err(Problem::new(Code::SnapshotFailed, text))
 }
 
@@ -147,7 +152,8 @@ async fn keep_and_restore<R: Runtime>(
         return Err(unknown(text));
     }
     failpoint::RESTORE_BEGUN.reach();
-    let taken_at = hands.snapshots.restore(&files, &access, order.snapshot, order.over).await?;
+    let put_back = PutBack { snapshot: order.snapshot, paths: order.paths, over: order.over };
+    let taken_at = hands.snapshots.restore(&files, &access, put_back).await?;
     failpoint::RESTORE_DONE.reach();
     Ok(taken_at)
 }

@@ -532,7 +532,7 @@ mod tests {
         let (link, effects) = live(FRAMES_VERSION_MAX + 1, None);
         assert!(
             matches!(&effects[..], [Effect::Close, Effect::Refused { code: Code::VersionUnsupported, detail }]
-                if detail.contains("version 5") && detail.contains("1 to 4")),
+                if detail.contains("version 6") && detail.contains("1 to 5")),
             "{effects:?}"
         );
         assert!(!link.is_live());

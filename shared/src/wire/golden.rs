@@ -15,7 +15,7 @@ use crate::credential::SecretHash;
 use crate::doctor::{Finding, Level};
 use crate::ids::{KeyId, Slug};
 use crate::repository::{MASTER_KEY_BYTES, MasterKey, REPOSITORIES_MAX, RepositoryKey};
-use crate::snapshot::TreeHash;
+use crate::snapshot::{PATHS_BYTES_MAX, PATHS_MAX, Paths, TreeHash};
 use crate::units::MilliCpus;
 
 const GOLDEN: &str = include_str!("golden.txt");
@@ -273,6 +273,10 @@ fn of_coordinators() -> Vec<CoordinatorFrame> {
         command(CommandVerb::Snapshot),
         command(CommandVerb::Restore { snapshot: SnapshotId::from_bytes([9; 32]) }),
         command(CommandVerb::Archive),
+        command(CommandVerb::RestorePaths {
+            snapshot: SnapshotId::from_bytes([9; 32]),
+            paths: Paths::new(vec!["a/b".into(), "c".into()]).unwrap(),
+        }),
         judged(SnapshotOutcome::Head),
         judged(SnapshotOutcome::Kept),
         judged(SnapshotOutcome::Orphan { current: Some(Generation { epoch: 1, number: 8 }) }),
@@ -308,7 +312,7 @@ fn name_of_coordinators(frame: &CoordinatorFrame) -> &'static str {
         CoordinatorFrame::Welcome { .. } => "welcome",
         CoordinatorFrame::Rejected { .. } => "rejected",
         CoordinatorFrame::Desired(_) => "desired",
-        CoordinatorFrame::Command(command) => match command.verb {
+        CoordinatorFrame::Command(command) => match &command.verb {
             CommandVerb::Wake => "wake",
             CommandVerb::Sleep { .. } => "sleep",
             CommandVerb::Restart => "restart",
@@ -317,6 +321,7 @@ fn name_of_coordinators(frame: &CoordinatorFrame) -> &'static str {
             CommandVerb::Snapshot => "snapshot",
             CommandVerb::Restore { .. } => "restore",
             CommandVerb::Archive => "archive",
+            CommandVerb::RestorePaths { .. } => "restore_paths",
         },
         CoordinatorFrame::Heard => "heard",
         CoordinatorFrame::RotateKey => "rotate_key",
@@ -392,8 +397,15 @@ fn every_frame_of_every_version_is_still_read_and_means_the_same() {
 }
 
 /// Lines of variants that stand within a frame of the first version.
-const COMMANDS: [&str; 6] =
-    [" done_purged ", " purge ", " done_snapshot ", " snapshot ", " restore ", " archive "];
+const COMMANDS: [&str; 7] = [
+    " done_purged ",
+    " purge ",
+    " done_snapshot ",
+    " snapshot ",
+    " restore ",
+    " archive ",
+    " restore_paths ",
+];
 
 #[test]
 fn newer_variants_stand_behind_all_older_ones() {
@@ -511,6 +523,10 @@ fn a_frame_about_as_many_cells_as_it_may_tell_of_fits_with_all_texts_at_their_lo
     };
     let repositories = CoordinatorFrame::Repositories { users: vec![user; REPOSITORIES_MAX] };
     assert!(codec::encode(&repositories).unwrap().len() <= PAYLOAD_BYTES_MAX);
+    let name = |number: usize| format!("{number:02}{}", "x".repeat(PATHS_BYTES_MAX / PATHS_MAX - 2));
+    let paths = Paths::new((0..PATHS_MAX).map(name).collect()).unwrap();
+    let restore = command(CommandVerb::RestorePaths { snapshot: SnapshotId::from_bytes([9; 32]), paths });
+    assert!(codec::encode(&restore).unwrap().len() <= PAYLOAD_BYTES_MAX);
     let terms = CoordinatorFrame::Terms { cells: vec![(cell(), SleepTerms::default()); TERMS_MAX] };
     assert!(codec::encode(&terms).unwrap().len() <= PAYLOAD_BYTES_MAX);
 }

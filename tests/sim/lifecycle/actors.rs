@@ -144,7 +144,8 @@ impl World {
             | CommandVerb::Purge
             | CommandVerb::Snapshot
             | CommandVerb::Archive
-            | CommandVerb::Restore { .. } => true,
+            | CommandVerb::Restore { .. }
+            | CommandVerb::RestorePaths { .. } => true,
         };
         truth.ordered_rest = matches!(command.verb, CommandVerb::Sleep { .. });
         if !so && !fresh && !deaf {

@@ -159,6 +159,7 @@ fn the_fleet_keeps_its_word_whatever_fails() {
             "snapshots cancelled",
             "restores",
             "restores ordered",
+            "files put back",
             "woken while restored",
             "disks emptied",
             "prunes refused",

@@ -9,7 +9,7 @@ use berth_coordinator_core::placement::Policy;
 use berth_coordinator_core::snapshots::SnapshotCommand;
 use berth_shared::credential::{SecretHash, bearer_token};
 use berth_shared::ids::{CellId, NodeId, Slug, TokenId, UserId};
-use berth_shared::snapshot::SnapshotId;
+use berth_shared::snapshot::{Paths, SnapshotId};
 use berth_shared::time::Millis;
 use berth_shared::wire::CommandVerb;
 
@@ -69,6 +69,10 @@ impl World {
             10..12 => CommandVerb::Snapshot,
             12..14 => CommandVerb::Archive,
             14.. => match self.any_snapshot(cell) {
+                Some(snapshot) if self.at.is_multiple_of(2) => {
+                    let paths = Paths::new(vec!["some".to_owned()]).expect("a path");
+                    CommandVerb::RestorePaths { snapshot, paths }
+                }
                 Some(snapshot) => CommandVerb::Restore { snapshot },
                 None => CommandVerb::Snapshot,
             },

@@ -23,6 +23,8 @@ use crate::world::{Happening, World};
 pub(crate) struct Order {
     repository: Option<Arc<UserRepository>>,
     snapshot: SnapshotId,
+    /// Only some of it.
+    paths: bool,
     over: bool,
     archived: bool,
     save: Option<Taking>,
@@ -43,10 +45,11 @@ impl World {
         let Some(believed) = life.agent.cell(cell) else { return };
         let Some((snapshot, over)) = believed.restores() else { return };
         let archived = believed.archived_in().is_some();
+        let paths = believed.restores_paths().is_some();
         turn.records.extend(heads::restore_begins(&life.memory, believed));
         let save = if over { self.plan_take(machine, cell, false, turn) } else { None };
         let repository = self.repository(machine, cell);
-        let order = Order { repository, snapshot, over, archived, save, saved: false, half: None };
+        let order = Order { repository, snapshot, paths, over, archived, save, saved: false, half: None };
         if let Some(life) = &mut self.machines[machine].life {
             life.orders.insert(cell, order);
         }
@@ -56,8 +59,9 @@ impl World {
         let repository = self.repository(machine, cell);
         let Some(life) = &mut self.machines[machine].life else { return };
         let Some(snapshot) = life.agent.cell(cell).and_then(|cell| cell.verifies()) else { return };
-        let (over, archived, saved, half) = (false, false, false, None);
-        life.orders.insert(cell, Order { repository, snapshot, over, archived, save: None, saved, half });
+        let (paths, over, archived, saved, half) = (false, false, false, false, None);
+        life.orders
+            .insert(cell, Order { repository, snapshot, paths, over, archived, save: None, saved, half });
     }
 
     /// A disk for a cell that has none.
@@ -181,16 +185,24 @@ impl World {
         let head = self.truth.head_of(cell).and_then(|head| self.bucket.objects.get(&head)).map(|o| o.state);
         let ordered = self.operators.ordered(cell, order.snapshot, object_generation(order));
         let before = self.machines[machine].disk.before.remove(&cell);
-        let state = if ordered && before.or(head).is_some_and(|before| before != object.state) {
+        let was_excused = self.machines[machine].disk.disks.cells.get(&cell).is_some_and(|on| on.excused);
+        let state = if order.paths {
+            // All else is what was there.
+            self.states.make(before.or(head))
+        } else if ordered && before.or(head).is_some_and(|before| before != object.state) {
             // What is there now is meant to come after what was there.
             self.states.make(before.or(head))
         } else {
             object.state
         };
-        let excused = object.excused || self.machines[machine].disk.doubted;
+        let excused = object.excused || self.machines[machine].disk.doubted || (order.paths && was_excused);
         let on = OnDisk { whole: Some(state), excused };
         self.machines[machine].disk.disks.cells.insert(cell, on);
-        self.count(if ordered { "restores ordered" } else { "restores" });
+        self.count(match (order.paths, ordered) {
+            (true, _) => "files put back",
+            (false, true) => "restores ordered",
+            (false, false) => "restores",
+        });
         let snapshot = tell(order.snapshot);
         self.note(|| format!("machine {machine}: {} is restored to {snapshot}, {on:?}", short(cell)));
     }

@@ -216,7 +216,8 @@ impl Truth {
             Fact::Snapshot(SnapshotFact::SnapshotOrphaned { user, snapshot, .. }) => {
                 self.orphans.insert(snapshot.id);
                 // A machine of an old image tells again of what it took then.
-                let mut known = self.heads.get(user).into_iter().flat_map(|heads| heads.iter().rev().take(HISTORY_MAX));
+                let mut known =
+                    self.heads.get(user).into_iter().flat_map(|heads| heads.iter().rev().take(HISTORY_MAX));
                 if known.any(|head| *head == snapshot.id && !self.forgotten.contains(head)) {
                     return Err(format!("{} is an orphan, and was HEAD before", snapshot.id));
                 }

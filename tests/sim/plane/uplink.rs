@@ -253,7 +253,7 @@ impl World {
         let Some(life) = &mut self.machines[machine].life else { return };
         life.asked.entry(command.seq).or_insert((command.cell, at));
         let state = life.agent.cell(command.cell).map(|cell| cell.state());
-        if (command.verb, state) == (CommandVerb::Wake, Some(CellState::Restoring)) {
+        if command.verb == CommandVerb::Wake && state == Some(CellState::Restoring) {
             self.count("woken while restored");
         }
     }

@@ -15,7 +15,7 @@ const HERE: [&str; 5] = [
 ];
 
 /// Provoked by another test: code, file below the workspace, function.
-const ELSEWHERE: [(Code, &str, &str); 37] = [
+const ELSEWHERE: [(Code, &str, &str); 38] = [
     // Traps of a hostile cell, with the real programs.
     (
         Code::HostileFolder,
@@ -180,6 +180,11 @@ const ELSEWHERE: [(Code, &str, &str); 37] = [
         Code::StateTooNew,
         "coordinator/src/tests/snapshots.rs",
         "a_state_newer_than_the_cells_image_is_not_put_back_and_the_node_is_not_asked",
+    ),
+    (
+        Code::NotOnDisk,
+        "node-agent/core/src/cell/tests/data.rs",
+        "files_are_put_back_only_into_what_is_on_the_disk_and_nothing_is_stopped_for_others",
     ),
     // Needs a bug, or an impossible answer.
     (Code::Internal, "coordinator/src/tests/stores.rs", ""),

@@ -13,7 +13,7 @@ use berth_shared::api::{
     SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots, UserRetention,
 };
 use berth_shared::cell::TIME_TRAVEL;
-use berth_shared::snapshot::Snapshot;
+use berth_shared::snapshot::{Paths, Snapshot};
 use berth_shared::units::Bytes;
 use rustix::fs::{CWD, RenameFlags};
 
@@ -70,14 +70,20 @@ impl Runner {
                     format!("snapshot {} of {}, {}\n", taken.id, taken.taken_at, taken.bytes)
                 })
             }
-            SnapshotVerb::Restore { slug, snapshot, yes } => {
-                confirm(*yes, &format!("Put the data of {slug} back to snapshot {snapshot}?"))?;
+            SnapshotVerb::Restore { slug, snapshot, paths, yes } => {
+                let paths = named(paths)?;
+                let what = paths.as_ref().map_or_else(
+                    || format!("the data of {slug}"),
+                    |paths| format!("{} of {slug}", plain(&paths.as_slice().join(", "))),
+                );
+                confirm(*yes, &format!("Put {what} back to snapshot {snapshot}?"))?;
+                let is_whole = paths.is_none();
                 let path = of("/v1/cells", slug, "/restore");
-                let request = body(&RestoreRequest { snapshot: snapshot.clone() })?;
+                let request = body(&RestoreRequest { snapshot: snapshot.clone(), paths })?;
                 let call = Call { method: hyper::Method::POST, path: &path, body: request, wait: RESTORE };
                 let done: CellRestored =
                     self.progress(&format!("restoring {slug}"), self.client.json(call)).await?;
-                self.show(&done, restored)
+                self.show(&done, |done| restored(done, is_whole))
             }
             SnapshotVerb::Retention { user, keep, default } => {
                 let path = of("/v1/users", user, "/retention");
@@ -216,9 +222,27 @@ fn time(text: &str) -> String {
     text.get(..19).map_or_else(|| plain(text), |text| format!("{}Z", plain(text)))
 }
 
-fn restored(done: &CellRestored) -> String {
+/// The paths that somebody has named, if any.
+fn named(paths: &[String]) -> Result<Option<Paths>, Failure> {
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    let paths = Paths::new(paths.to_vec()).map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(Some(paths))
+}
+
+fn restored(done: &CellRestored, is_whole: bool) -> String {
     let notes: String = done.notes.iter().map(|note| format!("note: {}\n", plain(note))).collect();
-    format!("{notes}{}\n{}", show::cell(&done.cell).trim_end(), back_in_time())
+    let told = if is_whole { back_in_time() } else { partly_back_in_time() };
+    format!("{notes}{}\n{told}", show::cell(&done.cell).trim_end())
+}
+
+/// The same of single files and folders.
+fn partly_back_in_time() -> String {
+    format!(
+        "What was named is as in the snapshot, and all else as it was; what was there is kept as a snapshot of its own. \
+         {TIME_TRAVEL}\n"
+    )
 }
 
 /// What an operator has to know, and to tell the user.
@@ -340,6 +364,16 @@ mod tests {
         assert_eq!(escaped("a b/ü&path=x"), "a%20b%2F%C3%BC%26path%3Dx");
         assert_eq!(escaped(""), "");
         assert_eq!(at("anna", "../x", "/diff"), "/v1/users/anna/snapshots/..%2Fx/diff");
+    }
+
+    #[test]
+    fn paths_are_looked_at_before_anybody_is_asked() {
+        assert!(matches!(named(&[]), Ok(None)), "all of it");
+        let of = |paths: &[&str]| named(&paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&["a/b/", "c"]).unwrap().unwrap().as_slice(), ["a/b", "c"]);
+        for bad in [&["/etc"][..], &["a", "../b"], &["a", "a/b"]] {
+            assert!(matches!(of(bad), Err(Failure::Usage(_))), "{bad:?}");
+        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Cell {
 
     /// Does nothing keep it on the disk but that its snapshot is not proven yet?
     fn may_leave_disk(&self) -> bool {
-        matches!((self.phase, self.data), (Phase::Stopped, Data::Here))
+        matches!((self.phase, &self.data), (Phase::Stopped, Data::Here))
             && self.wanted.is_none()
             && !self.must_stay_down()
             && self.spec.rest.rest != IdleRest::AlwaysOn

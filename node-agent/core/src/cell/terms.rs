@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use berth_shared::cell::{Assignment, BusyReason, CellState, SleepTerms, WakeCause};
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::problem::Problem;
-use berth_shared::snapshot::SnapshotId;
+use berth_shared::snapshot::{Paths, SnapshotId};
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::units::Bytes;
 
@@ -380,6 +380,8 @@ pub enum Event {
     Restore {
         /// Which.
         snapshot: SnapshotId,
+        /// Only these files and folders of it; `None`: all.
+        paths: Option<Paths>,
         /// Whom to answer when it is up again.
         waiter: Waiter,
     },
@@ -393,7 +395,7 @@ pub enum Event {
 }
 
 /// Where a cell's data is, before it starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
     /// On the disk of this node, or nowhere: the cell is new.
     Here,
@@ -405,6 +407,8 @@ pub enum Data {
         snapshot: SnapshotId,
         /// There is data on the disk that it goes on with when the snapshot cannot be restored.
         over: bool,
+        /// Only these files and folders are, over what else is on the disk; `None`: all.
+        paths: Option<Paths>,
     },
     /// Only in this snapshot: it left the disk, and what may lie there still counts for nothing.
     Archived {

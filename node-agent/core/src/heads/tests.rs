@@ -2,9 +2,9 @@ use berth_shared::cell::{Assignment, CellSize, CellSpec, RestPolicy, Workload};
 use berth_shared::ids::KeyId;
 use berth_shared::repository::{MASTER_KEY_BYTES, MasterKey, RepositoryKey};
 use berth_shared::secret::Secret;
-use berth_shared::snapshot::TreeHash;
+use berth_shared::snapshot::{Paths, TreeHash};
 use berth_shared::units::Bytes;
-use berth_shared::wire::DesiredState;
+use berth_shared::wire::{Command, CommandVerb, DesiredState};
 
 use super::*;
 use crate::agent::Event;
@@ -171,4 +171,27 @@ fn a_snapshot_of_a_newer_image_is_known_for_one_whenever_it_became_head() {
     // Taken here, and HEAD since.
     memory.apply(taken(user(), newer.cell, Some(newer.clone()), true, false).unwrap());
     assert_eq!(image(&heads, &memory, &newer), found);
+}
+
+#[test]
+fn which_files_are_put_back_is_written_before_it_is_begun_and_that_they_are_when_it_has_ended() {
+    let (mut agent, memory) = stopped();
+    let id = snapshot(3, 1).id;
+    let paths = Paths::new(vec!["a/b".to_owned()]).unwrap();
+    let verb = CommandVerb::RestorePaths { snapshot: id, paths: paths.clone() };
+    let ttl = Millis::minutes(1);
+    let command = Command { seq: 1, cell: cell(), generation: GENERATION, ttl, verb };
+    agent.step(now(), Event::Command(command), &mut || 7);
+    let cell = agent.cell(cell()).unwrap();
+    assert_eq!(cell.restores(), Some((id, true)));
+    assert_eq!(restore_begins(&memory, cell), [Record::PutsBack(cell.spec().cell, id, paths)]);
+    let no = Outcome::NotRestored(berth_shared::problem::Problem::new(
+        berth_shared::problem::Code::RestoreFailed,
+        "no",
+    ));
+    let dropped = Step::RestoreDropped { cell: cell.spec().cell };
+    assert_eq!(restore_ended(cell, &no), Some(Record::Step(dropped)));
+    let restored = Step::Restored { cell: cell.spec().cell, snapshot: id };
+    let ended = Outcome::Restored { taken_at: UnixMs(5) };
+    assert_eq!(restore_ended(cell, &ended), Some(Record::Step(restored)));
 }

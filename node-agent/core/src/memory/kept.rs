@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use berth_shared::ids::{CellId, Generation, UserId};
-use berth_shared::snapshot::{Snapshot, SnapshotId};
+use berth_shared::snapshot::{Paths, Snapshot, SnapshotId};
 use serde::{Deserialize, Serialize};
 
 /// Most snapshots that wait for the coordinator's word: weeks of a node alone. The older ones lie in the bucket all the same,
@@ -27,6 +27,10 @@ pub struct Kept {
     /// The data is in this one only: the cell left the disk, and has not been put back since. Has records of its own.
     #[serde(skip)]
     pub archived: Option<SnapshotId>,
+    /// These files and folders of the data are being put back to this snapshot, and it is of no use before that is done. Has
+    /// records of its own.
+    #[serde(skip)]
+    pub putting_back: Option<(SnapshotId, Paths)>,
     /// A start of it was intended here. Has records of its own at a snapshot of the journal.
     #[serde(skip)]
     pub may_have_run: bool,
@@ -141,17 +145,32 @@ impl Repositories {
             Step::RestoreBegun { cell, snapshot } => {
                 let kept = self.of(cell);
                 kept.restoring = Some(snapshot);
+                kept.putting_back = None;
                 kept.clean = false;
             }
             Step::Restored { cell, snapshot } => {
                 let kept = self.of(cell);
                 kept.restoring = None;
+                kept.putting_back = None;
                 kept.archived = None;
                 kept.restored = Some(snapshot);
                 kept.clean = false;
             }
-            Step::RestoreDropped { cell } => self.of(cell).restoring = None,
+            Step::RestoreDropped { cell } => {
+                let kept = self.of(cell);
+                kept.restoring = None;
+                if kept.putting_back.take().is_some() {
+                    // Its end may have been lost.
+                    kept.clean = false;
+                }
+            }
         }
+    }
+
+    /// These files and folders of the cell's data are about to be put back to a snapshot. That the newest one does not stand
+    /// for what is there any more is known with its end.
+    pub(super) fn putting_back(&mut self, cell: CellId, snapshot: SnapshotId, paths: Paths) {
+        self.of(cell).putting_back = Some((snapshot, paths));
     }
 
     /// The cell is about to be started, which it never is before its data is whole: a record of that found no room.
@@ -159,6 +178,7 @@ impl Repositories {
         self.dirtied(cell);
         self.may_have_run(cell);
         let kept = self.of(cell);
+        kept.putting_back = None;
         if let Some(snapshot) = kept.restoring.take().or(kept.archived) {
             kept.archived = None;
             kept.restored = Some(snapshot);

@@ -40,6 +40,7 @@ const RUNS: (u16, u16) = (46, 1);
 const ALL_RAN: (u16, u16) = (47, 1);
 const HAPPENED: (u16, u16) = (48, 1);
 const ALL_HAPPENED: (u16, u16) = (49, 1);
+const PUTS_BACK: (u16, u16) = (50, 1);
 
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,7 @@ impl Record {
             Self::Untold(body) => (UNTOLD, codec::encode(body)?),
             Self::Archived(cell, snapshot) => (ARCHIVED, codec::encode(&(cell, snapshot))?),
             Self::AllArchived(body) => (ALL_ARCHIVED, codec::encode(body)?),
+            Self::PutsBack(cell, snapshot, paths) => (PUTS_BACK, codec::encode(&(cell, snapshot, paths))?),
             Self::MayHaveRun(body) => (MAY_HAVE_RUN, codec::encode(body)?),
             Self::Runs(cell, image) => (RUNS, codec::encode(&(cell, image))?),
             Self::AllRan(body) => (ALL_RAN, codec::encode(body)?),
@@ -156,6 +158,10 @@ impl Record {
                 Self::Archived(cell, snapshot)
             }
             ALL_ARCHIVED => Self::AllArchived(read(key, payload)?),
+            PUTS_BACK => {
+                let (cell, snapshot, paths) = read(key, payload)?;
+                Self::PutsBack(cell, snapshot, paths)
+            }
             MAY_HAVE_RUN => Self::MayHaveRun(read(key, payload)?),
             RUNS => {
                 let (cell, image) = read(key, payload)?;

@@ -331,7 +331,7 @@ fn a_cell_begins_from_its_snapshot_only_where_it_never_was_up() {
         [intent(1, IntentVerb::Start), Record::Report(up)]
     };
     let of = |records: Vec<Record>, told| remembering(records).data_of(cell(1), told);
-    let from = |snapshot, over| Data::In { snapshot, over };
+    let from = |snapshot, over| Data::In { snapshot, over, paths: None };
 
     assert_eq!(of(vec![], None), Data::Here, "there are no snapshots at all");
     assert_eq!(of(vec![bucket()], None), Data::Unknown);
@@ -370,7 +370,10 @@ fn a_start_whose_end_was_never_reported_may_have_left_data() {
         assert!(dirty(&memory), "and that is snapshotted");
     }
     let created = remembering([bucket, intent(1, IntentVerb::Create)]);
-    assert_eq!(created.data_of(cell(1), Some(Some(head))), Data::In { snapshot: head, over: false });
+    assert_eq!(
+        created.data_of(cell(1), Some(Some(head))),
+        Data::In { snapshot: head, over: false, paths: None }
+    );
     assert!(!dirty(&created), "a cell that was never up holds nothing");
     let (kind, version, payload) = Record::MayHaveRun(vec![cell(1)]).encode().unwrap();
     let bytes = payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -473,4 +476,43 @@ fn the_bytes_of_an_archives_record_never_change() {
         hex(&Record::AllArchived(vec![(cell(1), snapshot)])),
         (44, 1, "0100000000000000".to_owned() + &one)
     );
+}
+
+fn puts_back(seed: u8, snapshot: SnapshotId) -> Record {
+    Record::PutsBack(cell(seed), snapshot, Paths::new(vec!["a/b".to_owned(), "c".to_owned()]).unwrap())
+}
+
+#[test]
+fn which_files_were_being_put_back_outlives_the_agent_and_its_journals_snapshots() {
+    let snapshot = SnapshotId::from_bytes([9; 32]);
+    let ran = || vec![intent(1, IntentVerb::Start), begun(1, 1), puts_back(1, snapshot), taken(1, 1, true)];
+    let memory = remembering(ran());
+    let paths = Some(Paths::new(vec!["a/b".to_owned(), "c".to_owned()]).unwrap());
+    let expected = Data::In { snapshot, over: true, paths };
+    assert_eq!(memory.data_of(cell(1), None), expected, "never the whole of it");
+    let again = remembering(memory.snapshot());
+    assert_eq!((again.data_of(cell(1), None), &again), (expected, &memory));
+
+    let of = |record: Record| remembering([ran(), vec![record]].concat());
+    let restored = of(Record::Step(Step::Restored { cell: cell(1), snapshot }));
+    let dropped = of(Record::Step(Step::RestoreDropped { cell: cell(1) }));
+    for memory in [restored, dropped] {
+        assert_eq!(memory.data_of(cell(1), None), Data::Here);
+        assert!(!memory.repositories.cells[&cell(1)].clean, "what was kept before does not stand for it");
+    }
+    assert_eq!(
+        of(intent(1, IntentVerb::Start)).data_of(cell(1), None),
+        Data::Here,
+        "never before it is done"
+    );
+    let whole = of(Record::Step(Step::RestoreBegun { cell: cell(1), snapshot }));
+    assert_eq!(whole.data_of(cell(1), None), Data::In { snapshot, over: true, paths: None });
+}
+
+#[test]
+fn the_bytes_of_a_record_of_single_files_never_change() {
+    let (kind, version, payload) = puts_back(1, SnapshotId::from_bytes([9; 32])).encode().unwrap();
+    let hex = payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let two = "0200000000000000".to_owned() + "0300000000000000612f62" + "010000000000000063";
+    assert_eq!((kind, version, hex), (50, 1, "01".repeat(16) + &"09".repeat(32) + &two));
 }

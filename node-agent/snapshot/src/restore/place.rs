@@ -42,23 +42,21 @@ impl<'a> Staging<'a> {
         let lock = lock(job.staging.parent().unwrap_or(Path::new("/")))?;
         let within = job.within.as_deref().map(|record| Within::new(&job.target, &job.staging, record));
         let within = within.transpose()?;
-        let staging = Self {
+        let mut staging = Self {
             job,
             _lock: lock,
             tree: job.staging.join("tree"),
             marker: job.staging.join("exchange"),
             within,
         };
-        if let Some(within) = &staging.within {
-            if !job.paths.is_empty() {
-                return Err(Failure::bad_job("single paths are restored into a new folder"));
-            }
+        if let Some(within) = &mut staging.within {
             let settled = within.settle()?;
             if exists(&job.staging) {
                 within.open_up()?;
                 staging.remove();
             }
-            return Ok((staging, settled));
+            let settled = settled.filter(|(_, paths)| *paths == job.paths);
+            return Ok((staging, settled.map(|(restored, _)| restored)));
         }
         if let Ok(expected) = fs::read_to_string(&staging.marker)
             && inode(&job.target).is_some_and(|inode| inode.to_string() == expected)
@@ -103,6 +101,14 @@ impl<'a> Staging<'a> {
         made.map_err(|source| Failure::write("make", &self.tree, 0, source))
     }
 
+    /// Can what the job names be put in place at all? A look before, so that nothing is fetched in vain.
+    pub(super) fn look(&self) -> Result<(), Failure> {
+        match &self.within {
+            Some(within) if !self.job.paths.is_empty() => within.look(&self.job.paths),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes what was made. Says nothing: the failure before counts.
     pub(super) fn remove(&self) {
         let _left_for_the_next = remove_tree(&self.job.staging);
@@ -114,7 +120,12 @@ impl<'a> Staging<'a> {
     /// Gives the new folder the target's name, or the target the new content.
     pub(super) fn put_in_place(&self, restored: Restored) -> Result<Restored, Failure> {
         if let Some(within) = &self.within {
-            return within.put_in_place(restored);
+            let paths = &self.job.paths;
+            return if paths.is_empty() {
+                within.put_in_place(restored)
+            } else {
+                within.put_paths_in_place(restored, paths)
+            };
         }
         Ok(Restored { previous: self.take_the_name()?, ..restored })
     }

@@ -105,6 +105,19 @@ pub(crate) fn verify(
     Ok(Verified { snapshot, tree: found, entries: plan.items.len() as u64, bytes: plan.bytes })
 }
 
+/// Is a folder what this plan makes? What its files hold was looked at as it was written.
+///
+/// # Errors
+/// [`Failure::Verification`].
+pub(super) fn is_as_planned(source: &Source, plan: &Plan) -> Result<(), Failure> {
+    let mut contents = HashMap::new();
+    let found = source.tree_and_contents(|path, hash| {
+        contents.insert(path.to_owned(), hash);
+    })?;
+    let expected = tree_of(plan, &contents);
+    if found == expected { Ok(()) } else { Err(Failure::Verification { expected, found }) }
+}
+
 /// The tree hash of what a restore would make, were the content of its files that of these: that it is, is compared part by
 /// part.
 fn tree_of(plan: &Plan, contents: &HashMap<PathBuf, Hash>) -> String {

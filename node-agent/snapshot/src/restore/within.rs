@@ -11,8 +11,12 @@
 //! A restore that fails leaves all as it was. One that is killed before there is a record has changed nothing but the time
 //! of the folder itself.
 //!
+//! Of single files and folders: see [`paths`].
+//!
 //! The record lies out of the cell's reach. As long as it is there the folder is neither the old state nor the new one;
 //! whoever finds it goes on where it says, without the store. Renames within one file system are all that is done then.
+
+mod paths;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
@@ -54,6 +58,13 @@ struct Record {
     closed: Vec<(OsString, u32)>,
 }
 
+/// A record as it is read.
+#[derive(Debug)]
+enum Read {
+    Whole(Record),
+    Paths(paths::Record),
+}
+
 /// The folder, its staging, and the record.
 #[derive(Debug)]
 pub(super) struct Within<'a> {
@@ -69,10 +80,7 @@ impl<'a> Within<'a> {
         if staging.parent() != Some(target) {
             return Err(Failure::bad_job("the staging has to be in the folder whose content is exchanged"));
         }
-        let meta =
-            fs::symlink_metadata(target).map_err(|error| Failure::write("look at", target, 0, error))?;
-        let before = (meta.mode() & 0o7777, (meta.mtime(), meta.mtime_nsec()));
-        Ok(Self { target, staging, record, before })
+        Ok(Self { target, staging, record, before: own(target)? })
     }
 
     /// A cell may have closed its own folder.
@@ -88,18 +96,35 @@ impl<'a> Within<'a> {
         let _as_good_as_can_be = self.set_time(mtime);
     }
 
-    /// Ends an exchange that was cut short. `Some`: what the folder holds since.
-    pub(super) fn settle(&self) -> Result<Option<Restored>, Failure> {
+    /// Ends an exchange that was cut short. `Some`: what the folder holds since, and of which paths; of all where there is none.
+    pub(super) fn settle(&mut self) -> Result<Option<(Restored, Vec<String>)>, Failure> {
+        let settled = self.settle_record()?;
+        if settled.is_some() {
+            // The time of the half-done folder is none to go back to.
+            self.before = own(self.target)?;
+        }
+        Ok(settled)
+    }
+
+    fn settle_record(&self) -> Result<Option<(Restored, Vec<String>)>, Failure> {
         let text = match fs::read(self.record) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed("read the record of", error)),
         };
         // It is written whole, or not at all.
-        let record: Record = serde_json::from_slice(&text)
+        let record = serde_json::from_slice(&text)
+            .map(Read::Whole)
+            .or_else(|_| serde_json::from_slice(&text).map(Read::Paths))
             .map_err(|error| self.failed("read the record of", io::Error::other(error)))?;
         self.open_up()?;
-        self.exchange(record).map(Some)
+        match record {
+            Read::Whole(record) => Ok(Some((self.exchange(record)?, vec![]))),
+            Read::Paths(record) => {
+                let paths = record.paths.clone();
+                Ok(Some((self.exchange_paths(record)?, paths)))
+            }
+        }
     }
 
     /// Puts the staging's tree in place of what is in the target.
@@ -135,14 +160,20 @@ impl<'a> Within<'a> {
             self.set_own(&record).map_err(|error| self.failed("set what belongs to", error))?;
             self.sync()?;
         }
+        self.end(record.mode, record.mtime)?;
+        Ok(record.restored)
+    }
+
+    /// All is where it belongs: what is left of the restore goes, the record last.
+    fn end(&self, mode: u32, mtime: (i64, i64)) -> Result<(), Failure> {
         super::place::remove_tree(self.staging)?;
-        fs::set_permissions(self.target, Permissions::from_mode(record.mode))
-            .and_then(|()| self.set_time(record.mtime))
+        fs::set_permissions(self.target, Permissions::from_mode(mode))
+            .and_then(|()| self.set_time(mtime))
             .map_err(|error| self.failed("set mode and time of", error))?;
         self.sync()?;
-        fs::remove_file(self.record).map_err(|error| self.failed("end the record of", error))?;
-        sync_folder(self.record.parent()).map_err(|error| self.failed("end the record of", error))?;
-        Ok(record.restored)
+        fs::remove_file(self.record)
+            .and_then(|()| sync_folder(self.record.parent()))
+            .map_err(|error| self.failed("end the record of", error))
     }
 
     /// What belongs to the folder itself, and to folders in it that had to be opened for their move.
@@ -176,7 +207,7 @@ impl<'a> Within<'a> {
             .map_err(|errno| self.failed("sync", errno.into()))
     }
 
-    fn write(&self, record: &Record) -> Result<(), Failure> {
+    fn write(&self, record: &impl Serialize) -> Result<(), Failure> {
         let failed = |error| self.failed("write the record of", error);
         let text = serde_json::to_vec(record).map_err(|error| failed(io::Error::other(error)))?;
         let temporary = self.record.with_extension("new");
@@ -193,6 +224,12 @@ impl<'a> Within<'a> {
     fn failed(&self, what: &'static str, source: io::Error) -> Failure {
         Failure::write(what, self.target, 0, source)
     }
+}
+
+/// A folder's own mode and time.
+fn own(folder: &Path) -> Result<(u32, (i64, i64)), Failure> {
+    let meta = fs::symlink_metadata(folder).map_err(|error| Failure::write("look at", folder, 0, error))?;
+    Ok((meta.mode() & 0o7777, (meta.mtime(), meta.mtime_nsec())))
 }
 
 fn os_str(bytes: &[u8]) -> &OsStr {

@@ -11,7 +11,7 @@ use berth_snapshot::caller::{Done, WorkerFailed, Workers};
 use berth_snapshot::protocol::{Job, Line, Outcome};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
-use crate::support::{Dice, World, change, hash, keep_last};
+use crate::support::{Dice, World, change, entries, escaped, hash, is_within, keep_last, with_paths};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_berth-snapshot-worker");
 /// How often a worker is killed: in the slow tier (`scripts/test --long`) at fifty moments.
@@ -64,14 +64,14 @@ fn a_worker_killed_at_any_moment_loses_nothing_and_the_next_run_succeeds() {
     let mut trees = BTreeMap::new();
     let first = world.snapshot();
     trees.insert(first.snapshot, first.tree);
-    let mut usual = [Duration::from_millis(300); 4];
-    let mut killed = [0; 4];
+    let mut usual = [Duration::from_millis(300); 5];
+    let mut killed = [0; 5];
     let mut round = 0;
     // Enough in all, and enough of each: which job a moment hits is chance.
     while killed.iter().sum::<u32>() < KILLS || killed.iter().any(|kills| *kills <= KILLS / 10) {
         round += 1;
-        assert!(round < 200, "{killed:?} of {round}");
-        match round % 4 {
+        assert!(round < 250, "{killed:?} of {round}");
+        match round % 5 {
             0 => {
                 for _ in 0..6 {
                     change(&world.cell(), &mut dice);
@@ -135,6 +135,11 @@ fn a_worker_killed_at_any_moment_loses_nothing_and_the_next_run_succeeds() {
                 assert_eq!(hash(&world.cell()), tree, "round {round}");
                 assert!(!record.exists() && !job.staging.exists(), "round {round}: something is left");
             }
+            3 => {
+                let at = usize::try_from(dice.below(trees.len() as u64)).unwrap();
+                let id = trees.keys().nth(at).unwrap().clone();
+                kill_a_restore_of_paths(&world, &id, &mut usual[4], &mut dice, &mut killed[4]);
+            }
             _ => {
                 let job = || Job::Prune(keep_last(8));
                 let done = kill_and_repeat(&world, job, &mut usual[2], &mut dice, &mut killed[2], || {});
@@ -156,6 +161,72 @@ fn a_worker_killed_at_any_moment_loses_nothing_and_the_next_run_succeeds() {
         assert_eq!(&world.restored_hash(id), tree);
     }
     world.check();
+}
+
+/// Some of what is in a snapshot is put in place, by a worker that is killed: each of it is the old or the new at any moment, and
+/// all else is not touched.
+fn kill_a_restore_of_paths(world: &World, id: &str, usual: &mut Duration, dice: &mut Dice, killed: &mut u32) {
+    world.restored(world.restore_job(id, "back")).unwrap();
+    let snapshot = entries(&world.path("back"));
+    let mut paths = paths_below(&world.path("back"));
+    fs::remove_dir_all(world.path("back")).unwrap();
+    while paths.len() > 4 {
+        paths.remove(usize::try_from(dice.below(paths.len() as u64)).unwrap());
+    }
+    let all = paths.clone();
+    paths.retain(|path| !all.iter().any(|folder| folder != path && is_within(path, folder)));
+    if paths.is_empty() {
+        return;
+    }
+    // Folders above may be gone.
+    let _not_there = fs::remove_dir_all(world.cell().join(format!("dir{}", dice.below(4))));
+    let before = entries(&world.cell());
+    let expected = with_paths(&before, &snapshot, &paths);
+    let mut job = world.restore_within(id);
+    job.paths.clone_from(&paths);
+    let record = job.within.clone().unwrap();
+    let meta = fs::metadata(&job.target).unwrap();
+    let time = Timespec { tv_sec: meta.mtime(), tv_nsec: meta.mtime_nsec() };
+    let again = || Job::Restore(Box::new(job.clone()));
+    let done = kill_and_repeat(world, again, usual, dice, killed, || {
+        if record.exists() {
+            let now = entries(&world.cell());
+            for path in paths.iter().map(|path| escaped(path.as_ref())) {
+                let of = |all: &BTreeMap<String, String>| -> Vec<String> {
+                    all.iter().filter(|(at, _)| is_within(at, &path)).map(|(_, line)| line.clone()).collect()
+                };
+                assert!(of(&now) == of(&before) || of(&now) == of(&expected), "half of {path}");
+            }
+        } else {
+            if job.staging.exists() {
+                fs::remove_dir_all(&job.staging).unwrap();
+                let times = Timestamps { last_access: time, last_modification: time };
+                rustix::fs::utimensat(CWD, &job.target, &times, AtFlags::empty()).unwrap();
+                fs::set_permissions(&job.target, meta.permissions()).unwrap();
+            }
+            let now = entries(&world.cell());
+            assert!(now == before || now == expected, "neither the old nor the new state");
+        }
+    });
+    assert!(matches!(done, Some(Outcome::Restored(_))), "{done:?}");
+    assert_eq!(entries(&world.cell()), expected, "{paths:?}");
+    assert!(!record.exists() && !job.staging.exists(), "something is left");
+}
+
+/// All that is in a folder.
+fn paths_below(folder: &std::path::Path) -> Vec<String> {
+    let mut found = vec![];
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap().map(Result::unwrap) {
+            found.push(entry.path().strip_prefix(folder).unwrap().to_str().unwrap().to_owned());
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 #[test]
@@ -187,11 +258,7 @@ fn a_worker_works_as_the_cells_own_uid_and_shows_how_far_it_is() {
     }
     fs::set_permissions(world.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     fs::write(world.cell().join("roots-secret"), "x").unwrap();
-    fs::set_permissions(
-        world.cell().join("roots-secret"),
-        PermissionsExt::from_mode(0o600),
-    )
-    .unwrap();
+    fs::set_permissions(world.cell().join("roots-secret"), PermissionsExt::from_mode(0o600)).unwrap();
     let mut job = world.snapshot_job();
     job.digests = Some(world.path("state/digests"));
     job.online = true;
@@ -202,7 +269,8 @@ fn a_worker_works_as_the_cells_own_uid_and_shows_how_far_it_is() {
         (1, ["roots-secret".to_owned()].as_slice())
     );
     assert_eq!(taken.skips.databases_torn, 0, "{taken:?}");
-    let modes = |folder: &Path| shut.map(|(name, _)| fs::metadata(folder.join(name)).unwrap().mode() & 0o7777);
+    let modes =
+        |folder: &Path| shut.map(|(name, _)| fs::metadata(folder.join(name)).unwrap().mode() & 0o7777);
     assert_eq!(modes(&world.cell()), shut.map(|(_, mode)| mode), "what was shut is shut");
     assert!(world.path("state/digests").exists());
     assert!(done.memory_bytes_peak > 0 && done.traffic.puts > 0, "{:?}", done.traffic);

@@ -30,10 +30,11 @@ fn snapshots_are_listed_with_their_labels_and_found_by_the_beginning_of_their_id
     assert_eq!(listed[2].labels, Some(world.labels(3)));
     assert_eq!(listed[2].parent.as_ref(), Some(&ids[1]));
     assert_eq!((listed[2].entries, listed[2].bytes), (Some(2 + 1), Some(1)), "/, /data and f");
-    let shown = world.does(Job::Show { snapshot: ids[1][..12].to_owned() }).unwrap().0;
+    let shown = world.does(Job::Show { snapshot: ids[1][..12].to_owned(), paths: vec![] }).unwrap().0;
     assert_eq!(shown, Outcome::Shown(listed[1].clone()));
     for bad in ["", "ffffffffffff", "latest", "../x"] {
-        assert_eq!(world.does(Job::Show { snapshot: bad.into() }).unwrap_err().0, Reason::NotFound, "{bad}");
+        let job = Job::Show { snapshot: bad.into(), paths: vec![] };
+        assert_eq!(world.does(job).unwrap_err().0, Reason::NotFound, "{bad}");
     }
 }
 

@@ -12,6 +12,7 @@ mod kills;
 mod look;
 mod objects;
 mod online;
+mod paths;
 mod read;
 mod restic;
 mod rounds;

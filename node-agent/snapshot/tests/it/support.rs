@@ -1,5 +1,6 @@
 //! A store, a user, and a folder that changes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -290,6 +291,49 @@ pub(crate) fn hash(folder: &Path) -> String {
     hex(&Sha256::digest(text))
 }
 
+/// The same text, each line by its path.
+pub(crate) fn entries(folder: &Path) -> BTreeMap<String, String> {
+    let owner = fs::metadata(folder).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    let mut text = String::new();
+    lines(folder, Path::new(""), owner, &mut text);
+    text.lines().map(|line| (line.rsplit_once(' ').unwrap().1.to_owned(), line.to_owned())).collect()
+}
+
+/// A path as it is in there.
+pub(crate) fn escaped(path: &Path) -> String {
+    let escape = |byte: &u8| match byte {
+        b'\\' => "\\x5c".to_owned(),
+        b'!'..=b'~' => char::from(*byte).to_string(),
+        _ => format!("\\x{byte:02x}"),
+    };
+    path.as_os_str().as_bytes().iter().map(escape).collect()
+}
+
+/// What a folder holds once these paths of it are as in another one.
+pub(crate) fn with_paths(
+    before: &BTreeMap<String, String>,
+    snapshot: &BTreeMap<String, String>,
+    paths: &[String],
+) -> BTreeMap<String, String> {
+    let named: Vec<String> = paths.iter().map(|path| escaped(path.as_ref())).collect();
+    let is_named = |path: &&String| named.iter().any(|named| is_within(path, named));
+    let mut after: BTreeMap<String, String> = before.clone();
+    after.retain(|path, _| !is_named(&path));
+    let back = snapshot.iter().filter(|(path, _)| is_named(path));
+    after.extend(back.map(|(path, line)| (path.clone(), line.clone())));
+    // Folders that were gone are back with what is in them.
+    for (path, line) in snapshot {
+        if named.iter().any(|named| is_within(named, path)) {
+            after.entry(path.clone()).or_insert_with(|| line.clone());
+        }
+    }
+    after
+}
+
+pub(crate) fn is_within(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -319,16 +363,7 @@ fn lines(root: &Path, path: &Path, owner: (u32, u32), text: &mut String) {
     } else {
         format!("{}:{}", meta.uid(), meta.gid())
     };
-    let escaped: String = path
-        .as_os_str()
-        .as_bytes()
-        .iter()
-        .map(|byte| match byte {
-            b'\\' => "\\x5c".to_owned(),
-            b'!'..=b'~' => char::from(*byte).to_string(),
-            _ => format!("\\x{byte:02x}"),
-        })
-        .collect();
+    let escaped = escaped(path);
     let shown = if escaped.is_empty() { "." } else { &escaped };
     *text += &format!(
         "{kind} {mode:04o} {who} {}.{:09} {size} {content} {xattrs} {shown}\n",

@@ -222,7 +222,7 @@ fn a_job_of_its_own_that_is_due_soon_keeps_a_cell_on_the_disk() {
 fn another_snapshot_that_an_archived_cell_is_put_back_to_needs_nothing_of_the_disk() {
     let mut scene = Scene::archived();
     let other = SnapshotId::from_bytes([6; 32]);
-    scene.event(Event::Restore { snapshot: other, waiter: Waiter(4) }).event(Event::Granted);
+    scene.event(Event::Restore { snapshot: other, paths: None, waiter: Waiter(4) }).event(Event::Granted);
     assert_eq!(scene.cell.restores(), Some((other, false)));
     assert_eq!(scene.cell.archived_in(), Some(snapshot()), "until that is there, this is its data");
     scene.done(Outcome::Restored { taken_at: UnixMs(9) }).started().done(Outcome::Ready);
@@ -245,7 +245,7 @@ fn an_archived_cell_that_cannot_be_put_back_to_another_snapshot_begins_from_its_
         let mut scene = Scene::archived();
         let other = SnapshotId::from_bytes([6; 32]);
         scene
-            .event(Event::Restore { snapshot: other, waiter: Waiter(4) })
+            .event(Event::Restore { snapshot: other, paths: None, waiter: Waiter(4) })
             .event(Event::Granted)
             .done(failure);
         let [(Waiter(4), Err(told))] = &scene.answers()[..] else { panic!("whoever ordered it is told") };

@@ -1,6 +1,6 @@
 //! Where the data is: no start without it, and back to a snapshot when an operator wants that.
 
-use berth_shared::snapshot::SnapshotId;
+use berth_shared::snapshot::{Paths, SnapshotId};
 
 use super::*;
 
@@ -16,12 +16,20 @@ fn new_with(data: Data) -> Scene {
 }
 
 fn ordered(scene: &mut Scene, seed: u8) {
-    scene.event(Event::Restore { snapshot: snapshot(seed), waiter: Waiter(9) });
+    scene.event(Event::Restore { snapshot: snapshot(seed), paths: None, waiter: Waiter(9) });
+}
+
+fn paths() -> Paths {
+    Paths::new(vec!["agents/main".to_owned(), "config".to_owned()]).unwrap()
+}
+
+fn paths_ordered(scene: &mut Scene, seed: u8) {
+    scene.event(Event::Restore { snapshot: snapshot(seed), paths: Some(paths()), waiter: Waiter(9) });
 }
 
 #[test]
 fn a_new_cell_with_a_snapshot_is_restored_before_it_is_started() {
-    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false, paths: None });
     assert!(scene.cell.waits_for_permit());
     scene.event(Event::Granted);
     assert_eq!((scene.verb(), scene.cell.state()), (Some(Verb::Restore), CellState::Restoring));
@@ -57,7 +65,7 @@ fn whoever_goes_back_in_time_is_told_from_when_its_data_is_whoever_wanted_that()
         restored.map(|event| event.detail).collect::<Vec<_>>()
     };
     // Another node had it before.
-    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false, paths: None });
     scene.event(Event::Granted).done(Outcome::Restored { taken_at: UnixMs(1_763_683_200_000) });
     let [detail] = &told(&scene)[..] else { panic!("{:?}", told(&scene)) };
     assert!(detail.contains("01010101") && detail.contains("2025-11-21T00:00:00"), "{detail}");
@@ -77,7 +85,7 @@ fn whoever_goes_back_in_time_is_told_from_when_its_data_is_whoever_wanted_that()
 
 #[test]
 fn a_restore_that_fails_is_tried_again_and_the_cell_never_begins_empty() {
-    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false, paths: None });
     for _ in 0..5 {
         scene.event(Event::Granted);
         assert_eq!(scene.verb(), Some(Verb::Restore));
@@ -175,7 +183,7 @@ fn half_of_a_restore_is_never_started() {
 
 #[test]
 fn a_user_who_leaves_is_not_waited_for() {
-    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false, paths: None });
     scene.event(Event::Granted);
     scene.event(Event::Retired);
     assert_eq!(scene.verb(), Some(Verb::Look), "what is fetched is of no use any more");
@@ -185,7 +193,7 @@ fn a_user_who_leaves_is_not_waited_for() {
 
 #[test]
 fn another_snapshot_for_a_disk_that_was_never_filled_keeps_nothing_and_goes_on_with_nothing() {
-    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false });
+    let mut scene = new_with(Data::In { snapshot: snapshot(1), over: false, paths: None });
     scene.event(Event::Granted);
     scene.done(Outcome::NotRestored(Problem::new(Code::RestoreFailed, "damaged")));
     ordered(&mut scene, 2);
@@ -236,4 +244,85 @@ fn a_frozen_cell_whose_end_fails_is_restored_all_the_same() {
         scene.done(outcome);
     }
     assert_eq!(scene.cell.restores(), Some((snapshot(1), true)));
+}
+
+#[test]
+fn single_files_are_put_back_into_what_is_there_and_that_goes_on_where_they_are_not() {
+    let mut scenes = [Scene::running(IdleRest::Stop), Scene::frozen(), Scene::stopped()];
+    scenes.iter_mut().for_each(|scene| paths_ordered(scene, 1));
+    let [running, frozen, _] = &mut scenes;
+    running.fenced(0).consent();
+    assert_eq!(running.verb(), Some(Verb::Stop), "by its handshake");
+    running.done(Outcome::Ended { code: 0 });
+    assert_eq!(frozen.verb(), Some(Verb::KillFrozen), "it does not run before");
+    frozen.done(Outcome::Ended { code: 137 });
+    for mut scene in scenes {
+        scene.event(Event::Granted);
+        assert_eq!(scene.verb(), Some(Verb::Restore));
+        assert_eq!(scene.cell.restores(), Some((snapshot(1), true)), "what is there is kept first");
+        assert_eq!(scene.cell.restores_paths(), Some(&paths()));
+        assert!(!scene.cell.has_its_data(), "half of it is no state to keep");
+        scene.done(Outcome::Restored { taken_at: UnixMs(9) }).started().done(Outcome::Ready);
+        assert_eq!(scene.answers(), [(Waiter(9), Ok(()))]);
+        assert_eq!((scene.cell.restores(), scene.cell.restores_paths()), (None, None));
+        let events = scene.cell.sleep_status(scene.now).events;
+        let told = events.iter().find(|event| event.kind == CellEventKind::DataRestored).unwrap();
+        assert!(
+            told.detail.starts_with("2 files or folders of it are those of snapshot 01010101"),
+            "{told:?}"
+        );
+        assert!(!told.detail.contains("agents"), "names are the user's own: {told:?}");
+    }
+    let mut scene = Scene::stopped();
+    paths_ordered(&mut scene, 1);
+    scene.event(Event::Granted);
+    scene.done(Outcome::NotRestored(Problem::new(Code::UnknownSnapshot, "no such path")));
+    assert_eq!(scene.answers(), [(Waiter(9), Err(Code::UnknownSnapshot))]);
+    scene.started().done(Outcome::Ready);
+    assert_eq!((scene.cell.state(), scene.cell.restores()), (CellState::Running, None));
+}
+
+#[test]
+fn files_are_put_back_only_into_what_is_on_the_disk_and_nothing_is_stopped_for_others() {
+    let elsewhere = [
+        Data::Unknown,
+        Data::In { snapshot: snapshot(2), over: false, paths: None },
+        Data::Archived { snapshot: snapshot(2), instead: None },
+    ];
+    for data in elsewhere {
+        let mut scene = new_with(data.clone());
+        paths_ordered(&mut scene, 1);
+        let answers = scene.answers();
+        let busy_or_away = [Err(Code::NotOnDisk), Err(Code::CellBusy)];
+        assert!(matches!(&answers[..], [(Waiter(9), why)] if busy_or_away.contains(why)), "{answers:?}");
+        assert_eq!(scene.cell.restores_paths(), None, "{data:?}");
+    }
+    // One that rests, and has left the disk.
+    let mut scene = Scene::stopped();
+    scene.cell = scene.cell.clone().with_data(Data::Archived { snapshot: snapshot(2), instead: None });
+    paths_ordered(&mut scene, 1);
+    assert_eq!(scene.answers(), [(Waiter(9), Err(Code::NotOnDisk))]);
+    assert_eq!((scene.verb(), scene.cell.waits_for_permit()), (None, false));
+}
+
+#[test]
+fn half_of_single_files_is_never_started_and_the_whole_of_another_snapshot_ends_it() {
+    let mut scene = Scene::stopped();
+    paths_ordered(&mut scene, 1);
+    scene.event(Event::Granted);
+    scene.done(failed(Code::RestoreFailed));
+    for _ in 0..START_TRIES_MAX + 2 {
+        scene.later(Millis::minutes(2)).wake();
+        scene.event(Event::Granted);
+        assert_eq!((scene.verb(), scene.cell.restores_paths()), (Some(Verb::Restore), Some(&paths())));
+        scene.done(failed(Code::RestoreFailed));
+    }
+    let _refused = scene.answers();
+    scene.later(Millis::minutes(2));
+    paths_ordered(&mut scene, 2);
+    assert_eq!(scene.answers(), [(Waiter(9), Err(Code::NotOnDisk))], "that needs a disk which is whole");
+    ordered(&mut scene, 3);
+    scene.event(Event::Granted);
+    assert_eq!((scene.verb(), scene.cell.restores()), (Some(Verb::Restore), Some((snapshot(3), true))));
+    assert_eq!(scene.cell.restores_paths(), None);
 }

@@ -154,7 +154,7 @@ fn a_cell_that_never_ran_and_one_that_was_just_restored_have_nothing_to_keep() {
 
     let mut restored = Scene::with_new_image();
     let snapshot = SnapshotId::from_bytes([1; 32]);
-    restored.event(Event::Restore { snapshot, waiter: Waiter(9) }).granted();
+    restored.event(Event::Restore { snapshot, paths: None, waiter: Waiter(9) }).granted();
     restored.done(Outcome::Restored { taken_at: UnixMs(9) }).granted();
     assert_eq!(restored.makes(), (NEW, OtherImage::Taken));
 }
