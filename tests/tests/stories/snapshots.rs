@@ -274,6 +274,69 @@ async fn an_agent_killed_around_snapshots_and_restores_leaves_head_true() {
 }
 
 #[tokio::test]
+async fn single_files_come_back_in_place_and_the_rest_stays_as_it_is_also_when_the_agent_is_killed() {
+    let mut story = Story::begin().await;
+    let anna = story.world.create_running("anna", Rest::Stop, SOON).await;
+    write(&anna, "letter", "dear world").await;
+    write(&anna, "diary", "1").await;
+    let first = story.settles(&anna).await;
+    write(&anna, "letter", "").await;
+    write(&anna, "diary", "2").await;
+    let second = story.settles(&anna).await;
+    let listed = story.world.api.get("/v1/users/anna/snapshots/latest/files?recursive=true").await.ok(200);
+    let paths = listed["items"].as_array().unwrap().iter().map(|entry| entry["path"].as_str().unwrap());
+    let diary = paths.into_iter().find(|path| path.ends_with("diary")).expect("it is listed").to_owned();
+    let letter = diary.strip_suffix("diary").unwrap().to_owned() + "letter";
+
+    // What is not in the snapshot is refused before the node hears of it.
+    let starts = story.world.status("anna").await["starts"].clone();
+    let ask = json!({ "snapshot": first["id"], "paths": [letter, "nowhere"] });
+    let refused = story.world.api.post("/v1/cells/anna/restore", ask).await;
+    assert_eq!(refused.ok(404)["code"], "unknown_snapshot");
+    assert_eq!(story.world.status("anna").await["starts"], starts, "nor started");
+
+    let ask = json!({ "snapshot": first["id"], "paths": [letter] });
+    let done = story.world.api.post("/v1/cells/anna/restore", ask.clone()).await.ok(200);
+    assert_eq!(done["notes"], json!([]));
+    assert_eq!(read(&anna, "letter").await.as_deref(), Some("dear world"));
+    assert_eq!(read(&anna, "diary").await.as_deref(), Some("2"), "nobody has named it");
+    // HEAD is what is there now; what was there before is kept.
+    let head = story.next_head("anna", &second).await;
+    let there = format!("/v1/users/anna/snapshots/{}/files?path={letter}", head["id"].as_str().unwrap());
+    assert_eq!(story.world.api.get(&there).await.ok(200)["items"].as_array().unwrap().len(), 1);
+
+    // One that has left the disk is told what to do first.
+    story.settles(&anna).await;
+    story.world.api.post("/v1/cells/anna/archive", json!({})).await.ok(200);
+    let refused = story.world.api.post("/v1/cells/anna/restore", ask.clone()).await;
+    assert_eq!(refused.ok(409)["code"], "not_on_disk");
+    assert_eq!(read(&anna, "diary").await.as_deref(), Some("2"), "a wake brings it back");
+
+    for point in ["intent:restore", "restore:begun", "restore:done", "done:restore", "report:restore"] {
+        write(&anna, "letter", "").await;
+        write(&anna, "diary", point).await;
+        story.settles(&anna).await;
+        story.world.agent.kill9();
+        story.world.agent.with_env("BERTH_FAILPOINT", point).spawn().await;
+        story.world.agent_is_connected().await;
+        story.world.door_is_connected().await;
+        let (api, ask) = (story.world.api.clone(), ask.clone());
+        let mut ordering = JoinSet::new();
+        ordering.spawn(async move { api.post("/v1/cells/anna/restore", ask).await });
+        story.world.agent.wait_killed(BOUND).await;
+        story.world.agent.without_env("BERTH_FAILPOINT").spawn().await;
+        // Its answer died with the agent.
+        drop(ordering);
+        story.world.door_is_connected().await;
+        let found = read(&anna, "letter").await;
+        let untouched = ["intent:restore", "restore:begun"].contains(&point) && found.is_none();
+        assert!(untouched || found.as_deref() == Some("dear world"), "{point}: {found:?}");
+        assert_eq!(read(&anna, "diary").await.as_deref(), Some(point), "nobody has named it");
+    }
+    story.world.end(&[]).await;
+}
+
+#[tokio::test]
 async fn a_node_whose_disk_is_lost_has_its_users_data_back_from_the_bucket() {
     let mut story = Story::begin().await;
     let anna = story.world.create_running("anna", Rest::Stop, NOT_IN_THIS_STORY).await;
