@@ -386,7 +386,7 @@ fn found(level: &Level, name: &OsStr, bytes_left: u64) -> Result<Found, Skip> {
             let found = open_directory(folder, name).map_err(Skip::from_errno)?;
             let mut stat = stat_fd(found.fd.as_fd()).map_err(Skip::from_errno)?;
             if let Some(shut) = found.shut {
-                stat.stx_mode = stat.stx_mode & !0o7777 | shut.bits() as u16;
+                stat.stx_mode = stat.stx_mode & !0o7777 | u16::try_from(shut.bits()).unwrap_or(0);
             }
             Ok(Found::Directory(found, stat))
         }

@@ -305,13 +305,15 @@ impl World {
     pub(crate) fn answered(&mut self, order: usize) {
         let Placed { what, outcome, .. } = &mut self.operators.orders[order];
         let done = matches!(outcome.take(), Some(Ok(())));
-        if let What::Token { machine, ticket, .. } = what {
+        if let What::Token { machine, ticket, command } = what {
             let (machine, ticket) = (*machine, ticket.clone());
+            // Of a token to rejoin nobody could tell who of the two is the node.
+            let is_of_a_new_node = matches!(**command, Command::CreateToken { .. });
             self.operators.tokens.remove(&machine);
             if done {
                 self.bring(machine, &ticket);
                 // Somebody else may have read it over the operator's shoulder.
-                if self.strikes(100) {
+                if is_of_a_new_node && self.strikes(100) {
                     let thief = self.pick(NODES);
                     if self.machines[thief].node.is_none() && !self.machines[thief].is_another {
                         self.bring(thief, &ticket);

@@ -197,8 +197,11 @@ impl World {
         let (mut wrong, mut forks) = (None, 0);
         for vault in process.fleet.vaults() {
             let line = vault.head.iter().chain(&vault.history);
-            let known = line.chain(vault.orphans.iter().map(|orphan| &orphan.snapshot)).map(|kept| kept.id);
-            let gone = known.into_iter().find(|id| !self.bucket.objects.contains_key(id));
+            // What a prune took may be told again as an orphan, by a machine of an old image.
+            let orphans = vault.orphans.iter().map(|orphan| orphan.snapshot.id);
+            let orphans = orphans.filter(|id| !self.truth.was_forgotten(*id));
+            let mut known = line.map(|kept| kept.id).chain(orphans);
+            let gone = known.find(|id| !self.bucket.objects.contains_key(id));
             if let Some(id) = gone {
                 wrong = Some(format!("{} of {} is known, and is gone", tell(id), vault.user));
             }

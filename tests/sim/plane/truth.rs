@@ -120,6 +120,11 @@ impl Truth {
         self.users.get(&user).copied()
     }
 
+    /// Was it taken by a prune?
+    pub(crate) fn was_forgotten(&self, snapshot: SnapshotId) -> bool {
+        self.forgotten.contains(&snapshot)
+    }
+
     /// A machine was let in by this token.
     ///
     /// # Errors

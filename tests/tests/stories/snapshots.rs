@@ -410,9 +410,9 @@ async fn a_node_that_lost_its_journal_keeps_what_is_on_its_disks_before_it_begin
     story.world.api.post("/v1/cells/anna/restart", json!({})).await.ok(200);
     assert_eq!(read(&anna, "a").await.as_deref(), Some("in HEAD"));
     let listed = story.snapshots("anna").await;
-    let kept = listed["history"].as_array().unwrap().iter().chain([&listed["head"]]);
-    let kept = kept.cloned().find(|kept| kept["parent"] == head["id"]).expect("what was there");
-    story.restore("anna", &kept).await;
+    let mut all = listed["history"].as_array().unwrap().iter().chain([&listed["head"]]);
+    let kept = all.find(|kept| kept["parent"] == head["id"]).expect("what was there");
+    story.restore("anna", kept).await;
     assert_eq!(read(&anna, "a").await.as_deref(), Some("on the disk alone"));
     story.world.end(&["not this node's"]).await;
 }

@@ -214,7 +214,7 @@ fn kill_a_restore_of_paths(world: &World, id: &str, usual: &mut Duration, dice: 
 }
 
 /// All that is in a folder.
-fn paths_below(folder: &std::path::Path) -> Vec<String> {
+fn paths_below(folder: &Path) -> Vec<String> {
     let mut found = vec![];
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
