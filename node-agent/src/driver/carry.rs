@@ -210,8 +210,10 @@ impl<R: Runtime> Driver<R> {
         let (hands, loopback, metrics) =
             (Arc::clone(&self.hands), self.loopback.clone(), Arc::clone(&self.metrics));
         let stop = self.tasks.stopping();
-        let (order, proof) = (self.restores.remove(&cell), self.proofs.remove(&cell));
-        let save = self.saves.remove(&cell);
+        // Its own only: another operation of the cell may begin in the same turn, behind this one.
+        let order = if verb == Verb::Restore { self.restores.remove(&cell) } else { None };
+        let proof = if verb == Verb::Verify { self.proofs.remove(&cell) } else { None };
+        let save = if verb == Verb::Save { self.saves.remove(&cell) } else { None };
         let task = self.tasks.spawn_client("operation", async move {
             let begun = Instant::now();
             let limit = verb.limit().to_std();
