@@ -34,7 +34,7 @@ const OF_THE_ROOT: &[&str] = &["lost+found", RESTORE_STAGING];
 pub const RESTORE_STAGING: &str = ".berth-restore";
 
 /// Does this stay out with all that is in it? `path` is relative.
-pub(crate) fn is_not_the_cells(path: &Path) -> bool {
+pub fn is_not_the_cells(path: &Path) -> bool {
     OF_THE_ROOT.iter().any(|name| path == Path::new(name))
 }
 

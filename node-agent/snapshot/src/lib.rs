@@ -32,7 +32,7 @@ pub mod worker;
 
 pub use check::Checked;
 pub use error::{Failure, Reason};
-pub use excludes::RESTORE_STAGING;
+pub use excludes::{RESTORE_STAGING, is_not_the_cells};
 pub use import::{ImportJob, ImportLimits, Imported, Layout, LeftOut};
 pub use labels::Labels;
 pub use objects::OBJECT_BYTES_MAX;

@@ -10,7 +10,7 @@ use berth_shared::ids::CellId;
 use berth_shared::problem::{Code, Problem};
 use berth_shared::snapshot::{Paths, SnapshotId};
 use berth_shared::time::UnixMs;
-use berth_snapshot::{RESTORE_STAGING, Skips};
+use berth_snapshot::{Skips, is_not_the_cells};
 use tokio::sync::mpsc;
 
 use super::save::keep;
@@ -108,8 +108,7 @@ fn nothing_runs(seen: &Seen) -> Result<(), Problem> {
 fn holds_data(folder: &Path) -> Result<bool, Problem> {
     let failed = |error: std::io::Error| Problem::new(Code::RestoreFailed, error.to_string());
     for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if name != "lost+found" && name != RESTORE_STAGING {
+        if !is_not_the_cells(Path::new(&entry.map_err(failed)?.file_name())) {
             return Ok(true);
         }
     }

@@ -169,16 +169,22 @@ fn a_snapshot_that_is_written_beside_a_prune_keeps_what_it_has_written_and_is_gi
     world.check();
 }
 
+const fn generation(number: u64) -> Generation {
+    Generation { epoch: 0, number }
+}
+
+/// A snapshot of another content, under this generation.
+fn taken_under(world: &mut World, number: u64) -> String {
+    let mut job = world.snapshot_job();
+    fs::write(job.folder.join("f"), Dice(job.labels.sequence).bytes(10_000)).unwrap();
+    job.labels.generation = generation(number);
+    world.taken(job).unwrap().snapshot
+}
+
 #[test]
 fn no_rule_judges_what_another_generation_left_behind_beside_the_line_or_has_not_told_of() {
     let mut world = World::new();
-    let generation = |number| Generation { epoch: 0, number };
-    let mut taken_under = |number| {
-        let mut job = world.snapshot_job();
-        fs::write(job.folder.join("f"), Dice(job.labels.sequence).bytes(10_000)).unwrap();
-        job.labels.generation = generation(number);
-        world.taken(job).unwrap().snapshot
-    };
+    let mut taken_under = |number| taken_under(&mut world, number);
     // The user was given away behind the first; the second was told of, and is listed as an orphan; the last was not yet.
     let (line, orphan, head, late) = (taken_under(1), taken_under(1), taken_under(2), taken_under(1));
     let mut rule = keep_last(1);
@@ -199,13 +205,7 @@ fn no_rule_judges_what_another_generation_left_behind_beside_the_line_or_has_not
 #[test]
 fn what_a_node_has_put_beside_the_line_stays_whatever_is_left_of_the_newer_generation() {
     let mut world = World::new();
-    let generation = |number| Generation { epoch: 0, number };
-    let mut taken_under = |number| {
-        let mut job = world.snapshot_job();
-        fs::write(job.folder.join("f"), Dice(job.labels.sequence).bytes(10_000)).unwrap();
-        job.labels.generation = generation(number);
-        world.taken(job).unwrap().snapshot
-    };
+    let mut taken_under = |number| taken_under(&mut world, number);
     // The user was given away behind the first. Of the newer generation the ones that are older than the second are gone.
     let (line, beside, head) = (taken_under(1), taken_under(1), taken_under(2));
     let mut rule = keep_last(1);

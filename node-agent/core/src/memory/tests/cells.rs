@@ -32,10 +32,10 @@ fn the_number_of_the_container_that_is_there_outlives_any_number_of_creates() {
     assert_eq!(known.len(), 1 + CREATES_MAX);
 }
 
-#[test]
-fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
-    let spec = |seed| Assignment {
-        generation: Generation { epoch: 1, number: 1 },
+/// This cell, under this generation.
+fn of(seed: u8, number: u64) -> Assignment {
+    Assignment {
+        generation: Generation { epoch: 1, number },
         spec: CellSpec {
             cell: cell(seed),
             user: UserId::from_random([seed; 16]),
@@ -48,9 +48,13 @@ fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
             sessions_valid_from: UnixMs(0),
             quarantined: false,
         },
-    };
+    }
+}
+
+#[test]
+fn a_removal_is_remembered_until_the_container_is_gone_and_frees_the_slot() {
     let desired = |seeds: &[u8]| {
-        let assignments = seeds.iter().map(|seed| spec(*seed)).collect();
+        let assignments = seeds.iter().map(|seed| of(*seed, 1)).collect();
         Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed: vec![] })
     };
     let mut memory = Memory::default();
@@ -104,21 +108,6 @@ fn a_cell_is_new_until_a_start_of_it_was_reported() {
 
 #[test]
 fn the_disk_of_a_cell_that_went_elsewhere_is_kept_and_that_of_a_removed_user_is_not() {
-    let of = |seed, number| Assignment {
-        generation: Generation { epoch: 1, number },
-        spec: CellSpec {
-            cell: cell(seed),
-            user: UserId::from_random([seed; 16]),
-            slug: format!("user-{seed}").parse().unwrap(),
-            workload: Workload::Openclaw,
-            image: "a:b".parse().unwrap(),
-            size: CellSize::default(),
-            rest: RestPolicy::default(),
-            bearers: vec![],
-            sessions_valid_from: UnixMs(0),
-            quarantined: false,
-        },
-    };
     let desired = |assignments, removed| {
         Record::Desired(DesiredState { revision: 1, domain: "d".into(), assignments, removed })
     };
