@@ -25,7 +25,7 @@ use crate::error::Failure;
 use crate::labels::Labels;
 use crate::progress::Meter;
 use crate::repository::OpenRepository;
-use crate::snapshot::{SnapshotJob, Taken, take};
+use crate::snapshot::{SnapshotJob, Taken, take_first};
 use crate::walk::WalkLimits;
 
 /// What a tar has beside its files' content for each entry, in bytes: headers and filling, mostly 1 KiB.
@@ -141,7 +141,7 @@ pub(crate) fn import(
         database_ms: 0,
         limits: WalkLimits::default(),
     };
-    let taken = take(repository, &taking, meter)?;
+    let taken = take_first(repository, &taking, meter)?;
     if taken.skips.is_incomplete() || taken.skips.vanished > 0 {
         return Err(archive::bad("not all of it could be put into a snapshot"));
     }

@@ -189,23 +189,58 @@ fn mend_keys(store: &Arc<S3Store>, key: &RepositoryKey, password: &Secret) -> Re
     add_key(&open.inner, password).map_err(|error| open.failed(&error))
 }
 
-/// Opens a repository. One request looks whether it is there, one reads its config.
+/// A repository that is about to be opened: what is sure to be needed of it can be asked for before, and comes while it
+/// is opened, and while the caller does something else.
+#[derive(Debug)]
+pub(crate) struct Opening<'a> {
+    store: &'a Arc<S3Store>,
+    key: &'a RepositoryKey,
+    gate: Arc<SnapshotGate>,
+}
+
+impl<'a> Opening<'a> {
+    /// Nothing is asked yet.
+    pub(crate) fn new(store: &'a Arc<S3Store>, key: &'a RepositoryKey) -> Self {
+        Self { store, key, gate: SnapshotGate::new(Arc::clone(store)) }
+    }
+
+    /// Asks for this snapshot. An id that is not whole is found later, among all.
+    pub(crate) fn ask_for_snapshot(&self, id: &str) {
+        if let Some(id) = (id.len() == 64).then(|| id.parse().ok()).flatten() {
+            self.gate.snapshot_early(id);
+        }
+    }
+
+    /// Asks for the listing of the index.
+    pub(crate) fn ask_for_index(&self) {
+        self.gate.index_early();
+    }
+
+    /// See [`open`].
+    pub(crate) fn open(self) -> Result<OpenRepository, Failure> {
+        let Self { store, key, gate } = self;
+        let credentials = Credentials::Masterkey(key.master_key()?);
+        let inner = repository(&gate).and_then(|closed| closed.open(&credentials)).map_err(|error| {
+            let text = error.to_string();
+            match Failure::library(store, &error) {
+                Failure::Internal { .. } if text.contains("No repository config file") => {
+                    Failure::NoRepository
+                }
+                // The config is the first thing that is decrypted.
+                Failure::Damaged { .. } => Failure::WrongKey,
+                other => other,
+            }
+        })?;
+        Ok(OpenRepository { store: Arc::clone(store), gate, inner })
+    }
+}
+
+/// Opens a repository. One request reads its config.
 ///
 /// # Errors
 /// There is none, the key is another's, or the store fails.
 pub fn open(store: &Arc<S3Store>, key: &RepositoryKey) -> Result<OpenRepository, Failure> {
-    let gate = SnapshotGate::new(Arc::clone(store));
-    let credentials = Credentials::Masterkey(key.master_key()?);
-    let inner = repository(&gate).and_then(|closed| closed.open(&credentials)).map_err(|error| {
-        let text = error.to_string();
-        match Failure::library(store, &error) {
-            Failure::Internal { .. } if text.contains("No repository config file") => Failure::NoRepository,
-            // The config is the first thing that is decrypted.
-            Failure::Damaged { .. } => Failure::WrongKey,
-            other => other,
-        }
-    })?;
-    Ok(OpenRepository { store: Arc::clone(store), gate, inner })
+    Opening::new(store, key).open()
 }
 
 impl OpenRepository {

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Failure;
 use crate::labels::Labels;
 use crate::progress::Meter;
-use crate::repository::OpenRepository;
+use crate::repository::{OpenRepository, Opening};
 use crate::source::{SNAPSHOT_ROOT, Source, SourceOptions};
 use crate::tree_hash::{Facts, Kind};
 use crate::walk::{DEPTH_MAX, WalkLimits, open_folder};
@@ -88,8 +88,8 @@ pub struct Restored {
 ///
 /// # Errors
 /// [`Failure`]; then the target is as it was, and the staging is gone.
-pub(crate) fn restore(
-    open: impl FnOnce() -> Result<OpenRepository, Failure>,
+pub(crate) fn restore<'a>(
+    opening: impl FnOnce() -> Result<Opening<'a>, Failure>,
     job: &RestoreJob,
     meter: &Meter,
 ) -> Result<Restored, Failure> {
@@ -98,7 +98,10 @@ pub(crate) fn restore(
         // It was only the exchange's end that was missing.
         return Ok(restored);
     }
-    let repository = open()?;
+    let opening = opening()?;
+    opening.ask_for_snapshot(&job.snapshot);
+    opening.ask_for_index();
+    let repository = opening.open()?;
     let file = repository.snapshot(&job.snapshot)?;
     let snapshot = file.id.to_hex().as_str().to_owned();
     // Before 1970 nobody took any, whatever it says.

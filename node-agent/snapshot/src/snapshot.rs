@@ -3,6 +3,7 @@
 //! Nothing that is written before the last step can be seen: killed anywhere, there is the old state, and some packs
 //! that the next prune finds. Where the tree hash is the parent's, there is no last step.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Failure;
 use crate::labels::Labels;
 use crate::progress::Meter;
-use crate::repository::OpenRepository;
+use crate::repository::{OpenRepository, Opening};
 use crate::source::{Digests, Online, SNAPSHOT_ROOT, Shared, Source, SourceOptions};
 use crate::walk::{Skips, WalkLimits, open_folder};
 
@@ -85,46 +86,108 @@ pub struct Taken {
 ///
 /// # Errors
 /// [`Failure`]; then there is no new snapshot.
-pub(crate) fn take(repository: OpenRepository, job: &SnapshotJob, meter: &Meter) -> Result<Taken, Failure> {
-    job.labels.validate()?;
-    let online = match (job.online, &job.scratch) {
-        (false, _) => None,
-        (true, Some(scratch)) => Some(Online {
-            scratch: scratch.clone(),
-            database_time_max: Duration::from_millis(job.database_ms),
-        }),
-        (true, None) => return Err(Failure::bad_job("a snapshot of a running cell needs a scratch folder")),
+pub(crate) fn take(opening: Opening<'_>, job: &SnapshotJob, meter: &Meter) -> Result<Taken, Failure> {
+    let folder = Folder::open(job)?;
+    if let Some(id) = &job.parent {
+        opening.ask_for_snapshot(id);
+    }
+    let digests = job.digests.as_deref().and_then(Digests::load).map(Arc::new);
+    // Walked while the store answers: where a file is another one, the index is needed, and is asked for.
+    let mut walked = match &digests {
+        Some(digests) if Some(&digests.snapshot) == job.parent.as_ref() => folder.walk(digests, meter)?,
+        _ => None,
     };
-    if job.unless.as_deref().is_some_and(std::path::Path::exists) {
-        return Err(Failure::bad_job("a restore of the folder was cut short, and has to be ended first"));
+    if walked.is_none() {
+        opening.ask_for_index();
     }
-    let root = open_folder(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
-    let root = Arc::new(root);
-    let options = SourceOptions { workload: job.labels.workload, limits: job.limits, online };
-
+    let repository = opening.open()?;
     let parent = parent(&repository, job)?;
-    let digests = job.digests.as_deref().and_then(Digests::load);
     // Digests of another snapshot than the parent do not fit: the library would compare with one and hash by the other.
-    let fits = |digests: &Digests| parent.as_ref().is_some_and(|(file, _)| digests.snapshot == id_of(file));
-    let digests = digests.filter(fits).map(Arc::new);
+    let fits =
+        |digests: &Arc<Digests>| parent.as_ref().is_some_and(|(file, _)| digests.snapshot == id_of(file));
+    let digests = digests.filter(fits);
+    if let (None, None, Some(digests)) = (&job.parent, &walked, &digests) {
+        walked = folder.walk(digests, meter)?;
+    }
+    if let (Some((walked, is)), Some((file, was))) = (&walked, &parent)
+        && is == was
+    {
+        let entries = walked.shared().files.load(std::sync::atomic::Ordering::Relaxed);
+        return Ok(unchanged(file, was, entries, walked.shared()));
+    }
+    write(repository, job, &folder, parent, digests, meter)
+}
 
-    if let (Some((file, tree)), Some(_)) = (&parent, &digests) {
-        let quick = Source::new(Arc::clone(&root), options.clone(), digests.clone());
-        meter.watch(quick.shared());
-        if quick.tree_if_known()?.as_ref() == Some(tree) {
-            let entries = quick.shared().files.load(std::sync::atomic::Ordering::Relaxed);
-            return Ok(unchanged(file, tree, entries, quick.shared()));
+/// The same where nothing is known of the folder, in a repository that is open.
+///
+/// # Errors
+/// [`Failure`]; then there is no new snapshot.
+pub(crate) fn take_first(
+    repository: OpenRepository,
+    job: &SnapshotJob,
+    meter: &Meter,
+) -> Result<Taken, Failure> {
+    let folder = Folder::open(job)?;
+    let parent = parent(&repository, job)?;
+    write(repository, job, &folder, parent, None, meter)
+}
+
+/// The folder of a job that can be done, as far as one can tell without the store.
+struct Folder {
+    root: Arc<OwnedFd>,
+    options: SourceOptions,
+}
+
+impl Folder {
+    fn open(job: &SnapshotJob) -> Result<Self, Failure> {
+        job.labels.validate()?;
+        let online = match (job.online, &job.scratch) {
+            (false, _) => None,
+            (true, Some(scratch)) => Some(Online {
+                scratch: scratch.clone(),
+                database_time_max: Duration::from_millis(job.database_ms),
+            }),
+            (true, None) => {
+                return Err(Failure::bad_job("a snapshot of a running cell needs a scratch folder"));
+            }
+        };
+        if job.unless.as_deref().is_some_and(std::path::Path::exists) {
+            return Err(Failure::bad_job("a restore of the folder was cut short, and has to be ended first"));
         }
+        let root = open_folder(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
+        let options = SourceOptions { workload: job.labels.workload, limits: job.limits, online };
+        Ok(Self { root: Arc::new(root), options })
     }
 
+    fn source(&self, digests: Option<Arc<Digests>>, meter: &Meter) -> Source {
+        let source = Source::new(Arc::clone(&self.root), self.options.clone(), digests);
+        meter.watch(source.shared());
+        source
+    }
+
+    /// The folder's tree hash with the source that has it, where no file is another one than `digests` know.
+    fn walk(&self, digests: &Arc<Digests>, meter: &Meter) -> Result<Option<(Source, String)>, Failure> {
+        let source = self.source(Some(Arc::clone(digests)), meter);
+        Ok(source.tree_if_known()?.map(|tree| (source, tree)))
+    }
+}
+
+/// Writes what is new of the folder, and at last the snapshot, where it is another state than the parent's.
+fn write(
+    repository: OpenRepository,
+    job: &SnapshotJob,
+    folder: &Folder,
+    parent: Option<(SnapshotFile, String)>,
+    digests: Option<Arc<Digests>>,
+    meter: &Meter,
+) -> Result<Taken, Failure> {
     let OpenRepository { store, gate, inner } = repository;
     let failed = |error: Box<RusticError>| Failure::library(&store, &error);
     let indexed = inner.to_indexed_ids().map_err(failed)?;
     let mut known = digests;
     loop {
-        let source = Source::new(Arc::clone(&root), options.clone(), known.clone());
+        let source = folder.source(known.clone(), meter);
         let shared = Arc::clone(source.shared());
-        meter.watch(&shared);
         let mut parents = ParentOptions::default().group_by(SnapshotGroupCriterion::new());
         match (&parent, &known) {
             (Some((file, _)), Some(_)) => parents.parents = vec![id_of(file)],

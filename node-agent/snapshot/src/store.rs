@@ -12,6 +12,7 @@ mod backend;
 mod calls;
 mod check;
 mod config;
+mod early;
 mod error;
 mod pause;
 

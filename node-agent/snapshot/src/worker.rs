@@ -17,7 +17,7 @@ use crate::progress::Meter;
 use crate::protocol::{
     Job, LINE_BYTES_MAX, Line, Outcome, ProcessLimits, REQUEST_BYTES_MAX, Request, VERSION,
 };
-use crate::repository::{self, OpenRepository};
+use crate::repository::{self, OpenRepository, Opening};
 use crate::store::{S3Store, Traffic, check_store};
 use crate::{check, import, look, objects, prune, read, restore, snapshot, tar};
 
@@ -152,6 +152,7 @@ fn perform(
     say: &mut dyn FnMut(Line) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
     let key = || request.key.as_ref().ok_or_else(|| Failure::bad_job("the job needs a key"));
+    let opening = || -> Result<Opening<'_>, Failure> { Ok(Opening::new(store, key()?)) };
     let open = || -> Result<OpenRepository, Failure> { repository::open(store, key()?) };
     let told = |count| Outcome::Told { count };
     Ok(match &request.job {
@@ -160,9 +161,9 @@ fn perform(
             repository::init(store, key()?, password, *chunking)?;
             Outcome::Initialised
         }
-        Job::Snapshot(job) => Outcome::Taken(snapshot::take(open()?, job, meter)?),
+        Job::Snapshot(job) => Outcome::Taken(snapshot::take(opening()?, job, meter)?),
         Job::Import(job) => Outcome::Imported(import::import(open()?, job, input, meter)?),
-        Job::Restore(job) => Outcome::Restored(restore::restore(open, job, meter)?),
+        Job::Restore(job) => Outcome::Restored(restore::restore(opening, job, meter)?),
         Job::Verify(job) => Outcome::Verified(restore::verify::verify(open()?, job, meter)?),
         Job::Check { read_percent } => Outcome::Checked(check::check(&open()?, *read_percent)?),
         Job::Prune(job) => Outcome::Pruned(prune::prune(&open()?, job)?),

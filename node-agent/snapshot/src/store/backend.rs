@@ -1,12 +1,13 @@
 //! The store as the library that writes restic's format sees it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use rustic_core::{BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend};
 use sha2::{Digest, Sha256};
 
+use super::early::Early;
 use super::{S3Store, StoreError};
 
 /// Restic's layout: packs in 256 folders, the config without an id.
@@ -18,6 +19,23 @@ pub(crate) fn name(kind: FileType, id: &Id) -> String {
         FileType::Pack => format!("data/{}/{hex}", hex.get(..2).unwrap_or_default()),
         FileType::Index | FileType::Key | FileType::Snapshot => format!("{}/{hex}", kind.dirname()),
     }
+}
+
+fn read_full(store: &S3Store, kind: FileType, id: &Id) -> Result<Bytes, StoreError> {
+    // Every file but the config is named by its own hash.
+    let expected = (kind != FileType::Config).then(|| id.to_hex().as_str().to_owned());
+    store.get(&name(kind, id), None, |bytes| expected.as_deref().is_none_or(|hex| hex_of(bytes) == hex))
+}
+
+fn listed(store: &S3Store, kind: FileType) -> Result<Listed, StoreError> {
+    let objects = store.list(&format!("{}/", kind.dirname()))?;
+    // Whatever else lies there is not ours and not restic's.
+    let ours = objects.into_iter().filter_map(|(name, size)| {
+        let (_, hex) = name.rsplit_once('/')?;
+        let id = (hex.len() == 64).then(|| hex.parse::<Id>().ok()).flatten()?;
+        Some((id, u32::try_from(size).ok()?))
+    });
+    Ok(ours.collect())
 }
 
 fn failed(error: StoreError) -> Box<RusticError> {
@@ -32,6 +50,9 @@ fn failed(error: StoreError) -> Box<RusticError> {
 ///
 /// The library makes a repository by writing its config, and a key only then. While the config is held back, it is
 /// written when everything else is there.
+///
+/// What a job is sure to need is asked for before the library asks, all at a time: from far away each answer that waits
+/// for another costs a way there and back.
 #[derive(Debug)]
 pub struct SnapshotGate {
     store: Arc<S3Store>,
@@ -39,7 +60,16 @@ pub struct SnapshotGate {
     written: Mutex<Option<Id>>,
     holds_config: AtomicBool,
     config: Mutex<Option<Bytes>>,
+    /// The config that was found, for the library, which looks whether there is one and then reads it.
+    found_config: Mutex<Option<Bytes>>,
+    /// The one snapshot that was asked for early. The library reads it more than once.
+    snapshot: OnceLock<(Id, Early<Bytes>)>,
+    /// The listing of index files that was asked for early. Good for one use: it grows old.
+    index: Mutex<Option<Early<Listed>>>,
 }
+
+/// Names and sizes, as the library wants them.
+type Listed = Vec<(Id, u32)>;
 
 impl SnapshotGate {
     /// An open gate.
@@ -50,7 +80,23 @@ impl SnapshotGate {
             written: Mutex::default(),
             holds_config: AtomicBool::new(false),
             config: Mutex::default(),
+            found_config: Mutex::default(),
+            snapshot: OnceLock::new(),
+            index: Mutex::default(),
         })
+    }
+
+    /// Asks for a snapshot now. Only the first one that is asked for so comes early.
+    pub(crate) fn snapshot_early(&self, id: Id) {
+        let store = Arc::clone(&self.store);
+        self.snapshot.get_or_init(|| (id, Early::new(move || read_full(&store, FileType::Snapshot, &id))));
+    }
+
+    /// Asks for the listing of index files now.
+    pub(crate) fn index_early(&self) {
+        let store = Arc::clone(&self.store);
+        let early = Early::new(move || listed(&store, FileType::Index));
+        *self.index.lock().unwrap_or_else(PoisonError::into_inner) = Some(early);
     }
 
     /// Holds a config back that the library writes, or lets it through.
@@ -80,29 +126,35 @@ impl ReadBackend for SnapshotGate {
         format!("s3:{}/{}", self.store.bucket, self.store.prefix)
     }
 
-    fn list_with_size(&self, kind: FileType) -> RusticResult<Vec<(Id, u32)>> {
-        if kind == FileType::Config {
-            let size = self.store.head("config").map_err(failed)?;
-            return Ok(size
-                .map(|size| (Id::default(), u32::try_from(size).unwrap_or(u32::MAX)))
-                .into_iter()
-                .collect());
+    fn list_with_size(&self, kind: FileType) -> RusticResult<Listed> {
+        match kind {
+            FileType::Config => {
+                let found = self.store.find("config").map_err(failed)?;
+                let size = |config: &Bytes| u32::try_from(config.len()).unwrap_or(u32::MAX);
+                let listed = found.iter().map(|config| (Id::default(), size(config))).collect();
+                *self.found_config.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                Ok(listed)
+            }
+            FileType::Index => {
+                let early = self.index.lock().unwrap_or_else(PoisonError::into_inner).take();
+                early.map_or_else(|| listed(&self.store, kind), |early| early.get()).map_err(failed)
+            }
+            _ => listed(&self.store, kind).map_err(failed),
         }
-        let objects = self.store.list(&format!("{}/", kind.dirname())).map_err(failed)?;
-        // Whatever else lies there is not ours and not restic's.
-        let ours = objects.into_iter().filter_map(|(name, size)| {
-            let (_, hex) = name.rsplit_once('/')?;
-            let id = (hex.len() == 64).then(|| hex.parse::<Id>().ok()).flatten()?;
-            Some((id, u32::try_from(size).ok()?))
-        });
-        Ok(ours.collect())
     }
 
     fn read_full(&self, kind: FileType, id: &Id) -> RusticResult<Bytes> {
-        // Every file but the config is named by its own hash.
-        let expected = (kind != FileType::Config).then(|| id.to_hex().as_str().to_owned());
-        let whole = |bytes: &[u8]| expected.as_deref().is_none_or(|hex| hex_of(bytes) == hex);
-        self.store.get(&name(kind, id), None, whole).map_err(failed)
+        if kind == FileType::Config
+            && let Some(config) = self.found_config.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            return Ok(config);
+        }
+        if kind == FileType::Snapshot
+            && let Some((_, early)) = self.snapshot.get().filter(|(early, _)| early == id)
+        {
+            return early.get().map_err(failed);
+        }
+        read_full(&self.store, kind, id).map_err(failed)
     }
 
     fn read_partial(

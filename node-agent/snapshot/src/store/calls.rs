@@ -103,6 +103,18 @@ impl S3Store {
         })
     }
 
+    /// The whole object, `None` where there is none. Nothing is said of whether its bytes are the right ones.
+    pub(super) fn find(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        let key = self.key(name);
+        self.run(Operation::Get, || async {
+            match self.get_range(name, &key, None).await {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(StoreError::NotFound { .. }) => Ok(None),
+                Err(other) => Err(other),
+            }
+        })
+    }
+
     /// The bytes of an object from the one to the other, both included, as far as it goes; and how many it has in all.
     /// Nothing is said of whether they are the right ones. Where it ends before `from` the store says 416.
     pub(crate) fn part(&self, name: &str, from: u64, to: u64) -> Result<(Bytes, u64), StoreError> {
