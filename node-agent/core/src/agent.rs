@@ -10,18 +10,20 @@
 //! first served; the others see their place in the queue), and remembers the answers of the last commands, so that a
 //! command repeated after a lost answer is answered again and not done again.
 
+mod commands;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use berth_shared::cell::{Assignment, CellStatus, SleepStatus, SleepTerms, WakeCause};
 use berth_shared::door::{CellActivity, RouteState, WakeStage};
 use berth_shared::ids::{BootId, CellId, Generation};
-use berth_shared::problem::{Code, Problem};
+use berth_shared::problem::Problem;
 use berth_shared::time::{BootMs, Millis};
 use berth_shared::units::Bytes;
-use berth_shared::wire::{Command, CommandOutcome, CommandVerb, DesiredState};
+use berth_shared::wire::{Command, CommandOutcome, DesiredState};
 
-use crate::cell::{self, Cell, Now, Outcome, Rest, Waiter};
+use crate::cell::{self, Cell, Now, Outcome};
 use crate::disk::{self, Cover, Disk};
 use crate::lease::{self, Lease, Mark};
 use crate::memory::{Memory, Remembered};
@@ -29,11 +31,7 @@ use crate::ram::{self, Ram};
 use crate::schedule::crowd;
 use crate::swap::{self, Swap};
 
-/// How many answers of commands are kept for their repetition.
-pub const ANSWERS_MAX: usize = 256;
-
-/// How many commands may wait for their end at a time.
-pub const COMMANDS_MAX: usize = 256;
+pub use commands::{ANSWERS_MAX, COMMANDS_MAX};
 
 /// How long before its report a cell was thinned, at the least: it is left alone for a second behind that.
 const THINNED_BEFORE: Millis = Millis::secs(1);
@@ -493,74 +491,6 @@ impl Agent {
         }
     }
 
-    fn command(
-        &mut self,
-        now: Now,
-        command: &Command,
-        cover: &Cover,
-        random: &mut dyn FnMut() -> u64,
-        out: &mut Vec<Effect>,
-    ) {
-        let seq = command.seq;
-        if let Some((_, outcome)) = self.answers.iter().find(|(known, _)| *known == seq) {
-            out.push(Effect::CommandDone { seq, outcome: outcome.clone() });
-            return;
-        }
-        if self.commands.contains(&seq) || self.asked_snapshots.contains(&seq) {
-            return; // Under way: its answer goes out once.
-        }
-        if command.verb == CommandVerb::Purge {
-            // About what lies here of a cell that does not live here any more. It can be done any number of times.
-            let (cell, generation) = (command.cell, command.generation);
-            return out.push(Effect::Purge { seq, cell, generation });
-        }
-        let refusal = match self.cells.get(&command.cell) {
-            None => Some(Problem::new(Code::UnknownUser, "the cell does not live on this node")),
-            Some(cell) if cell.generation() != command.generation => Some(Problem::new(
-                Code::StaleGeneration,
-                format!("the cell is here under assignment {}", cell.generation()),
-            )),
-            Some(_) if self.commands.len() >= COMMANDS_MAX && command.verb != CommandVerb::Snapshot => {
-                Some(Problem::new(Code::NodeBusy, "the node has too many commands under way"))
-            }
-            Some(_) => None,
-        };
-        if let Some(problem) = refusal {
-            out.push(Effect::CommandDone { seq, outcome: Err(problem) });
-            return;
-        }
-        let waiter = Waiter(seq);
-        let event = match &command.verb {
-            CommandVerb::Wake => cell::Event::Wake { cause: WakeCause::Operator, waiter: Some(waiter) },
-            CommandVerb::Sleep { freeze } => {
-                let rest = if *freeze { Rest::Frozen } else { Rest::Stopped };
-                cell::Event::Sleep { rest, waiter }
-            }
-            CommandVerb::Restart => cell::Event::Restart { waiter },
-            CommandVerb::Restore { snapshot } => {
-                cell::Event::Restore { snapshot: *snapshot, paths: None, waiter }
-            }
-            CommandVerb::RestorePaths { snapshot, paths } => {
-                cell::Event::Restore { snapshot: *snapshot, paths: Some(paths.clone()), waiter }
-            }
-            CommandVerb::Archive => {
-                let snapshot = cover.get(&command.cell).map(|covered| covered.by);
-                cell::Event::Archive { snapshot, waiter: Some(waiter) }
-            }
-            CommandVerb::Snapshot => {
-                self.asked_snapshots.insert(seq);
-                return out.push(Effect::Snapshot { seq, cell: command.cell });
-            }
-            CommandVerb::Logs { lines } => {
-                out.push(Effect::ReadLogs { seq, cell: command.cell, lines: *lines });
-                return;
-            }
-            CommandVerb::Purge => return, // Seen to above.
-        };
-        self.commands.insert(seq);
-        self.give(now, command.cell, event, random, out);
-    }
-
     fn give(
         &mut self,
         now: Now,
@@ -610,35 +540,6 @@ impl Agent {
                 out.extend(arrived(id));
             }
         }
-    }
-
-    fn answer(
-        &mut self,
-        now: Now,
-        id: CellId,
-        waiter: Waiter,
-        result: Result<(), Problem>,
-        out: &mut Vec<Effect>,
-    ) {
-        let seq = waiter.0;
-        let status = self.cells.get(&id).map(|cell| cell.status(now));
-        let outcome = match (result, status) {
-            (Ok(()), Some(status)) => Ok(CommandOutcome::Cell(Box::new(status))),
-            (Ok(()), None) => Err(Problem::new(Code::UnknownUser, "the cell is gone")),
-            (Err(problem), _) => Err(problem),
-        };
-        self.answered(seq, outcome, out);
-    }
-
-    /// The answer goes out, and is kept for the command's repetition.
-    fn answered(&mut self, seq: u64, outcome: Result<CommandOutcome, Problem>, out: &mut Vec<Effect>) {
-        self.commands.remove(&seq);
-        self.asked_snapshots.remove(&seq);
-        if self.answers.len() >= ANSWERS_MAX {
-            self.answers.pop_front();
-        }
-        self.answers.push_back((seq, outcome.clone()));
-        out.push(Effect::CommandDone { seq, outcome });
     }
 
     /// Lets waiting cells start, as many as there is room for, and tells the others their place. None while the node asks

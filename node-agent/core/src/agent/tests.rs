@@ -2,7 +2,9 @@ use berth_shared::cell::{
     Assignment, BusyReason, CellSize, CellSpec, CellState, IdleRest, RestPolicy, SleepTerms, Workload,
 };
 use berth_shared::ids::{Generation, UserId};
+use berth_shared::problem::Code;
 use berth_shared::time::{Millis, UnixMs};
+use berth_shared::wire::CommandVerb;
 
 use super::*;
 use crate::cell::{Seen, Verb};

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use berth_snapshot::protocol::{Job, Outcome};
+use berth_snapshot::SnapshotJob;
+use berth_snapshot::store::Traffic;
+
 use crate::restic::Restic;
 use crate::support::{Dice, World, change, hash, keep_last};
 
@@ -15,12 +19,17 @@ fn every_kept_snapshot_of_many_random_rounds_restores_exactly_after_a_prune() {
     let mut world = World::new();
     let mut dice = Dice(0x5eed);
     let mut taken = BTreeMap::new();
+    let mut last = None;
     for round in 0..ROUNDS {
         for _ in 0..=dice.below(12) {
             change(&world.cell(), &mut dice);
         }
-        let snapshot = world.snapshot();
+        // The agent mostly knows the snapshot before.
+        let parent = last.take().filter(|_| dice.below(4) > 0);
+        let job = SnapshotJob { parent, ..world.snapshot_job() };
+        let snapshot = world.taken(job).unwrap();
         assert_eq!(snapshot.tree, hash(&world.cell()), "round {round}");
+        last = Some(snapshot.snapshot.clone());
         taken.insert(snapshot.snapshot, (round, snapshot.tree));
         if round == ROUNDS / 2 {
             let pruned = world.prune(keep_last(7)).unwrap();
@@ -70,11 +79,9 @@ fn a_folder_that_has_not_changed_gets_no_new_snapshot_and_its_files_are_not_read
     assert!(!moved.unchanged, "its time has changed");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
-        let (outcome, traffic) = {
-            let job = world.snapshot_job();
-            world.does(berth_snapshot::protocol::Job::Snapshot(Box::new(job))).unwrap()
-        };
-        let berth_snapshot::protocol::Outcome::Taken(taken) = outcome else { panic!() };
+        let job = world.snapshot_job();
+        let (outcome, traffic) = world.does(Job::Snapshot(Box::new(job))).unwrap();
+        let Outcome::Taken(taken) = outcome else { panic!("{outcome:?}") };
         assert_eq!((taken.unchanged, &taken.snapshot), (true, &moved.snapshot));
         assert_eq!(traffic.bytes_up, traffic.bytes_up.min(10_000), "next to nothing is written");
         if taken.bytes_read == 0 {
@@ -83,6 +90,17 @@ fn a_folder_that_has_not_changed_gets_no_new_snapshot_and_its_files_are_not_read
         assert!(std::time::Instant::now() < deadline, "it is read for ever");
         std::thread::sleep(std::time::Duration::from_millis(200));
     }
+    // Where the snapshot before is known, that and the config are all that is asked for; the index is for what is new.
+    let job = SnapshotJob { parent: Some(moved.snapshot.clone()), ..world.snapshot_job() };
+    let (_, traffic) = world.does(Job::Snapshot(Box::new(job.clone()))).unwrap();
+    let asked = |traffic: Traffic| (traffic.gets, traffic.lists, traffic.heads, traffic.puts);
+    assert_eq!(asked(traffic), (2, 0, 0, 0));
+    fs::write(world.cell().join("f"), "another").unwrap();
+    let (outcome, traffic) = world.does(Job::Snapshot(Box::new(job))).unwrap();
+    let Outcome::Taken(taken) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((taken.unchanged, taken.parent), (false, Some(moved.snapshot)));
+    assert_eq!((traffic.lists, traffic.heads), (1, 0));
+    assert_eq!(world.restored_hash(&taken.snapshot), taken.tree);
 }
 
 #[test]
