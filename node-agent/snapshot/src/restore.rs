@@ -14,6 +14,7 @@
 mod fill;
 mod place;
 mod plan;
+mod remove;
 pub(crate) mod verify;
 mod within;
 
@@ -113,9 +114,9 @@ pub(crate) fn restore<'a>(
     plan.own(job.owner);
     staging.has_room(plan.bytes)?;
 
-    staging.make()?;
     let filled = staging
-        .look()
+        .make()
+        .and_then(|()| staging.look())
         .and_then(|()| fill_and_check(&indexed, &store, job, &plan, &staging, labels.as_ref(), meter));
     let tree = match filled {
         Ok(tree) => tree,

@@ -7,7 +7,7 @@ use berth_shared::cell::Workload;
 
 use crate::error::Failure;
 use crate::source::{Source, SourceOptions};
-use crate::walk::{WalkLimits, open_folder};
+use crate::walk::{WalkLimits, open_cell};
 
 /// The tree hash of a folder that is at rest, without what stays out of snapshots of this workload. Reads all of it.
 /// How it is computed: `tree_hash.rs`, and docs/decisions/0006.
@@ -15,6 +15,6 @@ use crate::walk::{WalkLimits, open_folder};
 /// # Errors
 /// A file or folder cannot be read.
 pub fn tree_hash(folder: &Path, workload: Workload, limits: WalkLimits) -> Result<String, Failure> {
-    let root = open_folder(folder).map_err(|errno| Failure::io("open", folder, errno))?;
+    let root = open_cell(folder).map_err(|errno| Failure::io("open", folder, errno))?;
     Source::new(Arc::new(root), SourceOptions { workload, limits, online: None }, None).tree_by_reading()
 }

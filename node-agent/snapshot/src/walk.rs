@@ -29,6 +29,8 @@ use crate::tree_hash::{Facts, Kind};
 
 /// Deepest folder that is entered. Paths that the kernel takes have at most 2048 components.
 pub(crate) const DEPTH_MAX: usize = 128;
+/// Longest path that is entered, which a restore has to be able to name: `PATH_MAX` without its end (linux/limits.h).
+const PATH_BYTES_MAX: usize = 4095;
 /// Most names of passed-over entries that are told.
 const NAMES_MAX: usize = 20;
 /// Longest list of attribute names, and longest value: the kernel's bounds.
@@ -220,7 +222,15 @@ impl Walk {
             self.owner = Some((stat.stx_uid, stat.stx_gid));
         }
         let entry = self.entry(PathBuf::new(), Kind::Directory, &stat, xattrs(fd.as_fd()), What::Directory);
-        self.enter(Folder { fd, shut: None }, PathBuf::new())?;
+        let mut root = Folder { fd, shut: None };
+        // It is opened once more where its names are read, so it is to be open itself.
+        if !has_rights(&stat, Mode::RUSR | Mode::XUSR) {
+            let mode = mode_of(&stat);
+            rustix::fs::fchmod(&root.fd, mode | Mode::RUSR | Mode::XUSR)
+                .map_err(|errno| Failure::io("open", Path::new(""), errno))?;
+            root.shut = Some(mode);
+        }
+        self.enter(root, PathBuf::new())?;
         Ok(entry)
     }
 
@@ -281,6 +291,10 @@ impl Walk {
             }
             if excludes::is_excluded(&name) || level.databases.contains(&name) {
                 self.skips.count(|skips| skips.excluded += 1);
+                continue;
+            }
+            if path.as_os_str().len() > PATH_BYTES_MAX {
+                self.skips.count(|skips| Skip::TooDeep.count(skips, &path));
                 continue;
             }
             match found(level, &name, self.limits.bytes_max.saturating_sub(self.bytes)) {
@@ -420,7 +434,7 @@ fn open_regular(folder: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> 
     };
     match open() {
         Err(Errno::ACCESS) => {
-            let (shut, mode) = unshut(folder, name, FileType::RegularFile, Mode::RUSR)?;
+            let (shut, mode) = unshut(find(folder, name)?, FileType::RegularFile, Mode::RUSR)?;
             let opened = open();
             set_mode(&shut, mode)?;
             opened
@@ -433,36 +447,41 @@ fn open_regular(folder: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> 
 fn open_directory(folder: BorrowedFd<'_>, name: &OsStr) -> Result<Folder, Errno> {
     match open_beneath(folder, name, DIRECTORY) {
         Err(Errno::ACCESS) => {}
-        Ok(fd) if is_passable(&stat_fd(fd.as_fd())?) => return Ok(Folder { fd, shut: None }),
+        Ok(fd) if has_rights(&stat_fd(fd.as_fd())?, Mode::XUSR) => return Ok(Folder { fd, shut: None }),
         Ok(_) => {}
         Err(other) => return Err(other),
     }
-    let (shut, mode) = unshut(folder, name, FileType::Directory, Mode::RUSR | Mode::XUSR)?;
+    let (shut, mode) = unshut(find(folder, name)?, FileType::Directory, Mode::RUSR | Mode::XUSR)?;
     match open_beneath(folder, name, DIRECTORY) {
         Ok(fd) => Ok(Folder { fd, shut: Some(mode) }),
         Err(errno) => set_mode(&shut, mode).and(Err(errno)),
     }
 }
 
-/// May what is in this folder be looked up? Root always may, and what is somebody else's is not ours to open.
-fn is_passable(folder: &Statx) -> bool {
+/// Have we these rights, as its owner? Root always has, and what is somebody else's is not ours to open.
+fn has_rights(folder: &Statx, rights: Mode) -> bool {
     let us = rustix::process::geteuid();
-    us.is_root() || folder.stx_uid != us.as_raw() || u32::from(folder.stx_mode) & Mode::XUSR.bits() != 0
+    us.is_root() || folder.stx_uid != us.as_raw() || mode_of(folder).contains(rights)
+}
+
+const FIND: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What has this name, whether or not it may be read.
+fn find(folder: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    open_beneath(folder, name, FIND)
+}
+
+fn mode_of(stat: &Statx) -> Mode {
+    Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777)
 }
 
 /// Gives the owner, whom the worker works as, these rights to what is shut to it as well. What it is, and the mode that it had.
-fn unshut(
-    folder: BorrowedFd<'_>,
-    name: &OsStr,
-    is: FileType,
-    rights: Mode,
-) -> Result<(OwnedFd, Mode), Errno> {
-    let found = open_beneath(folder, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
+fn unshut(found: OwnedFd, is: FileType, rights: Mode) -> Result<(OwnedFd, Mode), Errno> {
     let stat = stat_fd(found.as_fd())?;
     if kind(&stat) != is || stat.stx_uid != rustix::process::geteuid().as_raw() {
         return Err(Errno::ACCESS);
     }
-    let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777);
+    let mode = mode_of(&stat);
     set_mode(&found, mode | rights)?;
     Ok((found, mode))
 }
@@ -470,6 +489,20 @@ fn unshut(
 /// Of what is open as a path only, for which there is no `fchmod` (open(2), `O_PATH`).
 fn set_mode(found: &OwnedFd, mode: Mode) -> Result<(), Errno> {
     rustix::fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), mode)
+}
+
+/// Opens a cell's own folder, which the cell may have shut to itself. Its mode stays what it is.
+pub(crate) fn open_cell(path: &Path) -> Result<OwnedFd, Errno> {
+    match open_folder(path) {
+        Err(Errno::ACCESS) => {
+            let found = rustix::fs::open(path, FIND, Mode::empty())?;
+            let (shut, mode) = unshut(found, FileType::Directory, Mode::RUSR)?;
+            let opened = open_folder(path);
+            set_mode(&shut, mode)?;
+            opened
+        }
+        other => other,
+    }
 }
 
 /// Opens a folder that is the caller's own path, not the cell's.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
+use super::remove::remove_tree;
 use super::within::Within;
 use super::{RestoreJob, Restored};
 use crate::error::Failure;
@@ -192,26 +193,4 @@ fn inode(path: &Path) -> Option<u64> {
 
 fn sync_parent(path: &Path) -> std::io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-}
-
-/// Removes a staging with all that is in it. Folders in it may lack the right to be written to.
-pub(super) fn remove_tree(path: &Path) -> Result<(), Failure> {
-    if !exists(path) {
-        return Ok(());
-    }
-    let removed = fs::remove_dir_all(path).or_else(|_| {
-        make_writable(path);
-        fs::remove_dir_all(path)
-    });
-    removed.map_err(|source| Failure::write("remove", path, 0, source))
-}
-
-fn make_writable(folder: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let _then_removing_tells = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            make_writable(&entry.path());
-        }
-    }
 }

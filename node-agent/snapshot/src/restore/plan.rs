@@ -62,7 +62,7 @@ impl Plan {
         limits: WalkLimits,
     ) -> Result<Self, Failure> {
         let mut plan = Self { items: Vec::new(), wanted: Wanted::new(), bytes: 0 };
-        let mut links = HashMap::new();
+        let mut links = Links::new();
         let failed = |error: Box<rustic_core::RusticError>| Failure::library(store, &error);
         let find = |path: &Path, shown: &str| {
             let text = path.to_str().unwrap_or_default();
@@ -119,7 +119,7 @@ impl Plan {
         indexed: &Indexed,
         path: PathBuf,
         node: &Node,
-        links: &mut HashMap<(u64, u64), usize>,
+        links: &mut Links,
         limits: WalkLimits,
     ) -> Result<(), Failure> {
         check_path(&path)?;
@@ -139,34 +139,16 @@ impl Plan {
         }) {
             return Err(hostile(&path, "is a link to nothing that there could be"));
         }
-        let mut same_as = None;
-        let mut size = 0;
-        if kind == Kind::File {
-            let key = (node.meta.device_id, node.meta.inode);
-            if node.meta.links > 1 && key.0 != 0 && key.1 != 0 {
-                match links.entry(key) {
-                    std::collections::hash_map::Entry::Occupied(first) => same_as = Some(*first.get()),
-                    std::collections::hash_map::Entry::Vacant(none) => {
-                        none.insert(at);
-                    }
-                }
-            }
-            // What the blobs say, not what the node says.
-            size = self.add_content(indexed, at, node, same_as.is_some())?;
-            if same_as.is_none() {
-                self.bytes = self.bytes.saturating_add(size);
-            }
-        }
         let mtime = node.meta.mtime.unwrap_or_default();
         let (seconds, nanos) = split_time(mtime.as_nanosecond());
-        let facts = Facts {
+        let mut facts = Facts {
             kind,
             mode: unix_mode(node.meta.mode.unwrap_or(0o700)),
             uid: node.meta.uid.unwrap_or_default(),
             gid: node.meta.gid.unwrap_or_default(),
             mtime_s: seconds,
             mtime_ns: nanos,
-            size,
+            size: 0,
             xattrs: node
                 .meta
                 .extended_attributes
@@ -177,11 +159,37 @@ impl Plan {
                 })
                 .collect(),
         };
+        let mut same_as = None;
+        if kind == Kind::File {
+            let key = (node.meta.device_id, node.meta.inode);
+            if node.meta.links > 1 && key.0 != 0 && key.1 != 0 {
+                // A file that was changed between two of its names was stored as two: then it is two.
+                let content = node.content.as_deref().unwrap_or_default();
+                let same = links.get(&key).filter(|last| last.1 == content && self.is_as(last.0, &facts));
+                same_as = same.map(|last| last.0);
+                if same_as.is_none() {
+                    links.insert(key, (at, content.to_vec()));
+                }
+            }
+            // What the blobs say, not what the node says.
+            facts.size = self.add_content(indexed, at, node, same_as.is_some())?;
+            if same_as.is_none() {
+                self.bytes = self.bytes.saturating_add(facts.size);
+            }
+        }
         self.items.push(Item { path, facts, target, same_as });
         if self.bytes > limits.bytes_max || self.items.len() as u64 > limits.entries_max {
             return Err(Failure::TooLarge { bytes: self.bytes, entries: self.items.len() as u64 });
         }
         Ok(())
+    }
+
+    /// Is that file one of which all this is said, but for its size?
+    fn is_as(&self, at: usize, facts: &Facts) -> bool {
+        self.items.get(at).is_some_and(|item| {
+            let size = item.facts.size;
+            item.facts == Facts { size, ..facts.clone() }
+        })
     }
 
     fn add_content(&mut self, indexed: &Indexed, at: usize, node: &Node, link: bool) -> Result<u64, Failure> {
@@ -232,6 +240,9 @@ impl Plan {
         Ok(())
     }
 }
+
+/// By device and inode: the last file that has them, and what it holds.
+type Links = HashMap<(u64, u64), (usize, Vec<DataId>)>;
 
 /// A path that was asked for, and the folders above it.
 fn with_parents(

@@ -26,7 +26,7 @@ use crate::progress::Meter;
 use crate::repository::OpenRepository;
 use crate::source::{Source, SourceOptions, hash_of};
 use crate::tree_hash::{Hash, Kind, TreeHasher};
-use crate::walk::{WalkLimits, open_folder};
+use crate::walk::{WalkLimits, open_cell};
 
 /// What to prove.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ pub(crate) fn verify(
     let snapshot = file.id.to_hex().as_str().to_owned();
     let (labels, expected) = Labels::parse(file.tags.iter())
         .ok_or_else(|| Failure::bad_job("the snapshot does not say what it has to be"))?;
-    let root = open_folder(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
+    let root = open_cell(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
     let root = Arc::new(root);
 
     // First what needs no store: whoever has changed the folder need not have all of it fetched.

@@ -8,8 +8,8 @@
 //!  .berth-restore is removed, then the record: target is whole
 //! ```
 //!
-//! A restore that fails leaves all as it was. One that is killed before there is a record has changed nothing but the time
-//! of the folder itself.
+//! A restore that fails leaves all as it was. One that is killed before there is a record has changed nothing but the mode and
+//! the time of the folder itself.
 //!
 //! Of single files and folders: see [`paths`].
 //!
@@ -21,14 +21,16 @@ mod paths;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{CWD, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Restored;
+use super::remove::remove_tree;
 use crate::error::Failure;
 use crate::walk::{open_folder, xattrs};
 
@@ -92,8 +94,8 @@ impl<'a> Within<'a> {
     /// Nothing came of it.
     pub(super) fn put_back(&self) {
         let (mode, mtime) = self.before;
-        let _as_good_as_can_be = fs::set_permissions(self.target, Permissions::from_mode(mode));
         let _as_good_as_can_be = self.set_time(mtime);
+        let _as_good_as_can_be = fs::set_permissions(self.target, Permissions::from_mode(mode));
     }
 
     /// Ends an exchange that was cut short. `Some`: what the folder holds since, and of which paths; of all where there is none.
@@ -129,7 +131,23 @@ impl<'a> Within<'a> {
 
     /// Puts the staging's tree in place of what is in the target.
     pub(super) fn put_in_place(&self, restored: Restored) -> Result<Restored, Failure> {
+        let record = self.begin_all(restored).inspect_err(|_| self.give_up())?;
+        self.exchange(record)
+    }
+
+    /// Leaves the target as it was, unless there is a record: one whose sync failed counts as written, and what it is about has
+    /// to stay.
+    fn give_up(&self) {
+        if !self.record.exists() {
+            let _left_for_the_next = remove_tree(self.staging);
+            self.put_back();
+        }
+    }
+
+    /// All that may fail and leave things as they are. With the record it is decided.
+    fn begin_all(&self, restored: Restored) -> Result<Record, Failure> {
         let tree = fs::symlink_metadata(self.tree()).map_err(|error| self.failed("look at", error))?;
+        self.open_tree()?;
         let mut closed = vec![];
         for entry in fs::read_dir(self.tree()).map_err(|error| self.failed("read", error))? {
             let entry = entry.map_err(|error| self.failed("read", error))?;
@@ -141,7 +159,13 @@ impl<'a> Within<'a> {
         let (mode, mtime) = (tree.mode() & 0o7777, (tree.mtime(), tree.mtime_nsec()));
         let record = Record { phase: Phase::Out, restored, mode, mtime, closed };
         self.write(&record)?;
-        self.exchange(record)
+        Ok(record)
+    }
+
+    /// The new folder has a mode that may shut its owner out, who is to take things out of it.
+    fn open_tree(&self) -> Result<(), Failure> {
+        fs::set_permissions(self.tree(), Permissions::from_mode(OWNER_ALL))
+            .map_err(|error| self.failed("open", error))
     }
 
     fn exchange(&self, mut record: Record) -> Result<Restored, Failure> {
@@ -156,6 +180,7 @@ impl<'a> Within<'a> {
         }
         // Not there: all of this was done, and the removal of the staging was cut short.
         if self.tree().exists() {
+            self.open_tree()?;
             move_all(&self.tree(), self.target, &[]).map_err(|error| self.failed("fill", error))?;
             self.set_own(&record).map_err(|error| self.failed("set what belongs to", error))?;
             self.sync()?;
@@ -164,13 +189,15 @@ impl<'a> Within<'a> {
         Ok(record.restored)
     }
 
-    /// All is where it belongs: what is left of the restore goes, the record last.
+    /// All is where it belongs: what is left of the restore goes, the record last. Where that cannot be removed the next restore
+    /// tries again: the folder is whole, and the cell need not wait for it.
     fn end(&self, mode: u32, mtime: (i64, i64)) -> Result<(), Failure> {
-        super::place::remove_tree(self.staging)?;
-        fs::set_permissions(self.target, Permissions::from_mode(mode))
-            .and_then(|()| self.set_time(mtime))
-            .map_err(|error| self.failed("set mode and time of", error))?;
-        self.sync()?;
+        let target = open_folder(self.target).map_err(|errno| self.failed("open", errno.into()))?;
+        let _left_for_the_next = remove_tree(self.staging);
+        set_time(&target, mtime)
+            .and_then(|()| rustix::fs::fchmod(&target, Mode::from_raw_mode(mode)))
+            .map_err(|errno| self.failed("set mode and time of", errno.into()))?;
+        rustix::fs::syncfs(&target).map_err(|errno| self.failed("sync", errno.into()))?;
         fs::remove_file(self.record)
             .and_then(|()| sync_folder(self.record.parent()))
             .map_err(|error| self.failed("end the record of", error))
@@ -192,9 +219,7 @@ impl<'a> Within<'a> {
     }
 
     fn set_time(&self, mtime: (i64, i64)) -> io::Result<()> {
-        let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1 };
-        let times = Timestamps { last_access: time, last_modification: time };
-        Ok(rustix::fs::futimens(open_folder(self.target)?, &times)?)
+        Ok(set_time(&open_folder(self.target)?, mtime)?)
     }
 
     fn tree(&self) -> PathBuf {
@@ -224,6 +249,11 @@ impl<'a> Within<'a> {
     fn failed(&self, what: &'static str, source: io::Error) -> Failure {
         Failure::write(what, self.target, 0, source)
     }
+}
+
+fn set_time(folder: &OwnedFd, (tv_sec, tv_nsec): (i64, i64)) -> Result<(), Errno> {
+    let time = Timespec { tv_sec, tv_nsec };
+    rustix::fs::futimens(folder, &Timestamps { last_access: time, last_modification: time })
 }
 
 /// A folder's own mode and time.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use berth_snapshot::Reason;
 use berth_snapshot::protocol::{Job, Line};
+use rustix::fs::{Mode, OFlags};
 
 use crate::support::{StopAtEnd, World, hash};
 
@@ -105,6 +107,20 @@ fn a_folder_deeper_than_is_walked_is_cut_and_told() {
         deep.push("d");
     }
     fs::create_dir_all(&deep).unwrap();
+    let taken = world.snapshot();
+    assert_eq!((taken.skips.too_deep, taken.skips.is_incomplete()), (1, true));
+    world.restored(world.restore_job(&taken.snapshot, "back")).unwrap();
+}
+
+#[test]
+fn a_path_that_is_longer_than_a_restore_could_name_is_cut_and_told() {
+    let mut world = World::new();
+    let name = "n".repeat(255);
+    let mut at: OwnedFd = fs::File::open(world.cell()).unwrap().into();
+    for _ in 0..20 {
+        rustix::fs::mkdirat(&at, name.as_str(), Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, name.as_str(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
     let taken = world.snapshot();
     assert_eq!((taken.skips.too_deep, taken.skips.is_incomplete()), (1, true));
     world.restored(world.restore_job(&taken.snapshot, "back")).unwrap();

@@ -16,6 +16,7 @@ mod paths;
 mod read;
 mod restic;
 mod rounds;
+mod shut;
 mod store;
 mod support;
 mod verify;

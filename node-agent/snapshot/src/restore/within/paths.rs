@@ -24,7 +24,6 @@ use super::{LOST_AND_FOUND, OWNER_ALL, OWNER_WRITES, Within};
 use crate::beneath::{DIRECTORY, open_beneath};
 use crate::error::Failure;
 use crate::restore::Restored;
-use crate::restore::place::remove_tree;
 use crate::walk::open_folder;
 
 /// Kept free for each name that comes into a folder: that may have to grow, and by then there is no way back.
@@ -85,13 +84,7 @@ impl Within<'_> {
         restored: Restored,
         paths: &[String],
     ) -> Result<Restored, Failure> {
-        let record = self.begin(restored, paths).inspect_err(|_| {
-            // A record whose sync failed counts as written: what it is about has to stay.
-            if !self.record.exists() {
-                let _left_for_the_next = remove_tree(self.staging);
-                self.put_back();
-            }
-        })?;
+        let record = self.begin(restored, paths).inspect_err(|_| self.give_up())?;
         self.exchange_paths(record)
     }
 
