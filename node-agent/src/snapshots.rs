@@ -140,7 +140,8 @@ pub struct PutBack {
 #[derive(Debug)]
 pub struct Snapshots {
     workers: Workers,
-    /// Whoever is restored is waited for: long snapshots of others are in nobody's way.
+    /// Whoever is restored, or kept before something else is put in its place, is waited for: long snapshots of others are in
+    /// nobody's way.
     restorers: Workers,
     /// Nobody waits for a proof.
     provers: Workers,
@@ -169,6 +170,18 @@ impl Snapshots {
     /// # Errors
     /// What the worker said.
     pub async fn take(&self, files: &Files, take: &Take) -> Result<Taken, Problem> {
+        self.take_by(&self.workers, files, take).await
+    }
+
+    /// The same, of a cell that waits for it: it is in no queue behind others' snapshots.
+    ///
+    /// # Errors
+    /// What the worker said.
+    pub async fn keep(&self, files: &Files, take: &Take) -> Result<Taken, Problem> {
+        self.take_by(&self.restorers, files, take).await
+    }
+
+    async fn take_by(&self, workers: &Workers, files: &Files, take: &Take) -> Result<Taken, Problem> {
         let failed = |failed: WorkerFailed| Problem::new(Code::SnapshotFailed, failed.to_string());
         let own =
             self.own_folder(files).map_err(|error| Problem::new(Code::SnapshotFailed, error.to_string()))?;
@@ -177,6 +190,8 @@ impl Snapshots {
                 folder: files.folder.clone(),
                 labels: take.labels.clone(),
                 parent: parent.filter(|_| !take.access.orphan).map(|id| id.to_string()),
+                // Whatever is found there in its place may be of a try that was cut short, which nobody was told of.
+                anew: parent.is_none() && !take.access.orphan,
                 online: take.online,
                 scratch: Some(own.join("scratch")),
                 digests: Some(own.join("digests")),
@@ -187,33 +202,22 @@ impl Snapshots {
         };
         // Before the first one: it may not be there, or its making was cut short and it lacks its owner's key.
         if take.parent.is_none() {
-            self.make_repository(files, take).await.map_err(failed)?;
+            make_repository(workers, files, take).await.map_err(failed)?;
         }
-        let done = match self.run(files, take, job(take.parent)).await {
+        let done = match run(workers, files, take, job(take.parent)).await {
             Err(none) if none.reason == Reason::Repository => {
-                self.make_repository(files, take).await.map_err(failed)?;
-                self.run(files, take, job(None)).await
+                make_repository(workers, files, take).await.map_err(failed)?;
+                run(workers, files, take, job(None)).await
             }
             // The parent was forgotten by a prune, or was never there: the newest that there is will do.
             Err(none) if none.reason == Reason::NotFound && take.parent.is_some() => {
-                self.run(files, take, job(None)).await
+                run(workers, files, take, job(None)).await
             }
             done => done,
         };
         match done.map_err(failed)?.outcome {
             Outcome::Taken(taken) => Ok(taken),
             other => Err(Problem::new(Code::Internal, format!("the worker did something else: {other:?}"))),
-        }
-    }
-
-    /// Makes the repository where there is none.
-    async fn make_repository(&self, files: &Files, take: &Take) -> Result<(), WorkerFailed> {
-        let password = take.access.repository.key.password.clone();
-        let init = Job::Init { password, chunking: Chunking::default() };
-        match self.run(files, take, init).await {
-            // It is there.
-            Err(failed) if failed.reason == Reason::Repository => Ok(()),
-            done => done.map(drop),
         }
     }
 
@@ -291,11 +295,6 @@ impl Snapshots {
         }
     }
 
-    async fn run(&self, files: &Files, take: &Take, job: Job) -> Result<Done, WorkerFailed> {
-        let request = take.access.request(take.access.prefix(), job);
-        self.workers.run(&request, Some((files.uid, files.uid)), SNAPSHOT_MAX, |_| {}).await
-    }
-
     /// The cell's user can write in there, and the cell cannot reach it.
     fn own_folder(&self, files: &Files) -> std::io::Result<PathBuf> {
         let own = self.folder.join(files.cell.to_string());
@@ -309,6 +308,22 @@ impl Snapshots {
         make_owned(&scratch, files.uid)?;
         Ok(own)
     }
+}
+
+/// Makes the repository where there is none.
+async fn make_repository(workers: &Workers, files: &Files, take: &Take) -> Result<(), WorkerFailed> {
+    let password = take.access.repository.key.password.clone();
+    let init = Job::Init { password, chunking: Chunking::default() };
+    match run(workers, files, take, init).await {
+        // It is there.
+        Err(failed) if failed.reason == Reason::Repository => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+async fn run(workers: &Workers, files: &Files, take: &Take, job: Job) -> Result<Done, WorkerFailed> {
+    let request = take.access.request(take.access.prefix(), job);
+    workers.run(&request, Some((files.uid, files.uid)), SNAPSHOT_MAX, |_| {}).await
 }
 
 /// Of this user, for nobody else.

@@ -101,6 +101,7 @@ impl Bucket {
             folder: cell.to_owned(),
             labels,
             parent: None,
+            anew: false,
             online: false,
             scratch: None,
             digests: None,

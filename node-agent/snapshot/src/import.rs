@@ -134,6 +134,7 @@ pub(crate) fn import(
         folder: found.root,
         labels: job.labels.clone(),
         parent: None,
+        anew: false,
         online: false,
         scratch: None,
         digests: None,

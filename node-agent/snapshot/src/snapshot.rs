@@ -18,7 +18,7 @@ use crate::labels::Labels;
 use crate::progress::Meter;
 use crate::repository::{OpenRepository, Opening};
 use crate::source::{Digests, Online, SNAPSHOT_ROOT, Shared, Source, SourceOptions};
-use crate::walk::{Skips, WalkLimits, open_folder};
+use crate::walk::{Skips, WalkLimits, open_cell};
 
 /// Longest time for the copy of one database.
 const DATABASE_MS: u64 = 30_000;
@@ -34,6 +34,9 @@ pub struct SnapshotJob {
     /// The snapshot before, by its whole id; without it the newest one of the cell that the repository has.
     #[serde(default)]
     pub parent: Option<String>,
+    /// Write a snapshot also of what the parent stands for already: nobody may have told of that one.
+    #[serde(default)]
+    pub anew: bool,
     /// Is the cell running? Then SQLite databases are copied with SQLite's online backup, which needs `scratch`.
     #[serde(default)]
     pub online: bool,
@@ -111,6 +114,7 @@ pub(crate) fn take(opening: Opening<'_>, job: &SnapshotJob, meter: &Meter) -> Re
     }
     if let (Some((walked, is)), Some((file, was))) = (&walked, &parent)
         && is == was
+        && !job.anew
     {
         let entries = walked.shared().files.load(std::sync::atomic::Ordering::Relaxed);
         return Ok(unchanged(file, was, entries, walked.shared()));
@@ -154,7 +158,7 @@ impl Folder {
         if job.unless.as_deref().is_some_and(std::path::Path::exists) {
             return Err(Failure::bad_job("a restore of the folder was cut short, and has to be ended first"));
         }
-        let root = open_folder(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
+        let root = open_cell(&job.folder).map_err(|errno| Failure::io("open", &job.folder, errno))?;
         let options = SourceOptions { workload: job.labels.workload, limits: job.limits, online };
         Ok(Self { root: Arc::new(root), options })
     }
@@ -186,7 +190,7 @@ fn write(
     let indexed = inner.to_indexed_ids().map_err(failed)?;
     let mut known = digests;
     loop {
-        let source = folder.source(known.clone(), meter);
+        let source = folder.source(known.clone(), meter).settle();
         let shared = Arc::clone(source.shared());
         let mut parents = ParentOptions::default().group_by(SnapshotGroupCriterion::new());
         match (&parent, &known) {
@@ -216,6 +220,7 @@ fn write(
         }
         if let Some((parent, tree)) = &parent
             && *tree == read.tree
+            && !job.anew
         {
             let entries = shared.files.load(std::sync::atomic::Ordering::Relaxed);
             read.digests.snapshot = id_of(parent);

@@ -6,7 +6,9 @@
 //!
 //! A file is stored as it was when it was opened: exactly as many bytes as it had then, with zeros for what was cut off
 //! meanwhile. "Has not changed" means: same inode, size, modification and change time, and not changed within the last
-//! two seconds before it was looked at, where a second change could hide behind the first one's time.
+//! two seconds before it was looked at, where a second change could hide behind the first one's time. A write through a
+//! mapping changes the times only where its page was clean, so whoever reads files writes all pages back before
+//! ([`Source::settle`]).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -112,6 +114,8 @@ pub(crate) struct Shared {
     failure: Mutex<Option<Failure>>,
     failed: AtomicBool,
     begun: SystemTime,
+    /// Was all that was changed before written back behind `begun`?
+    settled: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -153,8 +157,17 @@ impl Source {
             failure: Mutex::default(),
             failed: AtomicBool::new(false),
             begun: SystemTime::now(),
+            settled: AtomicBool::new(false),
         };
         Self { root, options, digests, shared: Arc::new(shared) }
+    }
+
+    /// Has the folder's file system write back what was changed: a page that a process has mapped and goes on to write to
+    /// gives the file a new time then (msync(2) and mmap(2) promise no more). Where that fails no file's times are relied on.
+    pub(crate) fn settle(self) -> Self {
+        let settled = rustix::fs::syncfs(&self.root).is_ok();
+        self.shared.settled.store(settled, Ordering::Release);
+        self
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -313,8 +326,9 @@ impl Entries {
                 None,
             ),
             What::File { file, database } => {
-                let mut settled =
-                    is_settled(&entry.identity, self.shared.begun) && entry.path.to_str().is_some();
+                let mut settled = self.shared.settled.load(Ordering::Acquire)
+                    && is_settled(&entry.identity, self.shared.begun)
+                    && entry.path.to_str().is_some();
                 let mut file = file;
                 if let Some(online) = self.online.as_ref().filter(|_| database) {
                     settled = false;

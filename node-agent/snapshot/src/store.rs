@@ -107,7 +107,7 @@ pub struct S3Store {
     limits: Limits,
     counters: Counters,
     windows: Mutex<VecDeque<Window>>,
-    /// The last failure of a call, for callers that only get another library's wrapping of it.
+    /// The last failure that the library was told of, for callers that only get its wrapping of it.
     last_error: Mutex<Option<StoreError>>,
 }
 
@@ -179,7 +179,7 @@ impl S3Store {
         }
     }
 
-    /// The last failure that a call ended with, taken out.
+    /// The last failure that the library was told of, taken out.
     pub fn take_error(&self) -> Option<StoreError> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -190,7 +190,7 @@ impl S3Store {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, StoreError>>,
     {
-        let done = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             let deadline = Instant::now() + self.limits.total();
             let mut pause = Pause::new();
             let mut damaged = 0;
@@ -214,11 +214,10 @@ impl S3Store {
                 self.counters.retries.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(wait).await;
             }
-        });
-        done.map_err(|failed| self.noted(failed))
+        })
     }
 
-    /// The library's own word for it says less.
+    /// For whoever only gets the library's own word for it, which says less.
     fn noted(&self, failed: StoreError) -> StoreError {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(failed.clone());
         failed

@@ -88,7 +88,7 @@ pub(super) async fn keep<R: Runtime>(
     take: Box<Take>,
     tell: &mpsc::Sender<Input>,
 ) -> Result<Skips, Problem> {
-    let taken = hands.snapshots.take(files, &take).await?;
+    let taken = hands.snapshots.keep(files, &take).await?;
     let skips = taken.skips.clone();
     let (written, is_written) = oneshot::channel();
     let ended = Ended { run: None, take, outcome: Ok(taken), written: Some(written) };

@@ -120,6 +120,7 @@ impl Work<'_> {
                         workload: Workload::Openclaw,
                     },
                     parent: self.snapshot.clone(),
+                    anew: false,
                     online: false,
                     scratch: None,
                     digests: Some(self.dir.join(format!("digests-{}", self.prefix))),

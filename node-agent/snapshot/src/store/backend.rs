@@ -38,10 +38,6 @@ fn listed(store: &S3Store, kind: FileType) -> Result<Listed, StoreError> {
     Ok(ours.collect())
 }
 
-fn failed(error: StoreError) -> Box<RusticError> {
-    RusticError::with_source(ErrorKind::Backend, "the store failed", error)
-}
-
 /// The store, with a gate before snapshots: while it is closed, a snapshot that the library writes is not written.
 ///
 /// The library ends a backup by writing the snapshot. Berth can tell only then whether all of it could be read, what
@@ -84,6 +80,11 @@ impl SnapshotGate {
             snapshot: OnceLock::new(),
             index: Mutex::default(),
         })
+    }
+
+    /// What the library is told, which wraps it in its own words.
+    fn failed(&self, error: StoreError) -> Box<RusticError> {
+        RusticError::with_source(ErrorKind::Backend, "the store failed", self.store.noted(error))
     }
 
     /// Asks for a snapshot now. Only the first one that is asked for so comes early.
@@ -129,7 +130,7 @@ impl ReadBackend for SnapshotGate {
     fn list_with_size(&self, kind: FileType) -> RusticResult<Listed> {
         match kind {
             FileType::Config => {
-                let found = self.store.find("config").map_err(failed)?;
+                let found = self.store.find("config").map_err(|error| self.failed(error))?;
                 let size = |config: &Bytes| u32::try_from(config.len()).unwrap_or(u32::MAX);
                 let listed = found.iter().map(|config| (Id::default(), size(config))).collect();
                 *self.found_config.lock().unwrap_or_else(PoisonError::into_inner) = found;
@@ -137,9 +138,11 @@ impl ReadBackend for SnapshotGate {
             }
             FileType::Index => {
                 let early = self.index.lock().unwrap_or_else(PoisonError::into_inner).take();
-                early.map_or_else(|| listed(&self.store, kind), |early| early.get()).map_err(failed)
+                early
+                    .map_or_else(|| listed(&self.store, kind), |early| early.get())
+                    .map_err(|error| self.failed(error))
             }
-            _ => listed(&self.store, kind).map_err(failed),
+            _ => listed(&self.store, kind).map_err(|error| self.failed(error)),
         }
     }
 
@@ -152,9 +155,9 @@ impl ReadBackend for SnapshotGate {
         if kind == FileType::Snapshot
             && let Some((_, early)) = self.snapshot.get().filter(|(early, _)| early == id)
         {
-            return early.get().map_err(failed);
+            return early.get().map_err(|error| self.failed(error));
         }
-        read_full(&self.store, kind, id).map_err(failed)
+        read_full(&self.store, kind, id).map_err(|error| self.failed(error))
     }
 
     fn read_partial(
@@ -171,9 +174,9 @@ impl ReadBackend for SnapshotGate {
         }
         if cacheable {
             // A folder's listing: those of its neighbours lie beside it and are asked for next, one by one.
-            return self.store.get_ahead(&name, offset, length).map_err(failed);
+            return self.store.get_ahead(&name, offset, length).map_err(|error| self.failed(error));
         }
-        self.store.get(&name, Some((offset, length)), |_| true).map_err(failed)
+        self.store.get(&name, Some((offset, length)), |_| true).map_err(|error| self.failed(error))
     }
 
     fn warmup_path(&self, kind: FileType, id: &Id) -> String {
@@ -201,7 +204,7 @@ impl WriteBackend for SnapshotGate {
             *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
             return Ok(());
         }
-        self.store.put(&name(kind, id), bytes).map_err(failed)?;
+        self.store.put(&name(kind, id), bytes).map_err(|error| self.failed(error))?;
         if kind == FileType::Snapshot {
             *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(*id);
         }
@@ -209,7 +212,7 @@ impl WriteBackend for SnapshotGate {
     }
 
     fn remove(&self, kind: FileType, id: &Id, _: bool) -> RusticResult<()> {
-        self.store.delete(&name(kind, id)).map_err(failed)
+        self.store.delete(&name(kind, id)).map_err(|error| self.failed(error))
     }
 }
 

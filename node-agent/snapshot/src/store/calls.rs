@@ -70,7 +70,7 @@ impl S3Store {
             })?;
             take(&page, &mut found);
             if found.len().max(tokens.len()) > self.limits.objects_max {
-                return Err(self.noted(StoreError::TooMany { objects_max: self.limits.objects_max }));
+                return Err(StoreError::TooMany { objects_max: self.limits.objects_max });
             }
             if page.is_truncated() != Some(true) {
                 return Ok(found);
@@ -79,7 +79,7 @@ impl S3Store {
             if token.as_ref().is_none_or(|token| !tokens.insert(token.clone())) {
                 let (operation, status) = (Operation::List.name(), 200);
                 let detail = "the listing is cut, and does not say where it goes on".to_owned();
-                return Err(self.noted(StoreError::Other { operation, status, detail }));
+                return Err(StoreError::Other { operation, status, detail });
             }
         }
     }

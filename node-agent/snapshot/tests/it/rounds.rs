@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use berth_snapshot::protocol::{Job, Outcome};
 use berth_snapshot::SnapshotJob;
+use berth_snapshot::protocol::{Job, Outcome};
 use berth_snapshot::store::Traffic;
 
 use crate::restic::Restic;
@@ -73,11 +76,11 @@ fn a_folder_that_has_not_changed_gets_no_new_snapshot_and_its_files_are_not_read
     let again = world.taken(job).unwrap();
     assert_eq!((again.unchanged, &again.snapshot, again.bytes_read), (true, &first.snapshot, 7));
     // A file that has just been made has no digest yet: a second change may hide behind the first one's time.
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    let old = std::time::SystemTime::now() - Duration::from_secs(60);
     fs::File::open(world.cell().join("f")).unwrap().set_modified(old).unwrap();
     let moved = world.snapshot();
     assert!(!moved.unchanged, "its time has changed");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let job = world.snapshot_job();
         let (outcome, traffic) = world.does(Job::Snapshot(Box::new(job))).unwrap();
@@ -87,8 +90,8 @@ fn a_folder_that_has_not_changed_gets_no_new_snapshot_and_its_files_are_not_read
         if taken.bytes_read == 0 {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "it is read for ever");
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert!(Instant::now() < deadline, "it is read for ever");
+        std::thread::sleep(Duration::from_millis(200));
     }
     // Where the snapshot before is known, that and the config are all that is asked for; the index is for what is new.
     let job = SnapshotJob { parent: Some(moved.snapshot.clone()), ..world.snapshot_job() };
@@ -171,4 +174,69 @@ fn single_paths_come_back_into_a_folder_of_their_own() {
         job.target = world.path("elsewhere");
         assert_eq!(world.restored(job.clone()).unwrap_err().0, berth_snapshot::Reason::NotFound, "{bad}");
     }
+}
+
+#[test]
+fn what_nobody_was_told_of_does_not_stand_for_what_is_there() {
+    let mut world = World::new();
+    fs::write(world.cell().join("f"), "content").unwrap();
+    let untold = world.snapshot();
+    let job = SnapshotJob { anew: true, ..world.snapshot_job() };
+    let told = world.taken(job).unwrap();
+    assert_eq!((told.unchanged, &told.tree), (false, &untold.tree));
+    assert_eq!(told.parent.as_ref(), Some(&untold.snapshot));
+    assert_ne!(told.snapshot, untold.snapshot);
+    // Also where the digests say at once that nothing has changed.
+    let job = SnapshotJob { anew: true, parent: Some(told.snapshot.clone()), ..world.snapshot_job() };
+    assert!(!world.taken(job).unwrap().unchanged);
+}
+
+#[test]
+fn a_file_that_is_changed_between_two_of_its_names_comes_back_as_it_was_read() {
+    let mut world = World::new();
+    let cell = world.cell();
+    fs::write(cell.join("a"), "begin").unwrap();
+    fs::hard_link(cell.join("a"), cell.join("z")).unwrap();
+    for at in 0..500 {
+        fs::write(cell.join(format!("m{at}")), "between").unwrap();
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut log = fs::OpenOptions::new().append(true).open(cell.join("a")).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                log.write_all(b"one line more\n").unwrap();
+            }
+        });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let taken = world.snapshot();
+            world.restored(world.restore_job(&taken.snapshot, "back")).unwrap();
+            let size = |name: &str| fs::metadata(world.path("back").join(name)).unwrap().len();
+            let differ = size("a") != size("z");
+            fs::remove_dir_all(world.path("back")).unwrap();
+            if differ || Instant::now() > deadline {
+                stop.store(true, Ordering::Relaxed);
+                assert!(differ, "it never changed meanwhile");
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_write_through_a_mapping_that_goes_on_is_in_the_next_snapshot() {
+    let mut world = World::new();
+    // SQLite writes to this file through a mapping. By another name it is a file like any other.
+    let database = rusqlite::Connection::open(world.path("elsewhere.sqlite")).unwrap();
+    database.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (1);").unwrap();
+    fs::hard_link(world.path("elsewhere.sqlite-shm"), world.cell().join("mapped")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while world.snapshot().bytes_read > 0 {
+        assert!(Instant::now() < deadline, "it is never relied on");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    database.execute_batch("INSERT INTO t VALUES (2);").unwrap();
+    let taken = world.snapshot();
+    assert_eq!((taken.unchanged, taken.tree), (false, hash(&world.cell())));
 }

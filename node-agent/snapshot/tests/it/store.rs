@@ -1,9 +1,9 @@
 //! The check of a store at start-up, and what each kind of wrong store is called.
 
-use berth_snapshot::Reason;
 use berth_snapshot::protocol::{Job, Outcome};
 use berth_snapshot::store::{DeleteRight, StoreConfig};
 use berth_snapshot::worker::perform_here;
+use berth_snapshot::{Reason, SnapshotJob};
 use berth_test_s3::Fault;
 
 use crate::support::World;
@@ -61,6 +61,18 @@ fn a_wrong_store_is_told_by_what_is_wrong() {
         let (reason, said) = reason(change);
         assert_eq!(reason, expected, "{said}");
         assert!(said.contains(text), "{said}");
+    }
+}
+
+#[test]
+fn a_repository_that_is_not_there_is_told_as_that_whatever_is_asked_for_beside_it() {
+    let mut world = World::empty();
+    std::fs::write(world.cell().join("f"), "x").unwrap();
+    for _ in 0..20 {
+        let job = SnapshotJob { parent: Some("0".repeat(64)), ..world.snapshot_job() };
+        assert_eq!(world.taken(job).unwrap_err().0, Reason::Repository);
+        let job = world.restore_job(&"0".repeat(64), "back");
+        assert_eq!(world.restored(job).unwrap_err().0, Reason::Repository);
     }
 }
 

@@ -128,6 +128,7 @@ impl World {
             folder: self.cell(),
             labels: self.labels(self.sequence),
             parent: None,
+            anew: false,
             online: false,
             scratch: Some(self.path("scratch")),
             digests: Some(self.path("digests")),
