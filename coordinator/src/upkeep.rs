@@ -79,7 +79,7 @@ struct Inner {
     file: PathBuf,
     book: Mutex<Book>,
     /// Held by whoever writes the file, so that no older state is written over a newer one.
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
     turn: Semaphore,
     config: Snapshots,
     repositories: Repositories,
@@ -101,7 +101,7 @@ impl Upkeep {
         let file = data_dir.join(FILE);
         let book = Mutex::new(read(&file));
         let turn = Semaphore::new(1);
-        let writing = tokio::sync::Mutex::new(());
+        let writing = Arc::default();
         let this =
             Self(Arc::new(Inner { file, book, writing, turn, config, repositories, store, hub, metrics }));
         this.measure();
@@ -344,10 +344,12 @@ impl Upkeep {
     /// start; what takes something needs it.
     async fn remember(&self) -> bool {
         self.measure();
-        let _alone = self.0.writing.lock().await;
+        // Held by the write itself: whoever asked for it may go away, and the next one must not come before it.
+        let alone = Arc::clone(&self.0.writing).lock_owned().await;
         let book = self.book().clone();
         let file = self.0.file.clone();
         let write = move || {
+            let _alone = alone;
             let text = serde_json::to_vec(&book).map_err(std::io::Error::other)?;
             durable::write_atomic(&file, &text, 0o600)
         };

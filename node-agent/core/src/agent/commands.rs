@@ -103,7 +103,12 @@ impl Agent {
     }
 
     /// The answer goes out, and is kept for the command's repetition.
-    pub(super) fn answered(&mut self, seq: u64, outcome: Result<CommandOutcome, Problem>, out: &mut Vec<Effect>) {
+    pub(super) fn answered(
+        &mut self,
+        seq: u64,
+        outcome: Result<CommandOutcome, Problem>,
+        out: &mut Vec<Effect>,
+    ) {
         self.commands.remove(&seq);
         self.asked_snapshots.remove(&seq);
         if self.answers.len() >= ANSWERS_MAX {
