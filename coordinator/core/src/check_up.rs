@@ -383,7 +383,7 @@ mod tests {
         let (user, key) = (UserId::from_random([1; 16]), KeyId::from_random([2; 16]));
         let mut run = |command| world.run(&crate::command::Command::Snapshot(command)).unwrap();
         run(SnapshotCommand::AdoptKey { user, key });
-        let (node, at) = (NodeId::from_random([1; 16]), UnixMs(1_763_683_200_000));
+        let (node, at) = (NodeId::from_random([1; 16]), UnixMs(1_000_000));
         for (seq, parent) in [(1, 0), (2, 1), (3, 2), (4, 1)] {
             let snapshot = Snapshot {
                 id: SnapshotId::from_bytes([seq; 32]),

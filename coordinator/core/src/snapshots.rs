@@ -10,6 +10,9 @@
 //!      └─ any other, or taken aside ────────────────────> stays; the snapshot is an orphan
 //! ```
 //!
+//! A sequence that no node can have come to by counting is refused ([`SEQ_AHEAD_MAX`]). A snapshot that is said to be of the
+//! future is taken down as of now: its node's clock is ahead, which is no reason to do without it.
+//!
 //! An operator's *import* is a snapshot that no node took. It stands before all that HEAD's generation took, so that it
 //! moves nothing where there is a HEAD; a node puts it in place by a restore, and what the node takes next is HEAD. Where
 //! there is none it is HEAD.
@@ -29,6 +32,11 @@ pub const HISTORY_MAX: usize = 24;
 /// Most orphans of one user that one node may tell of: far more than one lease's worth of sleeps, and no node fills the
 /// list with others' names. More are refused for good: they lie in the bucket all the same, and are found there by their ids.
 pub const ORPHANS_PER_NODE_MAX: usize = 64;
+
+/// How far above the highest one that was told a node's next sequence may be. A node counts one by one and writes each number
+/// to its disk, also for snapshots that fail or are never told of: at one a second it would take 136 years. What it holds
+/// back is a node that uses up all numbers of its generation, behind which no snapshot would ever be HEAD again.
+pub const SEQ_AHEAD_MAX: u64 = 1 << 32;
 
 /// The sequence of an import: nodes begin with 1.
 pub const IMPORT_SEQ: u64 = 0;
@@ -165,6 +173,16 @@ pub enum SnapshotRefusal {
     /// A prune would leave nothing.
     #[error("`last` has to be 1 or more: the newest snapshot always stays")]
     KeepsNone,
+    /// No node has counted so far.
+    #[error(
+        "node `{name}` tells of snapshot number {seq}, more than {SEQ_AHEAD_MAX} above the last one that it told of"
+    )]
+    TooFarAhead {
+        /// Which.
+        name: NodeName,
+        /// What it told.
+        seq: u64,
+    },
     /// More than are kept.
     #[error("node `{name}` has told of {ORPHANS_PER_NODE_MAX} orphans of this user, more are not kept")]
     TooManyOrphans {
@@ -220,7 +238,7 @@ impl SnapshotRefusal {
             Self::Barred { code, .. } => *code,
             Self::NotItsOwn { .. } | Self::Moved => Code::StaleGeneration,
             Self::KeepsNone => Code::BadRequest,
-            Self::TooManyOrphans { .. } => Code::TooMany,
+            Self::TooManyOrphans { .. } | Self::TooFarAhead { .. } => Code::TooMany,
         }
     }
 }

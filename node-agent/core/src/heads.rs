@@ -159,7 +159,8 @@ impl Heads {
     fn next_seq(&mut self, memory: &Memory, repository: &UserRepository) -> u64 {
         let (cell, generation) = (repository.cell, repository.generation);
         let written = memory.repositories.next_seq(cell, generation);
-        let newer = self.begun.get(&cell).filter(|(of, _)| *of == generation).map(|(_, seq)| seq + 1);
+        let newer = self.begun.get(&cell).filter(|(of, _)| *of == generation);
+        let newer = newer.map(|(_, seq)| seq.saturating_add(1));
         let head = repository.head.as_ref().filter(|head| head.generation == generation);
         let above_head = head.map(|head| head.seq.saturating_add(1));
         let seq = written.max(newer.unwrap_or(0)).max(above_head.unwrap_or(0));

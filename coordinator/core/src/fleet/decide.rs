@@ -106,7 +106,7 @@ impl Fleet {
             Command::Hold { slug, until } => self.hold(now, slug, *until)?,
             Command::EndHold { slug } => self.end_hold(slug)?,
             Command::SetImage { slug, image } => self.set_image(slug, image)?,
-            Command::Snapshot(command) => self.decide_snapshot(command)?,
+            Command::Snapshot(command) => self.decide_snapshot(now, command)?,
         };
         Ok(events(now, actor, facts))
     }

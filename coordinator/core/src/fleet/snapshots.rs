@@ -12,16 +12,18 @@ use std::sync::Arc;
 use berth_shared::ids::{CellId, Generation, KeyId, NodeId, Slug, UserId};
 use berth_shared::problem::Code;
 use berth_shared::snapshot::{Retention, Snapshot, SnapshotId};
+use berth_shared::time::UnixMs;
 use serde::{Deserialize, Serialize};
 
 use super::keys::Standing as NodeStanding;
 use super::{Fleet, Misfit, Node};
 use crate::command::Refusal;
 use crate::event::{Fact, SnapshotFact};
+use crate::keys::CLOCK_OFFSET_MAX;
 use crate::rebuild::Rebuilt;
 use crate::snapshots::{
-    HISTORY_MAX, IMPORT_SEQ, ORPHANS_PER_NODE_MAX, SnapshotCommand, SnapshotRefusal, StaleGeneration,
-    Standing,
+    HISTORY_MAX, IMPORT_SEQ, ORPHANS_PER_NODE_MAX, SEQ_AHEAD_MAX, SnapshotCommand, SnapshotRefusal,
+    StaleGeneration, Standing,
 };
 
 /// Most generations of one user that are remembered behind the one in force: one for each time that it was given away.
@@ -143,11 +145,15 @@ impl Vault {
 
     /// The generation is over: what was told of it by now is all that is of the line.
     fn end(&mut self, generation: Generation) {
-        let head = self.head.as_ref().filter(|head| head.generation == generation);
-        self.over.insert(generation, head.map_or(0, |head| head.seq));
+        self.over.insert(generation, self.newest_seq(generation));
         while self.over.len() > OVER_MAX {
             self.over.pop_first();
         }
+    }
+
+    /// The highest sequence that was told of this generation; 0 where none was.
+    fn newest_seq(&self, generation: Generation) -> u64 {
+        self.head.as_ref().filter(|head| head.generation == generation).map_or(0, |head| head.seq)
     }
 
     fn is_behind_all(&self, snapshot: &Snapshot) -> bool {
@@ -214,11 +220,16 @@ impl Fleet {
         self.vaults.get(&user).and_then(|vault| vault.highest())
     }
 
-    pub(super) fn decide_snapshot(&self, command: &SnapshotCommand) -> Result<Vec<Fact>, Refusal> {
+    pub(super) fn decide_snapshot(
+        &self,
+        now: UnixMs,
+        command: &SnapshotCommand,
+    ) -> Result<Vec<Fact>, Refusal> {
         let facts = match command {
             SnapshotCommand::AdoptKey { user, key } => self.adopt_key(*user, *key)?,
             SnapshotCommand::Take { node, user, snapshot, aside } => {
-                self.take_snapshot(*node, *user, snapshot, *aside)?
+                let snapshot = not_of_the_future(now, snapshot);
+                self.take_snapshot(*node, *user, &snapshot, *aside)?
             }
             SnapshotCommand::Import { user, snapshot } => self.import_snapshot(*user, snapshot)?,
             SnapshotCommand::PurgeKey { user } => self.purge_key(*user)?,
@@ -308,6 +319,10 @@ impl Fleet {
         if aside {
             // It is not where a restore would look for it.
             return Ok(orphaned(node, vault, Some(home.generation), snapshot)?);
+        }
+        if snapshot.seq > vault.newest_seq(home.generation).saturating_add(SEQ_AHEAD_MAX) {
+            let (name, seq) = (node.name.clone(), snapshot.seq);
+            return Err(SnapshotRefusal::TooFarAhead { name, seq }.into());
         }
         let snapshot = snapshot.clone();
         if vault.head.as_ref().is_none_or(|head| head.place() < snapshot.place()) {
@@ -490,6 +505,13 @@ impl Fleet {
         let missing = || Misfit::Missing { number, what: format!("a repository of {user}") };
         Ok(Arc::make_mut(self.vaults.get_mut(&user).ok_or_else(missing)?))
     }
+}
+
+/// The snapshot as it is written down. A node whose clock is ahead takes good snapshots; only when is not known of them
+/// then, but it was no later than it is told.
+fn not_of_the_future(now: UnixMs, snapshot: &Snapshot) -> Snapshot {
+    let is_believed = snapshot.taken_at <= now.after(CLOCK_OFFSET_MAX);
+    Snapshot { taken_at: if is_believed { snapshot.taken_at } else { now }, ..snapshot.clone() }
 }
 
 fn orphaned(

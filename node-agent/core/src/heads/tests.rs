@@ -139,6 +139,14 @@ fn numbers_go_on_above_head_and_above_what_is_not_written_yet() {
 }
 
 #[test]
+fn numbers_that_are_used_up_are_no_end_of_the_agent() {
+    let (agent, memory) = stopped();
+    let mut heads = told(Some(snapshot(1, u64::MAX - 1)));
+    let mut next = || heads.next(&agent, &memory, cell()).unwrap().seq;
+    assert_eq!((next(), next(), next()), (u64::MAX, u64::MAX, u64::MAX));
+}
+
+#[test]
 fn a_snapshot_is_told_of_again_in_a_new_session_and_after_a_while() {
     let (_, mut memory) = stopped();
     let mut heads = told(None);

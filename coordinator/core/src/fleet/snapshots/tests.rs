@@ -16,6 +16,8 @@ use crate::fleet::tests::{World, mark, slug};
 use crate::keys::KeyCommand;
 use crate::snapshots::{Opened, is_final};
 
+mod bounds;
+
 const ANNA: UserId = UserId::from_random([1; 16]);
 const KEY: KeyId = KeyId::from_random([9; 16]);
 
@@ -227,10 +229,7 @@ fn one_node_cannot_fill_the_orphans_of_another_nor_drive_generations_up() {
         world.run(&take(old, wild)).unwrap();
     }
     let refused = world.refused(&take(old, snapshot(200, 1, 2)));
-    assert!(
-        refused == Code::TooMany && is_final(refused),
-        "nothing will make room: it is not told of for ever"
-    );
+    assert!(refused == Code::TooMany && is_final(refused), "nothing will make room: no need to tell again");
     let now = moved(&mut world);
     assert_eq!(now, old);
     let last = moved(&mut world);
