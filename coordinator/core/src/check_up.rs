@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use berth_shared::doctor::{Finding, Level};
 use berth_shared::ids::{KeyId, UserId};
+use berth_shared::problem::Code;
 use berth_shared::snapshot::Snapshot;
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
 use berth_shared::wire::NodeFacts;
 
-use crate::fleet::{Fleet, Node, User, Vault};
+use crate::fleet::{Fleet, Node, Standing, User, Vault};
 use crate::liveness::Seen;
 
 /// A node's clock may be this far off before it is worth a warning (DESIGN, section 4).
@@ -25,15 +26,20 @@ pub const CLOCK_PROBLEM: Millis = Millis::minutes(5);
 const FORK_TOLD_FOR: Millis = Millis::minutes(7 * 24 * 60);
 
 /// The checks that compare a node with the coordinator.
-const OURS: [&str; 3] = [SESSION, CLOCK_OFFSET, VERSIONS];
+const OURS: [&str; 4] = [STANDING, SESSION, CLOCK_OFFSET, VERSIONS];
+const STANDING: &str = "standing";
 const SESSION: &str = "session";
 const CLOCK_OFFSET: &str = "clock_offset";
 const VERSIONS: &str = "versions";
 
 /// Examines one node. `version` is the coordinator's own. What the coordinator finds comes first; of a check of the same
-/// name the node's own finding stands instead: it has looked later, and closer.
+/// name the node's own finding stands instead: it has looked later, and closer. Of a revoked node nothing else is told.
 pub fn node(node: &Node, seen: Option<&Seen>, version: &str) -> Vec<Finding> {
-    let mut findings = vec![session(seen)];
+    if let Standing::Revoked { at } = node.standing {
+        return vec![revoked(node, at)];
+    }
+    let mut findings: Vec<Finding> = locked(node).into_iter().collect();
+    findings.push(session(seen));
     findings.extend(seen.map(|seen| clock_offset(seen.clock_offset_ms)));
     let facts = seen.map_or(&node.facts, |seen| &seen.facts);
     findings.push(versions(facts, version));
@@ -46,15 +52,18 @@ pub fn node(node: &Node, seen: Option<&Seen>, version: &str) -> Vec<Finding> {
     findings
 }
 
-/// Examines the fleet as a whole. `autonomy` is how long a node may work alone, `None` without end.
+/// Examines the fleet as a whole. Of nodes that are revoked none has to be connected. `autonomy` is how long a node may work
+/// alone, `None` without end.
 pub fn fleet(fleet: &Fleet, connected: usize, autonomy: Option<Millis>) -> Vec<Finding> {
-    let nodes = fleet.nodes().count();
+    let is_let_in = |node: &&Node| !matches!(node.standing, Standing::Revoked { .. });
+    let all = fleet.nodes().count();
+    let nodes = fleet.nodes().filter(is_let_in).count();
     let found = format!("{connected} of {nodes} connected");
     let mut findings = vec![match (nodes, connected) {
         (0, _) => Finding::new(
             "nodes",
             Level::Note,
-            "no node has joined",
+            "no node has joined that is still let in",
             "Let one in: `berth token create NAME`, then `berth-node-agent join` on the machine.",
         ),
         (nodes, connected) if connected < nodes => Finding::new(
@@ -65,11 +74,11 @@ pub fn fleet(fleet: &Fleet, connected: usize, autonomy: Option<Millis>) -> Vec<F
         ),
         _ => Finding::good("nodes", found),
     }];
-    if let (None, 2..) = (autonomy, nodes) {
+    if let (None, 2..) = (autonomy, all) {
         findings.push(Finding::new(
             "autonomy",
             Level::Warning,
-            format!("{nodes} nodes may work alone without end: users of a lost node can be given to another one only \
+            format!("{all} nodes may work alone without end: users of a lost node can be given to another one only \
                      with --node-is-off"),
             "Set `autonomy`, such as 24h.",
         ));
@@ -148,6 +157,22 @@ pub fn snapshot_lines(fleet: &Fleet, now: UnixMs) -> Finding {
         "What came between is not on the cell's disk. `berth snapshot diff` tells what it is; `berth snapshot restore` with \
          the latter brings it back, and keeps what is there first. Told for a week.",
     )
+}
+
+fn locked(node: &Node) -> Option<Finding> {
+    let Standing::Locked { at, shown, stored } = node.standing else { return None };
+    let found = format!(
+        "locked since {at}, given nothing new and moving no HEAD: it showed the join counter {shown} behind {stored}, so that \
+         there may be two of it"
+    );
+    Some(Finding::new(STANDING, Level::Problem, found, Code::CounterReplayed.advice()))
+}
+
+fn revoked(node: &Node, at: UnixMs) -> Finding {
+    let found = format!("revoked since {at}, not let in; {} users live there", node.users.len());
+    // Nobody's cell is reached or snapshotted there.
+    let level = if node.users.is_empty() { Level::Note } else { Level::Warning };
+    Finding::new(STANDING, level, found, Code::NodeRevoked.advice())
 }
 
 fn session(seen: Option<&Seen>) -> Finding {
@@ -235,7 +260,7 @@ mod tests {
 
     use super::*;
     use crate::actor::Actor;
-    use crate::event::{Event, Fact};
+    use crate::event::{Event, Fact, KeyFact};
     use crate::fleet::FIRST_EPOCH;
     use crate::snapshots::SnapshotCommand;
 
@@ -300,6 +325,60 @@ mod tests {
         assert_eq!(level(&findings, "clock_offset"), None);
         assert_eq!(level(&findings, "versions"), Some(Level::Good));
         assert_eq!(level(&node(known, None, "1.3.0"), "versions"), Some(Level::Note));
+    }
+
+    fn happens(fleet: &mut Fleet, fact: KeyFact) {
+        fleet.apply(&Event { at: UnixMs(5), actor: Actor::System, fact: Fact::Key(fact) }).unwrap();
+    }
+
+    #[test]
+    fn a_locked_node_is_a_problem_however_well_it_is_and_says_so_itself_or_not() {
+        let mut fleet = with_nodes(1);
+        let id = fleet.nodes().next().unwrap().id;
+        assert_eq!(level(&node(fleet.node(id).unwrap(), None, "1.2.3"), "standing"), None);
+        happens(&mut fleet, KeyFact::NodeLocked { node: id, shown: 4, stored: 7 });
+        let mut live = Liveness::default();
+        let hello = Hello {
+            version_min: 1,
+            version_max: 2,
+            node: id,
+            counter: JoinCounter(8),
+            nonce: SessionNonce::from_random([1; 16]),
+            boot: BootId::from_random([1; 16]),
+            wall: UnixMs(0),
+            facts: facts(),
+        };
+        live.opened(UnixMs(0), Connection(1), &hello);
+        live.findings(UnixMs(1), id, Connection(1), vec![Finding::good("standing", "the only one")]);
+        let findings = node(fleet.node(id).unwrap(), live.node(id), "1.2.3");
+        assert_eq!(level(&findings, "session"), Some(Level::Good));
+        let told: Vec<&Finding> = findings.iter().filter(|finding| finding.check == "standing").collect();
+        let [finding] = told[..] else { panic!("one of it: {told:?}") };
+        assert_eq!(finding.level, Level::Problem);
+        assert_eq!(finding.advice, Code::CounterReplayed.advice());
+        assert!(finding.found.contains("counter 4 behind 7"), "{}", finding.found);
+        happens(&mut fleet, KeyFact::NodeUnlocked { node: id, any_counter: false });
+        assert_eq!(level(&node(fleet.node(id).unwrap(), live.node(id), "1.2.3"), "standing"), None);
+    }
+
+    #[test]
+    fn a_revoked_node_is_not_missed_and_its_users_are() {
+        let mut world = crate::fleet::tests::World::with_nodes(2);
+        world.run(&world.create("anna", 1)).unwrap();
+        let mut fleet = world.fleet.clone();
+        let home = fleet.users().next().unwrap().home.as_ref().unwrap().node;
+        let other = fleet.nodes().map(|node| node.id).find(|id| *id != home).unwrap();
+        let lease = Some(Millis::secs(1));
+        happens(&mut fleet, KeyFact::NodeRevoked { node: other });
+        let of = |fleet: &Fleet, id| node(fleet.node(id).unwrap(), None, "1.2.3");
+        let found = of(&fleet, other);
+        assert_eq!((found.len(), level(&found, "standing")), (1, Some(Level::Note)), "{found:?}");
+        assert_eq!(self::fleet(&fleet, 1, lease)[0], Finding::good("nodes", "1 of 1 connected"));
+        assert_eq!(level(&self::fleet(&fleet, 0, lease), "nodes"), Some(Level::Warning));
+        happens(&mut fleet, KeyFact::NodeRevoked { node: home });
+        assert_eq!(level(&of(&fleet, home), "standing"), Some(Level::Warning), "anna is there");
+        assert_eq!(level(&self::fleet(&fleet, 0, lease), "nodes"), Some(Level::Note));
+        assert_eq!(level(&self::fleet(&fleet, 0, None), "autonomy"), Some(Level::Warning), "they still work");
     }
 
     #[test]
