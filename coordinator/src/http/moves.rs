@@ -85,7 +85,10 @@ pub(crate) async fn move_user(
     let accepted = api.store.submit(actor, command).await?;
     // Another caller may have removed it in the same group.
     let user = accepted.fleet.user(&slug).ok_or_else(|| unknown(&slug))?;
-    let moved = users::placed(&accepted.fleet, user).ok_or_else(|| unknown(&slug))?;
+    let mut moved = users::placed(&accepted.fleet, user).ok_or_else(|| unknown(&slug))?;
+    // What nobody can read is not what it begins from.
+    moved.head = moved.head.filter(|_| api.kept.is_some());
+    let begins_from = moved.head.as_ref().map(|head| head.taken_at);
     let begins_from = begins_from.map_or("nothing".to_owned(), |at| format!("its snapshot of {at}"));
     tracing::warn!(user = %slug, node = %moved.node, generation = %moved.generation, %actor, begins_from,
         "a user was given to another node");

@@ -401,7 +401,9 @@ async fn without_the_bucket_of_known_snapshots_nothing_starts_unless_they_are_gi
     assert!(asked.body.contains("without_data"), "{}", asked.body);
     let take_over = json!({ "slug": "berta", "take_over": anna.id });
     assert_eq!(world.post("/v1/users", take_over).await.code(), Code::SnapshotsOff);
-    assert_eq!(world.post("/v1/users/anna/move", json!({ "without_data": true })).await.status, 200);
+    let moved = world.post("/v1/users/anna/move", json!({ "without_data": true })).await;
+    let moved: Value = moved.json();
+    assert_eq!((&moved["node"], &moved["head"]), (&json!("n2"), &json!(null)), "she begins with nothing");
     world.end().await;
 }
 

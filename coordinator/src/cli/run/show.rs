@@ -190,8 +190,12 @@ pub(super) fn created(user: &User) -> String {
 }
 
 pub(super) fn moved(user: &User) -> String {
+    let begins = user.head.as_ref().map_or_else(
+        || "with an empty folder".to_owned(),
+        |head| format!("as of its snapshot {:.width$} of {}", head.id, head.taken_at, width = SHORT_ID),
+    );
     let mut text = format!(
-        "user {} lives on node {} now, with an empty folder, as generation {}\n",
+        "user {} lives on node {} now, {begins}, as generation {}\n",
         user.slug, user.node, user.generation
     );
     for line in &user.placement {
@@ -468,4 +472,37 @@ pub(super) fn doctor(doctor: &Doctor) -> String {
         text.push_str(&format!("\nnode {}\n{}", node.node, render(&node.findings)));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_shared::cell::CellSize;
+    use berth_shared::ids::{CellId, UserId};
+
+    use super::*;
+
+    #[test]
+    fn who_has_moved_begins_with_what_was_kept_and_only_else_with_nothing() {
+        let id = "ab".repeat(32);
+        let user = |head: serde_json::Value| -> User {
+            serde_json::from_value(serde_json::json!({
+                "id": UserId::from_random([1; 16]), "slug": "anna", "host": "anna.localhost",
+                "created_at": "2026-11-21T01:15:58.765Z", "cell": CellId::from_random([1; 16]),
+                "node": "n2", "generation": { "epoch": 1, "number": 2 }, "workload": "http", "image": "a:1",
+                "size": CellSize::default(), "rest": "stop", "idle_after": 1, "bearers": 0, "head": head,
+                "placement": ["n2: most room"]
+            }))
+            .unwrap()
+        };
+        let head = serde_json::json!({
+            "id": id, "cell": CellId::from_random([1; 16]), "generation": { "epoch": 1, "number": 1 },
+            "seq": 3, "taken_at": "2026-11-21T01:15:58.765Z", "bytes": 5, "tree": id, "image": "a:1",
+            "parent": null
+        });
+        let kept = "user anna lives on node n2 now, as of its snapshot abababab of 2026-11-21T01:15:58.765Z, as \
+                    generation 1.2\n  n2: most room\n";
+        assert_eq!(moved(&user(head)), kept);
+        let nothing = moved(&user(serde_json::Value::Null));
+        assert!(nothing.starts_with("user anna lives on node n2 now, with an empty folder, "), "{nothing}");
+    }
 }
