@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use berth_daemon::terminal::plain_lines;
 use berth_shared::api::ProblemBody;
 use berth_shared::problem::Code;
 
@@ -94,7 +95,8 @@ impl Failure {
             Self::NotConfirmed => writeln!(text, "berth: not confirmed, nothing was done"),
             Self::Enough => Ok(()),
         };
-        text
+        // A problem's detail may be of a cell or a node.
+        if json { text } else { plain_lines(&text) }
     }
 }
 

@@ -10,6 +10,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use berth_daemon::secret_file::read_secret_file;
+use berth_daemon::terminal::plain_lines;
 use berth_shared::api::{
     Bearer, Cell, CoordinatorKey, CreateToken, CreateUser, DeclareOff, Doctor, HoldRequest, KeyPurged, List,
     LoginLink, Logs, MoveUser, Node, Purged, QuarantineRequest, RepositoryAccess, SetSleep, SleepRequest,
@@ -341,7 +342,8 @@ impl Runner {
 
     fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<String, Failure> {
         if !self.json {
-            return Ok(text(value));
+            // Of what is in it much was written by cells and nodes.
+            return Ok(plain_lines(&text(value)));
         }
         let json = serde_json::to_string_pretty(value).map_err(|error| Failure::Local(error.to_string()))?;
         Ok(format!("{json}\n"))

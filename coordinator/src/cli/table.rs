@@ -1,8 +1,11 @@
-//! Text in columns.
+//! Text in columns. What is in them may be a cell's or a node's: nothing of it steers a terminal or ends a line.
+
+use berth_daemon::terminal::plain;
 
 /// Rows below a head, columns as wide as their widest cell, two spaces between.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
     let head = head.map(str::to_owned);
+    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| plain(&cell))).collect();
     let mut widths = [0; N];
     for row in std::iter::once(&head).chain(&rows) {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -20,7 +23,7 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> 
 /// One thing: names on the left, values on the right.
 pub(crate) fn facts(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    rows.iter().map(|(name, value)| format!("{:<width$}  {value}\n", format!("{name}"))).collect()
+    rows.iter().map(|(name, value)| format!("{name:<width$}  {}\n", plain(value))).collect()
 }
 
 /// Nothing is shown as a dash, so that a column never looks forgotten.
@@ -37,10 +40,13 @@ mod tests {
         let rows = vec![["a".into(), "running".into()], ["longer-é".into(), "x".into()]];
         assert_eq!(table(["USER", "STATE"], rows), "USER      STATE\na         running\nlonger-é  x\n");
         assert_eq!(table(["USER"], vec![]), "USER\n");
+        let hostile = vec![["\x1b[2Ja\nb".into(), "x".into()]];
+        assert_eq!(table(["USER", "STATE"], hostile), "USER           STATE\n\\u{1b}[2Ja\\nb  x\n");
     }
 
     #[test]
     fn facts_are_aligned() {
         assert_eq!(facts(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2\n");
+        assert_eq!(facts(&[("a", "\x1b]52;c;eA==\x07\nb".into())]), "a  \\u{1b}]52;c;eA==\\u{7}\\nb\n");
     }
 }

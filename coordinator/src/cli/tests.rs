@@ -1,7 +1,8 @@
 //! The command line: what it takes, what it refuses before anything is sent, and what it shows of real answers.
 
 use berth_shared::api::User;
-use berth_shared::ids::Generation;
+use berth_shared::cell::CellEventKind;
+use berth_shared::ids::{Generation, RequestId};
 use clap::{CommandFactory, Parser};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -225,6 +226,54 @@ async fn whoever_is_not_a_coordinator_is_told_apart_from_nobody() {
     assert_eq!(failed.unwrap_err().exit(), 76);
     drop(listener);
     assert_eq!(run(&asked, false).await.unwrap_err().exit(), 69);
+}
+
+/// What a command line prints, or fails with, when this is answered.
+async fn answered(arguments: &[&str], status: u16, answer: &serde_json::Value) -> Result<String, Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let api = format!("http://{}", listener.local_addr().unwrap());
+    let other = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 64];
+        let _read = stream.read(&mut request).await.unwrap();
+        let kind = if status == 200 { "application/json" } else { "application/problem+json" };
+        let (body, end) = (answer.to_string(), "connection: close\r\n\r\n");
+        let head =
+            format!("HTTP/1.1 {status} x\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n{end}", body.len());
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        // Whoever closes with something unread resets the connection.
+        while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
+    };
+    let asked = cli(&[arguments, &["--api", &api, "--key", "k"]].concat());
+    let (told, ()) = tokio::join!(run(&asked, false), other);
+    told
+}
+
+#[tokio::test]
+async fn what_a_cell_or_a_node_writes_steers_no_terminal() {
+    let hostile = "\x1b]52;c;eA==\x07a\tb\u{9b}2J";
+    let harmless = "\\u{1b}]52;c;eA==\\u{7}a\tb\\u{9b}2J";
+    let logs = serde_json::json!({ "lines": [hostile, "c"] });
+    let told = answered(&["cell", "logs", "anna"], 200, &logs).await.unwrap();
+    assert_eq!(told, format!("{harmless}\nc\n"));
+    let told = answered(&["cell", "logs", "anna", "--json"], 200, &logs).await.unwrap();
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&told).unwrap(),
+        logs,
+        "for programs it is as it is"
+    );
+    let event = serde_json::json!({ "at": "2026-11-21T01:15:58.765Z", "kind": CellEventKind::NotFrozen, "detail": "\x1b[2J\nx" });
+    let events = serde_json::json!({ "items": [event] });
+    let told = answered(&["cell", "events", "anna"], 200, &events).await.unwrap();
+    assert!(told.ends_with("\\u{1b}[2J\\nx\n") && told.lines().count() == 2, "{told:?}");
+    let problem = serde_json::json!({
+        "type": "urn:berth:problem:docker_failed", "title": "t", "status": 502, "detail": hostile,
+        "code": "docker_failed", "advice": "do", "request": RequestId::from_random([1; 16])
+    });
+    let failed = answered(&["cell", "wake", "anna"], 502, &problem).await.unwrap_err();
+    assert!(matches!(failed, Failure::Problem(_)), "{failed:?}");
+    let text = failed.text(false);
+    assert!(text.contains(harmless) && !text.contains('\x1b') && text.contains("\n  → do\n"), "{text:?}");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use crate::exit::{Exit, chain};
 use crate::program::command;
 use crate::secret_file::{SecretFileError, read_secret_file};
+use crate::terminal::plain;
 
 /// How long a program that is asked may take.
 const ASK_MAX: Duration = Duration::from_secs(5);
@@ -39,17 +40,19 @@ pub fn finish(findings: &[Finding], json: bool) -> Exit {
     if worst(findings) == Level::Problem { Exit::Failure } else { Exit::Ok }
 }
 
-/// The findings as text: worst last, so that it stands where the eye is; what to do stands below each.
+/// The findings as text: worst last, so that it stands where the eye is; what to do stands below each. They may be a node's:
+/// nothing of them steers a terminal.
 pub fn render(findings: &[Finding]) -> String {
-    let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or(0);
+    let width = findings.iter().map(|finding| plain(&finding.check).chars().count()).max().unwrap_or(0);
     let mut sorted: Vec<&Finding> = findings.iter().collect();
     sorted.sort_by_key(|finding| finding.level);
     let mut text = String::new();
     for finding in sorted {
         let level = finding.level.as_str();
-        text.push_str(&format!("{level:<7}  {:<width$}  {}\n", finding.check, finding.found));
-        if !finding.advice.is_empty() {
-            text.push_str(&format!("{:<7}  {:<width$}  -> {}\n", "", "", finding.advice));
+        let (check, found, advice) = (plain(&finding.check), plain(&finding.found), plain(&finding.advice));
+        text.push_str(&format!("{level:<7}  {check:<width$}  {found}\n"));
+        if !advice.is_empty() {
+            text.push_str(&format!("{:<7}  {:<width$}  -> {advice}\n", "", ""));
         }
     }
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
@@ -166,6 +169,10 @@ mod tests {
                         problem  swap    there is none\n                 -> Make some.\n\
                         2 checks: 1 problem, 0 warnings\n";
         assert_eq!(render(&findings), expected);
+        let hostile = [Finding::new("a\x1bc", Level::Note, "\x1b[2J\ngood  all", "\u{9b}2J")];
+        let expected = "note     a\\u{1b}c  \\u{1b}[2J\\ngood  all\n                   -> \\u{9b}2J\n\
+                        1 check: 0 problems, 0 warnings\n";
+        assert_eq!(render(&hostile), expected);
     }
 
     #[test]

@@ -24,3 +24,4 @@ pub mod secret_file;
 pub mod signals;
 pub mod tasks;
 pub mod telemetry;
+pub mod terminal;

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use berth_daemon::terminal::plain;
 use berth_shared::api::{Import, ImportedAs, User};
 use berth_shared::units::Bytes as Size;
 use bytes::Bytes;
 use hyper::Method;
 use tokio::sync::{mpsc, oneshot};
 
-use super::snapshots::{RESTORE, back_in_time, plain};
+use super::snapshots::{RESTORE, back_in_time};
 use super::{Runner, confirm, of, show};
 use crate::cli::client::{Call, Upload};
 use crate::cli::failure::Failure;

@@ -2,6 +2,7 @@
 
 use berth_coordinator_core::keys::{CLOCK_OFFSET_MAX, CLOCK_OFFSET_WARNED};
 use berth_daemon::doctor::render;
+use berth_daemon::terminal::plain;
 use berth_shared::api::{
     Cell, CoordinatorKey, Doctor, KeyPurged, List, LoginLink, Logs, Node, NodeLease, NodeStanding, NodeSwap,
     Purged, RepositoryAccess, Snapshots, Token, User, Why,
@@ -295,7 +296,7 @@ pub(super) fn logs(logs: &Logs) -> String {
 pub(super) fn why(why: &Why) -> String {
     let mut text = format!("{} on {}: {}\n", why.cell.user, why.cell.node, state(&why.cell));
     for line in &why.lines {
-        text.push_str(&format!("  {line}\n"));
+        text.push_str(&format!("  {}\n", plain(line)));
     }
     text
 }

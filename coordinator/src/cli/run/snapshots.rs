@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_daemon::terminal::plain;
 use berth_shared::api::{
     CellRestored, CheckRepository, EntryChange, List, RepositoryChecked, RepositoryPruned, RestoreRequest,
     SnapshotChange, SnapshotDetail, SnapshotEntry, Snapshots, UserRetention,
@@ -211,12 +212,6 @@ fn escaped(text: &str) -> String {
     if text.is_empty() { String::new() } else { path.trim_start_matches('/').to_owned() }
 }
 
-/// Without what a terminal would take for a command.
-pub(super) fn plain(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
-    text.chars().map(escape).collect()
-}
-
 /// To the second.
 fn time(text: &str) -> String {
     text.get(..19).map_or_else(|| plain(text), |text| format!("{}Z", plain(text)))
@@ -359,8 +354,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_users_steer_no_terminal_and_no_path() {
-        assert_eq!(plain("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+    fn names_of_users_steer_no_path() {
         assert_eq!(escaped("a b/ü&path=x"), "a%20b%2F%C3%BC%26path%3Dx");
         assert_eq!(escaped(""), "");
         assert_eq!(at("anna", "../x", "/diff"), "/v1/users/anna/snapshots/..%2Fx/diff");
