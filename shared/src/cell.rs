@@ -340,6 +340,16 @@ impl CellStatus {
             .map(|refusal| RefusalRecord { reason: refusal.reason.for_version(version), ..refusal });
         self
     }
+
+    /// The same with its texts cut: for one that came from elsewhere.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        self.last_refusal =
+            self.last_refusal.map(|refusal| RefusalRecord { reason: refusal.reason.bounded(), ..refusal });
+        // What comes over the link was not made by `Problem::new`.
+        self.problem = self.problem.map(|Problem { code, detail }| Problem::new(code, detail));
+        self
+    }
 }
 
 #[cfg(test)]

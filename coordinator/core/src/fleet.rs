@@ -35,6 +35,7 @@ use crate::placement::{Candidate, Requirement};
 
 pub use apply::Misfit;
 pub use decide::is_domain;
+pub(crate) use decide::trimmed;
 pub use image::{CODE, IMAGE_BYTES_MAX};
 pub use keys::{NextCoordinatorKey, NextKey, Standing};
 pub use quarantine::{Quarantine, REASON_BYTES_MAX, quarantine_reason};

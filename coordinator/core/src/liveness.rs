@@ -13,7 +13,7 @@ use berth_shared::time::UnixMs;
 use berth_shared::units::Bytes;
 use berth_shared::wire::{Hello, LEFT_BEHIND_MAX, LeftBehind, NodeFacts, NodeLoad, NodeSwap};
 
-use crate::fleet::{Fleet, User};
+use crate::fleet::{Fleet, User, trimmed};
 
 /// Tells one connection from every other since the coordinator's start: whoever accepts them numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,7 +72,7 @@ impl Liveness {
             connection: Some(connection),
             heard_at: now,
             clock_offset_ms,
-            facts: hello.facts.clone(),
+            facts: trimmed(&hello.facts),
             load: before.as_ref().and_then(|seen| seen.load),
             holds_revision: before.as_ref().map_or(0, |seen| seen.holds_revision),
             left_behind: before.as_ref().map(|seen| seen.left_behind.clone()).unwrap_or_default(),
@@ -290,6 +290,7 @@ pub struct Heartbeat {
 }
 
 impl Seen {
+    /// Bounded here, whatever the node sent.
     fn keep(&mut self, fleet: &Fleet, node: NodeId, cells: Vec<CellStatus>) -> Heard {
         let mut heard = Heard::default();
         for status in cells {
@@ -299,7 +300,7 @@ impl Seen {
                 .is_some_and(|home| home.node == node && home.generation == status.generation);
             if in_force {
                 heard.kept += 1;
-                self.cells.insert(status.cell, status);
+                self.cells.insert(status.cell, status.bounded());
             } else {
                 heard.stale += 1;
             }

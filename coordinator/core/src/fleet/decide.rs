@@ -287,8 +287,8 @@ fn check_size(size: &CellSize, idle_after: Millis) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What a stranger with a token says of itself must not fill the journal.
-fn trimmed(facts: &NodeFacts) -> NodeFacts {
+/// What a stranger with a token, or a node in other hands, says of itself must fill neither the journal nor the memory.
+pub(crate) fn trimmed(facts: &NodeFacts) -> NodeFacts {
     let short = |text: &String| {
         let mut text = text.clone();
         cut(&mut text, FACT_BYTES_MAX);

@@ -1,12 +1,13 @@
 //! Late words of old generations and old connections, and what stays when a node goes silent.
 
 use berth_shared::cell::{
-    CELL_EVENTS_MAX, CellEvent, CellEventKind, CellSize, CellState, RestPolicy, SLEEP_TEXT_BYTES_MAX,
-    Workload,
+    BusyReason, CELL_EVENTS_MAX, CellEvent, CellEventKind, CellSize, CellState, RefusalRecord, RestPolicy,
+    SLEEP_TEXT_BYTES_MAX, Workload,
 };
 use berth_shared::credential::SecretHash;
 use berth_shared::doctor::TEXT_BYTES_MAX;
 use berth_shared::ids::{BootId, Generation, JoinCounter, SessionNonce, Slug, TokenId, UserId};
+use berth_shared::problem::{Code, DETAIL_BYTES_MAX, Problem};
 use berth_shared::signing::PublicKey;
 use berth_shared::units::Bytes;
 
@@ -285,6 +286,45 @@ fn what_is_said_of_sleep_counts_beside_a_status_in_force_only_and_from_the_cells
     assign(&mut fleet, 1, 3);
     live.heartbeat(NOW, &fleet, node(1), again, beat(vec![status(3, CellState::Frozen)]));
     assert_eq!(live.sleep_of(anna(&fleet)), None, "what was said before it went away is forgotten");
+}
+
+#[test]
+fn what_a_node_says_of_a_cell_and_of_itself_is_bounded_whatever_it_sent() {
+    let fleet = fleet();
+    let mut live = Liveness::default();
+    let long = || "é".repeat(100_000);
+    let told = NodeFacts {
+        agent_version: long(),
+        kernel: long(),
+        engine_version: long(),
+        quota_backend: long(),
+        ..facts()
+    };
+    live.opened(NOW, Connection(1), &Hello { facts: told, ..hello(1, NOW) });
+    let NodeFacts { agent_version, kernel, engine_version, quota_backend, .. } =
+        &live.node(node(1)).unwrap().facts;
+    assert!([agent_version, kernel, engine_version, quota_backend].iter().all(|text| text.len() <= 128));
+    let refusal = RefusalRecord { reason: BusyReason::Workload { blockers: long() }, at: NOW };
+    // As it comes out of a frame: nobody has made it by `new`.
+    let problem = Problem { code: Code::DockerFailed, detail: long() };
+    let wordy =
+        CellStatus { last_refusal: Some(refusal), problem: Some(problem), ..status(1, CellState::Running) };
+    let told = [
+        live.observed(NOW, &fleet, node(1), Connection(1), vec![wordy.clone()]),
+        live.heartbeat(NOW, &fleet, node(1), Connection(1), beat(vec![wordy.clone()])),
+        live.status(NOW, &fleet, node(1), Connection(1), wordy),
+    ];
+    assert!(told.iter().all(|heard| heard.kept == 1));
+    let kept = live.cell(anna(&fleet)).unwrap();
+    let BusyReason::Workload { blockers } = &kept.last_refusal.as_ref().unwrap().reason else {
+        panic!("{kept:?}")
+    };
+    assert!((1..=SLEEP_TEXT_BYTES_MAX).contains(&blockers.len()));
+    assert!((1..=DETAIL_BYTES_MAX).contains(&kept.problem.as_ref().unwrap().detail.len()));
+    let short =
+        CellStatus { problem: Some(Problem::new(Code::DockerFailed, "x")), ..status(1, CellState::Running) };
+    live.status(NOW, &fleet, node(1), Connection(1), short.clone());
+    assert_eq!(live.cell(anna(&fleet)), Some(&short));
 }
 
 #[test]
