@@ -192,7 +192,7 @@ impl<R: Runtime> Driver<R> {
         let domain = memory.desired.as_ref().map(|desired| desired.domain.clone()).unwrap_or_default();
         let (loopback, inputs) = wiring.inputs;
         let workers = wiring.hands.config.snapshot_workers;
-        wiring.hands.rules.quarantine(desired::quarantined(memory.desired.as_ref(), &memory.cells));
+        wiring.hands.rules.quarantine(desired::quarantined(memory));
         wiring.endpoint.keep(&schedule::telling(memory.desired.as_ref(), &memory.cells));
         Self {
             agent,
@@ -479,7 +479,7 @@ impl<R: Runtime> Driver<R> {
             turn.records.append(&mut planned.records);
             let rerouted = self.domain != desired.domain;
             self.domain.clone_from(&desired.domain);
-            self.cut_off(desired::quarantined(Some(&desired), &planned.remembered));
+            self.cut_off(planned.cut_off);
             self.endpoint.keep(&schedule::telling(Some(&desired), &planned.remembered));
             self.step(agent::Event::Desired { desired, remembered: planned.remembered }, turn);
             if rerouted {

@@ -15,11 +15,11 @@ use berth_shared::problem::{Code, Problem};
 use berth_shared::wire::{CommandOutcome, NodeFrame};
 use futures_util::StreamExt as _;
 
-use super::{Driver, Input, Turn, archive, restore, save, schedule};
+use super::{Driver, Input, Turn, archive, desired, restore, save, schedule};
 use crate::failpoint::{self, Place};
 use crate::hands::Job;
 use crate::runtime::Runtime;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// What a thawed cell has touched is noted so long behind its being up: it has answered by then, and begun nothing else.
 const NOTED_AFTER: Duration = Duration::from_millis(100);
@@ -96,6 +96,10 @@ impl<R: Runtime> Driver<R> {
                 self.wakes.over(cell);
                 self.ready_seen.remove(&cell);
                 self.metrics.cells(self.agent.cells());
+                // It may have been cut off to its end; its slot is another's from now on.
+                if let Some(memory) = self.store.as_ref().map(Store::memory) {
+                    self.cut_off(desired::quarantined(memory));
+                }
                 // Its disk may be one that is left behind from now on.
                 self.tell_holding();
             }

@@ -13,6 +13,8 @@ pub(super) struct Planned {
     pub(super) records: Vec<Record>,
     /// What the journal holds of each cell once they are.
     pub(super) remembered: BTreeMap<CellId, Remembered>,
+    /// Who is cut off then, see [`quarantined`].
+    pub(super) cut_off: BTreeSet<Slot>,
 }
 
 /// `memory` is what the journal holds, `pending` what this turn will write: slots that were given a moment ago are taken,
@@ -34,26 +36,28 @@ pub(super) fn plan(memory: &Memory, pending: &[Record], desired: &DesiredState) 
             records.push(record);
         }
     }
-    records.push(Record::Desired(desired.clone()));
-    Some(Planned { records, remembered: scratch.cells })
+    let record = Record::Desired(desired.clone());
+    scratch.apply(record.clone());
+    records.push(record);
+    Some(Planned { records, cut_off: quarantined(&scratch), remembered: scratch.cells })
 }
 
-/// The slots of the cells that an operator has cut off.
-pub(super) fn quarantined(
-    desired: Option<&DesiredState>,
-    cells: &BTreeMap<CellId, Remembered>,
-) -> BTreeSet<Slot> {
-    let assignments = desired.into_iter().flat_map(|desired| &desired.assignments);
-    let cut_off = assignments.filter(|assignment| assignment.spec.quarantined);
-    cut_off.filter_map(|assignment| cells.get(&assignment.spec.cell)?.slot).collect()
+/// The slots of the cells that an operator has cut off. One that is to be removed meanwhile stays so until nothing is left of
+/// it: it may be up for as long as its end takes.
+pub(super) fn quarantined(memory: &Memory) -> BTreeSet<Slot> {
+    let assignments = memory.desired.iter().flat_map(|desired| &desired.assignments);
+    let cut_off =
+        assignments.chain(memory.retiring.values()).filter(|assignment| assignment.spec.quarantined);
+    cut_off.filter_map(|assignment| memory.cells.get(&assignment.spec.cell)?.slot).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_node_agent_core::memory::Report;
     use berth_shared::cell::{Assignment, CellSize, CellSpec, RestPolicy, Workload};
     use berth_shared::ids::{Generation, UserId};
-    use berth_shared::time::UnixMs;
+    use berth_shared::time::{BootMs, UnixMs};
 
     fn cell(seed: u8) -> CellId {
         CellId::from_random([seed; 16])
@@ -100,15 +104,53 @@ mod tests {
     #[test]
     fn only_who_is_quarantined_is_cut_off_by_the_slot_it_has() {
         let mut memory = Memory::default();
-        let mut state = desired(1, &[1, 2]);
-        state.assignments[1].spec.quarantined = true;
-        for record in plan(&memory, &[], &state).unwrap().records {
+        assert_eq!(quarantined(&memory), BTreeSet::new());
+        let slot = cut_off(&mut memory);
+        assert_eq!(quarantined(&memory), [slot].into());
+        let back = plan(&memory, &[], &desired(2, &[1, 2])).unwrap();
+        assert_eq!(back.cut_off, BTreeSet::new(), "released");
+        memory.cells.clear();
+        assert_eq!(quarantined(&memory), BTreeSet::new(), "nothing of it is here");
+    }
+
+    #[test]
+    fn who_is_removed_while_cut_off_stays_so_until_nothing_is_left_of_it() {
+        let mut memory = Memory::default();
+        let slot = cut_off(&mut memory);
+        let gone = plan(&memory, &[], &desired(2, &[1])).unwrap();
+        assert_eq!(gone.cut_off, [slot].into(), "its container is up yet");
+        for record in gone.records {
             memory.apply(record);
         }
-        let slot = memory.cells[&cell(2)].slot.unwrap();
-        assert_eq!(quarantined(memory.desired.as_ref(), &memory.cells), [slot].into());
-        assert_eq!(quarantined(None, &memory.cells), BTreeSet::new());
-        assert_eq!(quarantined(Some(&state), &BTreeMap::new()), BTreeSet::new());
+        assert_eq!(quarantined(&memory), [slot].into(), "so after a restart");
+        // The user is back before the old container is gone, and a neighbour comes.
+        let more = plan(&memory, &[], &desired(3, &[1, 2, 3])).unwrap();
+        assert_eq!(more.cut_off, [slot].into());
+        for record in more.records {
+            memory.apply(record);
+        }
+        let removed = Report {
+            cell: cell(2),
+            op: 9,
+            ok: true,
+            up: Some(false),
+            container: None,
+            removed: true,
+            at: BootMs(0),
+        };
+        memory.apply(Record::Report(removed));
+        assert_eq!(memory.cells[&cell(2)].slot, Some(slot));
+        assert_eq!(quarantined(&memory), BTreeSet::new(), "what comes to that slot now is not cut off");
+    }
+
+    /// Two cells, of which the second is cut off: its slot.
+    fn cut_off(memory: &mut Memory) -> Slot {
+        let mut state = desired(1, &[1, 2]);
+        state.assignments[1].spec.quarantined = true;
+        for record in plan(memory, &[], &state).unwrap().records {
+            memory.apply(record);
+        }
+        memory.cells[&cell(2)].slot.unwrap()
     }
 
     #[test]
