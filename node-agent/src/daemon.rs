@@ -118,7 +118,10 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, ExitError> 
     });
     let quota = Quota::detect(&config.data_dir).await.map_err(|error| Exit::CantCreate.because(error))?;
     if let Backend::None { reason } = quota.backend() {
-        tracing::error!(reason, "disk quotas cannot be kept here: no cell can be started");
+        tracing::error!(
+            reason,
+            "disk quotas cannot be kept here: no cell without a disk can be started, will try again"
+        );
     }
     let (page_listener, metrics_address) =
         listen::bind(config.metrics_listen).map_err(|e| e.exit().because(e))?;

@@ -49,13 +49,13 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     machine(config, &runtime, quota, rules).await
 }
 
-/// The same by the agent that runs here, with its own parts: nothing is made or mounted, and it knows its packet rules.
+/// The same by the agent that runs here, with its own parts: nothing is made or mounted, but where no disk could be made that is
+/// tried again; and it knows its packet rules.
 pub async fn examine_running<R: Runtime>(hands: &Hands<R>) -> Vec<Finding> {
-    let quota = match hands.quota.backend() {
-        Backend::None { reason } => no_quota(reason),
+    let quota = match hands.quota.try_again().await {
+        Backend::None { reason } => no_quota(&reason),
         works => {
-            let found =
-                format!("{}: a sized disk was made and mounted when the agent started", works.as_str());
+            let found = format!("{}: a sized disk was made and mounted when it was tried", works.as_str());
             Finding::good(QUOTA, found)
         }
     };
@@ -116,7 +116,7 @@ async fn try_quota(config: &Config) -> Finding {
             "Start the agent once, or make the folder, and ask again.",
         );
     }
-    match Quota::detect(&config.data_dir).await.map(|quota| quota.backend().clone()) {
+    match Quota::detect(&config.data_dir).await.map(|quota| quota.backend()) {
         Ok(Backend::None { reason }) => no_quota(&reason),
         Ok(works) => Finding::good(QUOTA, format!("{}: a sized disk was made and mounted", works.as_str())),
         Err(error) => no_quota(&chain(&error)),
@@ -128,7 +128,8 @@ fn no_quota(why: &str) -> Finding {
         QUOTA,
         Level::Problem,
         format!("no sized disk can be made for a cell: {why}"),
-        "Run as root on a machine with loop devices and ext4 (`modprobe loop`); without it no cell is started.",
+        "Make room where the disk is full, the agent tries again by itself; else run as root on a machine with loop devices \
+         and ext4 (`modprobe loop`). Without it only cells that have a disk are started.",
     )
 }
 

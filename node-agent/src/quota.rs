@@ -12,7 +12,8 @@
 //!
 //! `user-ext4` and `user-xfs` leave the counting to the node's own file system, where that is mounted with quotas per
 //! user (`usrquota`) and the quota programs are installed. Otherwise `loop-ext4` is used. Which one is found out at
-//! start, for new cells: one that has a disk keeps its kind.
+//! start, for new cells: one that has a disk keeps its kind. Where nothing works then, as on a full disk, it is tried again
+//! when a cell needs a disk; one that is there is mounted all the same.
 //!
 //! `loop-ext4` works on every file system that can hold a sparse file. The quota is the size of the file system
 //! itself, so nothing in a cell can exceed it, and a cell's inodes, journal and hard links are its own.
@@ -28,6 +29,7 @@
 
 pub(crate) mod counted;
 mod error;
+mod found;
 pub(crate) mod mounts;
 mod place;
 pub(crate) mod superblock;
@@ -38,14 +40,17 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use berth_shared::ids::{CellId, Generation};
 use berth_shared::units::Bytes;
+use tokio::time::Instant;
 
-use counted::{Counted, Kind};
+use counted::Counted;
 pub use error::QuotaError;
+pub use found::Backend;
+use found::{Found, TRIED_AGAIN_AFTER};
 use mounts::{Attached, Mounted};
 pub(crate) use place::make_dir;
 use place::{Place, PlaceLock};
@@ -76,34 +81,6 @@ const LEFT_BEHIND: &str = "left-behind";
 const IMAGE_END: &str = ".img";
 const FILES_END: &str = ".files";
 
-/// How quotas are kept on this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Backend {
-    /// A sized ext4 file system in a file, per cell.
-    LoopExt4,
-    /// The quota per user of the node's own ext4.
-    UserExt4,
-    /// The quota per user of the node's own XFS.
-    UserXfs,
-    /// Quotas cannot be kept; no cell can have a disk.
-    None {
-        /// Why not.
-        reason: String,
-    },
-}
-
-impl Backend {
-    /// The name that is reported.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::LoopExt4 => "loop-ext4",
-            Self::UserExt4 => "user-ext4",
-            Self::UserXfs => "user-xfs",
-            Self::None { .. } => "none",
-        }
-    }
-}
-
 /// How full a cell's disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskUsage {
@@ -117,9 +94,9 @@ pub struct DiskUsage {
 #[derive(Debug)]
 pub struct Quota {
     data_dir: PathBuf,
-    backend: Backend,
-    /// Or why the node's own file system does not count.
-    counted: Result<Counted, String>,
+    found: Mutex<Arc<Found>>,
+    /// When that was; held while it is tried again.
+    tried_at: tokio::sync::Mutex<Instant>,
     /// Cells without a disk that come back to one of this size.
     kept_for: Mutex<BTreeMap<CellId, Bytes>>,
 }
@@ -139,17 +116,9 @@ impl Quota {
         };
         let data_dir = prepare(data_dir)
             .map_err(|source| QuotaError::Prepare { path: data_dir.to_path_buf(), source })?;
-        let place = Place::at(data_dir.join("quota-probe"));
-        let counted = Counted::detect(&data_dir, &place).await.map_err(|error| error::chain(&error));
-        let backend = match &counted {
-            Ok(Counted { kind: Kind::Ext4, .. }) => Backend::UserExt4,
-            Ok(Counted { kind: Kind::Xfs, .. }) => Backend::UserXfs,
-            Err(_) => match try_backend(&place).await {
-                Ok(()) => Backend::LoopExt4,
-                Err(error) => Backend::None { reason: error::chain(&error) },
-            },
-        };
-        Ok(Self { data_dir, backend, counted, kept_for: Mutex::default() })
+        let found = Mutex::new(Arc::new(Found::by_trying(&data_dir).await));
+        let tried_at = tokio::sync::Mutex::new(Instant::now());
+        Ok(Self { data_dir, found, tried_at, kept_for: Mutex::default() })
     }
 
     /// Keeps room for these cells, which have left the disk and come back to one of that size. Those of before are forgotten.
@@ -157,9 +126,30 @@ impl Quota {
         *self.kept_for.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
     }
 
-    /// How quotas are kept here.
-    pub const fn backend(&self) -> &Backend {
-        &self.backend
+    /// How quotas are kept here, as of the last try.
+    pub fn backend(&self) -> Backend {
+        self.found().backend.clone()
+    }
+
+    /// As [`Self::backend`]; where nothing has worked it is tried again, once for all who ask meanwhile, unless it was tried
+    /// a moment ago: the disk may only have been full.
+    pub async fn try_again(&self) -> Backend {
+        if self.found().is_none() {
+            let mut tried_at = self.tried_at.lock().await;
+            if self.found().is_none() && tried_at.elapsed() >= TRIED_AGAIN_AFTER {
+                let found = Found::by_trying(&self.data_dir).await;
+                *tried_at = Instant::now();
+                if !found.is_none() {
+                    tracing::info!(quota = found.backend.as_str(), "disk quotas can be kept here now");
+                }
+                *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(found);
+            }
+        }
+        self.backend()
+    }
+
+    fn found(&self) -> Arc<Found> {
+        Arc::clone(&self.found.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where a cell's folder is, mounted or not.
@@ -194,14 +184,18 @@ impl Quota {
     /// # Errors
     /// [`QuotaError::Shrink`] when the disk is larger already; otherwise whatever could not be done. Can be repeated.
     pub async fn ensure(&self, cell: CellId, uid: u32, size: Bytes) -> Result<PathBuf, QuotaError> {
-        self.usable()?;
         let size = checked_size(size)?;
         let place = self.place(cell);
+        // A disk that is there needs nothing but to be mounted, whatever could be made for others.
+        if place.image_bytes()?.is_none() {
+            self.usable().await?;
+        }
         let lock = place.lock().await?;
         place.remove_leftovers()?;
         let image = place.image_bytes()?;
         // What a cell has is kept, whatever new ones get.
-        let is_counted = place.files_of()?.is_some() || image.is_none() && self.backend != Backend::LoopExt4;
+        let is_counted =
+            place.files_of()?.is_some() || image.is_none() && self.backend() != Backend::LoopExt4;
         if is_counted {
             return self.ensure_counted(cell, &place, &lock, uid, size).await;
         }
@@ -326,7 +320,7 @@ impl Quota {
         let removed = tokio::task::spawn_blocking(remove).await;
         removed.map_err(|lost| QuotaError::Prepare { path: place.dir.clone(), source: lost.into() })??;
         failpoint::QUOTA_DISCARDED.reach();
-        if let (Some(uid), Ok(counted)) = (uid, &self.counted) {
+        if let (Some(uid), Ok(counted)) = (uid, &self.found().counted) {
             counted.lift(&lock, uid).await?;
         }
         place.remove_directories();
@@ -382,7 +376,7 @@ impl Quota {
         if let Some(uid) = place.files_of()? {
             counted::disown(&place, &lock, uid).await?;
             // Where nobody counts any more, no limit holds.
-            if let Ok(counted) = &self.counted {
+            if let Ok(counted) = &self.found().counted {
                 counted.lift(&lock, uid).await?;
             }
             let kept = with_end(kept, FILES_END);
@@ -401,23 +395,22 @@ impl Quota {
         Place::at(self.data_dir.join("cells").join(cell.to_string()))
     }
 
-    fn usable(&self) -> Result<(), QuotaError> {
-        match &self.backend {
+    /// Can a disk be made here?
+    async fn usable(&self) -> Result<(), QuotaError> {
+        match self.try_again().await {
             Backend::LoopExt4 | Backend::UserExt4 | Backend::UserXfs => Ok(()),
-            Backend::None { reason } => Err(QuotaError::Unsupported { reason: reason.clone() }),
+            Backend::None { reason } => Err(QuotaError::Unsupported { reason }),
         }
     }
 
-    fn counted(&self) -> Result<&Counted, QuotaError> {
-        self.counted.as_ref().map_err(|reason| QuotaError::Unsupported { reason: reason.clone() })
+    fn counted(&self) -> Result<Arc<Counted>, QuotaError> {
+        self.found().counted.clone().map_err(|reason| QuotaError::Unsupported { reason })
     }
 
     /// Is there room for so many bytes more of this cell's, when every disk that was given out fills up, and others that left
     /// theirs come back? A sparse image takes its room later, when a refusal would hit a running cell.
     async fn check_room(&self, cell: CellId, lock: &PlaceLock, needed: Bytes) -> Result<(), QuotaError> {
-        let stat = rustix::fs::statvfs(&self.data_dir)
-            .map_err(|errno| QuotaError::Look { path: self.data_dir.clone(), source: errno.into() })?;
-        let free = Bytes(stat.f_bavail.saturating_mul(stat.f_frsize));
+        let free = found::free(&self.data_dir)?;
         let kept = self.kept_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let others = kept.iter().filter(|(other, _)| **other != cell);
         let mut promised = others.fold(Bytes::ZERO, |sum, (_, size)| sum.saturating_add(*size));
@@ -453,23 +446,6 @@ fn checked_size(size: Bytes) -> Result<Bytes, QuotaError> {
     }
     // Whole blocks: the file system's end is the image's end.
     Ok(Bytes(size.0.next_multiple_of(1 << 20)))
-}
-
-/// Does everything once with a small disk.
-async fn try_backend(place: &Place) -> Result<(), QuotaError> {
-    let lock = place.lock().await?;
-    place.remove_leftovers()?;
-    release(place, &lock).await?;
-    place.remove_image()?;
-    let tried = async {
-        make(place, &lock, 0, DISK_BYTES_MIN).await?;
-        mount_and_grow(place, &lock).await?;
-        release(place, &lock).await
-    };
-    let tried = tried.await;
-    let cleaned = place.remove_image();
-    place.remove_directories();
-    tried.and(cleaned)
 }
 
 /// Makes the image under a temporary name and renames it when it is whole.

@@ -34,11 +34,7 @@ impl Node {
 
     pub(super) async fn quota(&self) -> Quota {
         let quota = Quota::detect(&self.data_dir()).await.unwrap();
-        assert_eq!(
-            *quota.backend(),
-            Backend::LoopExt4,
-            "loop file systems have to work where this test runs"
-        );
+        assert_eq!(quota.backend(), Backend::LoopExt4, "loop file systems have to work where this test runs");
         quota
     }
 }
@@ -111,6 +107,92 @@ async fn without_a_backend_its_reason_is_told_and_no_cell_gets_a_disk() {
     let error = quota.ensure(cell(1), UID, SMALL).await.unwrap_err();
     assert!(matches!(error, QuotaError::Unsupported { .. }), "{error:?}");
     assert_eq!(error.problem().code, berth_shared::problem::Code::QuotaFailed);
+    assert_eq!(quota.cells().unwrap(), []);
+    assert!(!quota.place(cell(1)).dir.exists(), "nothing is left of the attempt");
+}
+
+/// A file system of its own that is as full as is wanted. What lies in it takes memory, the size alone does not.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(folder: &Path) -> Self {
+        rustix::mount::mount("none", folder, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=1g"))
+            .unwrap();
+        Self(folder.to_owned())
+    }
+
+    fn remount(&self, options: &str) {
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount_remount(&self.0, rustix::mount::MountFlags::empty(), &options).unwrap();
+    }
+
+    /// Leaves 8 KiB of it: what an empty file system takes is little, where nothing is written as nothing.
+    fn fill(&self) {
+        let stat = rustix::fs::statvfs(&self.0).unwrap();
+        let used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize;
+        self.remount(&format!("size={}k", used / 1024 + 8));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_on_a_full_disk_mounts_what_is_there_and_makes_more_once_there_is_room() {
+    let temp = tempfile::tempdir().unwrap();
+    let disk = Disk::new(temp.path());
+    let node = Node::below(temp.path());
+    let before = node.quota().await;
+    let folder = before.ensure(cell(1), UID, SMALL).await.unwrap();
+    std::fs::write(folder.join("f"), "kept").unwrap();
+    before.release(cell(1)).await.unwrap();
+
+    // What the unmount has let go of is given back a moment later.
+    let mut tries = 0;
+    let (quota, reason) = loop {
+        disk.fill();
+        let quota = Quota::detect(&node.data_dir()).await.unwrap();
+        match quota.backend() {
+            Backend::None { reason } => break (quota, reason),
+            works => assert!(tries < 50, "{works:?} without room"),
+        }
+        tries += 1;
+    };
+    assert!(reason.starts_with("only ") && reason.contains(" free at "), "{reason}");
+    quota.ensure(cell(1), UID, SMALL).await.unwrap();
+    assert_eq!(std::fs::read_to_string(folder.join("f")).unwrap(), "kept");
+    let refused = quota.ensure(cell(2), UID + 1, SMALL).await;
+    assert!(matches!(refused, Err(QuotaError::Unsupported { .. })), "{refused:?}");
+
+    disk.remount("size=1g");
+    // Nobody waits: the clock goes on between two asks.
+    tokio::time::pause();
+    tokio::time::advance(TRIED_AGAIN_AFTER).await;
+    tokio::time::resume();
+    let other = quota.ensure(cell(2), UID + 1, SMALL).await.unwrap();
+    assert_eq!((quota.backend(), mount_count(&other)), (Backend::LoopExt4, 1));
+    quota.release(cell(1)).await.unwrap();
+    quota.release(cell(2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_does_not_work_is_not_tried_again_and_again() {
+    let node = Node::new();
+    let point = node.data_dir().join("quota-probe/data");
+    std::fs::create_dir_all(&point).unwrap();
+    rustix::mount::mount("none", &point, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    let quota = Quota::detect(&node.data_dir()).await.unwrap();
+    rustix::mount::unmount(&point, UnmountFlags::DETACH).unwrap();
+    // It would work now, and is not tried within the pause.
+    assert_eq!(quota.try_again().await.as_str(), "none");
+    tokio::time::pause();
+    tokio::time::advance(TRIED_AGAIN_AFTER).await;
+    tokio::time::resume();
+    let (one, other) = tokio::join!(quota.try_again(), quota.try_again());
+    assert_eq!((one, other), (Backend::LoopExt4, Backend::LoopExt4));
 }
 
 #[tokio::test]

@@ -2,11 +2,12 @@
 //! kernel's own where the file system below `BERTH_TEST_QUOTA_DIR` counts (a virtual machine of `scripts/test-vm`).
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use berth_shared::ids::Generation;
 
 use super::super::tests::{Node, SMALL, UID, cell, mount_count};
-use super::super::{Backend, Quota, error};
+use super::super::{Backend, Found, Quota, error};
 use super::*;
 
 /// Adds what the files below this folder hold to the counts of their owners, as the kernel would.
@@ -23,11 +24,14 @@ pub(super) fn add_used(root: &Path, counts: &mut BTreeMap<u32, Count>) {
 }
 
 async fn with_fake(node: &Node) -> Quota {
-    let mut quota = Quota::detect(&node.data_dir()).await.unwrap();
+    let quota = Quota::detect(&node.data_dir()).await.unwrap();
     let counter = Counter::Fake { root: quota.data_dir.clone(), limits: std::sync::Mutex::default() };
-    quota.counted = Ok(Counted { kind: Kind::Ext4, counter });
-    quota.backend = Backend::UserExt4;
+    finds(&quota, Backend::UserExt4, Ok(Arc::new(Counted { kind: Kind::Ext4, counter })));
     quota
+}
+
+fn finds(quota: &Quota, backend: Backend, counted: Result<Arc<Counted>, String>) {
+    *quota.found.lock().unwrap() = Arc::new(Found { backend, counted });
 }
 
 fn owners(path: &Path) -> (u32, u32) {
@@ -186,14 +190,15 @@ async fn the_kernels_quota_is_found_by_trying_and_keeps_its_books() {
         // Without one the reason is told, and new cells get sized file systems.
         let node = Node::new();
         let quota = Quota::detect(&node.data_dir()).await.unwrap();
-        assert!(quota.counted.as_ref().err().is_none_or(|reason| !reason.is_empty()));
-        assert_eq!(quota.counted.is_err(), *quota.backend() == Backend::LoopExt4);
+        let found = quota.found();
+        assert!(found.counted.as_ref().err().is_none_or(|reason| !reason.is_empty()));
+        assert_eq!(found.counted.is_err(), quota.backend() == Backend::LoopExt4);
         return;
     };
     let node = Node::below(&folder);
     let quota = Quota::detect(&node.data_dir()).await.unwrap();
-    println!("backend: {} {:?}", quota.backend().as_str(), quota.counted);
-    assert!(quota.counted.is_ok());
+    println!("backend: {} {:?}", quota.backend().as_str(), quota.found().counted);
+    assert!(quota.found().counted.is_ok());
     assert!(!node.data_dir().join("quota-probe").exists(), "nothing is left of the trial");
     keeps_its_books(&node, &quota).await;
 }
@@ -209,13 +214,13 @@ async fn the_kernels_quota_ends_a_cell_at_its_size() {
 #[tokio::test]
 async fn a_cell_keeps_the_kind_of_disk_that_it_has() {
     let node = Node::new();
-    let mut quota = node.quota().await;
+    let quota = node.quota().await;
     let folder = quota.ensure(cell(1), UID, SMALL).await.unwrap();
     std::fs::write(folder.join("f"), "kept").unwrap();
     let image = quota.place(cell(1)).image;
     // The node's file system begins to count.
     let fake = with_fake(&node).await;
-    (quota.counted, quota.backend) = (fake.counted, fake.backend);
+    finds(&quota, fake.backend(), fake.found().counted.clone());
     quota.release(cell(1)).await.unwrap();
     quota.ensure(cell(1), UID, SMALL).await.unwrap();
     assert_eq!(std::fs::read_to_string(folder.join("f")).unwrap(), "kept");
@@ -223,7 +228,7 @@ async fn a_cell_keeps_the_kind_of_disk_that_it_has() {
     quota.ensure(cell(2), UID + 1, SMALL).await.unwrap();
     assert!(!quota.place(cell(2)).image.exists());
     // And does not any more: the cell waits for an operator, it does not begin with an empty disk.
-    (quota.counted, quota.backend) = (Err("switched off".to_owned()), Backend::LoopExt4);
+    finds(&quota, Backend::LoopExt4, Err("switched off".to_owned()));
     let refused = quota.ensure(cell(2), UID + 1, SMALL).await;
     assert!(matches!(refused, Err(QuotaError::Unsupported { .. })), "{refused:?}");
     quota.ensure(cell(1), UID, SMALL).await.unwrap();
