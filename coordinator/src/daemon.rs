@@ -21,7 +21,7 @@ use crate::hub::Hub;
 use crate::install::install;
 use crate::key_backups::KeyBackups;
 use crate::keys::{Keys, KeysError};
-use crate::link::Link;
+use crate::link::{self, Link};
 use crate::metrics::Metrics;
 use crate::personal::Personal;
 use crate::repositories::Repositories;
@@ -141,6 +141,7 @@ pub async fn start(
         metrics: Arc::clone(&metrics),
         autonomy,
         vaults: vaults.clone(),
+        reports: link::reports(),
     };
     if let Some(vaults) = &vaults {
         vaults.spawn(store.clone(), tasks);

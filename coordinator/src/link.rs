@@ -6,11 +6,12 @@ mod snapshots;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use berth_coordinator_core::keys::{CLOCK_OFFSET_MAX, ClockVerdict, judge_clock};
 use berth_coordinator_core::liveness::Connection;
 use berth_coordinator_core::moves::{MoveCommand, Term};
+use berth_coordinator_core::reports::{REPORTS_BURST_MAX, Reports};
 use berth_coordinator_core::{Actor, Command, Fleet};
 use berth_daemon::exit::chain;
 use berth_daemon::tasks::Tasks;
@@ -59,6 +60,16 @@ pub struct Link {
     pub autonomy: Autonomy,
     /// Users' repositories, where there is a bucket.
     pub vaults: Option<Vaults>,
+    /// How many reports of each node are written down, see [`reports`].
+    pub reports: Arc<Mutex<Reports>>,
+}
+
+/// Reports of one node that are written down at once: so few in tests that one can use them up.
+const REPORTS_BURST: u64 = if cfg!(test) { 64 } else { REPORTS_BURST_MAX };
+
+/// Nobody has told of anything yet.
+pub fn reports() -> Arc<Mutex<Reports>> {
+    Arc::new(Mutex::new(Reports::new(REPORTS_BURST)))
 }
 
 impl Link {

@@ -18,6 +18,7 @@
 //! | [`silence`] | how long nodes were not heard |
 //! | [`moves`] | when users of a node that is away may be given to another one |
 //! | [`snapshots`] | what can be asked about users' repositories: keys, HEAD, orphans |
+//! | [`reports`] | how many reports of one node are written down at a time |
 //! | [`rebuild`] | HEADs out of a listing of the bucket |
 //! | [`personal`] | what of facts is personal, and how it is carried: sealed |
 //! | [`upkeep`] | when users' repositories are pruned and checked, and when a prune has to wait |
@@ -36,6 +37,7 @@ pub mod pending;
 pub mod personal;
 pub mod placement;
 pub mod rebuild;
+pub mod reports;
 pub mod silence;
 pub mod snapshots;
 pub mod upkeep;

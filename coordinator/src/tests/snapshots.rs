@@ -163,6 +163,47 @@ async fn a_user_gets_a_key_its_node_is_told_and_head_moves_as_the_node_says() {
 }
 
 #[tokio::test]
+async fn a_node_that_tells_of_ever_more_snapshots_fills_no_journal_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::with(folder.path(), with_bucket(folder.path())).await;
+    let mut node = node(&world, "n1", 1).await;
+    let anna = create(&world, "anna").await;
+    node.repository_of(anna.id).await;
+    let of = |number: u8| snapshot(anna.cell, anna.generation, number, number.into());
+    let mut told = 0;
+    let later = loop {
+        told += 1;
+        assert!(told < 200, "there is no end");
+        match node.takes(anna.id, &of(told)).await {
+            SnapshotOutcome::Head => {}
+            SnapshotOutcome::Later(problem) => break problem,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(later.code == Code::TooMany && told > 64, "{told}: {later}");
+    assert_eq!(
+        node.takes(anna.id, &of(told - 1)).await,
+        SnapshotOutcome::Head,
+        "what is known costs nothing"
+    );
+    let shown: Snapshots = world.get("/v1/users/anna/snapshots").await.json();
+    assert_eq!(shown.head.unwrap(), of(told - 1));
+    // Another session has no more room, and each is taken down in the end.
+    let mut node = session(&world, node, 3, FRAMES_VERSION_MAX).await;
+    let mut refused = 0;
+    for number in told..told + 3 {
+        while let SnapshotOutcome::Later(_) = node.takes(anna.id, &of(number)).await {
+            refused += 1;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+    assert!(refused > 0, "it was all there again");
+    let shown: Snapshots = world.get("/v1/users/anna/snapshots").await.json();
+    assert_eq!(shown.head.unwrap(), of(told + 2));
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_node_is_given_its_own_credential_where_there_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("nodes");
