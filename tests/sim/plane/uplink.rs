@@ -35,13 +35,9 @@ impl World {
             Errand::Theft => return self.theft_answered(connection, &frame),
             Errand::Session => {}
         }
-        let now = self.machines[machine].clock.boot(self.at);
         let Some(present) = self.machines[machine].life_mut(life) else { return };
         if present.connection != Some(connection) {
             return;
-        }
-        if present.link.is_live() {
-            present.heard = Some(now);
         }
         self.link_step(machine, node::Event::Received(frame));
         if let Some(present) = self.machines[machine].life_mut(life)
@@ -77,7 +73,12 @@ impl World {
         let now = self.machines[machine].clock.boot(self.at);
         let Some(life) = &mut self.machines[machine].life else { return };
         let number = life.number;
-        for effect in life.link.step(now, event, random) {
+        let may_be_contact = life.link.is_live() && matches!(event, node::Event::Received(_));
+        let effects = life.link.step(now, event, random);
+        if may_be_contact && life.link.is_live() {
+            life.heard = Some(now);
+        }
+        for effect in effects {
             if self.strikes(self.plan.agent_dies / 4) {
                 return self.agent_dies(machine);
             }

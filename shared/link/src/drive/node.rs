@@ -350,16 +350,7 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 }
                 Some(Event::DialFailed)
             }
-            Report::Received(frame) => {
-                if self.machine.is_live() {
-                    let now = self.driver.clock.now();
-                    self.driver.status.send_if_modified(|status| {
-                        status.heard = Some(now);
-                        false
-                    });
-                }
-                Some(Event::Received(frame))
-            }
+            Report::Received(frame) => Some(Event::Received(frame)),
             Report::Flushed => None,
             Report::Broken(failure) => {
                 if failure.is_misbehaviour() {
@@ -392,9 +383,16 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
         while let Some(event) = next.take() {
             let mut random = [0; 24];
             getrandom::fill(&mut random).map_err(NodeDriverError::Random)?;
-            let effects = self.machine.step(self.driver.clock.now(), event, random);
+            let now = self.driver.clock.now();
+            let may_be_contact = self.machine.is_live() && matches!(event, Event::Received(_));
+            let effects = self.machine.step(now, event, random);
+            // Only what the machine took for a sign of life: a frame that lay in a buffer for too long ends the session, and
+            // must not give the node more time alone.
+            if may_be_contact && self.machine.is_live() {
+                self.heard(now);
+            }
             for effect in effects {
-                match self.act(effect).await {
+                match self.act(now, effect).await {
                     Ok(()) => {}
                     Err(Failure::Fatal(error)) => return Err(error),
                     Err(Failure::Connection(code, reason)) => {
@@ -409,7 +407,16 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
         Ok(())
     }
 
-    async fn act(&mut self, effect: Effect) -> Result<(), Failure> {
+    /// A contact wakes nobody.
+    fn heard(&self, at: BootMs) {
+        self.driver.status.send_if_modified(|status| {
+            status.heard = Some(at);
+            false
+        });
+    }
+
+    /// Carries an effect out. `at`: when that came of which it follows.
+    async fn act(&mut self, at: BootMs, effect: Effect) -> Result<(), Failure> {
         match effect {
             Effect::Dial => {
                 let (target, key) = (self.driver.target.clone(), self.driver.key.clone());
@@ -437,7 +444,8 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 info!(version, "session open");
                 self.wire.speak(version);
                 self.settle_pin().await?;
-                let heard = Some(self.driver.clock.now());
+                // When the welcome came, not when the disk was done with its mark.
+                let heard = Some(at);
                 self.driver.status.send_replace(LinkStatus { state: LinkState::Online, heard, autonomy });
             }
             Effect::Deliver(frame) => self.undelivered = Some(frame),

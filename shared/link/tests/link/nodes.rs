@@ -1,5 +1,6 @@
 //! The node's driver against a scripted coordinator.
 
+mod contact;
 mod keys;
 
 use std::net::SocketAddr;
@@ -49,6 +50,8 @@ type Log = Arc<Mutex<Vec<Asked>>>;
 struct Side {
     log: Log,
     disk_full: bool,
+    /// A welcome's mark takes the disk this long, by this clock.
+    stall: Option<(contact::Ahead, Millis)>,
 }
 
 impl Side {
@@ -63,6 +66,9 @@ impl NodeSide for Side {
         tokio::time::sleep(Duration::from_millis(20)).await;
         if self.disk_full {
             return Err("disk full".into());
+        }
+        if let Some((clock, span)) = self.stall.as_ref().filter(|_| welcomed) {
+            clock.pass(*span);
         }
         self.note(Asked::Store(mark, welcomed));
         Ok(())
@@ -130,15 +136,20 @@ struct Options<C> {
     stored: Option<(SessionMark, bool)>,
     next_key: Option<SigningKey>,
     disk_full: bool,
+    stall: Option<(contact::Ahead, Millis)>,
     clock: C,
 }
 
 fn plain(address: SocketAddr) -> Options<BootClock> {
-    Options { address, stored: None, next_key: None, disk_full: false, clock: BootClock }
+    on(BootClock, address)
+}
+
+fn on<C>(clock: C, address: SocketAddr) -> Options<C> {
+    Options { address, stored: None, next_key: None, disk_full: false, stall: None, clock }
 }
 
 fn driver<C: Clock>(options: Options<C>) -> (impl Future<Output = Result<(), NodeDriverError>>, Agent) {
-    let Options { address, stored, next_key, disk_full, clock } = options;
+    let Options { address, stored, next_key, disk_full, stall, clock } = options;
     let log = Log::default();
     let (deliver, delivered) = mpsc::channel(1);
     let (to_coordinator, outgoing) = mpsc::channel(4);
@@ -150,7 +161,7 @@ fn driver<C: Clock>(options: Options<C>) -> (impl Future<Output = Result<(), Nod
         key: key(NODE),
         next_key,
         stored,
-        side: Side { log: log.clone(), disk_full },
+        side: Side { log: log.clone(), disk_full, stall },
         clock,
         deliver,
         outgoing,
@@ -334,8 +345,7 @@ async fn a_killed_coordinator_is_missed_as_soon_as_it_is_back_and_not_after_a_ti
 #[tokio::test]
 async fn a_coordinator_that_does_not_answer_is_dialled_again() {
     let (listener, address) = listener(ListenLimits::default());
-    let options = Options { address, stored: None, next_key: None, disk_full: false, clock: Hurried(10) };
-    let (run, _agent) = driver(options);
+    let (run, _agent) = driver(on(Hurried(10), address));
     beside(run, async {
         let (silent, first) = greeted(&listener).await;
         let (_session, again) = greeted(&listener).await;
