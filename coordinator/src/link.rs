@@ -230,7 +230,7 @@ impl Gate {
         let greeting = self.link.hub.greeting(hello.node);
         let command = Command::OpenSession { node: hello.node, key, mark };
         let opened = self.link.store.submit(Actor::Node(hello.node), command).await;
-        if let Err(Problem { code: Code::CounterReplayed, .. }) = &opened {
+        if let Err(Problem { code: Code::CounterReplayed | Code::KeyRetired, .. }) = &opened {
             self.link.lock(hello.node, key, mark).await;
         }
         let accepted = opened?;

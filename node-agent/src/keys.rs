@@ -27,8 +27,8 @@ pub enum KeysError {
     Rename(#[source] std::io::Error),
     /// Files of another node, or of an old backup.
     #[error(
-        "the journal says that the node's key is {expected}, and no key file holds it: join the node again with a token \
-         of `berth token create NAME --rejoin`"
+        "the journal says that the node's key is {expected}, and no key file holds it: join the node again with `join \
+         --again` and a token of `berth node revoke NAME` and `berth token create NAME --rejoin`"
     )]
     Lost {
         /// The key in force.

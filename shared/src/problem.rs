@@ -92,7 +92,7 @@ codes! {
     Internal "internal" 500 "Something in Berth went wrong." "Look into the daemon's log for the request id, and report it."
     NodeRevoked "node_revoked" 403 "The node was revoked: its keys are not let in any more." "If the machine is clean, make a token with `berth token create NAME --rejoin` and join it with `join --again`."
     NodeNotLocked "node_not_locked" 409 "The node is not in the state that this needs: it is not locked, or neither locked nor revoked." "Look at `berth node show NAME`; a node that only lost its connection comes back by itself."
-    KeyRetired "key_retired" 403 "The node's key was replaced by a newer one and is dead for ever." "If the machine was restored from an old image, make a token with `berth token create NAME --rejoin` and join it with `join --again`."
+    KeyRetired "key_retired" 403 "The node's key was replaced by a newer one and is dead for ever." "The machine came from an old image, or another one has taken its place: find out which machine the node shall be. Is it this one, run `berth node revoke NAME` and `berth token create NAME --rejoin`, and join it with `join --again`."
     KeyRefused "key_refused" 409 "A new key was not accepted." "The detail says why; the key of before stays in force."
     KeyNotStored "key_not_stored" 409 "Not every node has stored the coordinator's next key." "Wait until the named nodes are connected; or switch with `--anyway`, and join them again with new tokens."
     ClockSkew "clock_skew" 403 "The clocks of the node and of the coordinator are too far apart." "Set the wrong one (`timedatectl`), then try again; the detail shows both."

@@ -13,7 +13,7 @@ use berth_shared::time::{Millis, UnixMs};
 use berth_shared::units::Bytes;
 use berth_shared::wire::NodeFacts;
 
-use crate::fleet::{Fleet, Node, Standing, User, Vault};
+use crate::fleet::{Fleet, LockedBy, Node, Standing, User, Vault};
 use crate::liveness::Seen;
 
 /// A node's clock may be this far off before it is worth a warning (DESIGN, section 4).
@@ -160,10 +160,13 @@ pub fn snapshot_lines(fleet: &Fleet, now: UnixMs) -> Finding {
 }
 
 fn locked(node: &Node) -> Option<Finding> {
-    let Standing::Locked { at, shown, stored } = node.standing else { return None };
+    let Standing::Locked { at, by } = node.standing else { return None };
+    let showed = match by {
+        LockedBy::Counter { shown, stored } => format!("the join counter {shown} behind {stored}"),
+        LockedBy::ReplacedKey(_) => "a key that it has replaced".to_owned(),
+    };
     let found = format!(
-        "locked since {at}, given nothing new and moving no HEAD: it showed the join counter {shown} behind {stored}, so that \
-         there may be two of it"
+        "locked since {at}, given nothing new and moving no HEAD: it showed {showed}, so that there may be two of it"
     );
     Some(Finding::new(STANDING, Level::Problem, found, Code::CounterReplayed.advice()))
 }

@@ -285,6 +285,10 @@ pub enum Kind {
     RetentionSet = 91,
     /// [`SnapshotFact::RecordKeyPurged`].
     RecordKeyPurged = 92,
+    /// [`KeyFact::NodeKeyOrdered`].
+    NodeKeyOrdered = 93,
+    /// [`KeyFact::ReplacedKeyShown`].
+    ReplacedKeyShown = 94,
 }
 
 impl Kind {
@@ -335,6 +339,8 @@ impl Kind {
         Self::ImageSet,
         Self::RetentionSet,
         Self::RecordKeyPurged,
+        Self::NodeKeyOrdered,
+        Self::ReplacedKeyShown,
     ];
 
     /// The number in the journal.

@@ -37,7 +37,7 @@ pub use apply::Misfit;
 pub use decide::is_domain;
 pub(crate) use decide::trimmed;
 pub use image::{CODE, IMAGE_BYTES_MAX};
-pub use keys::{NextCoordinatorKey, NextKey, Standing};
+pub use keys::{LockedBy, NextCoordinatorKey, NextKey, Standing};
 pub use quarantine::{Quarantine, REASON_BYTES_MAX, quarantine_reason};
 pub use sleep::{STOP_AFTER_MAX, STOP_AFTER_MIN};
 pub(crate) use snapshots::EPOCH_MAX;
@@ -144,6 +144,10 @@ pub struct Node {
     pub next_key: Option<NextKey>,
     /// When it was given another key over the link last.
     pub key_added_at: Option<UnixMs>,
+    /// When an operator let it have another key, which it has not told yet.
+    pub key_ordered_at: Option<UnixMs>,
+    /// Keys that a rotation has replaced since an operator looked at the node: who shows one of them locks it.
+    pub replaced_keys: BTreeSet<PublicKey>,
     /// Is it let in, and given anything new?
     pub standing: Standing,
     /// When it joined.

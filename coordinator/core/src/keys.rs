@@ -15,6 +15,10 @@ pub const KEY_OVERLAP_MAX: Millis = Millis::minutes(24 * 60);
 /// with keys.
 pub const KEY_AGE_MIN: Millis = Millis::minutes(1);
 
+/// How long a node may take to tell the key that an operator has ordered. Seconds, where it is connected; this bears a
+/// restart of both ends. Whoever holds a copy of its key could take its place as long as an order stands.
+pub const KEY_ORDER_MAX: Millis = Millis::minutes(60);
+
 /// A clock that is off by more is worth a person's look (DESIGN section 4).
 pub const CLOCK_OFFSET_WARNED: Millis = Millis::secs(30);
 
@@ -27,6 +31,11 @@ pub const NAMES_SHOWN_MAX: usize = 8;
 /// What can be asked about keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyCommand {
+    /// The node shall have another key. It is to be told so once this is written down: a key that nobody ordered is not taken.
+    OrderNodeKey {
+        /// Which.
+        name: NodeName,
+    },
     /// A node tells a new key. No events when it is known already.
     AddNodeKey {
         /// Which node, by its session.
@@ -43,8 +52,8 @@ pub enum KeyCommand {
         /// Which.
         name: NodeName,
     },
-    /// A hello was refused for its counter. No events when the node is locked already, or the hello would not be refused
-    /// for that.
+    /// A hello was refused for its counter, or for a key that was replaced. No events when the node is locked already, when
+    /// the hello would not be refused for that, or when an operator knows that there are copies with this key.
     LockNode {
         /// Who it said it was.
         node: NodeId,
@@ -132,6 +141,20 @@ pub enum KeyRefusal {
         /// Since when.
         since: UnixMs,
     },
+    /// A locked node could be somebody else, who would keep the node's place with a key of their own.
+    #[error(
+        "node `{name}` is locked: it is given no other key before an operator has decided which machine it is"
+    )]
+    Locked {
+        /// Which.
+        name: NodeName,
+    },
+    /// A new key that no operator has asked for, or too long ago.
+    #[error("nobody has ordered another key for node `{name}` of late: `berth node rotate-key {name}` does")]
+    NotOrdered {
+        /// Which.
+        name: NodeName,
+    },
     /// There is nothing to unlock.
     #[error("node `{name}` is not locked")]
     NotLocked {
@@ -174,6 +197,8 @@ impl KeyRefusal {
             | Self::NotPresent
             | Self::Proof(_)
             | Self::TooSoon { .. }
+            | Self::Locked { .. }
+            | Self::NotOrdered { .. }
             | Self::NoNextKey
             | Self::AnotherNextKey { .. } => Code::KeyRefused,
             Self::NotLocked { .. } | Self::NotShutOut { .. } => Code::NodeNotLocked,

@@ -15,7 +15,6 @@ use super::Api;
 use super::body::Name;
 use super::error::ApiError;
 use super::nodes::{known_name, unknown, view};
-use crate::system::wall_now;
 
 /// How long a node may take to make a key, tell it and come back with it: a sync of its disk and a handshake.
 const ROTATE_MAX: Duration = Duration::from_secs(20);
@@ -44,7 +43,10 @@ pub(crate) async fn unlock(
     shown(&api, &name)
 }
 
-/// Answers once the node has said hello with its new key.
+/// What a refusal names.
+const ROTATING: &str = "rotating a key";
+
+/// Writes the order down, tells the node, and answers once it has said hello with its new key.
 pub(crate) async fn rotate(
     State(api): State<Api>,
     Extension(actor): Extension<Actor>,
@@ -55,12 +57,12 @@ pub(crate) async fn rotate(
     let (id, before) = {
         let fleet = fleet.borrow_and_update();
         let node = fleet.node_named(&name).ok_or_else(|| unknown(name.as_str()))?;
-        fleet
-            .may_change_key(wall_now(), node)
-            .map_err(|refusal| ApiError::new(refusal.code(), refusal.to_string()))?;
         (node.id, node.key)
     };
-    api.hub.tell(id, "rotating a key", CoordinatorFrame::RotateKey)?;
+    // An order that no machine hears of is one that another could use.
+    api.hub.can_be_told(id, ROTATING, &CoordinatorFrame::RotateKey)?;
+    decide(&api, actor, KeyCommand::OrderNodeKey { name: name.clone() }).await?;
+    api.hub.tell(id, ROTATING, CoordinatorFrame::RotateKey)?;
     let rotated = fleet.wait_for(|fleet| fleet.node(id).is_none_or(|node| node.key != before));
     match tokio::time::timeout(ROTATE_MAX, rotated).await {
         Ok(Ok(_)) => {}

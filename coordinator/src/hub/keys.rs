@@ -27,18 +27,24 @@ pub struct Way {
 }
 
 impl Way {
+    /// Does the session speak the version of this frame? `what` names it in the refusal.
+    fn speaks(&self, what: &str, frame: &CoordinatorFrame) -> Result<(), Problem> {
+        let (since, spoken) = (frame.since(), self.version);
+        if since <= spoken {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::LinkTooOld,
+            format!(
+                "{what} needs version {since} of the link; the session with the node speaks {spoken}, the coordinator \
+                 {FRAMES_VERSION_MIN} to {FRAMES_VERSION_MAX}"
+            ),
+        ))
+    }
+
     /// Puts a frame behind those that wait to be sent. `what` names it in the refusal.
     pub(super) fn send(&self, what: &str, frame: CoordinatorFrame) -> Result<(), Problem> {
-        let (since, spoken) = (frame.since(), self.version);
-        if since > spoken {
-            return Err(Problem::new(
-                Code::LinkTooOld,
-                format!(
-                    "{what} needs version {since} of the link; the session with the node speaks {spoken}, the \
-                     coordinator {FRAMES_VERSION_MIN} to {FRAMES_VERSION_MAX}"
-                ),
-            ));
-        }
+        self.speaks(what, &frame)?;
         self.outgoing.try_send(frame).map_err(|full| match full {
             mpsc::error::TrySendError::Full(_) => {
                 Problem::new(Code::NodeBusy, "the node does not read what it is sent")
@@ -59,6 +65,15 @@ impl Hub {
     /// The version that the open session of a node speaks.
     pub fn version(&self, node: NodeId) -> Option<u16> {
         self.lock().sessions.get(&node).map(|session| session.way.version)
+    }
+
+    /// Could this frame be sent to the node just now? `what` names it in the refusal.
+    ///
+    /// # Errors
+    /// `node_silent`; `link_too_old` when its session speaks an older version.
+    pub fn can_be_told(&self, node: NodeId, what: &str, frame: &CoordinatorFrame) -> Result<(), Problem> {
+        let inner = self.lock();
+        inner.sessions.get(&node).ok_or_else(silent)?.way.speaks(what, frame)
     }
 
     /// Sends a frame to a node. `what` names it in the refusal: "rotating a key".

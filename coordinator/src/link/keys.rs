@@ -1,4 +1,4 @@
-//! What nodes say about keys, written down and answered; who is locked out for a counter that repeats.
+//! What nodes say about keys, written down and answered; who is locked out for a counter that repeats or a replaced key.
 
 use berth_coordinator_core::event::KeyFact;
 use berth_coordinator_core::keys::KeyCommand;
@@ -58,7 +58,7 @@ impl Link {
         }
     }
 
-    /// A hello was refused for its counter: the node is locked, once.
+    /// A hello was refused for its counter or its key: where that shows that there are two of the node, it is locked, once.
     pub(super) async fn lock(&self, node: NodeId, key: PublicKey, mark: SessionMark) {
         let command = Command::Key(KeyCommand::LockNode { node, key, mark });
         let locked = match self.store.submit(Actor::System, command).await {
@@ -69,13 +69,18 @@ impl Link {
                 return;
             }
         };
+        let name = locked.fleet.node(node).map(|node| node.name.to_string());
         for event in &locked.events {
-            if let Fact::Key(KeyFact::NodeLocked { node, shown, stored }) = &event.fact {
-                let name = locked.fleet.node(*node).map(|node| node.name.to_string());
-                tracing::error!(
+            match &event.fact {
+                Fact::Key(KeyFact::NodeLocked { shown, stored, .. }) => tracing::error!(
                     node = name, shown, stored, code = %Code::CounterReplayed, to_do = Code::CounterReplayed.advice(),
                     "a join counter repeated: the node is given nothing new until an operator decides"
-                );
+                ),
+                Fact::Key(KeyFact::ReplacedKeyShown { key, .. }) => tracing::error!(
+                    node = name, %key, code = %Code::KeyRetired, to_do = Code::CounterReplayed.advice(),
+                    "a key was shown that the node has replaced: it is given nothing new until an operator decides"
+                ),
+                _ => {}
             }
         }
         self.hub.fleet_changed(&locked.fleet);

@@ -194,13 +194,75 @@ async fn a_nodes_key_is_rotated_over_its_session_and_the_old_one_is_dead_then() 
     assert_eq!(rotated.status, 200, "{}", rotated.body);
     assert_eq!(rotated.json::<Value>()["key"], next.public().to_string());
     assert_eq!(refused(&world, &signing_key(1), newest(id, 5)).await.0, Code::KeyRetired);
+    assert_eq!(
+        shown(&world, "n1").await["standing"],
+        "locked",
+        "an old copy, or a thief has taken its place"
+    );
     let soon = world.post("/v1/nodes/n1/rotate-key", json!({})).await;
     assert!(soon.body.contains("one a minute"), "{}", soon.body);
     assert_eq!(soon.code(), Code::KeyRefused);
     world.end().await;
     let world = World::on(folder.path()).await;
+    assert_eq!(shown(&world, "n1").await["standing"], "locked");
+    assert_eq!(world.post("/v1/nodes/n1/unlock", json!({})).await.status, 200);
     assert_eq!(refused(&world, &signing_key(1), newest(id, 5)).await.0, Code::KeyRetired);
+    assert_eq!(shown(&world, "n1").await["standing"], "active", "its operator knows of this one");
     open(&world, next, newest(id, 5)).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn whoever_holds_a_copy_of_a_nodes_key_cannot_take_its_place_with_a_key_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let id = world.node("n1", 1).await.id;
+    let mut thief = open(&world, signing_key(1), newest(id, 2)).await;
+    let told = new_key(&thief, &signing_key(9));
+    thief.send(&told).await;
+    let CoordinatorFrame::KeyJudged { outcome: Err(problem), .. } = thief.receive().await else {
+        panic!("a key that nobody ordered was taken")
+    };
+    assert!(problem.code == Code::KeyRefused && problem.detail.contains("node rotate-key n1"), "{problem}");
+    // The node's own hello after the thief's: there are two of it.
+    let own = Hello { nonce: SessionNonce::from_random([99; 16]), ..newest(id, 2) };
+    assert_eq!(refused(&world, &signing_key(1), own).await.0, Code::CounterReplayed);
+    assert_eq!(shown(&world, "n1").await["standing"], "locked");
+    let ordered = world.post("/v1/nodes/n1/rotate-key", json!({})).await;
+    assert!(ordered.code() == Code::KeyRefused && ordered.body.contains("is locked"), "{}", ordered.body);
+    thief.send(&told).await;
+    let CoordinatorFrame::KeyJudged { outcome: Err(problem), .. } = thief.receive().await else {
+        panic!("a locked node was given another key")
+    };
+    assert!(problem.detail.contains("is locked"), "{problem}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_order_for_another_key_stands_over_a_restart_of_the_coordinator() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let id = world.node("n1", 1).await.id;
+    world.until("/v1/nodes/n1", |node| node["connected"] == false).await;
+    let silent = world.post("/v1/nodes/n1/rotate-key", json!({})).await;
+    assert_eq!(silent.code(), Code::NodeSilent);
+    let mut node = open(&world, signing_key(1), newest(id, 2)).await;
+    tokio::select! {
+        answered = world.post("/v1/nodes/n1/rotate-key", json!({})) => panic!("answered: {}", answered.body),
+        told = node.receive() => assert_eq!(told, CoordinatorFrame::RotateKey),
+    }
+    drop(node);
+    world.end().await;
+
+    let world = World::on(folder.path()).await;
+    let mut node = open(&world, signing_key(1), newest(id, 3)).await;
+    let next = signing_key(7);
+    let told = new_key(&node, &next);
+    node.send(&told).await;
+    let judged = CoordinatorFrame::KeyJudged { key: next.public(), outcome: Ok(()) };
+    assert_eq!(node.receive().await, judged);
+    open(&world, next, newest(id, 4)).await;
+    assert_eq!(shown(&world, "n1").await["standing"], "active");
     world.end().await;
 }
 

@@ -14,7 +14,7 @@ use crate::wire::{self, LeftBehind, NodeFacts, NodeLoad};
 pub enum NodeStanding {
     /// As it should be.
     Active,
-    /// A join counter repeated: it keeps its cells and is given no new one, until an operator decides.
+    /// A join counter repeated, or a replaced key was shown: it keeps its cells and is given no new one, until an operator decides.
     Locked,
     /// Not let in any more.
     Revoked,

@@ -29,6 +29,10 @@ pub(crate) struct Keys {
     held: BTreeMap<NodeId, (SigningKey, Option<SigningKey>)>,
     /// Keys that were replaced, and whose they were.
     dead: Vec<(NodeId, PublicKey)>,
+    /// Those of them that a rotation has replaced since an operator looked at the node: who shows one locks it.
+    locking: BTreeSet<(NodeId, PublicKey)>,
+    /// Nodes that an operator lets have another key.
+    ordered: BTreeSet<NodeId>,
     /// Nodes that are given nothing new.
     pub(crate) barred: BTreeSet<NodeId>,
     revoked: BTreeSet<NodeId>,
@@ -49,6 +53,22 @@ impl Keys {
         }
         self.revoked.remove(&node);
         self.forgiven.remove(&node);
+        self.looked_at(node);
+        self.ordered.remove(&node);
+    }
+
+    fn looked_at(&mut self, node: NodeId) {
+        self.locking.retain(|(of, _)| *of != node);
+    }
+
+    fn replaced(&mut self, node: NodeId, key: PublicKey) {
+        self.dead.push((node, key));
+        self.locking.insert((node, key));
+    }
+
+    fn locked(&mut self, node: NodeId) {
+        self.barred.insert(node);
+        self.ordered.remove(&node);
     }
 }
 
@@ -75,7 +95,8 @@ impl Story {
                 self.counters.insert(node, shown);
                 if let Some(next) = next.filter(|_| by_next) {
                     totals.rotations += 1;
-                    self.keys.dead.push((node, present.public()));
+                    self.keys.replaced(node, present.public());
+                    self.keys.ordered.remove(&node);
                     self.keys.held.insert(node, (next, None));
                 }
             }
@@ -86,7 +107,7 @@ impl Story {
                     return Err("a lock is not written exactly once".to_owned());
                 }
                 totals.locks += u64::from(is_new);
-                self.keys.barred.insert(node);
+                self.keys.locked(node);
             }
             Err(_) => {}
         }
@@ -111,6 +132,7 @@ impl Story {
                 let unlock = Command::Key(KeyCommand::UnlockNode { name, connected });
                 if self.command(&unlock, totals)?.is_ok() {
                     self.keys.barred.remove(&node);
+                    self.keys.looked_at(node);
                     if !connected {
                         self.keys.forgiven.insert(node);
                     }
@@ -124,12 +146,23 @@ impl Story {
 
     fn tell_key(&mut self, node: NodeId, totals: &mut Totals) -> Result<(), String> {
         let Some((present, told)) = self.keys.held.get(&node).cloned() else { return Ok(()) };
+        let Some(name) = self.fleet.node(node).map(|node| node.name.clone()) else { return Ok(()) };
+        if self.dice.per_mille(800)
+            && self.command(&Command::Key(KeyCommand::OrderNodeKey { name }), totals)?.is_ok()
+        {
+            self.keys.ordered.insert(node);
+        }
         let new = signing(self.draw());
         let said = new_node_key(node, &present.public(), &new.public());
         let proof = Signature(new.sign(Purpose::NodeKey, &said));
         let add = KeyCommand::AddNodeKey { node, session_key: present.public(), key: new.public(), proof };
         if self.command(&Command::Key(add), totals)?.is_ok() {
-            self.keys.dead.extend(told.map(|told| (node, told.public())));
+            if self.keys.barred.contains(&node) || !self.keys.ordered.remove(&node) {
+                return Err("a node was given a key that nobody ordered, or while it was locked".to_owned());
+            }
+            if let Some(told) = told {
+                self.keys.replaced(node, told.public());
+            }
             self.keys.held.insert(node, (present, Some(new)));
         }
         Ok(())
@@ -162,6 +195,8 @@ impl Story {
         for set in [&mut self.keys.barred, &mut self.keys.revoked, &mut self.keys.forgiven] {
             set.remove(&id);
         }
+        self.keys.looked_at(id);
+        self.keys.ordered.remove(&id);
         self.counters.remove(&id);
         let another = signing(self.draw());
         if self.command(&join(another.public()), totals)?.is_ok() {
@@ -179,6 +214,18 @@ impl Story {
         let mark = SessionMark { counter: JoinCounter(1_000_000), nonce };
         if self.command(&Command::OpenSession { node, key, mark }, totals)?.is_ok() {
             return Err("a key that was replaced opened a session".to_owned());
+        }
+        let shut = self.keys.barred.contains(&node) || self.keys.forgiven.contains(&node);
+        let must_lock = !shut && self.keys.locking.contains(&(node, key));
+        let locked = self.command(&Command::Key(KeyCommand::LockNode { node, key, mark }), totals)?;
+        if locked.map_err(|refusal| refusal.to_string())?.len() != usize::from(must_lock) {
+            return Err(format!(
+                "a key that was replaced was shown: {must_lock} that it has to lock the node"
+            ));
+        }
+        if must_lock {
+            totals.locks += 1;
+            self.keys.locked(node);
         }
         Ok(())
     }

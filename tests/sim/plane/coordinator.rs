@@ -78,6 +78,8 @@ pub(crate) enum Asker {
     Hello(usize, Box<Hello>),
     Greet(usize, Box<Hello>),
     NewKey(usize, PublicKey),
+    /// A hello with this key was refused, which may show that there are two of the node.
+    Lock(NodeId, PublicKey),
     /// A node that told of a snapshot.
     Snapshot(NodeId, UserId, SnapshotId),
     /// What is gone from this user's repository.

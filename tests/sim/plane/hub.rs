@@ -25,7 +25,10 @@ use crate::world::{Happening, World};
 impl World {
     pub(crate) fn answer(&mut self, asker: Asker, outcome: Result<Vec<Event>, Problem>) {
         match asker {
-            Asker::Order(order) => self.order_decided(order, outcome.map(|_| ())),
+            Asker::Order(order) => {
+                let outcome = outcome.map(|_| ()).and_then(|()| self.rotates(order));
+                self.order_decided(order, outcome);
+            }
             Asker::Join(connection) => {
                 let verdict = self.judge_join(connection, outcome);
                 self.judged(connection, verdict);
@@ -33,8 +36,8 @@ impl World {
             Asker::Hello(connection, hello) => match outcome {
                 Ok(_) => self.greet(connection, hello),
                 Err(problem) => {
-                    if problem.code == Code::CounterReplayed {
-                        self.lock_node(connection, &hello);
+                    if matches!(problem.code, Code::CounterReplayed | Code::KeyRetired) {
+                        self.lock_node(connection, &hello, problem.code);
                     }
                     self.judged(connection, Err(problem));
                 }
@@ -54,6 +57,14 @@ impl World {
                     self.coordinator.book.listed(user);
                 }
             }
+            Asker::Lock(node, key) => {
+                if outcome.is_ok() && self.truth.is_overlooked(node, key) {
+                    let text = format!(
+                        "{node} goes on as if nothing were, and a key was shown that it has replaced"
+                    );
+                    self.broken("locked", &text);
+                }
+            }
             Asker::Nobody => {}
         }
     }
@@ -66,12 +77,15 @@ impl World {
         self.submit(Request { asker: Asker::Greet(connection, hello), actor, command });
     }
 
-    pub(crate) fn lock_node(&mut self, connection: usize, hello: &Hello) {
-        self.count("counters replayed");
+    pub(crate) fn lock_node(&mut self, connection: usize, hello: &Hello, code: Code) {
+        self.count(if code == Code::KeyRetired { "dead keys shown" } else { "counters replayed" });
         let key = self.connections[connection].key;
         let mark = SessionMark { counter: hello.counter, nonce: hello.nonce };
         let command = Command::Key(KeyCommand::LockNode { node: hello.node, key, mark });
-        self.submit(Request { asker: Asker::Nobody, actor: Actor::Node(hello.node), command });
+        // A key that is only overdue may be replaced by the time that this is decided.
+        let must_lock = self.truth.is_overlooked(hello.node, key);
+        let asker = if must_lock { Asker::Lock(hello.node, key) } else { Asker::Nobody };
+        self.submit(Request { asker, actor: Actor::Node(hello.node), command });
     }
 
     pub(crate) const fn autonomy(&self) -> Option<Millis> {

@@ -15,6 +15,7 @@
 //! | served | in quiet time a request is answered within its bound | 4 |
 //! | answered | an agent that lives on says how each command has ended, also of a wake in the middle of a restore | 4 |
 //! | stranger | only a credential of this very user opens its cell, and not once its end is known | 5 |
+//! | locked | who shows a key that a rotation has replaced locks the node, until an operator has looked at it | 17 |
 //! | token | a token lets one machine in | 5 |
 //! | facts | generations grow, names and homes are single, judged without the fleet's own code | 1 |
 //! | replay | what was acknowledged survives every death; the journal opens, verifies, and gives the same state | 8 |
@@ -174,6 +175,7 @@ fn the_fleet_keeps_its_word_whatever_fails() {
             "joins heard twice",
             "hellos heard twice",
             "keys heard twice",
+            "dead keys shown",
             "snapshots heard twice",
             "plans heard twice",
             "calls twice",

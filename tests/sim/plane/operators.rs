@@ -203,7 +203,11 @@ impl World {
                 command
             }
             What::Token { command, .. } => command,
-            What::Off(_) | What::Move(_) | What::Revoke(_) | What::Unlock(_) => {
+            What::Rotate(node) if !process.sessions.contains_key(&node) => {
+                let silent = Problem::new(Code::NodeSilent, "not connected");
+                return self.order_decided(order, Err(silent));
+            }
+            What::Off(_) | What::Move(_) | What::Revoke(_) | What::Unlock(_) | What::Rotate(_) => {
                 match self.command_about_node(order) {
                     Some(command) => Box::new(command),
                     None => {
@@ -211,14 +215,6 @@ impl World {
                         return self.order_decided(order, Err(gone));
                     }
                 }
-            }
-            What::Rotate(node) => {
-                let session = process.sessions.get(&node).map(|session| session.connection);
-                if let Some(connection) = session {
-                    self.send_down(connection, CoordinatorFrame::RotateKey);
-                }
-                let silent = || Problem::new(Code::NodeSilent, "not connected");
-                return self.order_decided(order, session.map(|_| ()).ok_or_else(silent));
             }
             What::Cell { cell, verb } => {
                 let home = process.fleet.user_of_cell(cell).and_then(|user| user.home.clone());
@@ -271,13 +267,25 @@ impl World {
                     evidence: self.evidence(user.home.as_ref()?.node)?,
                 })))
             }
+            What::Rotate(node) => Command::Key(KeyCommand::OrderNodeKey { name: name(*node)? }),
             What::Revoke(node) => Command::Key(KeyCommand::RevokeNode { name: name(*node)? }),
             What::Unlock(node) => {
                 let connected = process.sessions.contains_key(node);
                 Command::Key(KeyCommand::UnlockNode { name: name(*node)?, connected })
             }
-            What::Fleet(_) | What::Token { .. } | What::Cell { .. } | What::Rotate(_) => return None,
+            What::Fleet(_) | What::Token { .. } | What::Cell { .. } => return None,
         })
+    }
+
+    /// An order for another key is written down: the node is told, if its session is open still.
+    pub(crate) fn rotates(&mut self, order: usize) -> Result<(), Problem> {
+        let What::Rotate(node) = self.operators.orders[order].what else { return Ok(()) };
+        let session = self.coordinator.process.as_ref().and_then(|process| process.sessions.get(&node));
+        let connection = session.map(|session| session.connection);
+        let connection =
+            connection.ok_or_else(|| Problem::new(Code::NodeSilent, "not connected any more"))?;
+        self.send_down(connection, CoordinatorFrame::RotateKey);
+        Ok(())
     }
 
     /// The coordinator answers; the answer may be lost.

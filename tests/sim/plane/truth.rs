@@ -29,6 +29,10 @@ pub(crate) struct Member {
     /// The keys that let it in.
     key: PublicKey,
     next: Option<PublicKey>,
+    /// Keys that a rotation has replaced since an operator looked at the node.
+    replaced: BTreeSet<PublicKey>,
+    /// An operator lets it have another key.
+    ordered: bool,
     pub(crate) revoked: bool,
     pub(crate) locked: bool,
     /// Its operator says that the machine is off.
@@ -186,7 +190,15 @@ impl Truth {
             Fact::BearersRevoked { user } => self.of_user(*user)?.bearers.clear(),
             Fact::NodeJoined { node, key, .. } => {
                 self.fresh_key(*key)?;
-                let member = Member { key: *key, next: None, revoked: false, locked: false, off: false };
+                let member = Member {
+                    key: *key,
+                    next: None,
+                    replaced: BTreeSet::new(),
+                    ordered: false,
+                    revoked: false,
+                    locked: false,
+                    off: false,
+                };
                 self.nodes.insert(*node, member);
             }
             Fact::NodeRemoved { node } => {
@@ -236,6 +248,14 @@ impl Truth {
         Ok(())
     }
 
+    /// Was this key shown, and is the node neither locked, nor revoked, nor about to be forgiven a counter?
+    pub(crate) fn is_overlooked(&self, node: NodeId, key: PublicKey) -> bool {
+        self.nodes.get(&node).is_some_and(|member| {
+            let is_open = !member.locked && !member.revoked && !self.any_counter.contains(&node);
+            is_open && member.replaced.contains(&key)
+        })
+    }
+
     fn member(&mut self, node: NodeId) -> Result<&mut Member, String> {
         self.nodes.get_mut(&node).ok_or_else(|| format!("{node} is not there"))
     }
@@ -255,28 +275,49 @@ impl Truth {
         match fact {
             KeyFact::NodeKeyAdded { node, key } => {
                 self.fresh_key(*key)?;
-                let before = self.member(*node)?.next.replace(*key);
+                let member = self.member(*node)?;
+                if member.locked || !std::mem::take(&mut member.ordered) {
+                    return Err(format!("{node} is given a key that nobody ordered, or while it is locked"));
+                }
+                let before = member.next.replace(*key);
+                member.replaced.extend(before);
                 self.dead.extend(before);
             }
+            KeyFact::NodeKeyOrdered { node } => self.member(*node)?.ordered = true,
             KeyFact::NodeKeyRetired { node, key } => {
                 let member = self.member(*node)?;
                 member.key = member.next.take().ok_or("a key is retired and there is no other")?;
+                member.replaced.insert(*key);
+                member.ordered = false;
                 self.dead.insert(*key);
             }
             KeyFact::NodeRevoked { node } => self.member(*node)?.revoked = true,
-            KeyFact::NodeLocked { node, .. } => self.member(*node)?.locked = true,
+            KeyFact::NodeLocked { node, .. } => {
+                let member = self.member(*node)?;
+                (member.locked, member.ordered) = (true, false);
+            }
+            KeyFact::ReplacedKeyShown { node, key } => {
+                let member = self.member(*node)?;
+                if member.locked || !member.replaced.contains(key) {
+                    return Err(format!("{node} is locked by a key that may not"));
+                }
+                (member.locked, member.ordered) = (true, false);
+            }
             KeyFact::NodeUnlocked { node, any_counter } => {
                 if *any_counter {
                     self.any_counter.insert(*node);
                 }
-                self.member(*node)?.locked = false;
+                let member = self.member(*node)?;
+                member.locked = false;
+                member.replaced.clear();
             }
             KeyFact::NodeRejoined { node, key, .. } => {
                 self.fresh_key(*key)?;
                 self.counters.remove(node);
                 let member = self.member(*node)?;
                 let before = [Some(std::mem::replace(&mut member.key, *key)), member.next.take()];
-                (member.revoked, member.locked) = (false, false);
+                (member.revoked, member.locked, member.ordered) = (false, false, false);
+                member.replaced.clear();
                 self.dead.extend(before.into_iter().flatten());
             }
             _ => {}

@@ -1,4 +1,4 @@
-//! Facts about keys: of nodes, of the coordinator, and who was locked out. Kinds 30 to 39.
+//! Facts about keys: of nodes, of the coordinator, and who was locked out. Kinds 30 to 39, 93 and 94.
 //!
 //! Payloads are `(at, actor, body)` as in `v1`, whose rules hold here, too: once released, none is edited.
 
@@ -87,6 +87,19 @@ pub enum KeyFact {
         /// Which.
         key: PublicKey,
     },
+    /// An operator lets the node have another key.
+    NodeKeyOrdered {
+        /// Which node.
+        node: NodeId,
+    },
+    /// Somebody said hello with a key that a rotation has replaced: an old copy of the node, or the node itself whose place
+    /// was taken. It is given nothing new.
+    ReplacedKeyShown {
+        /// Which node.
+        node: NodeId,
+        /// The key that was shown.
+        key: PublicKey,
+    },
 }
 
 impl KeyFact {
@@ -102,6 +115,8 @@ impl KeyFact {
             Self::CoordinatorKeyAnnounced { .. } => Kind::CoordinatorKeyAnnounced,
             Self::CoordinatorKeyStored { .. } => Kind::CoordinatorKeyStored,
             Self::CoordinatorKeySwitched { .. } => Kind::CoordinatorKeySwitched,
+            Self::NodeKeyOrdered { .. } => Kind::NodeKeyOrdered,
+            Self::ReplacedKeyShown { .. } => Kind::ReplacedKeyShown,
         }
     }
 }
@@ -113,12 +128,15 @@ type NodeUnlocked = (NodeId, bool);
 type RejoinTokenCreated = (TokenId, NodeId, SecretHash, u64);
 type NodeRejoined = (NodeId, PublicKey, v1::Facts);
 type CoordinatorKey = PublicKey;
+type NodeKeyOrdered = NodeId;
 
 pub(super) fn encode(event: &Event, fact: &KeyFact) -> Result<Vec<u8>, CodecError> {
     match fact.clone() {
         KeyFact::NodeKeyAdded { node, key }
         | KeyFact::NodeKeyRetired { node, key }
-        | KeyFact::CoordinatorKeyStored { node, key } => v1::put::<NodeKey>(event, (node, key)),
+        | KeyFact::CoordinatorKeyStored { node, key }
+        | KeyFact::ReplacedKeyShown { node, key } => v1::put::<NodeKey>(event, (node, key)),
+        KeyFact::NodeKeyOrdered { node } => v1::put::<NodeKeyOrdered>(event, node),
         KeyFact::NodeRevoked { node } => v1::put::<NodeRevoked>(event, node),
         KeyFact::NodeLocked { node, shown, stored } => v1::put::<NodeLocked>(event, (node, shown, stored)),
         KeyFact::NodeUnlocked { node, any_counter } => v1::put::<NodeUnlocked>(event, (node, any_counter)),
@@ -145,6 +163,10 @@ pub(super) fn decode(kind: Kind, payload: &[u8]) -> Option<Result<Event, CodecEr
         Kind::NodeKeyAdded => node_key(|node, key| KeyFact::NodeKeyAdded { node, key }),
         Kind::NodeKeyRetired => node_key(|node, key| KeyFact::NodeKeyRetired { node, key }),
         Kind::CoordinatorKeyStored => node_key(|node, key| KeyFact::CoordinatorKeyStored { node, key }),
+        Kind::ReplacedKeyShown => node_key(|node, key| KeyFact::ReplacedKeyShown { node, key }),
+        Kind::NodeKeyOrdered => {
+            v1::take(payload, |node: NodeKeyOrdered| Fact::Key(KeyFact::NodeKeyOrdered { node }))
+        }
         Kind::NodeRevoked => v1::take(payload, |node: NodeRevoked| Fact::Key(KeyFact::NodeRevoked { node })),
         Kind::NodeLocked => v1::take(payload, |(node, shown, stored): NodeLocked| {
             Fact::Key(KeyFact::NodeLocked { node, shown, stored })

@@ -147,6 +147,8 @@ fn examples() -> Vec<Event> {
             retention: Some(Retention { last: 1, hourly: 2, daily: 3, weekly: 4, monthly: 260 }),
         }),
         Fact::Snapshot(SnapshotFact::RecordKeyPurged { user: user() }),
+        Fact::Key(KeyFact::NodeKeyOrdered { node: node() }),
+        Fact::Key(KeyFact::ReplacedKeyShown { node: node(), key: PublicKey::from_bytes([6; 32]) }),
     ];
     let actors = [Actor::System, Actor::Operator(operator()), Actor::Node(node())];
     facts_of_all
@@ -193,7 +195,7 @@ fn kinds_have_the_numbers_that_the_journal_holds() {
             .chain(60..=62)
             .chain(70..=75)
             .chain(78..=79)
-            .chain(90..=92)
+            .chain(90..=94)
             .collect::<Vec<u16>>()
     );
 }

@@ -183,6 +183,8 @@ impl Fleet {
                     key_since: at,
                     next_key: None,
                     key_added_at: None,
+                    key_ordered_at: None,
+                    replaced_keys: BTreeSet::new(),
                     standing: Standing::Active,
                     joined_at: at,
                     facts: facts.clone(),

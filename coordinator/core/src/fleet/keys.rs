@@ -1,7 +1,8 @@
 //! Which keys let a node in, who is shut out, and which key nodes know the coordinator by.
 //!
 //! ```text
-//!            LockNode (a counter repeats)        RevokeNode
+//!            LockNode (a counter repeats,
+//!            a replaced key is shown)            RevokeNode
 //!  Active -----------------------------> Locked -------------> Revoked
 //!    ^  \___________________________________|____________________^ |
 //!    |        UnlockNode: as it is, or with the next counter      |
@@ -12,6 +13,10 @@
 //! A locked node keeps its cells and its sessions; it is given no new cell. Where a snapshot's HEAD or a receipt is taken
 //! from a node, [`Standing::bars_new`] decides on it, too. A key that was replaced, revoked or left behind by a rejoin is
 //! *dead*: no node is ever let in with it again.
+//!
+//! Another key is taken while an operator's order for it stands, and not while the node is locked. Who shows a key that a
+//! rotation has replaced locks the node: the rotation may have been a thief's. That holds once for each such key, until an
+//! operator has unlocked the node or let it join again; a key that died otherwise locks nobody, or its thief could for ever.
 //!
 //! A lock says that there are two, not which is the original: docs/decisions/0003-keys-on-the-link.md.
 
@@ -30,7 +35,7 @@ use super::apply::Misfit;
 use super::{Fleet, Node, Token};
 use crate::command::Refusal;
 use crate::event::{Fact, KeyFact};
-use crate::keys::{KEY_AGE_MIN, KEY_OVERLAP_MAX, KeyCommand, KeyRefusal, NAMES_SHOWN_MAX};
+use crate::keys::{KEY_AGE_MIN, KEY_ORDER_MAX, KEY_OVERLAP_MAX, KeyCommand, KeyRefusal, NAMES_SHOWN_MAX};
 
 /// How a node stands with its coordinator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,14 +44,12 @@ pub enum Standing {
     Active,
     /// Unlocked while it was away: its next join counter is taken, whatever it is.
     AnyCounter,
-    /// A join counter repeated or ran backwards: a clone, or a machine restored from an old image.
+    /// There are two of it, or it came back from an old image.
     Locked {
         /// When.
         at: UnixMs,
-        /// The counter that was shown.
-        shown: u64,
-        /// The one that was stored.
-        stored: u64,
+        /// What showed it.
+        by: LockedBy,
     },
     /// Not let in any more.
     Revoked {
@@ -55,12 +58,31 @@ pub enum Standing {
     },
 }
 
+/// What shows that there are two of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockedBy {
+    /// A join counter repeated or ran backwards.
+    Counter {
+        /// The counter that was shown.
+        shown: u64,
+        /// The one that was stored.
+        stored: u64,
+    },
+    /// A key that a rotation had replaced.
+    ReplacedKey(PublicKey),
+}
+
 impl Standing {
     /// Why the node is given nothing new; `None` when it may be.
     pub const fn bars_new(&self) -> Option<&'static str> {
         match self {
             Self::Active | Self::AnyCounter => None,
-            Self::Locked { .. } => Some("locked, since its join counter repeated"),
+            Self::Locked { by: LockedBy::Counter { .. }, .. } => {
+                Some("locked, since its join counter repeated")
+            }
+            Self::Locked { by: LockedBy::ReplacedKey(_), .. } => {
+                Some("locked, since a key was shown that it has replaced")
+            }
             Self::Revoked { .. } => Some("revoked"),
         }
     }
@@ -100,6 +122,8 @@ pub(super) struct Keys {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum KeyVerdict {
     Present,
+    /// The present one still, and its successor was told too long ago.
+    Overdue,
     Next,
     Retired,
     Unknown,
@@ -109,7 +133,7 @@ impl Fleet {
     /// May the node have another key now?
     ///
     /// # Errors
-    /// It was given its last one less than [`KEY_AGE_MIN`] ago, or it is revoked.
+    /// It was given its last one less than [`KEY_AGE_MIN`] ago, or it is revoked or locked.
     pub fn may_change_key(&self, now: UnixMs, node: &Node) -> Result<(), KeyRefusal> {
         if let Standing::Revoked { at } = node.standing {
             return Err(KeyRefusal::Revoked { name: node.name.clone(), at });
@@ -118,6 +142,9 @@ impl Fleet {
             // A clock that was set back must not keep the key for as long as it was set back.
             Some(since) if (since..since.after(KEY_AGE_MIN)).contains(&now) => {
                 Err(KeyRefusal::TooSoon { name: node.name.clone(), since })
+            }
+            Some(_) | None if matches!(node.standing, Standing::Locked { .. }) => {
+                Err(KeyRefusal::Locked { name: node.name.clone() })
             }
             Some(_) | None => Ok(()),
         }
@@ -150,7 +177,7 @@ impl Fleet {
     fn judge_key(&self, now: UnixMs, node: &Node, key: &PublicKey) -> KeyVerdict {
         if node.key == *key {
             let overdue = node.next_key.is_some_and(|next| now >= next.since.after(KEY_OVERLAP_MAX));
-            return if overdue { KeyVerdict::Retired } else { KeyVerdict::Present };
+            return if overdue { KeyVerdict::Overdue } else { KeyVerdict::Present };
         }
         if node.next_key.is_some_and(|next| next.key == *key) {
             return KeyVerdict::Next;
@@ -178,7 +205,7 @@ impl Fleet {
         let mut facts = match verdict {
             KeyVerdict::Present => vec![],
             KeyVerdict::Next => vec![Fact::Key(KeyFact::NodeKeyRetired { node: id, key: node.key })],
-            KeyVerdict::Retired | KeyVerdict::Unknown => {
+            KeyVerdict::Overdue | KeyVerdict::Retired | KeyVerdict::Unknown => {
                 return Err(KeyRefusal::Retired { name: name() }.into());
             }
         };
@@ -200,6 +227,11 @@ impl Fleet {
     /// What follows from a command about keys.
     pub(super) fn decide_key(&self, now: UnixMs, command: &KeyCommand) -> Result<Vec<Fact>, Refusal> {
         let fact = match command {
+            KeyCommand::OrderNodeKey { name } => {
+                let node = self.known_node(name)?;
+                self.may_change_key(now, node)?;
+                Some(KeyFact::NodeKeyOrdered { node: node.id })
+            }
             KeyCommand::AddNodeKey { node, session_key, key, proof } => {
                 self.add_node_key(now, *node, session_key, key, proof)?
             }
@@ -208,16 +240,7 @@ impl Fleet {
                 let already = matches!(node.standing, Standing::Revoked { .. });
                 (!already).then_some(KeyFact::NodeRevoked { node: node.id })
             }
-            KeyCommand::LockNode { node, key, mark } => {
-                match (self.node(*node), self.open_session(now, *node, key, *mark)) {
-                    (Some(node), Err(Refusal::CounterReplayed { shown, stored, .. }))
-                        if node.standing == Standing::Active =>
-                    {
-                        Some(KeyFact::NodeLocked { node: node.id, shown, stored })
-                    }
-                    _ => None,
-                }
-            }
+            KeyCommand::LockNode { node, key, mark } => self.lock(now, *node, key, *mark),
             KeyCommand::UnlockNode { name, connected } => {
                 let node = self.known_node(name)?;
                 match node.standing {
@@ -262,6 +285,27 @@ impl Fleet {
         Ok(fact.map(Fact::Key).into_iter().collect())
     }
 
+    /// Does a hello that was refused show that there are two of the node?
+    fn lock(&self, now: UnixMs, id: NodeId, key: &PublicKey, mark: SessionMark) -> Option<KeyFact> {
+        let node = self.node(id).filter(|node| node.standing == Standing::Active)?;
+        match self.judge_key(now, node, key) {
+            KeyVerdict::Present | KeyVerdict::Overdue | KeyVerdict::Next => {
+                let stored = node.mark.map_or(0, |stored| stored.counter.0);
+                let shown = mark.counter.0;
+                (judge_counter(node.mark, mark) == CounterVerdict::Replayed).then_some(KeyFact::NodeLocked {
+                    node: id,
+                    shown,
+                    stored,
+                })
+            }
+            KeyVerdict::Retired => {
+                let by_rotation = node.replaced_keys.contains(key);
+                by_rotation.then_some(KeyFact::ReplacedKeyShown { node: id, key: *key })
+            }
+            KeyVerdict::Unknown => None,
+        }
+    }
+
     fn known_node(&self, name: &NodeName) -> Result<&Node, Refusal> {
         self.node_named(name).ok_or_else(|| Refusal::UnknownNode { name: name.clone() })
     }
@@ -295,6 +339,10 @@ impl Fleet {
             return Err(KeyRefusal::Taken { name: other.name.clone() }.into());
         }
         self.may_change_key(now, node)?;
+        // A clock that was set back ends an order: it is given again.
+        if node.key_ordered_at.is_none_or(|since| !(since..since.after(KEY_ORDER_MAX)).contains(&now)) {
+            return Err(KeyRefusal::NotOrdered { name: name() }.into());
+        }
         Ok(Some(KeyFact::NodeKeyAdded { node: id, key: *key }))
     }
 
@@ -349,7 +397,9 @@ impl Fleet {
                 self.free_key(number, key)?;
                 let found = self.node_to_change(number, *node)?;
                 found.key_added_at = Some(at);
+                found.key_ordered_at = None;
                 if let Some(before) = found.next_key.replace(NextKey { key: *key, since: at }) {
+                    found.replaced_keys.insert(before.key);
                     self.bury(before.key, *node);
                 }
                 self.node_keys.insert(*key, *node);
@@ -363,18 +413,28 @@ impl Fleet {
                 found.key = next.key;
                 found.key_since = at;
                 found.next_key = None;
+                // It was told of once more meanwhile, and has done what it was told.
+                found.key_ordered_at = None;
+                found.replaced_keys.insert(*key);
                 self.bury(*key, *node);
             }
             KeyFact::NodeRevoked { node } => {
                 self.node_to_change(number, *node)?.standing = Standing::Revoked { at };
             }
             KeyFact::NodeLocked { node, shown, stored } => {
-                self.node_to_change(number, *node)?.standing =
-                    Standing::Locked { at, shown: *shown, stored: *stored };
+                let by = LockedBy::Counter { shown: *shown, stored: *stored };
+                self.take_in_lock(number, at, *node, by)?;
+            }
+            KeyFact::ReplacedKeyShown { node, key } => {
+                self.take_in_lock(number, at, *node, LockedBy::ReplacedKey(*key))?;
             }
             KeyFact::NodeUnlocked { node, any_counter } => {
-                self.node_to_change(number, *node)?.standing =
-                    if *any_counter { Standing::AnyCounter } else { Standing::Active };
+                let found = self.node_to_change(number, *node)?;
+                found.standing = if *any_counter { Standing::AnyCounter } else { Standing::Active };
+                found.replaced_keys.clear();
+            }
+            KeyFact::NodeKeyOrdered { node } => {
+                self.node_to_change(number, *node)?.key_ordered_at = Some(at);
             }
             KeyFact::RejoinTokenCreated { token, node, hash, expires_at } => {
                 if self.tokens.contains_key(token) {
@@ -400,6 +460,8 @@ impl Fleet {
                 found.facts = facts.clone();
                 found.mark = None;
                 found.standing = Standing::Active;
+                found.key_ordered_at = None;
+                found.replaced_keys.clear();
                 for key in before.into_iter().flatten() {
                     self.bury(key, *node);
                 }
@@ -426,6 +488,14 @@ impl Fleet {
                 self.keys.coordinator = Some(next.ok_or_else(|| missing(key.to_string()))?.key);
             }
         }
+        Ok(())
+    }
+
+    /// An order for another key ends with it: it is for whoever the operator finds to be the node.
+    fn take_in_lock(&mut self, number: u64, at: UnixMs, node: NodeId, by: LockedBy) -> Result<(), Misfit> {
+        let found = self.node_to_change(number, node)?;
+        found.standing = Standing::Locked { at, by };
+        found.key_ordered_at = None;
         Ok(())
     }
 

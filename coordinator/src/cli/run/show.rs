@@ -375,8 +375,8 @@ fn standing(node: &Node) -> Option<String> {
     match node.standing {
         NodeStanding::Active => None,
         NodeStanding::Locked => Some(format!(
-            "locked since {since}: a join counter repeated, so that there may be two of it. Its cells go on, it is given no \
-             new one. {}",
+            "locked since {since}: a join counter repeated, or a key was shown that it has replaced, so that there may be two \
+             of it. Its cells go on, it is given no new one. {}",
             Code::CounterReplayed.advice()
         )),
         NodeStanding::Revoked => Some(format!("revoked since {since}. {}", Code::NodeRevoked.advice())),

@@ -56,6 +56,10 @@ fn hello(number: u8, with: u8, counter: u64, nonce: u8) -> Command {
     Command::OpenSession { node: node(number), key: key(with), mark: mark(counter, nonce) }
 }
 
+fn order(number: u8) -> Command {
+    Command::Key(KeyCommand::OrderNodeKey { name: name(number) })
+}
+
 fn add(number: u8, old: u8, new: u8) -> Command {
     let said = signing::new_node_key(node(number), &key(old), &key(new));
     Command::Key(KeyCommand::AddNodeKey {
@@ -141,6 +145,12 @@ impl World {
         Ok(events)
     }
 
+    /// A new key as an operator has ordered it.
+    fn rotate(&mut self, number: u8, old: u8, new: u8) {
+        assert_eq!(self.run(&order(number)).unwrap().len(), 1);
+        assert_eq!(self.run(&add(number, old, new)).unwrap().len(), 1);
+    }
+
     fn refused(&mut self, command: &Command) -> Code {
         let before = self.fleet.clone();
         let refusal = self.run(command).unwrap_err();
@@ -165,7 +175,7 @@ impl World {
 #[test]
 fn both_keys_are_good_until_the_new_one_says_hello_and_then_the_old_is_dead_for_ever() {
     let mut world = World::new();
-    assert_eq!(world.run(&add(1, 1, 11)).unwrap().len(), 1);
+    world.rotate(1, 1, 11);
     assert_eq!(world.run(&add(1, 1, 11)), Ok(vec![]), "the answer was lost");
     world.run(&hello(1, 1, 2, 2)).unwrap();
     let events = world.run(&hello(1, 11, 3, 3)).unwrap();
@@ -180,6 +190,7 @@ fn both_keys_are_good_until_the_new_one_says_hello_and_then_the_old_is_dead_for_
     assert_eq!(world.node(1).key_since, world.now);
     assert_eq!(world.refused(&hello(1, 1, 4, 4)), Code::KeyRetired);
     world.now = world.now.after(KEY_AGE_MIN);
+    world.run(&order(1)).unwrap();
     assert_eq!(world.refused(&add(1, 11, 1)), Code::KeyRefused, "a dead key does not come back");
     assert_eq!(world.fleet.node_with_key(&key(1)), None);
     world.is_replayed();
@@ -188,7 +199,7 @@ fn both_keys_are_good_until_the_new_one_says_hello_and_then_the_old_is_dead_for_
 #[test]
 fn the_same_hello_again_with_the_new_key_retires_the_old_one_too() {
     let mut world = World::new();
-    world.run(&add(1, 1, 11)).unwrap();
+    world.rotate(1, 1, 11);
     world.run(&hello(1, 1, 2, 2)).unwrap();
     let events = world.run(&hello(1, 11, 2, 2)).unwrap();
     assert!(matches!(events[..], [Event { fact: Fact::Key(KeyFact::NodeKeyRetired { .. }), .. }]));
@@ -198,12 +209,18 @@ fn the_same_hello_again_with_the_new_key_retires_the_old_one_too() {
 #[test]
 fn the_old_key_is_refused_when_the_overlap_has_passed_and_the_new_one_is_not() {
     let mut world = World::new();
-    world.run(&add(1, 1, 11)).unwrap();
+    world.rotate(1, 1, 11);
     world.now = world.now.after(Millis(KEY_OVERLAP_MAX.0 - 1));
     world.run(&hello(1, 1, 2, 2)).unwrap();
     world.now = world.now.after(Millis(1));
     assert_eq!(world.refused(&hello(1, 1, 3, 3)), Code::KeyRetired);
+    assert_eq!(
+        world.run(&lock(1, 1, 3, 3)),
+        Ok(vec![]),
+        "it goes over on that word: nothing is wrong with it"
+    );
     world.run(&hello(1, 11, 3, 3)).unwrap();
+    assert_eq!(world.node(1).standing, Standing::Active);
 }
 
 #[test]
@@ -215,10 +232,10 @@ fn a_new_key_needs_the_old_keys_session_and_its_own_signature_and_some_time() {
     assert_eq!(world.refused(&Command::Key(stolen)), Code::KeyRefused, "a proof for another node");
     assert_eq!(world.refused(&add(1, 1, 2)), Code::KeyRefused, "another node's key");
     assert_eq!(world.refused(&add(9, 1, 11)), Code::NodeRejected);
-    world.run(&add(1, 1, 11)).unwrap();
-    assert_eq!(world.refused(&add(1, 1, 12)), Code::KeyRefused, "too soon");
+    world.rotate(1, 1, 11);
+    assert_eq!(world.refused(&order(1)), Code::KeyRefused, "too soon");
     world.now = world.now.after(KEY_AGE_MIN);
-    world.run(&add(1, 1, 12)).unwrap();
+    world.rotate(1, 1, 12);
     assert_eq!(world.refused(&hello(1, 11, 2, 2)), Code::KeyRetired, "replaced before it was used");
     world.run(&hello(1, 12, 2, 2)).unwrap();
     world.is_replayed();
@@ -227,12 +244,13 @@ fn a_new_key_needs_the_old_keys_session_and_its_own_signature_and_some_time() {
 #[test]
 fn a_revoked_node_is_refused_with_every_key_and_keeps_its_cells() {
     let mut world = World::new();
-    world.run(&add(1, 1, 11)).unwrap();
+    world.rotate(1, 1, 11);
     assert_eq!(world.run(&revoke(1)).unwrap().len(), 1);
     assert_eq!(world.run(&revoke(1)), Ok(vec![]));
     assert_eq!(world.refused(&hello(1, 1, 2, 2)), Code::NodeRevoked);
     assert_eq!(world.refused(&hello(1, 11, 2, 2)), Code::NodeRevoked);
     assert_eq!(world.refused(&add(1, 1, 12)), Code::NodeRevoked);
+    assert_eq!(world.refused(&order(1)), Code::NodeRevoked);
     assert_eq!(world.refused(&unlock(1, false)), Code::NodeNotLocked);
     assert!(world.node(1).standing.bars_new().is_some());
     assert!(world.fleet.desired(node(1)).is_some(), "what it was given stays given");
@@ -280,7 +298,10 @@ fn a_replayed_counter_locks_once_and_the_right_counter_goes_on() {
     assert_eq!(world.run(&lock(1, 1, 2, 9)), Ok(vec![]), "once for each lock");
     assert_eq!(world.refused(&hello(1, 1, 2, 9)), Code::CounterReplayed);
     world.run(&hello(1, 1, 3, 3)).unwrap();
-    assert!(matches!(world.node(1).standing, Standing::Locked { shown: 2, stored: 2, .. }));
+    assert!(matches!(
+        world.node(1).standing,
+        Standing::Locked { by: LockedBy::Counter { shown: 2, stored: 2 }, .. }
+    ));
     world.is_replayed();
 }
 
@@ -298,6 +319,107 @@ fn an_unlocked_node_may_come_back_with_any_counter_once_unless_it_is_connected()
     assert_eq!(world.node(1).standing, Standing::Active);
     assert_eq!(world.refused(&hello(1, 1, 2, 2)), Code::CounterReplayed, "once");
     world.is_replayed();
+}
+
+#[test]
+fn a_key_is_taken_once_for_each_order_and_only_while_it_stands() {
+    let mut world = World::new();
+    assert_eq!(world.run(&add(1, 1, 11)).unwrap_err(), KeyRefusal::NotOrdered { name: name(1) }.into());
+    world.run(&order(2)).unwrap();
+    assert_eq!(world.refused(&add(1, 1, 11)), Code::KeyRefused, "another node's order");
+    world.rotate(1, 1, 11);
+    world.now = world.now.after(KEY_AGE_MIN);
+    assert_eq!(world.run(&add(1, 1, 12)).unwrap_err(), KeyRefusal::NotOrdered { name: name(1) }.into());
+    world.run(&order(1)).unwrap();
+    world.is_replayed();
+    world.now = world.now.after(KEY_ORDER_MAX);
+    assert_eq!(world.run(&add(1, 1, 12)).unwrap_err(), KeyRefusal::NotOrdered { name: name(1) }.into());
+    assert_eq!(
+        world.run(&add(1, 1, 11)),
+        Ok(vec![]),
+        "what was taken stays taken, whatever became of the answer"
+    );
+    world.rotate(1, 1, 12);
+    world.now = world.now.after(KEY_AGE_MIN);
+    world.run(&order(1)).unwrap();
+    assert_eq!(world.run(&add(1, 1, 12)), Ok(vec![]), "it has this one still");
+    world.run(&hello(1, 12, 2, 2)).unwrap();
+    assert_eq!(world.run(&add(1, 12, 13)).unwrap_err(), KeyRefusal::NotOrdered { name: name(1) }.into());
+    world.is_replayed();
+}
+
+#[test]
+fn a_locked_node_is_given_no_other_key_and_its_order_is_over() {
+    let mut world = World::new();
+    world.run(&order(1)).unwrap();
+    world.run(&lock(1, 1, 1, 9)).unwrap();
+    assert_eq!(world.run(&add(1, 1, 11)).unwrap_err(), KeyRefusal::Locked { name: name(1) }.into());
+    assert_eq!(world.run(&order(1)).unwrap_err(), KeyRefusal::Locked { name: name(1) }.into());
+    world.run(&unlock(1, true)).unwrap();
+    assert_eq!(world.run(&add(1, 1, 11)).unwrap_err(), KeyRefusal::NotOrdered { name: name(1) }.into());
+    world.rotate(1, 1, 11);
+    world.run(&lock(1, 1, 1, 9)).unwrap();
+    assert_eq!(
+        world.run(&add(1, 1, 11)),
+        Ok(vec![]),
+        "a node that was locked meanwhile hears that its key is good"
+    );
+    world.run(&hello(1, 11, 2, 2)).unwrap();
+    world.is_replayed();
+}
+
+#[test]
+fn whoever_shows_a_key_that_a_rotation_has_replaced_locks_the_node_until_an_operator_has_looked() {
+    let mut world = World::new();
+    world.rotate(1, 1, 11);
+    world.run(&hello(1, 11, 2, 2)).unwrap();
+    assert_eq!(world.run(&lock(1, 9, 3, 3)), Ok(vec![]), "a stranger locks nobody");
+    // A counter that nobody could object to.
+    assert_eq!(world.refused(&hello(1, 1, 3, 3)), Code::KeyRetired);
+    assert_eq!(world.run(&lock(1, 1, 3, 3)).unwrap().len(), 1);
+    assert_eq!(world.run(&lock(1, 1, 3, 3)), Ok(vec![]), "once for each lock");
+    assert!(matches!(
+        world.node(1).standing,
+        Standing::Locked { by: LockedBy::ReplacedKey(shown), .. } if shown == key(1)
+    ));
+    world.run(&unlock(1, true)).unwrap();
+    assert_eq!(world.run(&lock(1, 1, 3, 3)), Ok(vec![]), "its operator knows: nobody locks at will");
+    assert_eq!(world.node(1).standing, Standing::Active);
+
+    // One that was told and never used, and then another in its place.
+    world.now = world.now.after(KEY_AGE_MIN);
+    world.rotate(1, 11, 12);
+    world.now = world.now.after(KEY_AGE_MIN);
+    world.rotate(1, 11, 13);
+    assert_eq!(world.refused(&hello(1, 12, 3, 3)), Code::KeyRetired);
+    assert_eq!(world.run(&lock(1, 12, 3, 3)).unwrap().len(), 1);
+    world.is_replayed();
+}
+
+#[test]
+fn a_key_that_died_by_revocation_or_a_rejoin_locks_nobody() {
+    let mut world = World::new();
+    world.rotate(1, 1, 11);
+    world.run(&hello(1, 11, 2, 2)).unwrap();
+    world.run(&revoke(1)).unwrap();
+    assert_eq!(world.run(&lock(1, 1, 3, 3)), Ok(vec![]), "it is shut out already");
+    world.run(&rejoin_token(5, 1)).unwrap();
+    world.run(&join(5, 77, 21)).unwrap();
+    for shown in [1, 11] {
+        assert_eq!(world.refused(&hello(1, shown, 9, 9)), Code::KeyRetired);
+        assert_eq!(world.run(&lock(1, shown, 9, 9)), Ok(vec![]), "key {shown}");
+    }
+    world.is_replayed();
+}
+
+#[test]
+fn a_counter_that_repeats_locks_with_an_overdue_key_too() {
+    let mut world = World::new();
+    world.rotate(1, 1, 11);
+    world.run(&hello(1, 1, 2, 2)).unwrap();
+    world.now = world.now.after(KEY_OVERLAP_MAX);
+    assert_eq!(world.refused(&hello(1, 1, 2, 9)), Code::KeyRetired);
+    assert_eq!(world.run(&lock(1, 1, 2, 9)).unwrap().len(), 1, "there are two of it");
 }
 
 fn switch(anyway: bool) -> Command {
@@ -337,6 +459,7 @@ fn the_coordinators_key_is_switched_when_every_node_holds_the_next_one() {
 #[derive(Debug, Clone)]
 enum Step {
     Hello { with: u8, back: u64 },
+    Order,
     Add { old: u8, new: u8 },
     Revoke,
     Unlock { connected: bool },
@@ -347,6 +470,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => (1_u8..8, 0_u64..3).prop_map(|(with, back)| Step::Hello { with, back }),
+        3 => Just(Step::Order),
         3 => (1_u8..8, 1_u8..8).prop_map(|(old, new)| Step::Add { old, new }),
         1 => Just(Step::Revoke),
         1 => any::<bool>().prop_map(|connected| Step::Unlock { connected }),
@@ -356,14 +480,18 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// A book of its own: which keys were ever replaced. Nothing that happens lets one of them in again.
+    /// A book of its own: which keys were ever replaced. Nothing that happens lets one of them in again, and who shows one
+    /// that a rotation has replaced since an operator looked locks the node.
     #[test]
     fn a_key_that_was_replaced_never_opens_a_session_again(steps in proptest::collection::vec(step(), 1..60)) {
         let mut world = World::new();
         let mut replaced: BTreeMap<PublicKey, usize> = BTreeMap::new();
+        let (mut locks, mut ordered): (BTreeSet<PublicKey>, bool) = (BTreeSet::new(), false);
         let (mut counter, mut token) = (1_u64, 50_u8);
         for (at, step) in steps.into_iter().enumerate() {
             let before = world.node(1).clone();
+            let is_locked = matches!(before.standing, Standing::Locked { .. });
+            let by_rotation = matches!(step, Step::Hello { .. } | Step::Add { .. });
             match step {
                 Step::Hello { with, back } => {
                     let shown = (counter + 1).saturating_sub(back);
@@ -378,13 +506,30 @@ proptest! {
                         Err(refusal) if refusal.code() == Code::CounterReplayed => {
                             let locked = world.run(&lock(1, with, shown, nonce)).unwrap();
                             prop_assert_eq!(locked.len() == 1, before.standing == Standing::Active);
+                            ordered &= locked.is_empty();
+                        }
+                        Err(refusal) if replaced.contains_key(&key(with)) => {
+                            let locked = world.run(&lock(1, with, shown, nonce)).unwrap();
+                            let must = before.standing == Standing::Active && locks.contains(&key(with));
+                            prop_assert_eq!(locked.len() == 1, must, "key {} at {}: {}", with, at, refusal);
+                            ordered &= locked.is_empty();
                         }
                         Err(_) => {}
                     }
                 }
-                Step::Add { old, new } => drop(world.run(&add(1, old, new))),
+                Step::Order => ordered |= world.run(&order(1)).is_ok(),
+                Step::Add { old, new } => {
+                    if world.run(&add(1, old, new)).is_ok_and(|events| !events.is_empty()) {
+                        prop_assert!(ordered && !is_locked, "key {} at {}", new, at);
+                        ordered = false;
+                    }
+                }
                 Step::Revoke => drop(world.run(&revoke(1))),
-                Step::Unlock { connected } => drop(world.run(&unlock(1, connected))),
+                Step::Unlock { connected } => {
+                    if world.run(&unlock(1, connected)).is_ok() {
+                        locks.clear();
+                    }
+                }
                 Step::Rejoin { with } => {
                     token += 1;
                     if world.run(&rejoin_token(token, 1)).is_ok()
@@ -399,6 +544,14 @@ proptest! {
             for gone in [Some(before.key), before.next_key.map(|next| next.key)].into_iter().flatten() {
                 if after.key != gone && after.next_key.is_none_or(|next| next.key != gone) {
                     replaced.insert(gone, at);
+                    if by_rotation {
+                        locks.insert(gone);
+                        ordered &= gone != before.key;
+                    } else {
+                        // It has joined again.
+                        locks.clear();
+                        ordered = false;
+                    }
                 }
             }
             prop_assert_eq!(world.fleet.node_with_key(&after.key).map(|node| node.id), Some(node(1)));
