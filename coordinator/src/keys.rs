@@ -32,8 +32,8 @@ pub enum KeysError {
         /// The key in force.
         expected: PublicKey,
     },
-    /// Nothing was made that could follow.
-    #[error("there is no next key")]
+    /// The key that the journal has taken does not lie here.
+    #[error("the next key that was taken does not lie in its file")]
     NoNext,
     /// The listener did not take it.
     #[error("the link could not take the next key")]
@@ -102,6 +102,16 @@ impl Keys {
         Ok(held.next.insert(key).public())
     }
 
+    /// Does the private half of this announced key lie in its file? Looks there, whatever was known before.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    pub fn holds_next(&self, announced: PublicKey) -> Result<bool, KeyFileError> {
+        let mut held = self.lock();
+        held.next = keyfile::load_if_there(&self.folder.join(NEXT_KEY_FILE))?;
+        Ok(held.next.as_ref().is_some_and(|next| next.public() == announced))
+    }
+
     /// What nodes are told of the announced next key; `None` when this is not the one that lies here.
     pub fn announcement(&self, announced: PublicKey) -> Option<CoordinatorFrame> {
         let held = self.lock();
@@ -111,13 +121,14 @@ impl Keys {
         Some(CoordinatorFrame::NextKey { key: announced, proof })
     }
 
-    /// Puts the next key in force, on the link and on the disk. The journal says so already.
+    /// Puts the next key in force, on the link and on the disk. `in_force`: which it is, by the journal.
     ///
     /// # Errors
-    /// The link or the disk refuse; a new start goes on from the journal.
-    pub fn switch(&self, listener: &Listener) -> Result<PublicKey, KeysError> {
+    /// It does not lie here, or the link or the disk refuse; a new start goes on from the journal.
+    pub fn switch(&self, in_force: Option<PublicKey>, listener: &Listener) -> Result<PublicKey, KeysError> {
         let mut held = self.lock();
-        let next = held.next.clone().ok_or(KeysError::NoNext)?;
+        let next = held.next.clone().filter(|next| Some(next.public()) == in_force);
+        let next = next.ok_or(KeysError::NoNext)?;
         listener.use_key(&next).map_err(KeysError::Link)?;
         held.present = next;
         held.next = None;
@@ -138,6 +149,20 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_next_key_counts_as_long_as_its_file_is_there_and_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = Keys::open(folder.path()).unwrap();
+        let announced = keys.make_next().unwrap();
+        assert!(keys.holds_next(announced).unwrap());
+        std::fs::remove_file(folder.path().join(NEXT_KEY_FILE)).unwrap();
+        assert!(!keys.holds_next(announced).unwrap(), "it was in memory still");
+        assert!(keys.announcement(announced).is_none());
+        let another = keys.make_next().unwrap();
+        assert_ne!(another, announced);
+        assert!(!keys.holds_next(announced).unwrap() && keys.holds_next(another).unwrap());
+    }
 
     #[test]
     fn a_crash_behind_the_journals_switch_is_made_good_at_the_next_start() {

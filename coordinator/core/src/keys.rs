@@ -86,6 +86,9 @@ pub enum KeyCommand {
         present: PublicKey,
         /// The next one.
         next: PublicKey,
+        /// One that was announced and can never be taken, since nobody holds its private half any more: this one is announced
+        /// in its place, and nodes have to store it anew.
+        lost: Option<PublicKey>,
     },
     /// A node says that it holds the coordinator's next key. No events when it has said so, or holds another one.
     CoordinatorKeyStored {

@@ -385,3 +385,42 @@ async fn the_coordinators_key_changes_when_its_nodes_hold_the_next_one_and_stays
     assert_eq!(world.coordinator.key, next);
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_next_key_of_the_coordinator_that_is_lost_is_not_switched_to_and_another_takes_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::on(folder.path()).await;
+    let first = world.coordinator.key;
+    let id = world.node("n1", 1).await.id;
+    let mut node = open(&world, signing_key(1), newest(id, 2)).await;
+    assert_eq!(world.post("/v1/coordinator-key/next", json!({})).await.status, 200);
+    let CoordinatorFrame::NextKey { key: lost, .. } = node.receive().await else { panic!("not announced") };
+    node.send(&NodeFrame::PinStored { key: lost }).await;
+    world.until("/v1/coordinator-key", |shown| shown["next"]["missing"] == json!([])).await;
+
+    // A folder that was restored without it.
+    std::fs::remove_file(folder.path().join("data").join(crate::keys::NEXT_KEY_FILE)).unwrap();
+    for anyway in [false, true] {
+        let refusal = world.post("/v1/coordinator-key/switch", json!({ "anyway": anyway })).await;
+        assert!(refusal.body.contains("coordinator-key next"), "{}", refusal.body);
+        assert_eq!(refusal.code(), Code::KeyRefused);
+    }
+    world.end().await;
+    let world = World::on(folder.path()).await;
+    assert_eq!(world.coordinator.key, first, "nothing is decided, and it starts");
+
+    let mut node = open(&world, signing_key(1), newest(id, 3)).await;
+    let announced: Value = world.post("/v1/coordinator-key/next", json!({})).await.json();
+    let next: PublicKey = announced["next"]["key"].as_str().unwrap().parse().unwrap();
+    assert_ne!(next, lost);
+    assert_eq!(announced["next"]["missing"], json!(["n1"]), "it holds the lost one only");
+    assert!(matches!(node.receive().await, CoordinatorFrame::NextKey { key, .. } if key == next));
+    node.send(&NodeFrame::PinStored { key: next }).await;
+    world.until("/v1/coordinator-key", |shown| shown["next"]["missing"] == json!([])).await;
+    let switched: Value = world.post("/v1/coordinator-key/switch", json!({})).await.json();
+    assert_eq!(switched["key"], next.to_string());
+    world.end().await;
+    let world = World::on(folder.path()).await;
+    assert_eq!(world.coordinator.key, next);
+    world.end().await;
+}

@@ -70,7 +70,7 @@ pub enum KeyFact {
         /// What it is made of.
         facts: NodeFacts,
     },
-    /// The coordinator will have this key, and tells its nodes.
+    /// The coordinator will have this key, and tells its nodes. One that was announced before and not taken is void.
     CoordinatorKeyAnnounced {
         /// Which.
         key: PublicKey,

@@ -255,14 +255,17 @@ impl Fleet {
             KeyCommand::CreateRejoinToken { token, hash, name, ttl } => {
                 Some(self.create_rejoin_token(now, *token, *hash, name, *ttl)?)
             }
-            KeyCommand::AnnounceCoordinatorKey { present, next } => {
+            KeyCommand::AnnounceCoordinatorKey { present, next, lost } => {
+                let is_own = present == next || self.keys.coordinator == Some(*next);
                 match self.keys.next.as_ref().map(|next| next.key) {
                     Some(announced) if announced == *next => None,
-                    Some(announced) => return Err(KeyRefusal::AnotherNextKey { announced }.into()),
-                    None if present == next || self.is_dead(next) || self.node_with_key(next).is_some() => {
+                    Some(announced) if *lost != Some(announced) => {
+                        return Err(KeyRefusal::AnotherNextKey { announced }.into());
+                    }
+                    _ if is_own || self.is_dead(next) || self.node_with_key(next).is_some() => {
                         return Err(KeyRefusal::Dead.into());
                     }
-                    None => Some(KeyFact::CoordinatorKeyAnnounced { key: *next }),
+                    Some(_) | None => Some(KeyFact::CoordinatorKeyAnnounced { key: *next }),
                 }
             }
             KeyCommand::CoordinatorKeyStored { node, key } => {
@@ -472,9 +475,10 @@ impl Fleet {
                 }
             }
             KeyFact::CoordinatorKeyAnnounced { key } => {
-                if self.keys.next.is_some() {
+                if self.keys.next.as_ref().is_some_and(|next| next.key == *key) {
                     return Err(twice("a next key of the coordinator".to_owned()));
                 }
+                // In the place of one whose private half was lost, or of none. Nobody holds this one yet.
                 let stored_by = BTreeSet::new();
                 self.keys.next = Some(NextCoordinatorKey { key: *key, since: at, stored_by });
             }

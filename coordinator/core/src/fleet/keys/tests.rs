@@ -426,13 +426,38 @@ fn switch(anyway: bool) -> Command {
     Command::Key(KeyCommand::SwitchCoordinatorKey { anyway })
 }
 
+fn announce(next: u8, lost: Option<u8>) -> Command {
+    let lost = lost.map(key);
+    Command::Key(KeyCommand::AnnounceCoordinatorKey { present: key(90), next: key(next), lost })
+}
+
+fn stored(number: u8, next: u8) -> Command {
+    Command::Key(KeyCommand::CoordinatorKeyStored { node: node(number), key: key(next) })
+}
+
+#[test]
+fn a_next_key_whose_private_half_is_lost_makes_place_for_another_that_nobody_holds_yet() {
+    let mut world = World::new();
+    world.run(&announce(91, None)).unwrap();
+    world.run(&stored(1, 91)).unwrap();
+    assert_eq!(world.refused(&announce(92, Some(93))), Code::KeyRefused, "not the one that was announced");
+    assert_eq!(world.refused(&announce(1, Some(91))), Code::KeyRefused, "a node's");
+    assert_eq!(world.run(&announce(92, Some(91))).unwrap().len(), 1);
+    assert_eq!(world.run(&announce(92, Some(91))), Ok(vec![]), "the answer was lost");
+    assert_eq!(world.fleet.nodes_without_next_key().len(), 2, "nobody holds this one");
+    assert_eq!(world.run(&stored(2, 91)), Ok(vec![]), "the one of before counts no more");
+    world.run(&stored(1, 92)).unwrap();
+    world.run(&stored(2, 92)).unwrap();
+    world.run(&switch(false)).unwrap();
+    assert_eq!(world.fleet.coordinator_key(), Some(key(92)));
+    assert_eq!(world.refused(&announce(92, None)), Code::KeyRefused, "it is in force");
+    world.is_replayed();
+}
+
 #[test]
 fn the_coordinators_key_is_switched_when_every_node_holds_the_next_one() {
     let mut world = World::new();
-    let announce =
-        |next| Command::Key(KeyCommand::AnnounceCoordinatorKey { present: key(90), next: key(next) });
-    let stored =
-        |number, next| Command::Key(KeyCommand::CoordinatorKeyStored { node: node(number), key: key(next) });
+    let announce = |next| announce(next, None);
     assert_eq!(world.refused(&switch(true)), Code::KeyRefused);
     assert_eq!(world.refused(&announce(90)), Code::KeyRefused, "the present one");
     assert_eq!(world.refused(&announce(1)), Code::KeyRefused, "a node's");
