@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::driver::{Ask, Input, wall_now};
 use crate::facts::Sensors;
 use crate::keys::{KeyFiles, KeysError};
+use crate::store::StoreError as JournalError;
 
 /// What the link needs of the agent.
 pub struct Side {
@@ -46,18 +47,27 @@ impl Side {
     ) -> Result<T, StoreError> {
         let files = self.files.clone();
         match self.tasks.blocking("key files", move || work(&files)).await {
-            Ok(done) => done.map_err(Into::into),
+            Ok(done) => done.map_err(|error| StoreError::Broken(error.into())),
             // A panic, which ends the process by itself, or the agent's end.
             Err(_lost) => std::future::pending().await,
         }
     }
 
-    async fn write(&self, record: Record) -> Result<(), StoreError> {
-        match self.ask(|answer| Ask::Key(record, answer)).await {
-            Some(stored) => stored.map_err(Into::into),
+    async fn write(
+        &self,
+        ask: impl FnOnce(oneshot::Sender<Result<(), JournalError>>) -> Ask,
+    ) -> Result<(), StoreError> {
+        match self.ask(ask).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) if error.is_fatal() => Err(StoreError::Broken(error.into())),
+            Some(Err(error)) => Err(StoreError::NoRoom(error.into())),
             // The agent is ending, and this task with it.
             None => std::future::pending().await,
         }
+    }
+
+    async fn write_key(&self, record: Record) -> Result<(), StoreError> {
+        self.write(|answer| Ask::Key(record, answer)).await
     }
 
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Option<T> {
@@ -69,11 +79,7 @@ impl Side {
 
 impl NodeSide for Side {
     async fn store(&mut self, mark: SessionMark, welcomed: bool) -> Result<(), StoreError> {
-        match self.ask(|answer| Ask::Store(mark, welcomed, answer)).await {
-            Some(stored) => stored.map_err(Into::into),
-            // The agent is ending, and this task with it.
-            None => std::future::pending().await,
-        }
+        self.write(|answer| Ask::Store(mark, welcomed, answer)).await
     }
 
     async fn greeting(&mut self) -> Greeting {
@@ -94,15 +100,16 @@ impl NodeSide for Side {
     }
 
     async fn use_key(&mut self, key: PublicKey) -> Result<(), StoreError> {
-        self.write(Record::KeyUsed(key)).await?;
+        self.write_key(Record::KeyUsed(key)).await?;
+        // The journal says so: a file that keeps its old name is the next start's business.
         self.with_files(KeyFiles::rotated).await
     }
 
     async fn pin_next(&mut self, key: PublicKey) -> Result<(), StoreError> {
-        self.write(Record::PinNext(key)).await
+        self.write_key(Record::PinNext(key)).await
     }
 
     async fn pin(&mut self, key: PublicKey) -> Result<(), StoreError> {
-        self.write(Record::Pin(key)).await
+        self.write_key(Record::Pin(key)).await
     }
 }

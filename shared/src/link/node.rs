@@ -45,6 +45,10 @@ pub enum Event {
     News,
     /// A new key lies durably on the node, told of or not; `None`: it could not be made.
     KeyMade(Option<PublicKey>),
+    /// There was no room to write a session's mark; no later effect was carried out.
+    MarkNotStored,
+    /// There was no room to write that this key is in force; no later effect was carried out.
+    KeyNotUsed(PublicKey),
 }
 
 /// What to do, in this order.
@@ -116,6 +120,8 @@ pub struct NodeLink {
     state: State,
     backoff: Backoff,
     mark: Option<SessionMark>,
+    /// There was no room for it: no hello has shown it yet.
+    unstored: bool,
     welcomed: bool,
     /// A new key that lies on the node and is not in force.
     next_key: Option<PublicKey>,
@@ -130,7 +136,7 @@ impl NodeLink {
             None => (None, true),
         };
         let backoff = Backoff::new(REDIAL_FIRST, REDIAL_MAX);
-        Self { state: State::Waiting { until: now }, backoff, mark, welcomed, next_key }
+        Self { state: State::Waiting { until: now }, backoff, mark, unstored: false, welcomed, next_key }
     }
 
     /// When [`Event::Tick`] is due.
@@ -160,6 +166,20 @@ impl NodeLink {
                 self.wait(now, jitter, true)
             }
             (State::Greeting { .. } | State::Live { .. }, Event::Lost) => self.wait(now, jitter, false),
+            (State::Greeting { .. } | State::Live { .. }, Event::MarkNotStored) => {
+                // A welcome was seen, written or not: the next session takes the next counter.
+                self.unstored = !self.welcomed;
+                self.wait(now, jitter, true)
+            }
+            (
+                State::Waiting { .. } | State::Dialing { .. } | State::Greeting { .. } | State::Live { .. },
+                Event::KeyNotUsed(key),
+            ) => {
+                // The old one stays in force, and this one is told again; not at once, since that would fail, too.
+                self.next_key = Some(key);
+                self.state = State::Waiting { until: now.after(REDIAL_MAX) };
+                vec![Effect::Close, Effect::Offline]
+            }
             // A coordinator that sends what the session does not speak is broken.
             // A frame that lay in a buffer while this process did not run is no sign that anybody is there: the time that
             // the node may work alone must not begin anew with it.
@@ -228,7 +248,8 @@ impl NodeLink {
                 | Event::Lost
                 | Event::Tick
                 | Event::News
-                | Event::KeyMade(None),
+                | Event::KeyMade(None)
+                | Event::MarkNotStored,
             ) => vec![],
         }
     }
@@ -236,7 +257,12 @@ impl NodeLink {
     fn greet(&mut self, now: BootMs, nonce: SessionNonce) -> Vec<Effect> {
         let mut effects = vec![];
         let mark = match self.mark {
-            Some(mark) if !self.welcomed => mark,
+            Some(mark) if !self.welcomed => {
+                if std::mem::take(&mut self.unstored) {
+                    effects.push(Effect::Store { mark, welcomed: false });
+                }
+                mark
+            }
             last => {
                 let counter = JoinCounter(last.map_or(0, |mark| mark.counter.0) + 1);
                 let mark = SessionMark { counter, nonce };

@@ -3,6 +3,8 @@
 //! The agent's part is behind [`NodeSide`] and a few channels. A mark is stored before its hello is even built. A
 //! frame that the agent has no room for yet stops the reading, not the heartbeats.
 
+mod keys;
+
 use std::error::Error;
 use std::future::pending;
 use std::pin::Pin;
@@ -14,7 +16,7 @@ use berth_shared::ids::{BootId, NodeId};
 use berth_shared::link::SessionMark;
 use berth_shared::link::node::{Effect, Event, NodeLink};
 use berth_shared::problem::Code;
-use berth_shared::signing::{self, PublicKey, Purpose, Signature, SigningKey};
+use berth_shared::signing::{PublicKey, SigningKey};
 use berth_shared::time::{BootMs, Millis, UnixMs};
 use berth_shared::wire::{
     CoordinatorFrame, FRAMES_VERSION_MAX, FRAMES_VERSION_MIN, Hello, NodeFacts, NodeFrame, NodeLoad,
@@ -40,8 +42,16 @@ const WRONG_COORDINATOR_ADVICE: &str = "if the coordinator's key was changed whi
     `berth node revoke NAME`, `berth token create NAME --rejoin`, then `berth-node-agent join --again` here; if it was \
     not, somebody is between the two";
 
-/// An error of the agent's own store.
-pub type StoreError = Box<dyn Error + Send + Sync>;
+/// Why the agent's own store did not write.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was written, and a later try may succeed: most often there is no room.
+    #[error("nothing was written this time")]
+    NoRoom(#[source] Box<dyn Error + Send + Sync>),
+    /// The store is of no use any more.
+    #[error("the agent's store is broken")]
+    Broken(#[source] Box<dyn Error + Send + Sync>),
+}
 
 /// What a hello says of the node, besides its mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +79,10 @@ pub struct Heartbeat {
 
 /// The agent, as its link sees it.
 pub trait NodeSide: Send {
-    /// Writes a mark durably: it is there after a power cut once this returns.
+    // Each of these writes durably: it is there after a power cut once this returns. Where there was no room, nothing is
+    // written, and the link goes on without: it gives the session up where it has to.
+
+    /// Writes a mark.
     fn store(
         &mut self,
         mark: SessionMark,
@@ -133,10 +146,10 @@ impl LinkStatus {
 /// Why the driver ended although it was not told to. The agent has to end, too.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeDriverError {
-    /// A mark could not be stored, so that no hello may go out.
+    /// The store broke when a mark was to be written, so that no hello may go out.
     #[error("the session's mark could not be stored")]
     Store(#[source] StoreError),
-    /// Which key is in force could not be stored.
+    /// The store broke when it was to be written which key is in force.
     #[error("the change of a key could not be stored")]
     Key(#[source] StoreError),
     /// Nobody takes the coordinator's frames any more.
@@ -272,10 +285,17 @@ enum Happened {
     Outgoing(Option<NodeFrame>),
 }
 
+enum Unwritten {
+    Mark,
+    KeyUsed(PublicKey),
+}
+
 /// Why an effect was not carried out.
 enum Failure {
     /// The connection is of no use any more.
     Connection(CloseCode, &'static str),
+    /// There was no room to write: the session is given up, and the machine told so.
+    NoRoom(Unwritten),
     Fatal(NodeDriverError),
 }
 
@@ -378,8 +398,8 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
 
     async fn step(&mut self, event: Event) -> Result<(), NodeDriverError> {
         let mut next = Some(event);
-        // Ends: a failed effect is answered by `Lost`, and what `Lost` brings about sends nothing; only the making of a
-        // key reports, and its report makes none.
+        // Ends: a failed effect is answered by an event that gives the session up, and what that brings about sends and
+        // stores nothing; only the making of a key reports, and its report makes none.
         while let Some(event) = next.take() {
             let mut random = [0; 24];
             getrandom::fill(&mut random).map_err(NodeDriverError::Random)?;
@@ -398,6 +418,14 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                     Err(Failure::Connection(code, reason)) => {
                         self.wire.drop_with(code, reason);
                         next = Some(Event::Lost);
+                        break;
+                    }
+                    Err(Failure::NoRoom(unwritten)) => {
+                        self.wire.drop_with(CloseCode::GivenUp, "no_room");
+                        next = Some(match unwritten {
+                            Unwritten::Mark => Event::MarkNotStored,
+                            Unwritten::KeyUsed(key) => Event::KeyNotUsed(key),
+                        });
                         break;
                     }
                 }
@@ -423,10 +451,14 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 debug!(address = target.address, "dialling the coordinator");
                 self.wire = Wire::Dialling(Box::pin(async move { dial(&target, &key).await }));
             }
-            Effect::Store { mark, welcomed } => {
-                let stored = self.driver.side.store(mark, welcomed).await;
-                stored.map_err(|source| Failure::Fatal(NodeDriverError::Store(source)))?;
-            }
+            Effect::Store { mark, welcomed } => match self.driver.side.store(mark, welcomed).await {
+                Ok(()) => {}
+                Err(StoreError::NoRoom(source)) => {
+                    warn!(error = &*source as &dyn Error, "no room for the session's mark, will retry");
+                    return Err(Failure::NoRoom(Unwritten::Mark));
+                }
+                Err(broken) => return Err(Failure::Fatal(NodeDriverError::Store(broken))),
+            },
             Effect::SendHello(mark) => {
                 let greeting = answered(self.driver.side.greeting()).await?;
                 self.wire.queue(hello(mark, greeting))?;
@@ -453,22 +485,14 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 let made = match self.driver.side.next_key().await {
                     Ok(key) => Some(self.driver.next_key.insert(key).public()),
                     Err(source) => {
-                        warn!(error = &*source as &dyn Error, "a new key could not be made");
+                        warn!(error = &source as &dyn Error, "a new key could not be made");
                         None
                     }
                 };
                 self.report = Some(Event::KeyMade(made));
             }
             Effect::SendNewKey(key) => self.tell_new_key(key).await?,
-            Effect::UseKey(key) => {
-                let Some(next) = self.driver.next_key.take_if(|next| next.public() == key) else {
-                    return Ok(());
-                };
-                let used = self.driver.side.use_key(key).await;
-                used.map_err(|source| Failure::Fatal(NodeDriverError::Key(source)))?;
-                info!(old = %self.driver.key.public(), new = %key, "the node's new key is in force");
-                self.driver.key = next;
-            }
+            Effect::UseKey(key) => self.use_key(key).await?,
             Effect::KeyRefused(problem) => {
                 warn!(code = %problem.code, detail = problem.detail, "the coordinator refused the node's new key");
             }
@@ -488,53 +512,6 @@ impl<S: NodeSide, C: Clock> Session<S, C> {
                 self.driver.status.send_modify(|status| status.state = LinkState::Refused { code, detail });
             }
         }
-        Ok(())
-    }
-}
-
-impl<S: NodeSide, C: Clock> Session<S, C> {
-    /// Tells a new key with its proof, on the session of the old one.
-    async fn tell_new_key(&mut self, key: PublicKey) -> Result<(), Failure> {
-        let greeting = answered(self.driver.side.greeting()).await?;
-        let Some(next) = self.driver.next_key.as_ref().filter(|next| next.public() == key) else {
-            return Ok(());
-        };
-        let said = signing::new_node_key(greeting.node, &self.driver.key.public(), &key);
-        let proof = Signature(next.sign(Purpose::NodeKey, &said));
-        self.wire.queue(NodeFrame::NewKey { key, proof })?;
-        Ok(())
-    }
-
-    /// Takes the coordinator's next key for good, once it has signed for itself.
-    async fn pin_next(&mut self, key: PublicKey, proof: &Signature) -> Result<(), Failure> {
-        let present = self.driver.target.coordinator;
-        let said = signing::next_coordinator_key(&present, &key);
-        if let Err(error) = key.verify(Purpose::CoordinatorKey, &said, &proof.0) {
-            warn!(%key, error = &error as &dyn Error, "the coordinator's next key was refused");
-            return Ok(());
-        }
-        if self.driver.target.next != Some(key) {
-            let pinned = self.driver.side.pin_next(key).await;
-            pinned.map_err(|source| Failure::Fatal(NodeDriverError::Key(source)))?;
-            self.driver.target.next = Some(key);
-            info!(%key, "the coordinator's next key is pinned");
-        }
-        self.wire.queue(NodeFrame::PinStored { key })?;
-        Ok(())
-    }
-
-    /// The first session with the coordinator's next key ends the one of before.
-    async fn settle_pin(&mut self) -> Result<(), Failure> {
-        let Wire::Up(connected) = &self.wire else { return Ok(()) };
-        let key = connected.peer;
-        if self.driver.target.next != Some(key) {
-            return Ok(());
-        }
-        let pinned = self.driver.side.pin(key).await;
-        pinned.map_err(|source| Failure::Fatal(NodeDriverError::Key(source)))?;
-        info!(old = %self.driver.target.coordinator, new = %key, "the coordinator has its next key");
-        self.driver.target.coordinator = key;
-        self.driver.target.next = None;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 mod contact;
 mod keys;
+mod room;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -47,9 +48,20 @@ const NEXT_COORDINATOR: u8 = 21;
 
 type Log = Arc<Mutex<Vec<Asked>>>;
 
+/// What becomes of what is to be written, as the test says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Writes {
+    #[default]
+    Well,
+    NoRoom,
+    Broken,
+}
+
+type Disk = Arc<Mutex<Writes>>;
+
 struct Side {
     log: Log,
-    disk_full: bool,
+    disk: Disk,
     /// A welcome's mark takes the disk this long, by this clock.
     stall: Option<(contact::Ahead, Millis)>,
 }
@@ -58,20 +70,27 @@ impl Side {
     fn note(&self, asked: Asked) {
         self.log.lock().unwrap().push(asked);
     }
+
+    fn write(&self, asked: Asked) -> Result<(), StoreError> {
+        match *self.disk.lock().unwrap() {
+            Writes::Well => {
+                self.note(asked);
+                Ok(())
+            }
+            Writes::NoRoom => Err(StoreError::NoRoom("disk full".into())),
+            Writes::Broken => Err(StoreError::Broken("disk gone".into())),
+        }
+    }
 }
 
 impl NodeSide for Side {
     async fn store(&mut self, mark: SessionMark, welcomed: bool) -> Result<(), StoreError> {
         // A slow disk: whatever does not wait for it is seen to be early.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        if self.disk_full {
-            return Err("disk full".into());
-        }
         if let Some((clock, span)) = self.stall.as_ref().filter(|_| welcomed) {
             clock.pass(*span);
         }
-        self.note(Asked::Store(mark, welcomed));
-        Ok(())
+        self.write(Asked::Store(mark, welcomed))
     }
 
     async fn greeting(&mut self) -> Greeting {
@@ -100,24 +119,22 @@ impl NodeSide for Side {
     }
 
     async fn use_key(&mut self, key: PublicKey) -> Result<(), StoreError> {
-        self.note(Asked::UseKey(key));
-        Ok(())
+        self.write(Asked::UseKey(key))
     }
 
     async fn pin_next(&mut self, key: PublicKey) -> Result<(), StoreError> {
-        self.note(Asked::PinNext(key));
-        Ok(())
+        self.write(Asked::PinNext(key))
     }
 
     async fn pin(&mut self, key: PublicKey) -> Result<(), StoreError> {
-        self.note(Asked::Pin(key));
-        Ok(())
+        self.write(Asked::Pin(key))
     }
 }
 
 /// The agent's ends of the driver's channels.
 struct Agent {
     log: Log,
+    disk: Disk,
     delivered: mpsc::Receiver<CoordinatorFrame>,
     outgoing: mpsc::Sender<NodeFrame>,
     news: Arc<Notify>,
@@ -126,6 +143,10 @@ struct Agent {
 }
 
 impl Agent {
+    fn disk_writes(&self, writes: Writes) {
+        *self.disk.lock().unwrap() = writes;
+    }
+
     async fn state(&mut self, wanted: impl Fn(&LinkState) -> bool) -> LinkStatus {
         self.status.wait_for(|status| wanted(&status.state)).await.unwrap().clone()
     }
@@ -135,7 +156,7 @@ struct Options<C> {
     address: SocketAddr,
     stored: Option<(SessionMark, bool)>,
     next_key: Option<SigningKey>,
-    disk_full: bool,
+    writes: Writes,
     stall: Option<(contact::Ahead, Millis)>,
     clock: C,
 }
@@ -145,12 +166,12 @@ fn plain(address: SocketAddr) -> Options<BootClock> {
 }
 
 fn on<C>(clock: C, address: SocketAddr) -> Options<C> {
-    Options { address, stored: None, next_key: None, disk_full: false, stall: None, clock }
+    Options { address, stored: None, next_key: None, writes: Writes::Well, stall: None, clock }
 }
 
 fn driver<C: Clock>(options: Options<C>) -> (impl Future<Output = Result<(), NodeDriverError>>, Agent) {
-    let Options { address, stored, next_key, disk_full, stall, clock } = options;
-    let log = Log::default();
+    let Options { address, stored, next_key, writes, stall, clock } = options;
+    let (log, disk) = (Log::default(), Disk::new(Mutex::new(writes)));
     let (deliver, delivered) = mpsc::channel(1);
     let (to_coordinator, outgoing) = mpsc::channel(4);
     let (status_in, status) = watch::channel(LinkStatus::START);
@@ -161,7 +182,7 @@ fn driver<C: Clock>(options: Options<C>) -> (impl Future<Output = Result<(), Nod
         key: key(NODE),
         next_key,
         stored,
-        side: Side { log: log.clone(), disk_full, stall },
+        side: Side { log: log.clone(), disk: disk.clone(), stall },
         clock,
         deliver,
         outgoing,
@@ -169,7 +190,7 @@ fn driver<C: Clock>(options: Options<C>) -> (impl Future<Output = Result<(), Nod
         status: status_in,
     };
     let run = Box::pin(driver.run(cancel.clone()));
-    (run, Agent { log, delivered, outgoing: to_coordinator, news, status, cancel })
+    (run, Agent { log, disk, delivered, outgoing: to_coordinator, news, status, cancel })
 }
 
 /// Runs a driver beside a script; the driver has to be running still when the script is over.
@@ -232,14 +253,14 @@ async fn the_mark_is_on_disk_before_the_hello_and_the_session_opens_in_order() {
 }
 
 #[tokio::test]
-async fn a_store_that_fails_ends_the_driver_and_no_hello_goes_out() {
+async fn a_store_that_breaks_ends_the_driver_and_no_hello_goes_out() {
     within(async {
         let (listener, address) =
             listener(ListenLimits { handshake_max: Duration::from_secs(30), ..ListenLimits::default() });
-        let (run, agent) = driver(Options { disk_full: true, ..plain(address) });
+        let (run, agent) = driver(Options { writes: Writes::Broken, ..plain(address) });
         let server = async { listener.accept().await.unwrap().handshake().await };
         let (ended, handshaken) = tokio::join!(run, Box::pin(server));
-        assert!(matches!(&ended, Err(NodeDriverError::Store(source)) if source.to_string() == "disk full"));
+        assert!(matches!(ended, Err(NodeDriverError::Store(StoreError::Broken(_)))), "{ended:?}");
         assert!(handshaken.is_err(), "a frame was sent");
         assert_eq!(agent.log.lock().unwrap()[..], []);
     })

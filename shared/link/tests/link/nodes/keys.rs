@@ -8,7 +8,7 @@ fn log_has(agent: &Agent, asked: Asked) -> bool {
     agent.log.lock().unwrap().contains(&asked)
 }
 
-async fn new_key_told(session: &mut Handshaken) {
+pub(super) async fn new_key_told(session: &mut Handshaken) {
     match session.receiver.recv().await.unwrap() {
         NodeFrame::NewKey { key: told, proof } => {
             assert_eq!(told, key(NEXT).public());
