@@ -120,14 +120,18 @@ impl KeyFiles {
         take_name(&self.next, &self.present)
     }
 
+    /// What was not done before a crash, as [`KeyFiles::rotated`] or [`KeyFiles::joined`] does it.
     fn promote(&self, expected: PublicKey) -> Result<SigningKey, KeysError> {
-        for path in [&self.next, &self.join] {
-            if let Some(key) = keyfile::load_if_there(path)?.filter(|key| key.public() == expected) {
-                take_name(path, &self.present)?;
-                return Ok(key);
-            }
+        let holds = |path| -> Result<_, KeysError> {
+            Ok(keyfile::load_if_there(path)?.filter(|key| key.public() == expected))
+        };
+        if let Some(key) = holds(&self.next)? {
+            self.rotated()?;
+            return Ok(key);
         }
-        Err(KeysError::Lost { expected })
+        let key = holds(&self.join)?.ok_or(KeysError::Lost { expected })?;
+        self.joined()?;
+        Ok(key)
     }
 }
 
@@ -179,5 +183,19 @@ mod tests {
         let keys = files.settle(Some(fresh)).unwrap();
         assert_eq!((keys.present.public(), keys.next.is_none()), (fresh, true));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_kill_behind_the_journals_word_of_a_join_leaves_no_key_that_was_to_follow_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = files(folder.path());
+        files.first().unwrap();
+        // It lies on every copy of the old disk, too, and may be dead at the coordinator.
+        files.make_next().unwrap();
+        let fresh = files.to_join().unwrap().public();
+        let keys = files.settle(Some(fresh)).unwrap();
+        assert_eq!((keys.present.public(), keys.next.map(|key| key.public())), (fresh, None));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_ne!(files.make_next().unwrap().public(), fresh);
     }
 }
