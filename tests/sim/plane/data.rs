@@ -13,25 +13,34 @@ pub(crate) struct State(usize);
 
 /// Every state that ever was, with the one that it came from.
 #[derive(Debug, Default)]
-pub(crate) struct States(Vec<Option<State>>);
+pub(crate) struct States {
+    from: Vec<Option<State>>,
+    /// Put back by restores that were told as failed. Nobody counts on these as long as nothing runs on them.
+    told_as_failed: BTreeSet<State>,
+}
 
 impl States {
     /// Data is made, or changes.
     pub(crate) fn make(&mut self, from: Option<State>) -> State {
-        self.0.push(from);
-        State(self.0.len() - 1)
+        self.from.push(from);
+        State(self.from.len() - 1)
     }
 
-    /// Has anything run on it?
+    /// The restore that put it back is told as failed.
+    pub(crate) fn told_as_failed(&mut self, state: State) {
+        self.told_as_failed.insert(state);
+    }
+
+    /// Does anybody count on it? What runs makes states of its own.
     pub(crate) fn is_used(&self, state: State) -> bool {
-        self.0[state.0].is_some()
+        self.from[state.0].is_some() && !self.told_as_failed.contains(&state)
     }
 
     /// Holds `state` all that was in `earlier`?
     pub(crate) fn holds(&self, state: State, earlier: State) -> bool {
         let mut at = state;
         while at > earlier {
-            let Some(from) = self.0[at.0] else { return false };
+            let Some(from) = self.from[at.0] else { return false };
             at = from;
         }
         at == earlier

@@ -217,7 +217,12 @@ impl World {
             (Fault::FailsAfter, Verb::Suspend) => {
                 Outcome::Suspend(SuspendAnswer::Unclear { detail: "cut off".to_owned() })
             }
-            (Fault::FailsAfter, _) => failed(Code::DockerFailed),
+            (Fault::FailsAfter, verb) => {
+                if verb == Verb::Restore && matches!(outcome, Outcome::Restored { .. }) {
+                    self.restore_told_as_failed(op.machine, op.cell);
+                }
+                failed(Code::DockerFailed)
+            }
             _ => outcome,
         };
         let wait = self.dice.between(0, 30);

@@ -207,6 +207,14 @@ impl World {
         self.note(|| format!("machine {machine}: {} is restored to {snapshot}, {on:?}", short(cell)));
     }
 
+    /// Whoever ordered it is told that it was not done, and an archived cell is restored to HEAD when it is wanted next.
+    pub(crate) fn restore_told_as_failed(&mut self, machine: usize, cell: CellId) {
+        let on = self.machines[machine].disk.disks.cells.get(&cell);
+        if let Some(state) = on.and_then(|on| on.whole) {
+            self.states.told_as_failed(state);
+        }
+    }
+
     /// A file system fills.
     pub(crate) fn disk_runs_short(&mut self, machine: usize) {
         let span = self.dice.between(3, 30) * MINUTE;
