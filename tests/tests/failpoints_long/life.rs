@@ -185,9 +185,13 @@ impl Life {
         for step in before {
             self.plainly(*step).await;
         }
+        let missed = self.misses.get(&point).copied().unwrap_or_default();
+        if missed > 0 && self.at == At::Running && self.steps.contains(&Step::Restart) {
+            // What comes once in a container's life, as its first thinning does.
+            self.plainly(Step::Restart).await;
+        }
         let begun = Instant::now();
         let passes = self.passes[last].get(&point).copied().unwrap_or(1);
-        let missed = self.misses.get(&point).copied().unwrap_or_default();
         // Spread over all passes; what is passed less often by chance is caught at its first.
         let pass = if missed > 0 { 1 } else { 1 + self.agent.kills(&point) * passes / wanted().max(1) };
         let enabling = enabled_by(&point).map(|(spec, _)| format!("{spec},")).unwrap_or_default();
@@ -203,9 +207,13 @@ impl Life {
         true
     }
 
-    /// The steps that passed it in the tour.
+    /// The steps that passed it in the tour; what is answered was sent in the same step, which may have been over by then.
     fn passing(&self, point: &str) -> Vec<Step> {
-        self.steps.iter().copied().filter(|step| self.passes[step].contains_key(point)).collect()
+        let sent = point.strip_suffix(":answered").map(|call| format!("{call}:sent"));
+        let passed = |step: &Step, point: &str| self.passes[step].contains_key(point);
+        let passes =
+            |step: &Step| passed(step, point) || sent.as_ref().is_some_and(|sent| passed(step, sent));
+        self.steps.iter().copied().filter(passes).collect()
     }
 
     /// A step with nothing armed. What passes is what passes behind its preparation.
