@@ -215,37 +215,34 @@ async fn refusals_say_what_why_and_what_to_do_with_an_exit_code_of_their_own() {
 async fn whoever_is_not_a_coordinator_is_told_apart_from_nobody() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let api = format!("http://{}", listener.local_addr().unwrap());
-    let other = async {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut request = vec![0; 64];
-        let _read = stream.read(&mut request).await.unwrap();
-        stream.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
-    };
     let asked = cli(&["user", "ls", "--api", &api, "--key", "k"]);
-    let (failed, ()) = tokio::join!(run(&asked, false), other);
+    let (failed, ()) = tokio::join!(run(&asked, false), says(&listener, b"SSH-2.0-OpenSSH\r\n"));
     assert_eq!(failed.unwrap_err().exit(), 76);
     drop(listener);
     assert_eq!(run(&asked, false).await.unwrap_err().exit(), 69);
+}
+
+/// Says this to whoever connects and asks something.
+async fn says(listener: &TcpListener, answer: &[u8]) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut request = vec![0; 64];
+    let _read = stream.read(&mut request).await.unwrap();
+    stream.write_all(answer).await.unwrap();
+    // Whoever closes with something unread resets the connection.
+    while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
 }
 
 /// What a command line prints, or fails with, when this is answered.
 async fn answered(arguments: &[&str], status: u16, answer: &serde_json::Value) -> Result<String, Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let api = format!("http://{}", listener.local_addr().unwrap());
-    let other = async {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut request = vec![0; 64];
-        let _read = stream.read(&mut request).await.unwrap();
-        let kind = if status == 200 { "application/json" } else { "application/problem+json" };
-        let (body, end) = (answer.to_string(), "connection: close\r\n\r\n");
-        let head =
-            format!("HTTP/1.1 {status} x\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n{end}", body.len());
-        stream.write_all((head + &body).as_bytes()).await.unwrap();
-        // Whoever closes with something unread resets the connection.
-        while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
-    };
+    let kind = if status == 200 { "application/json" } else { "application/problem+json" };
+    let (body, end) = (answer.to_string(), "connection: close\r\n\r\n");
+    let head =
+        format!("HTTP/1.1 {status} x\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n{end}", body.len());
+    let answer = head + &body;
     let asked = cli(&[arguments, &["--api", &api, "--key", "k"]].concat());
-    let (told, ()) = tokio::join!(run(&asked, false), other);
+    let (told, ()) = tokio::join!(run(&asked, false), says(&listener, answer.as_bytes()));
     told
 }
 

@@ -5,7 +5,7 @@ use berth_link::{JoinError, join};
 use berth_shared::api::Token;
 use berth_shared::credential::JoinToken;
 use berth_shared::ids::{NodeId, SessionNonce};
-use berth_shared::problem::Code;
+use berth_shared::problem::{Code, Problem};
 use berth_shared::signing::{self, PublicKey, Purpose, Signature, SigningKey};
 use berth_shared::time::{Millis, UnixMs};
 use berth_shared::wire::{
@@ -174,11 +174,7 @@ async fn a_nodes_key_is_rotated_over_its_session_and_the_old_one_is_dead_then() 
         assert_eq!(node.receive().await, CoordinatorFrame::RotateKey);
         // Somebody else's key, then a forged proof: refused, and nothing has changed.
         let forged = NodeFrame::NewKey { key: next.public(), proof: Signature([1; 64]) };
-        node.send(&forged).await;
-        let CoordinatorFrame::KeyJudged { outcome: Err(problem), .. } = node.receive().await else {
-            panic!("a forged proof was accepted")
-        };
-        assert_eq!(problem.code, Code::KeyRefused);
+        assert_eq!(not_taken(&mut node, &forged).await.code, Code::KeyRefused);
         let told = new_key(&node, &next);
         for _ in 0..2 {
             node.send(&told).await;
@@ -212,6 +208,15 @@ async fn a_nodes_key_is_rotated_over_its_session_and_the_old_one_is_dead_then() 
     world.end().await;
 }
 
+/// Why a key that was told is not taken.
+async fn not_taken(session: &mut FakeNode, told: &NodeFrame) -> Problem {
+    session.send(told).await;
+    match session.receive().await {
+        CoordinatorFrame::KeyJudged { outcome: Err(problem), .. } => problem,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn whoever_holds_a_copy_of_a_nodes_key_cannot_take_its_place_with_a_key_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
@@ -219,10 +224,7 @@ async fn whoever_holds_a_copy_of_a_nodes_key_cannot_take_its_place_with_a_key_of
     let id = world.node("n1", 1).await.id;
     let mut thief = open(&world, signing_key(1), newest(id, 2)).await;
     let told = new_key(&thief, &signing_key(9));
-    thief.send(&told).await;
-    let CoordinatorFrame::KeyJudged { outcome: Err(problem), .. } = thief.receive().await else {
-        panic!("a key that nobody ordered was taken")
-    };
+    let problem = not_taken(&mut thief, &told).await;
     assert!(problem.code == Code::KeyRefused && problem.detail.contains("node rotate-key n1"), "{problem}");
     // The node's own hello after the thief's: there are two of it.
     let own = Hello { nonce: SessionNonce::from_random([99; 16]), ..newest(id, 2) };
@@ -230,10 +232,7 @@ async fn whoever_holds_a_copy_of_a_nodes_key_cannot_take_its_place_with_a_key_of
     assert_eq!(shown(&world, "n1").await["standing"], "locked");
     let ordered = world.post("/v1/nodes/n1/rotate-key", json!({})).await;
     assert!(ordered.code() == Code::KeyRefused && ordered.body.contains("is locked"), "{}", ordered.body);
-    thief.send(&told).await;
-    let CoordinatorFrame::KeyJudged { outcome: Err(problem), .. } = thief.receive().await else {
-        panic!("a locked node was given another key")
-    };
+    let problem = not_taken(&mut thief, &told).await;
     assert!(problem.detail.contains("is locked"), "{problem}");
     world.end().await;
 }

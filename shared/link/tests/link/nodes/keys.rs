@@ -37,6 +37,13 @@ async fn a_new_key_is_told_by_the_old_one_and_the_next_hello_is_by_the_new_one()
     .await;
 }
 
+/// The coordinator's next key, announced with this key's signature.
+pub(super) fn next_announced(by: &SigningKey) -> CoordinatorFrame {
+    let next = key(NEXT_COORDINATOR).public();
+    let said = signing::next_coordinator_key(&key(COORDINATOR).public(), &next);
+    CoordinatorFrame::NextKey { key: next, proof: Signature(by.sign(Purpose::CoordinatorKey, &said)) }
+}
+
 #[tokio::test]
 async fn a_key_that_was_told_before_a_crash_is_told_again_and_taken_when_the_old_one_is_retired() {
     let (listener, address) = listener(ListenLimits::default());
@@ -63,11 +70,8 @@ async fn the_coordinators_next_key_is_pinned_beside_and_ends_the_old_pin_at_its_
     beside(run, async {
         let (mut session, _) = settled(&listener).await;
         let next = key(NEXT_COORDINATOR);
-        let said = signing::next_coordinator_key(&key(COORDINATOR).public(), &next.public());
-        let announce = |proof| CoordinatorFrame::NextKey { key: next.public(), proof: Signature(proof) };
-        let forged = announce(key(NEXT).sign(Purpose::CoordinatorKey, &said));
-        session.sender.send(&forged).await.unwrap();
-        session.sender.send(&announce(next.sign(Purpose::CoordinatorKey, &said))).await.unwrap();
+        session.sender.send(&next_announced(&key(NEXT))).await.unwrap();
+        session.sender.send(&next_announced(&next)).await.unwrap();
         let stored = session.receiver.recv().await.unwrap();
         assert_eq!(stored, NodeFrame::PinStored { key: next.public() });
         let pins = agent.log.lock().unwrap().iter().filter(|a| matches!(a, Asked::PinNext(_))).count();

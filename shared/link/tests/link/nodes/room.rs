@@ -1,10 +1,9 @@
 //! An agent whose disk has no room: the link goes on, and says nothing that is not written.
 
 use berth_shared::link::REDIAL_MAX;
-use berth_shared::signing::{self, Purpose, Signature};
 
 use super::contact::Ahead;
-use super::keys::new_key_told;
+use super::keys::{new_key_told, next_announced};
 use super::*;
 
 /// The node closes this connection, since it could not write.
@@ -105,9 +104,7 @@ async fn a_next_key_of_the_coordinator_is_not_said_to_be_stored_before_it_is() {
     beside(run, async {
         let (mut session, _) = settled(&listener).await;
         let next = key(NEXT_COORDINATOR);
-        let said = signing::next_coordinator_key(&key(COORDINATOR).public(), &next.public());
-        let proof = Signature(next.sign(Purpose::CoordinatorKey, &said));
-        let announced = CoordinatorFrame::NextKey { key: next.public(), proof };
+        let announced = next_announced(&next);
         agent.disk_writes(Writes::NoRoom);
         session.sender.send(&announced).await.unwrap();
         // Whatever it says of the first comes before its answer to this.
