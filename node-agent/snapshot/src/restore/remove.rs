@@ -4,9 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, Mode, RenameFlags};
 use rustix::io::Errno;
 
+use crate::beneath::DIRECTORY;
 use crate::error::Failure;
 use crate::walk::open_folder;
 
@@ -57,15 +58,14 @@ fn empty(
 
 /// Removes a folder of `top`; its own folders are in `top` then, under numbers.
 fn flatten(top: &OwnedFd, name: &std::ffi::CStr, number: &mut u64) -> Result<(), Errno> {
-    let open = |within: &OwnedFd, name: &std::ffi::CStr| {
+    let open_up = |within: &OwnedFd, name: &std::ffi::CStr| {
         let _not_ours = rustix::fs::chmodat(within, name, Mode::RWXU, AtFlags::empty());
     };
-    open(top, name);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let folder = rustix::fs::openat(top, name, flags, Mode::empty())?;
+    open_up(top, name);
+    let folder = rustix::fs::openat(top, name, DIRECTORY, Mode::empty())?;
     let mut move_up = |below: &std::ffi::CStr| {
         // Whoever moves a folder elsewhere needs the right to write in that folder, too.
-        open(&folder, below);
+        open_up(&folder, below);
         loop {
             *number += 1;
             let free = number.to_string();
@@ -110,7 +110,7 @@ mod tests {
         let mut at = open_folder(&path).unwrap();
         for depth in 0..320 {
             rustix::fs::mkdirat(&at, name.as_str(), Mode::RWXU).unwrap();
-            let below = rustix::fs::openat(&at, name.as_str(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+            let below = rustix::fs::openat(&at, name.as_str(), DIRECTORY, Mode::empty()).unwrap();
             let mode = if depth % 3 == 0 { Mode::empty() } else { Mode::RWXU };
             rustix::fs::fchmod(&below, mode).unwrap();
             at = below;

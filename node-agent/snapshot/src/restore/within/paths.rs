@@ -16,11 +16,11 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{LOST_AND_FOUND, OWNER_ALL, OWNER_WRITES, Within};
+use super::{LOST_AND_FOUND, OWNER_ALL, OWNER_WRITES, Within, set_time};
 use crate::beneath::{DIRECTORY, open_beneath};
 use crate::error::Failure;
 use crate::restore::Restored;
@@ -245,9 +245,7 @@ fn open_for_move(within: &OwnedFd, name: &str, stat: &Stat) -> Result<Option<u32
 fn set(root: &OwnedFd, path: &str, mode: u32, mtime: Option<(i64, i64)>) -> Result<(), Failure> {
     let set = open(root, path).and_then(|folder| {
         rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode))?;
-        let Some((tv_sec, tv_nsec)) = mtime else { return Ok(()) };
-        let time = Timespec { tv_sec, tv_nsec };
-        rustix::fs::futimens(&folder, &Timestamps { last_access: time, last_modification: time })
+        mtime.map_or(Ok(()), |mtime| set_time(&folder, mtime))
     });
     set.map_err(|errno| Failure::write("set what belongs to", path.as_ref(), 0, errno))
 }
